@@ -1,0 +1,180 @@
+"""The words of the library: what flows from a data file to a weight update.
+
+Read in order: an `Example` is a row of data; a `Batch` holds encoded prompts; a `Rollout` holds
+completions of a batch, whoever wrote them; `ActionValues` is all that is needed of a teacher; a
+`LossOutput` is what an objective hands to the trainer.
+
+Shapes: B rows, S prompt tokens, T completion tokens, V vocabulary. A mask is True where a token
+counts. Everything is frozen; a changed copy is made with `dataclasses.replace`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+_Record = TypeVar("_Record", bound=Any)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row of data.
+
+    Attributes:
+        id: unique within its split; shows in predictions, samples and error messages.
+        prompt: the rendered prompt, or "" where `messages` is given.
+        references: acceptable answers, the first one the training target; empty for a prompt
+            without a target, which reinforcement learning can use and evaluation cannot.
+        messages: a chat (`role`, `content`), rendered by the tokenizer's chat template.
+    """
+
+    id: str
+    prompt: str
+    references: tuple[str, ...] = ()
+    messages: tuple[Mapping[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Encoded prompts: left-padded for decoder-only models, right-padded for encoders.
+
+    Attributes:
+        examples: the B rows of data, in order.
+        prompt_ids: (B, S) int64.
+        prompt_mask: (B, S) bool.
+        seeds: B seeds, one a row: a row's sampled completion depends on its own seed and on
+            nothing else of the batch.
+        num_truncated_prompts: how many prompts were cut at the token limit.
+    """
+
+    examples: tuple[Example, ...]
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    seeds: tuple[int, ...]
+    num_truncated_prompts: int = 0
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def select(self, rows: Sequence[int]) -> Batch:
+        """The batch of these rows, in this order (padding is kept)."""
+        index = torch.as_tensor(rows, dtype=torch.long, device=self.prompt_ids.device)
+        return Batch(
+            examples=tuple(self.examples[i] for i in rows),
+            prompt_ids=self.prompt_ids[index],
+            prompt_mask=self.prompt_mask[index],
+            seeds=tuple(self.seeds[i] for i in rows),
+        )
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on `device`."""
+        return replace(
+            self, prompt_ids=self.prompt_ids.to(device), prompt_mask=self.prompt_mask.to(device)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ActionValues:
+    """All that is needed of a teacher along a completion; `(B, T, V)` logits are never kept.
+
+    Attributes:
+        taken: (B, T) float32, `q(s_t, a_t)` of the token that was written.
+        best: (B, T) float32, `max_a q(s_t, a)` over the rows of the head that have a token.
+        logprobs: (B, T) float32, the teacher's log-probability of the token that was written.
+        bootstrap: (B,) float32 or None, `max_a q` of the state after the last token where the
+            completion was cut at the length limit, 0 where it ended.
+    """
+
+    taken: Tensor
+    best: Tensor
+    logprobs: Tensor
+    bootstrap: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """Completions of a batch of prompts, right-padded, and what is known of each token.
+
+    Attributes:
+        batch: the prompts (B rows).
+        completion_ids: (B, T) int64; the EOS token, where written, is the last action.
+        mask: (B, T) bool, True from the first token to the last, without holes.
+        truncated: (B,) bool, True where the completion met the length limit before an EOS.
+        values: the teacher's view of the tokens, once it was asked.
+        returns: (B, T) float32, the K-step return of each token, before clipping and baselines.
+        advantages: (B, T) float32, the weight of each token in the policy gradient.
+    """
+
+    batch: Batch
+    completion_ids: Tensor
+    mask: Tensor
+    truncated: Tensor
+    values: ActionValues | None = None
+    returns: Tensor | None = None
+    advantages: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that count, over the whole rollout."""
+        return int(self.mask.sum())
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) int64, tokens of each completion, EOS included."""
+        return self.mask.sum(dim=1)
+
+    def select(self, rows: Sequence[int]) -> Rollout:
+        """The rollout of these rows, in this order."""
+        index = torch.as_tensor(rows, dtype=torch.long, device=self.mask.device)
+        return replace(_index_tensors(self, index), batch=self.batch.select(rows))
+
+    def split(self, max_rows: int) -> list[Rollout]:
+        """Consecutive pieces of at most `max_rows` rows."""
+        starts = range(0, len(self), max_rows)
+        return [self.select(range(i, min(i + max_rows, len(self)))) for i in starts]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStatistics:
+    """What a policy says about the tokens of a rollout, from one chunked pass over its head.
+
+    Attributes:
+        logprobs: (B, T) float32, `log π(a_t | s_t)`, differentiable; 0 where the mask is False.
+        entropy: (B, T) float32 of `π(· | s_t)`, detached; 0 where the mask is False.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LossOutput:
+    """What an objective hands to the trainer for one micro-batch.
+
+    Attributes:
+        loss: scalar, *summed* over tokens: the trainer divides by the tokens of the whole
+            rollout batch, one explicit number, never a mean of micro-batch means.
+        sums: detached scalars summed over the micro-batch's tokens, logged as per-token means.
+    """
+
+    loss: Tensor
+    sums: Mapping[str, Tensor]
+
+
+def _index_tensors(value: _Record, index: Tensor) -> _Record:
+    """A dataclass with each of its tensors, nested ones too, indexed along the first axis."""
+    changes: dict[str, Any] = {}
+    for field in fields(value):
+        item = getattr(value, field.name)
+        if isinstance(item, Tensor):
+            changes[field.name] = item[index]
+        elif isinstance(item, ActionValues):
+            changes[field.name] = _index_tensors(item, index)
+    return replace(value, **changes)
