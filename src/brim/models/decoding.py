@@ -1,0 +1,135 @@
+"""Writing completions, each row from its own stream of random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from brim.models.backbone import DecodingState
+from brim.models.head import OutputHead
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How a model writes.
+
+    Attributes:
+        max_tokens: limit of a completion, EOS included.
+        strategy: `sampling` draws from the model's distribution, `greedy` takes its maximum.
+        temperature: divides the logits before they are cut; sampling only.
+        top_k: keep the k most probable tokens (and what ties with the k-th); sampling only.
+        top_p: keep the fewest most probable tokens that hold this much probability; sampling only.
+        batch_size: rows decoded at once; changes memory and speed, not the text.
+
+    Raises:
+        ValueError: a limit is out of its range.
+    """
+
+    max_tokens: int
+    strategy: Literal["sampling", "greedy"] = "sampling"
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        if self.strategy not in ("sampling", "greedy"):
+            raise ValueError(f"strategy must be 'sampling' or 'greedy', not {self.strategy!r}")
+        if self.max_tokens < 1 or self.batch_size < 1:
+            raise ValueError("max_tokens and batch_size must be at least 1")
+        if not self.temperature > 0:
+            raise ValueError("temperature must be positive; for the maximum use strategy='greedy'")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError("top_k must be at least 1, or None to keep all tokens")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError("top_p must be in (0, 1], or None to keep all tokens")
+
+
+def row_uniforms(seeds: Sequence[int], num_tokens: int) -> Tensor:
+    """One uniform number in [0, 1) a row and token, (B, num_tokens) float32 on the CPU.
+
+    Row i depends on `seeds[i]` alone, and a smaller `num_tokens` gives a prefix.
+    """
+    uniforms = torch.empty(len(seeds), num_tokens)
+    generator = torch.Generator()
+    for row, seed in zip(uniforms, seeds, strict=True):
+        torch.rand(num_tokens, generator=generator.manual_seed(seed), out=row)
+    return uniforms
+
+
+def choose_tokens(logits: Tensor, uniforms: Tensor, decoding: Decoding) -> Tensor:
+    """The next token of each row.
+
+    Args:
+        logits: (B, V) float32; changed in place.
+        uniforms: (B,) in [0, 1); unused by the greedy strategy.
+        decoding: the strategy.
+
+    Returns:
+        (B,) int64. Sampling inverts the cumulative distribution: token v is taken where
+        `cdf[v - 1] <= u < cdf[v]`, so one of probability zero never is.
+    """
+    if decoding.strategy == "greedy":
+        return logits.argmax(dim=1)
+    if decoding.temperature != 1.0:
+        logits /= decoding.temperature
+    if decoding.top_k is not None and decoding.top_k < logits.shape[1]:
+        kth = logits.topk(decoding.top_k, dim=1).values[:, -1:]
+        logits.masked_fill_(logits < kth, -torch.inf)
+    probabilities = logits.softmax(dim=1)
+    if decoding.top_p is not None and decoding.top_p < 1:
+        descending, order = probabilities.sort(dim=1, descending=True)
+        mass_before = descending.cumsum(dim=1) - descending
+        outside = (mass_before >= decoding.top_p).scatter(1, order, mass_before >= decoding.top_p)
+        probabilities.masked_fill_(outside, 0)
+    cdf = probabilities.cumsum(dim=1)
+    total = cdf[:, -1:]
+    # Rounding may lift u * total to total itself, which lies behind the last token.
+    threshold = torch.minimum(uniforms[:, None] * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cdf, threshold, right=True).squeeze(1)
+
+
+def write_completions(
+    state: DecodingState, head: OutputHead, uniforms: Tensor, decoding: Decoding, eos_ids: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Advance `state` until every row has ended or met the limit.
+
+    Args:
+        state: B rows, ready to predict their first token.
+        head: the output head.
+        uniforms: (B, max_tokens), see `row_uniforms`.
+        decoding: the strategy and the limit.
+        eos_ids: (E,) int64, the tokens that end a completion.
+
+    Returns:
+        ids (B, T) int64 (arbitrary behind a row's length), lengths (B,) int64 with EOS, and
+        truncated (B,) bool.
+    """
+    num_rows = len(uniforms)
+    ids = uniforms.new_empty(num_rows, decoding.max_tokens, dtype=torch.long)
+    all_lengths = torch.full_like(ids[:, 0], decoding.max_tokens)
+    all_alive = torch.ones_like(all_lengths, dtype=torch.bool)
+    # The rows still decoded; those that ended stay until they are many, and their text is ignored.
+    rows, lengths, alive = torch.arange(num_rows, device=ids.device), all_lengths, all_alive
+    for step in range(decoding.max_tokens):
+        if step:
+            state.step(tokens)  # noqa: F821 - set by the step before
+        tokens = choose_tokens(head.logits(state.hidden), uniforms[rows, step], decoding)
+        ids[rows, step] = tokens
+        ended = alive & torch.isin(tokens, eos_ids)
+        lengths = lengths.masked_fill(ended, step + 1)
+        alive = alive & ~ended
+        num_alive = int(alive.sum())
+        if num_alive == 0:
+            break
+        if num_alive <= len(rows) // 2:
+            all_lengths[rows], all_alive[rows] = lengths, alive
+            kept = alive.nonzero().squeeze(1)
+            state.select(kept)
+            rows, lengths, alive, tokens = rows[kept], lengths[kept], alive[kept], tokens[kept]
+    all_lengths[rows], all_alive[rows] = lengths, alive
+    return ids[:, : step + 1], all_lengths, all_alive

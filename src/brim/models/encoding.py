@@ -1,0 +1,139 @@
+"""From text to token ids and back into tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jinja2
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from brim.errors import DataError, ModelError
+from brim.types import Example
+
+
+class Encoder:
+    """Turns examples into prompt ids and texts into completion ids, as a kind of model needs it.
+
+    Encoder-decoders get what their tokenizer makes of a text, special tokens included. Decoder-only
+    models continue a prompt, so an EOS that the tokenizer appends is taken off, and completions are
+    the plain ids that follow. Prompt and completion are tokenized apart and joined as ids, so the
+    boundary never moves.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        end_ids: the tokens that end a completion; the first is appended to targets.
+        is_encoder_decoder: the kind of model.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        end_ids: Sequence[int],
+        *,
+        is_encoder_decoder: bool,
+    ) -> None:
+        self.tokenizer, self.end_ids = tokenizer, tuple(end_ids)
+        self.is_encoder_decoder = is_encoder_decoder
+        own = (tokenizer.bos_token_id, *end_ids)
+        self._start_id = next(i for i in own if i is not None)
+        self._appends_end = tokenizer("a").input_ids[-1] in self.end_ids
+
+    def prompts(
+        self, examples: Sequence[Example], max_tokens: int | None
+    ) -> tuple[list[list[int]], int]:
+        """Prompt ids and how many prompts were cut.
+
+        A long prompt of an encoder keeps its beginning and the final EOS; one of a decoder-only
+        model keeps its end, which the completion continues, and the BOS. An empty one becomes BOS,
+        or EOS where there is no BOS.
+
+        Raises:
+            DataError: the chat template refuses an example's messages.
+            ModelError: an example has messages and the tokenizer no chat template.
+        """
+        plain = [row for row, example in enumerate(examples) if not example.messages]
+        chats = [row for row, example in enumerate(examples) if example.messages]
+        ids: list[list[int]] = [[] for _ in examples]
+        for row, tokens in zip(
+            plain, self._tokenize([examples[i].prompt for i in plain]), strict=True
+        ):
+            strip = self._appends_end and not self.is_encoder_decoder
+            ids[row] = tokens[:-1] if strip else tokens
+        rendered = [self._render(examples[i]) for i in chats]
+        # A template writes all special tokens itself; only an encoder's final EOS is missing.
+        for row, tokens in zip(
+            chats, self._tokenize(rendered, add_special_tokens=self.is_encoder_decoder), strict=True
+        ):
+            ids[row] = tokens
+        ids = [tokens or [self._start_id] for tokens in ids]
+        if max_tokens is None:
+            return ids, 0
+        num_cut = sum(len(tokens) > max_tokens for tokens in ids)
+        return [self._cut(tokens, max_tokens) for tokens in ids], num_cut
+
+    def completions(self, texts: Sequence[str]) -> list[list[int]]:
+        """Completion ids, each with one EOS at its end.
+
+        Raises:
+            DataError: a text spells out an end-of-sequence token before its end.
+        """
+        if self.is_encoder_decoder:
+            all_ids = self.tokenizer(text_target=list(texts)).input_ids
+        else:
+            all_ids = self._tokenize(list(texts), add_special_tokens=False)
+        for ids, text in zip(all_ids, texts, strict=True):
+            if not ids or ids[-1] not in self.end_ids:
+                ids.append(self.end_ids[0])
+            if any(i in self.end_ids for i in ids[:-1]):
+                raise DataError(
+                    f"the target {text[:80]!r} spells out an end-of-sequence token before its end; "
+                    "remove it from the data"
+                )
+        return all_ids  # type: ignore[no-any-return]
+
+    def _tokenize(self, texts: list[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        if not texts:
+            return []
+        encoded = self.tokenizer(texts, add_special_tokens=add_special_tokens, verbose=False)
+        return encoded.input_ids  # type: ignore[no-any-return]
+
+    def _render(self, example: Example) -> str:
+        if self.tokenizer.chat_template is None:
+            raise ModelError(
+                f"example {example.id!r} is a chat but the tokenizer has no chat template; "
+                "use an instruction-tuned model, or a prompt column instead of messages"
+            )
+        try:
+            return self.tokenizer.apply_chat_template(  # type: ignore[no-any-return]
+                [dict(message) for message in example.messages],
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except jinja2.TemplateError as error:
+            raise DataError(
+                f"the chat template refuses the messages of example {example.id!r}: {error}"
+            ) from error
+
+    def _cut(self, ids: list[int], max_tokens: int) -> list[int]:
+        if len(ids) <= max_tokens:
+            return ids
+        if self.is_encoder_decoder:
+            kept_end = ids[-1:] if ids[-1] in self.end_ids else []
+            return ids[: max_tokens - len(kept_end)] + kept_end
+        kept_start = ids[:1] if ids[0] == self.tokenizer.bos_token_id and max_tokens > 1 else []
+        return kept_start + ids[len(ids) - max_tokens + len(kept_start) :]
+
+
+def pad(rows: Sequence[Sequence[int]], pad_id: int, side: str) -> tuple[Tensor, Tensor]:
+    """Ids (B, S) int64 and mask (B, S) bool of rows of different lengths."""
+    width = max(map(len, rows))
+    lengths = torch.tensor([len(row) for row in rows])
+    if side == "left":
+        padded = [[pad_id] * (width - len(row)) + list(row) for row in rows]
+        mask = torch.arange(width) >= (width - lengths)[:, None]
+    else:
+        padded = [list(row) + [pad_id] * (width - len(row)) for row in rows]
+        mask = torch.arange(width) < lengths[:, None]
+    return torch.tensor(padded), mask

@@ -1,0 +1,213 @@
+"""The output head in chunks: logits of all tokens at once are never held.
+
+With N tokens, d features and V rows, logits are `hidden @ weight.T + bias`, `(N, V)`. At V = 152,000
+a batch of 64 × 300 tokens would need 12 GB for them in float32; here one chunk of tokens is made at
+a time, reduced to a few numbers a token, and made again in the backward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Centering = Literal["none", "mean", "max", "logsumexp"]
+
+# A chunk's float32 logits take at most this much; about three buffers of the size exist at once.
+# Larger chunks gain nothing: the matrix product is already far past its break-even size.
+CHUNK_BYTES = 32 * 2**20
+
+# Probabilities below this are zero in the backward pass. Peaked distributions are full of denormal
+# floats, and a matrix product over denormals is ten times slower on a CPU; next to float32's
+# relative precision of 1e-7 the change cannot be seen.
+SMALLEST_PROBABILITY = 1e-20
+
+# Stands for minus infinity in logits: its exponential is exactly 0, and 0 times it is not NaN.
+EXCLUDED = -1e30
+
+
+@dataclass(frozen=True, slots=True)
+class OutputHead:
+    """A model's last layer, restricted to the rows that have a token.
+
+    Attributes:
+        weight: (V', d) with V' ≥ num_rows, as the model stores it.
+        bias: (num_rows,) float32 or None; `EXCLUDED` at rows without a token.
+        num_rows: V, the rows in use are the first V; what lies behind has no token.
+        scale: factor of the features before the product, d^-0.5 in T5's first version.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    num_rows: int
+    scale: float = 1.0
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(n, d) -> (n, V) float32 logits; for a few positions at a time."""
+        dtype = _compute_dtype(self.weight)
+        weight = self.weight[: self.num_rows].to(dtype)
+        return _logits(self.scaled(hidden).to(dtype), weight, self.bias)
+
+    def scaled(self, hidden: Tensor) -> Tensor:
+        """The features as they enter the product."""
+        return hidden if self.scale == 1 else hidden * self.scale
+
+    def chunk_tokens(self) -> int:
+        """Tokens whose float32 logits fit the budget of one chunk, at least 1."""
+        return max(1, CHUNK_BYTES // (4 * self.num_rows))
+
+
+def token_statistics(
+    hidden: Tensor, head: OutputHead, targets: Tensor, *, chunk_tokens: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target and entropy of each distribution.
+
+    Args:
+        hidden: (N, d) features of the positions that predict the targets.
+        head: the output head; gradients reach its weight and bias.
+        targets: (N,) int64 token ids below `head.num_rows`.
+        chunk_tokens: tokens a chunk; by default what fits `CHUNK_BYTES`.
+
+    Returns:
+        `log softmax(logits)[target]` (N,) float32, differentiable once, and the entropy (N,)
+        float32, detached.
+    """
+    return _TokenStatistics.apply(  # type: ignore[no-any-return, no-untyped-call]
+        head.scaled(hidden),
+        head.weight,
+        head.bias,
+        targets,
+        head.num_rows,
+        chunk_tokens or head.chunk_tokens(),
+        _compute_dtype(head.weight),
+    )
+
+
+@torch.no_grad()
+def action_statistics(
+    hidden: Tensor, head: OutputHead, targets: Tensor, *, centering: Centering = "none"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logit of each target, largest logit, and log-probability of each target.
+
+    Args:
+        hidden: (N, d) features of the positions that predict the targets.
+        head: the output head.
+        targets: (N,) int64 token ids below `head.num_rows`.
+        centering: which statistic of a position's logits is subtracted from both of its logits.
+
+    Returns:
+        taken, best and logprobs, (N,) float32 each.
+    """
+    taken, best, logprobs = (hidden.new_empty(len(targets), dtype=torch.float32) for _ in range(3))
+    step = head.chunk_tokens()
+    for start in range(0, len(targets), step):
+        rows = slice(start, start + step)
+        logits = head.logits(hidden[rows])
+        target_logits = logits.gather(1, targets[rows, None]).squeeze(1)
+        largest = logits.amax(1)
+        logsumexp = logits.logsumexp(1)
+        center = _center(logits, largest, logsumexp, centering)
+        taken[rows] = target_logits - center
+        best[rows] = largest - center
+        logprobs[rows] = target_logits - logsumexp
+    return taken, best, logprobs
+
+
+def _center(logits: Tensor, largest: Tensor, logsumexp: Tensor, centering: Centering) -> Tensor:
+    """What to subtract from a position's logits, (n,)."""
+    if centering == "mean":
+        has_token = logits > EXCLUDED / 2
+        return logits.where(has_token, 0).sum(1) / has_token.sum(1)
+    if centering == "max":
+        return largest
+    return logsumexp if centering == "logsumexp" else torch.zeros_like(largest)
+
+
+def _compute_dtype(weight: Tensor) -> torch.dtype:
+    """What the head multiplies in: autocast's type where autocast is on, else the weight's."""
+    device = weight.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = (hidden @ weight.t()).float()
+    return logits if bias is None else logits.add_(bias)
+
+
+class _TokenStatistics(torch.autograd.Function):
+    """Keeps the inputs and one number a token; the backward pass makes each chunk again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        num_rows: int,
+        chunk_tokens: int,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        features, rows_weight = hidden.to(dtype), weight[:num_rows].to(dtype)
+        logprobs, entropy, logsumexp = (
+            hidden.new_empty(len(targets), dtype=torch.float32) for _ in range(3)
+        )
+        for start in range(0, len(targets), chunk_tokens):
+            rows = slice(start, start + chunk_tokens)
+            logits = _logits(features[rows], rows_weight, bias)
+            largest = logits.amax(1, keepdim=True)
+            shifted = logits.sub_(largest)
+            shifted_target = shifted.gather(1, targets[rows, None]).squeeze(1)
+            unnormalized = shifted.exp()
+            total = unnormalized.sum(1)
+            log_total = total.log()
+            logprobs[rows] = shifted_target - log_total
+            entropy[rows] = log_total - unnormalized.mul_(shifted).sum(1) / total
+            logsumexp[rows] = largest.squeeze(1) + log_total
+        ctx.save_for_backward(hidden, weight, bias, targets, logsumexp)
+        ctx.num_rows, ctx.chunk_tokens, ctx.dtype = num_rows, chunk_tokens, dtype
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_logprobs: Tensor, _grad_entropy: Tensor) -> tuple[Any, ...]:
+        hidden, weight, bias, targets, logsumexp = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        features, rows_weight = hidden.to(ctx.dtype), weight[: ctx.num_rows].to(ctx.dtype)
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        grad_bias = torch.zeros_like(bias) if needs_bias else None
+        for start in range(0, len(targets), ctx.chunk_tokens):
+            rows = slice(start, start + ctx.chunk_tokens)
+            probabilities = _logits(features[rows], rows_weight, bias)
+            probabilities.sub_(logsumexp[rows, None]).exp_()
+            F.threshold_(probabilities, SMALLEST_PROBABILITY, 0.0)
+            # d logprob / d logits = onehot(target) - softmax(logits)
+            grad = probabilities.mul_(-grad_logprobs[rows, None])
+            grad.scatter_add_(1, targets[rows, None], grad_logprobs[rows, None])
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+            grad = grad.to(ctx.dtype)
+            with torch.autocast(grad.device.type, enabled=False):
+                if grad_hidden is not None:
+                    grad_hidden[rows] = grad @ rows_weight
+                if grad_weight is not None:
+                    _add_product(grad_weight[: ctx.num_rows], grad.t(), features[rows])
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """`total += left @ right` with a float32 total, in place where the types allow it."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(left @ right)

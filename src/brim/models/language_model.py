@@ -1,0 +1,276 @@
+"""One class for students and teachers, encoder-decoder and decoder-only."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from brim.models.backbone import make_backbone
+from brim.models.decoding import Decoding, row_uniforms, write_completions
+from brim.models.encoding import Encoder, pad
+from brim.models.head import (
+    EXCLUDED,
+    Centering,
+    OutputHead,
+    action_statistics,
+    token_statistics,
+)
+from brim.models.probe import measure_scale, output_head, start_token_id
+from brim.models.tokenizers import end_token_ids, rows_without_token
+from brim.models.tying import check_same_head, check_stored_head, protect_head, resize_rows
+from brim.types import ActionValues, Batch, Example, Rollout, TokenStatistics
+
+
+class LanguageModel(nn.Module):
+    """A transformers model with its tokenizer, as a policy and as a Q-function.
+
+    The policy is the softmax, at temperature 1, over the rows of the output head that have a token;
+    all other rows are never sampled, never the best, and get no gradient.
+
+    Args:
+        model: a sequence-to-sequence or causal language model of transformers.
+        tokenizer: the tokenizer it was trained with.
+
+    Raises:
+        ModelError: the model has no output head, does something to its logits that the chunked
+            head does not, is not autoregressive, or does not fit the tokenizer.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.model, self.tokenizer = model, tokenizer
+        self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
+        self.end_ids = end_token_ids(model, tokenizer)
+        pad_id = tokenizer.pad_token_id
+        self.filler_id: int = self.end_ids[0] if pad_id is None else pad_id
+        self._encoder = Encoder(tokenizer, self.end_ids, is_encoder_decoder=self.is_encoder_decoder)
+        head = output_head(model)
+        self._num_rows, self._holes = rows_without_token(tokenizer, head.weight.shape[0])
+        protect_head(model)
+        start_id = start_token_id(model)
+        self._backbone = make_backbone(model, start_id)
+        self._scale = measure_scale(model, self._backbone, start_id)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters, shared ones counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def encode(
+        self,
+        examples: Sequence[Example],
+        *,
+        max_tokens: int | None,
+        seeds: Sequence[int] | None = None,
+    ) -> Batch:
+        """Token ids of the examples' prompts, on the model's device.
+
+        A prompt longer than `max_tokens` loses its end before an encoder (the EOS is kept) and its
+        beginning before a decoder-only model (the BOS is kept); the batch counts them.
+
+        Args:
+            examples: B rows; those with messages are rendered by the chat template.
+            max_tokens: limit of a prompt, or None.
+            seeds: B seeds of the rows' random streams, by default 0 … B - 1.
+
+        Raises:
+            DataError: the chat template refuses an example's messages.
+            ModelError: an example has messages and the tokenizer no chat template.
+        """
+        ids, num_cut = self._encoder.prompts(examples, max_tokens)
+        prompt_ids, prompt_mask = pad(ids, self.filler_id, self._backbone.prompt_side)
+        return Batch(
+            examples=tuple(examples),
+            prompt_ids=prompt_ids.to(self.device),
+            prompt_mask=prompt_mask.to(self.device),
+            seeds=tuple(range(len(examples)) if seeds is None else seeds),
+            num_truncated_prompts=num_cut,
+        )
+
+    def encode_completions(self, batch: Batch, texts: Sequence[str], *, max_tokens: int) -> Rollout:
+        """The texts as completions of the batch's prompts, EOS appended.
+
+        One longer than `max_tokens`, EOS included, is cut: it is `truncated` and has no EOS.
+
+        Raises:
+            DataError: a text spells out an end-of-sequence token before its end.
+        """
+        ids = self._encoder.completions(texts)
+        completion_ids, mask = pad([row[:max_tokens] for row in ids], self.filler_id, "right")
+        return Rollout(
+            batch=batch,
+            completion_ids=completion_ids.to(self.device),
+            mask=mask.to(self.device),
+            truncated=torch.tensor([len(row) > max_tokens for row in ids], device=self.device),
+        )
+
+    def decode(self, rollout: Rollout) -> list[str]:
+        """The completions as text, without special tokens."""
+        rows = zip(rollout.completion_ids.tolist(), rollout.lengths.tolist(), strict=True)
+        ids = [row[:length] for row, length in rows]
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)  # type: ignore[no-any-return]
+
+    def generate(self, batch: Batch, decoding: Decoding) -> Rollout:
+        """Write a completion of each prompt, in evaluation mode and without gradient.
+
+        Each row draws from a stream of its own, seeded by `batch.seeds`: its text does not depend
+        on the rest of the batch nor on any global generator (up to the rounding of matrix products
+        of different shapes). Rows of similar prompt length are decoded together.
+        """
+        device = self.device
+        order = batch.prompt_mask.sum(dim=1).argsort(stable=True).tolist()
+        ids = torch.empty(len(batch), decoding.max_tokens, dtype=torch.long, device=device)
+        lengths = torch.empty(len(batch), dtype=torch.long, device=device)
+        truncated = torch.empty(len(batch), dtype=torch.bool, device=device)
+        with _evaluating(self):
+            for start in range(0, len(order), decoding.batch_size):
+                rows = order[start : start + decoding.batch_size]
+                written, lengths[rows], truncated[rows] = self._write(batch.select(rows), decoding)
+                ids[rows, : written.shape[1]] = written
+        longest = int(lengths.max())
+        mask = torch.arange(longest, device=device) < lengths[:, None]
+        completion_ids = ids[:, :longest].masked_fill(~mask, self.filler_id)
+        return Rollout(batch, completion_ids, mask, truncated)
+
+    def forward(self, rollout: Rollout, *, chunk_tokens: int | None = None) -> TokenStatistics:
+        """Log-probabilities of the rollout's tokens, with gradient, and the policy's entropy.
+
+        Args:
+            rollout: B completions, of whoever wrote them.
+            chunk_tokens: tokens that pass the output head at once; by default what keeps the
+                logits in memory under 32 MiB.
+        """
+        mask = rollout.mask
+        features = self._read(rollout)[0]
+        logprobs, entropy = token_statistics(
+            features, self._head(), rollout.completion_ids[mask], chunk_tokens=chunk_tokens
+        )
+        return TokenStatistics(_scatter(logprobs, mask), _scatter(entropy, mask))
+
+    def logprobs(self, rollout: Rollout) -> Tensor:
+        """`log π(a_t | s_t)`, (B, T) float32 with gradient; 0 where the mask is False."""
+        return self(rollout).logprobs  # type: ignore[no-any-return]
+
+    def action_values(
+        self, rollout: Rollout, *, centering: Centering = "none", bootstrap: bool = False
+    ) -> ActionValues:
+        """The logits as Q-values of the rollout's tokens, in evaluation mode without gradient.
+
+        Args:
+            rollout: B completions, of whoever wrote them.
+            centering: the statistic of the logits at a step that is subtracted from both its
+                values; it moves the return of that step alone (method: `q_centering`).
+            bootstrap: also value the state behind completions that were cut.
+        """
+        mask = rollout.mask
+        with _evaluating(self):
+            features, last = self._read(rollout)
+            head = self._head()
+            values = action_statistics(
+                features, head, rollout.completion_ids[mask], centering=centering
+            )
+            taken, best, logprobs = (_scatter(value, mask) for value in values)
+            after = None
+            if bootstrap:
+                nothing = rollout.lengths.new_zeros(len(rollout))  # no action was taken there
+                after = action_statistics(last, head, nothing, centering=centering)[1]
+                after.masked_fill_(~rollout.truncated, 0)
+        return ActionValues(taken, best, logprobs, after)
+
+    def copy(self) -> LanguageModel:
+        """An independent copy with the same weights.
+
+        Raises:
+            ModelError: the copy's output head differs.
+        """
+        clone = copy.deepcopy(self)
+        check_same_head(clone.model, self.model)
+        return clone
+
+    def resize(self, num_rows: int) -> None:
+        """Give embedding and output head `num_rows` rows each; new ones are the mean of the old.
+
+        Raises:
+            ModelError: a token would lose its row.
+        """
+        rows_without_token(self.tokenizer, num_rows)
+        resize_rows(self.model, num_rows)
+
+    def save(self, directory: str | Path) -> None:
+        """Write model and tokenizer so that `from_pretrained` and `load_model` read them.
+
+        Raises:
+            ModelError: the head in the file is not the one in memory.
+        """
+        self.model.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+        check_stored_head(self.model, Path(directory))
+
+    def _head(self) -> OutputHead:
+        head = self.model.get_output_embeddings()
+        bias = getattr(head, "bias", None)
+        added = getattr(self.model, "final_logits_bias", None)  # BART and Marian
+        if added is not None:
+            bias = added[0] if bias is None else bias + added[0]
+        if bias is not None:
+            bias = bias[: self._num_rows].float()
+        if self._holes:
+            excluded = torch.zeros(self._num_rows, device=self.device)
+            excluded[self._holes] = EXCLUDED
+            bias = excluded if bias is None else bias + excluded
+        return OutputHead(head.weight, bias, self._num_rows, self._scale)
+
+    def _read(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """The features that predict each token of the mask (N, d), and behind each completion (B, d)."""
+        lengths = rollout.lengths
+        longest = max(int(lengths.max()), 1)
+        prompt_ids, prompt_mask = self._trim(rollout.batch)
+        hidden = self._backbone.hidden(
+            prompt_ids, prompt_mask, rollout.completion_ids[:, :longest], longest + 1
+        )
+        after = hidden[torch.arange(len(hidden), device=hidden.device), lengths]
+        return hidden[:, :longest][rollout.mask[:, :longest]], after
+
+    def _write(self, batch: Batch, decoding: Decoding) -> tuple[Tensor, Tensor, Tensor]:
+        prompt_ids, prompt_mask = self._trim(batch)
+        state = self._backbone.start(prompt_ids, prompt_mask, decoding.max_tokens)
+        uniforms = row_uniforms(batch.seeds, decoding.max_tokens).to(self.device)
+        head = self._head()
+        eos_ids = torch.tensor(self.end_ids, device=self.device)
+        return write_completions(state, head, uniforms, decoding, eos_ids)
+
+    def _trim(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The batch's prompts without the padding that all of them share."""
+        width = int(batch.prompt_mask.sum(dim=1).max())
+        left = self._backbone.prompt_side == "left"
+        columns = slice(-width, None) if left else slice(width)
+        return batch.prompt_ids[:, columns], batch.prompt_mask[:, columns]
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """No gradient, no dropout; each submodule's mode is restored afterwards."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _scatter(values: Tensor, mask: Tensor) -> Tensor:
+    """(N,) values of the mask's True places as (B, T), 0 elsewhere."""
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)

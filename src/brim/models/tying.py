@@ -1,0 +1,106 @@
+"""Keeping the output head what it is.
+
+transformers 5 decides from a model's class and config, not from its weights, whether the output head
+shares the input embedding: every T5 config says so, yet FLAN-T5 and T5-v1.1 have a head of their own.
+`tie_weights()` and `resize_token_embeddings()` would overwrite it in silence. Here the head is the
+Q-function, so `protect_head` corrects the model's own list of shared weights, and the head's hash is
+compared wherever the weights pass through other hands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from brim.errors import ModelError
+
+
+def protect_head(model: PreTrainedModel) -> None:
+    """Remove from the model's list of shared weights the pairs that are not shared."""
+    claimed = model.get_expanded_tied_weights_keys()
+    shared = {
+        target: source
+        for target, source in claimed.items()
+        if model.get_parameter(target) is model.get_parameter(source)
+    }
+    if shared != claimed:
+        # An attribute of this one model, which copies inherit; the class keeps its own.
+        model._tied_weights_keys = shared
+        model.all_tied_weights_keys = dict(shared)
+
+
+def check_same_head(copied: PreTrainedModel, original: PreTrainedModel) -> None:
+    """Compare the heads of a model and its copy.
+
+    Raises:
+        ModelError: they differ.
+    """
+    heads = (model.get_output_embeddings().weight for model in (copied, original))
+    if len({_hash(head) for head in heads}) != 1:
+        raise ModelError("the copy's output head is not the original's; something tied it again")
+
+
+def resize_rows(model: PreTrainedModel, num_rows: int) -> None:
+    """Give embedding and output head `num_rows` rows each; new ones are the mean of the old."""
+    before = _head_rows(model)
+    num_kept = min(num_rows, len(before))
+    kept = _hash(before[:num_kept])
+    # transformers draws new rows from the global generator; the mean needs no draw.
+    with torch.random.fork_rng(devices=[]):
+        model.resize_token_embeddings(num_rows)
+    for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
+        rows = embedding.weight.data
+        rows[num_kept:] = rows[:num_kept].mean(dim=0)
+    if _hash(_head_rows(model)[:num_kept]) != kept:
+        raise ModelError("resizing wrote over the output head; something tied it again")
+
+
+def check_stored_head(model: PreTrainedModel, directory: Path) -> None:
+    """Compare the model's head with the one in the directory's safetensors files.
+
+    Raises:
+        ModelError: they differ, or no file holds the head.
+    """
+    weight = model.get_output_embeddings().weight
+    stored = _stored_tensor(directory, list(_names(model, weight)))
+    if stored is None:
+        raise ModelError(f"{directory}: no safetensors file holds the output head of this model")
+    if _hash(stored.to(weight.dtype)) != _hash(weight):
+        raise ModelError(
+            f"{directory}: the output head in memory is not the one in the file; "
+            "something tied it to the input embedding or wrote over it"
+        )
+
+
+def _head_rows(model: PreTrainedModel) -> Tensor:
+    return model.get_output_embeddings().weight.detach()  # type: ignore[no-any-return]
+
+
+def _hash(weight: Tensor) -> str:
+    flat = weight.detach().cpu().contiguous().view(torch.uint8)
+    return hashlib.sha256(flat.numpy().data).hexdigest()
+
+
+def _names(model: PreTrainedModel, weight: Tensor) -> Iterator[str]:
+    """The names of the head's weight, its own first, then those it shares."""
+    head = model.get_output_embeddings()
+    yield from (f"{name}.weight" for name, module in model.named_modules() if module is head)
+    yield from (name for name, p in model.named_parameters(remove_duplicate=False) if p is weight)
+
+
+def _stored_tensor(directory: Path, names: Iterable[str]) -> Tensor | None:
+    files = sorted(directory.glob("model*.safetensors"))
+    for name in names:
+        for file in files:
+            with safe_open(file, framework="pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118 - not a dict
+                    # Older files leave the base model's prefix out, or add it.
+                    if key == name or name.endswith(f".{key}") or key.endswith(f".{name}"):
+                        return tensors.get_tensor(key)  # type: ignore[no-any-return]
+    return None

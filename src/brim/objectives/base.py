@@ -1,0 +1,46 @@
+"""What a method is: who writes the text, and what credit each token gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from brim.models import Decoding, LanguageModel
+from brim.types import Batch, LossOutput, Rollout, TokenStatistics
+
+Policy = Callable[[Rollout], TokenStatistics]
+"""The student as the loss sees it: the `LanguageModel`, or what DDP or autocast made of it."""
+
+
+class Objective(Protocol):
+    """One method of distillation.
+
+    The trainer calls `collect` once a step for the whole rollout batch of this process and `loss`
+    once a micro-batch. All state lives in the weights: an objective is a pure description.
+    """
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether `collect` asks the teacher; a model that is not needed is not loaded."""
+
+    @property
+    def decoding(self) -> Decoding:
+        """How completions are written, and the token limits of prompts and targets."""
+
+    def collect(
+        self, batch: Batch, student: LanguageModel, teacher: LanguageModel | None
+    ) -> tuple[Rollout, Mapping[str, Tensor]]:
+        """Completions with the credit of each token, without gradients.
+
+        Returns:
+            The rollout, and sums over its rows and tokens that `describe` makes into metrics.
+            The trainer adds them over processes.
+        """
+
+    def loss(self, policy: Policy, rollout: Rollout) -> LossOutput:
+        """The loss of one micro-batch, summed over its tokens."""
+
+    def describe(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Metrics of the whole rollout batch from the sums of all its parts."""

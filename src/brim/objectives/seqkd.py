@@ -1,0 +1,58 @@
+"""SeqKD (Kim & Rush 2016): maximum likelihood on text that the teacher wrote.
+
+The same objective on a data set's own targets is ordinary supervised training; that is how a
+teacher is made from scratch or fine-tuned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from brim.config import Config
+from brim.losses import cross_entropy
+from brim.models import Decoding, LanguageModel
+from brim.objectives.base import Policy
+from brim.objectives.statistics import length_metrics, length_sums
+from brim.types import Batch, LossOutput, Rollout
+
+
+class SeqKDConfig(Config):
+    """Sequence-level distillation: cross-entropy on the teacher's completions."""
+
+    name: Literal["seqkd"] = "seqkd"
+
+    def build(self, decoding: Decoding) -> SeqKD:
+        """The objective; targets are cut at `decoding.max_tokens`."""
+        return SeqKD(decoding)
+
+
+@dataclass(frozen=True)
+class SeqKD:
+    """Cross-entropy on the first reference of each example."""
+
+    decoding: Decoding
+    needs_teacher: bool = False
+
+    def collect(
+        self, batch: Batch, student: LanguageModel, teacher: LanguageModel | None
+    ) -> tuple[Rollout, Mapping[str, Tensor]]:
+        """The targets as a rollout; nothing is sampled and no teacher is asked."""
+        targets = [example.references[0] for example in batch.examples]
+        rollout = student.encode_completions(batch, targets, max_tokens=self.decoding.max_tokens)
+        return rollout, length_sums(rollout)
+
+    def loss(self, policy: Policy, rollout: Rollout) -> LossOutput:
+        """`−Σ_t log π(a_t | s_t)` over the targets' tokens."""
+        tokens = policy(rollout)
+        return LossOutput(
+            loss=cross_entropy(tokens.logprobs, rollout.mask),
+            sums={"policy/entropy": tokens.entropy.sum()},
+        )
+
+    def describe(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Length and truncation of the targets."""
+        return length_metrics(sums)

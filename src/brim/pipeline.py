@@ -1,0 +1,385 @@
+"""The stages of a run: teacher → teacher outputs → pre-distillation → the objective.
+
+Each stage is resumable and is skipped when its inputs are unchanged.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from brim.errors import ConfigError, RunError
+from brim.evaluation import Evaluation, evaluate
+from brim.metrics import get_metric
+from brim.models import (
+    LanguageModel,
+    build_model,
+    check_same_tokenizer,
+    keep_layers,
+    load_model,
+    train_tokenizer,
+)
+from brim.objectives import Objective, SeqKD
+from brim.progress import Reporter
+from brim.rundir import update_manifest
+from brim.seeding import derive_seed
+from brim.settings import (
+    LoopConfig,
+    OptimConfig,
+    RunConfig,
+    StudentConfig,
+    SupervisedConfig,
+    TeacherConfig,
+)
+from brim.stages import (
+    CompletedExamples,
+    Stage,
+    fingerprint_examples,
+    fingerprint_model,
+    write_completions,
+)
+from brim.tasks import Task
+from brim.tracking import Tracker
+from brim.trainer import Hooks, Trainer, count_steps
+from brim.types import Example
+
+
+@dataclass
+class Pipeline:
+    """The stages of one run; each property is made when first needed and kept."""
+
+    config: RunConfig
+    out: Path
+    stages_dir: Path
+    accelerator: Accelerator
+    reporter: Reporter
+    may_train: bool = True
+    inputs: dict[str, str] = field(default_factory=dict)
+
+    # -- data and models --------------------------------------------------------------------
+
+    @cached_property
+    def task(self) -> Task:
+        """Data and metrics."""
+        return self.config.task.build(
+            cache_dir=self.out / "data", on_progress=self.reporter.progress
+        )
+
+    @cached_property
+    def train_examples(self) -> Sequence[Example]:
+        """The training split."""
+        return self.task.load("train")
+
+    @cached_property
+    def validation_examples(self) -> Sequence[Example]:
+        """What is decoded at each evaluation during training."""
+        limit = self.config.evaluation.max_validation_examples
+        return self.task.load("validation")[:limit]
+
+    @cached_property
+    def metric(self) -> str:
+        """The score that picks the best checkpoint."""
+        return self.config.evaluation.metric or self.task.metrics[0]
+
+    @cached_property
+    def data_fingerprint(self) -> str:
+        """Stands for the data of training and of checkpoint choice."""
+        splits = (self.train_examples, self.validation_examples)
+        return "-".join(fingerprint_examples(examples) for examples in splits)
+
+    def check(self) -> None:
+        """Meet the mistakes that can be met before hours of work."""
+        if self.metric not in ("return", "length"):
+            get_metric(self.metric)
+            if not all(example.references for example in self.validation_examples):
+                raise ConfigError(
+                    f"evaluation.metric: {self.metric} needs targets in the validation split; "
+                    "give a target column, or choose evaluation.metric=return"
+                )
+        if self.metric == "return" and not self.config.evaluation.returns:
+            raise ConfigError("evaluation.metric: return needs evaluation.returns=true")
+        if self.config.teacher.train and not all(e.references for e in self.train_examples):
+            raise ConfigError("teacher.train: needs a target for each training example")
+        if self.config.student.keep_layers is None:
+            check_same_tokenizer(self.initial_teacher, self.initial_student)
+
+    @cached_property
+    def initial_teacher(self) -> LanguageModel:
+        """The teacher as loaded or built, before any training of it."""
+        settings = self.config.teacher
+        if settings.build is None:
+            model = _load(settings)
+        else:
+            assert settings.tokenizer is not None
+            tokenizer = train_tokenizer(
+                _texts(self.train_examples),
+                kind=settings.tokenizer.kind,
+                vocab_size=settings.tokenizer.vocab_size,
+            )
+            seed = derive_seed(self.config.seed, "build", "teacher")
+            model = build_model(settings.build, tokenizer, seed=seed)
+        return self.place(model)
+
+    @cached_property
+    def initial_student(self) -> LanguageModel:
+        """The student as loaded, built or cut from the teacher."""
+        settings = self.config.student
+        if settings.path is not None:
+            model = _load(settings)
+        elif settings.build is not None:
+            seed = derive_seed(self.config.seed, "build", "student")
+            model = build_model(settings.build, self.initial_teacher.tokenizer, seed=seed)
+        else:
+            assert settings.keep_layers is not None
+            # From the trained teacher: its layers are what is worth keeping.
+            source = self.initial_teacher if self.config.teacher.train is None else self.teacher
+            model = keep_layers(source, layers=settings.keep_layers)
+        return self.place(model)
+
+    def place(self, model: LanguageModel) -> LanguageModel:
+        """The model on this process's device."""
+        return model.to(self.accelerator.device)
+
+    # -- stages -----------------------------------------------------------------------------
+
+    @cached_property
+    def teacher(self) -> LanguageModel:
+        """The model whose logits are the Q-values, trained first if the recipe says so."""
+        settings = self.config.teacher
+        if settings.train is None:
+            self.inputs["teacher"] = fingerprint_model(self.initial_teacher)
+            model = self.initial_teacher
+        else:
+            model = self._supervised_stage(
+                "teacher",
+                settings.train,
+                student=self.initial_teacher,
+                teacher=None,
+                examples=self.train_examples,
+                inputs={"model": fingerprint_model(self.initial_teacher)},
+            )
+        return model.requires_grad_(False).eval()
+
+    @cached_property
+    def teacher_outputs(self) -> Sequence[Example]:
+        """The training prompts with the teacher's greedy completions as their targets."""
+        config, teacher = self.config, self.teacher
+        decoding = config.decoding.greedy(config.evaluation.batch_size)
+        stage = Stage.open(
+            self.stages_dir,
+            "teacher_outputs",
+            {
+                "teacher": self.inputs["teacher"],
+                "data": fingerprint_examples(self.train_examples),
+                "max_prompt_tokens": config.decoding.max_prompt_tokens,
+                "max_tokens": config.decoding.max_tokens,
+            },
+        )
+        path = stage.directory / "train.jsonl"
+        if not stage.finished:
+            with self.reporter.meter("teacher outputs", len(self.train_examples)) as meter:
+                write_completions(
+                    teacher,
+                    self.train_examples,
+                    path,
+                    decoding,
+                    max_prompt_tokens=config.decoding.max_prompt_tokens,
+                    meter=meter,
+                )
+            stage.finish(num_examples=len(self.train_examples))
+        else:
+            self.reporter.say("teacher outputs: unchanged, kept")
+        self.inputs["teacher_outputs"] = stage.fingerprint
+        return CompletedExamples(self.train_examples, path)
+
+    @cached_property
+    def student(self) -> LanguageModel:
+        """The student that the objective starts from, pre-distilled if the recipe says so."""
+        settings = self.config.student.predistill
+        if settings is None:
+            return self.initial_student
+        outputs = self.teacher_outputs
+        return self._supervised_stage(
+            "predistill",
+            settings,
+            student=self.initial_student,
+            teacher=self.teacher,
+            examples=outputs,
+            inputs={
+                "model": fingerprint_model(self.initial_student),
+                "outputs": self.inputs["teacher_outputs"],
+            },
+        )
+
+    def _supervised_stage(
+        self,
+        name: str,
+        settings: SupervisedConfig,
+        *,
+        student: LanguageModel,
+        teacher: LanguageModel | None,
+        examples: Sequence[Example],
+        inputs: Mapping[str, Any],
+    ) -> LanguageModel:
+        config = self.config
+        stage = Stage.open(
+            self.stages_dir,
+            name,
+            {
+                **inputs,
+                "data": self.data_fingerprint,
+                "settings": settings.model_dump(mode="json"),
+                "decoding": config.decoding.model_dump(mode="json"),
+                "evaluation": config.evaluation.model_dump(mode="json"),
+                "precision": config.trainer.precision,
+                "seed": config.seed,
+            },
+        )
+        if stage.finished:
+            self.reporter.say(f"{name}: unchanged, kept")
+        else:
+            self._train(
+                name,
+                stage.directory,
+                student=student,
+                teacher=teacher,
+                objective=SeqKD(config.decoding.build()),
+                examples=examples,
+                optim=settings.optim,
+                loop=settings.trainer,
+            )
+            stage.finish()
+        self.inputs[name] = stage.fingerprint
+        return self.place(load_model(stage.directory / "best"))
+
+    def run(self) -> None:
+        """All the stages; the last one's best checkpoint is in `out/best`."""
+        config = self.config
+        objective = config.objective.build(config.decoding.build())
+        student = self.student
+        examples = self.train_examples if objective.needs_teacher else self.teacher_outputs
+        update_manifest(self.out, {"stages_dir": str(self.stages_dir), "stages": dict(self.inputs)})
+        self._train(
+            config.objective.name,
+            self.out,
+            student=student,
+            teacher=self.teacher,
+            objective=objective,
+            examples=examples,
+            optim=config.optim,
+            loop=config.trainer,
+        )
+
+    def _train(
+        self,
+        name: str,
+        directory: Path,
+        *,
+        student: LanguageModel,
+        teacher: LanguageModel | None,
+        objective: Objective,
+        examples: Sequence[Example],
+        optim: OptimConfig,
+        loop: LoopConfig,
+    ) -> None:
+        if not self.may_train:
+            raise RunError(
+                f"{directory}: the stage is missing or unfinished; "
+                "finish the run by brim train --resume must"
+            )
+        config = self.config
+        num_steps = count_steps(loop, len(examples))
+        with (
+            Tracker(
+                directory,
+                backends=config.tracking.backends if self.accelerator.is_main_process else (),
+                run_name=directory.name,
+                config=config.model_dump(mode="json"),
+                project=config.tracking.project,
+            ) as tracker,
+            self.reporter.meter(name, num_steps) as meter,
+        ):
+            trainer = Trainer(
+                student=student,
+                teacher=teacher,
+                objective=objective,
+                examples=examples,
+                evaluate=lambda model: self._validate(model, teacher),
+                metric=self.metric if teacher is not None or self.metric != "return" else "length",
+                optim=optim,
+                settings=loop,
+                directory=directory,
+                accelerator=self.accelerator,
+                tracker=tracker,
+                max_prompt_tokens=config.decoding.max_prompt_tokens,
+                seed=derive_seed(config.seed, "train", name),
+                hooks=Hooks(
+                    on_step=lambda step, metrics: meter.advance(
+                        step - meter.done, f"loss {metrics['train/loss']:.4g}"
+                    )
+                ),
+                num_samples=config.evaluation.num_samples,
+            )
+            with _stop_on_signals(trainer):
+                trainer.train()
+        self.accelerator.free_memory()
+
+    def _validate(self, model: LanguageModel, teacher: LanguageModel | None) -> Evaluation:
+        settings = self.config.evaluation
+        return evaluate(
+            model,
+            self.validation_examples,
+            self.config.decoding.greedy(settings.batch_size),
+            self.task.metrics,
+            teacher=teacher if settings.returns else None,
+            max_prompt_tokens=self.config.decoding.max_prompt_tokens,
+            seed=self.config.seed,
+            num_resamples=100,  # nobody reads the interval of a learning curve
+            confidence=settings.confidence,
+        )
+
+
+def _load(settings: TeacherConfig | StudentConfig) -> LanguageModel:
+    assert settings.path is not None
+    return load_model(
+        settings.path,
+        revision=settings.revision,
+        dtype=settings.dtype,
+        trust_remote_code=settings.trust_remote_code,
+    )
+
+
+def _texts(examples: Sequence[Example]) -> Iterator[str]:
+    """The text that a tokenizer is trained on: prompts and targets."""
+    for example in examples:
+        yield example.prompt
+        yield from example.references
+        yield from (message["content"] for message in example.messages)
+
+
+@contextmanager
+def _stop_on_signals(trainer: Trainer) -> Iterator[None]:
+    """SIGINT and SIGTERM ask the trainer to stop after its step; a second one stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def request(number: int, frame: object) -> None:
+        if trainer.stop_requested:
+            raise KeyboardInterrupt
+        trainer.stop_requested = True
+
+    old = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,95 @@
+"""Progress with an estimate of the time left: bars on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+LOG_INTERVAL_SECONDS = 15.0
+
+
+@dataclass
+class Meter:
+    """One piece of work under way; `advance` moves it."""
+
+    name: str
+    total: int
+    show: Callable[[Meter], None] = lambda meter: None
+    done: int = 0
+    note: str = ""
+    started: float = field(default_factory=time.monotonic)
+
+    def advance(self, amount: int = 1, note: str | None = None) -> None:
+        """Count `amount` more as done; `note` is shown behind the bar."""
+        self.done = min(self.done + amount, self.total)
+        self.note = self.note if note is None else note
+        self.show(self)
+
+
+class Reporter:
+    """Tells the person who watches, on standard error; says nothing where `quiet`."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet)
+        self._told = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """A line now and then about work that is known only while it goes on."""
+        if time.monotonic() - self._told >= LOG_INTERVAL_SECONDS:
+            self._told = time.monotonic()
+            self.say(f"{what}: {done}/{total}")
+
+    @contextmanager
+    def meter(self, name: str, total: int) -> Iterator[Meter]:
+        """Show work of `total` units called `name` while the block runs."""
+        if self.console.quiet:
+            yield Meter(name, total)
+        elif not self.console.is_terminal:
+            yield Meter(name, total, show=self._log_line())
+        else:
+            with Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+            ) as progress:  # fmt: skip
+                task = progress.add_task(name, total=total, note="")
+                yield Meter(
+                    name,
+                    total,
+                    show=lambda meter: progress.update(task, completed=meter.done, note=meter.note),
+                )
+
+    def _log_line(self) -> Callable[[Meter], None]:
+        shown = time.monotonic()
+
+        def show(meter: Meter) -> None:
+            nonlocal shown
+            now = time.monotonic()
+            finished = meter.done == meter.total
+            if now - shown < LOG_INTERVAL_SECONDS and not finished:
+                return
+            shown = now
+            elapsed = now - meter.started
+            left = elapsed / max(meter.done, 1) * (meter.total - meter.done)
+            eta = "done" if finished else f"ETA {left:.0f} s"
+            line = f"{meter.name}: {meter.done}/{meter.total} in {elapsed:.0f} s, {eta}"
+            self.say(f"{line}  {meter.note}".rstrip())
+
+        return show

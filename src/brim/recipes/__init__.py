@@ -1,0 +1,43 @@
+"""The recipes that come with the package, named `task/method`."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from brim.errors import ConfigError
+
+ROOT = Path(__file__).parent
+
+
+def find_recipe(name: str) -> Path:
+    """The YAML file of a recipe's name, or of a path to one's own.
+
+    Raises:
+        ConfigError: there is none; the text gives the nearest name.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise ConfigError(f"{name}: no such file; check the path, or see brim recipes")
+        return path
+    path = ROOT / f"{name}.yaml"
+    if not path.is_file():
+        near = difflib.get_close_matches(name, [known for known, _ in list_recipes()], n=1)
+        hint = f"did you mean {near[0]}?" if near else "brim recipes lists them"
+        raise ConfigError(f"{name}: no such recipe; {hint}")
+    return path
+
+
+def list_recipes() -> list[tuple[str, str]]:
+    """Names and descriptions; files that begin with `_` are what recipes have in common."""
+    from brim.yaml12 import parse
+
+    found = []
+    for path in sorted(ROOT.glob("*/*.yaml")):
+        if not path.name.startswith("_"):
+            document = parse(
+                path.read_text(encoding="utf-8"), lambda line, path=path: f"{path}:{line}"
+            )
+            found.append((f"{path.parent.name}/{path.stem}", document.data.get("description", "")))
+    return found

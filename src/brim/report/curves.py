@@ -1,0 +1,225 @@
+"""Learning curves as PNG and SVG; matplotlib without pyplot, so no state outlives a figure."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from brim.report.evidence import Evidence
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Array = npt.NDArray[np.float64]
+
+MARKERS = "os^Dv<>P"
+
+
+@dataclass(frozen=True, slots=True)
+class Theme:
+    """Colours of a figure; the systems' are Okabe and Ito's, told apart by colour-blind eyes."""
+
+    paper: str
+    ink: str
+    grid: str
+    systems: tuple[str, ...]
+
+
+LIGHT = Theme(
+    paper="#ffffff",
+    ink="#24292f",
+    grid="#e3e6ea",
+    systems=("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
+)
+DARK = Theme(
+    paper="#161a20",
+    ink="#d6dbe1",
+    grid="#2c333c",
+    systems=("#56B4E9", "#FF8A3D", "#2BC59A", "#E39CC4", "#F0C03F", "#3E93D6", "#ffffff"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How a system is drawn, the same in every panel."""
+
+    colour: str
+    marker: str
+
+
+def draw_curves(
+    systems: Sequence[Evidence],
+    metric: str,
+    *,
+    theme: Theme = LIGHT,
+    file_format: Literal["png", "svg"] = "png",
+) -> bytes | None:
+    """The learning curves of the systems that were trained, as an image file's bytes.
+
+    A block of four panels a group: the validation metric, the variance of the returns Ĝ and G
+    (or the loss, where nothing of the kind was logged), and the validation return with the length
+    of the output beside it, because shorter text has the higher return. Systems whose first
+    evaluations agree began from the same model and share a block; so do all the others.
+
+    Args:
+        systems: in the order of their colours.
+        metric: the one to draw, as in `eval/{metric}`.
+        theme: colours.
+        file_format: of the image; the same input gives the same bytes.
+
+    Returns:
+        None where no system has a learning curve.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    groups = group_by_start(systems, metric)
+    if not groups:
+        return None
+    styles = {
+        system.label: Style(theme.systems[i % len(theme.systems)], MARKERS[i % len(MARKERS)])
+        for i, system in enumerate(systems)
+    }
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
+        matplotlib.rcParams.update(_settings(theme))
+        figure = Figure(figsize=(10.5, 6.9 * len(groups)), layout="constrained")
+        blocks = figure.subfigures(len(groups), 1, squeeze=False, hspace=0.03)[:, 0]
+        for block, group in zip(blocks, groups, strict=True):
+            _draw_block(block, group, metric, styles)
+        buffer = io.BytesIO()
+        undated = {"Date": None} if file_format == "svg" else {}
+        figure.savefig(buffer, format=file_format, dpi=150, metadata=undated)
+    return buffer.getvalue()
+
+
+def group_by_start(systems: Sequence[Evidence], metric: str) -> list[list[Evidence]]:
+    """Systems with curves, those that began from the same model together, the others in the end."""
+    groups: dict[tuple[str, ...], list[Evidence]] = {}
+    for system in systems:
+        scores = [system.curve(f"eval/{name}") for name in (metric, "length")]
+        if scores[0]:
+            # Six digits: the same model may differ in the last bits from machine to machine.
+            start = tuple(f"{curve[0][1]:.6g}" for curve in scores if curve)
+            groups.setdefault(start, []).append(system)
+    alone = [system for group in groups.values() if len(group) == 1 for system in group]
+    together = [group for group in groups.values() if len(group) > 1]
+    return together + ([alone] if alone else [])
+
+
+def _settings(theme: Theme) -> dict[str, object]:
+    return {
+        "axes.edgecolor": theme.ink,
+        "axes.facecolor": theme.paper,
+        "axes.grid": True,
+        "axes.labelcolor": theme.ink,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlecolor": theme.ink,
+        "axes.titlelocation": "left",
+        "axes.titlesize": 10.5,
+        "axes.titleweight": "bold",
+        "axes.titlepad": 10,
+        "figure.facecolor": theme.paper,
+        "font.size": 9.5,
+        "grid.color": theme.grid,
+        "legend.frameon": False,
+        "lines.linewidth": 1.7,
+        "lines.markersize": 4.5,
+        "savefig.facecolor": theme.paper,
+        "svg.hashsalt": "brim",  # ids of clip paths would be random
+        "text.color": theme.ink,
+        "text.parse_math": False,  # a label may hold dollar signs
+        "xtick.color": theme.ink,
+        "ytick.color": theme.ink,
+    }
+
+
+def _draw_block(
+    block: Figure, group: Sequence[Evidence], metric: str, styles: dict[str, Style]
+) -> None:
+    axes = block.subplots(2, 2)
+    score = group[0].scores[metric]
+    direction = "higher" if score.higher_is_better else "lower"
+    _draw_evaluations(axes[0, 0], group, metric, styles)
+    axes[0, 0].set_title(f"Validation {score.name}")
+    axes[0, 0].set_ylabel(f"{score.name} ({direction} is better)")
+    if any(system.curve("rollout/var_return_k") for system in group):
+        _draw_variances(axes[0, 1], group, styles)
+    else:
+        _draw_losses(axes[0, 1], group, styles)
+    _draw_evaluations(axes[1, 0], group, "return", styles)
+    axes[1, 0].set_title("Validation return")
+    axes[1, 0].set_ylabel("return in the teacher's logits")
+    _draw_evaluations(axes[1, 1], group, "length", styles)
+    axes[1, 1].set_title("Validation output length")
+    axes[1, 1].set_ylabel("tokens")
+    for ax in axes.flat:
+        ax.set_xlabel("training step")
+    handles = [_handle(styles[system.label], system.label) for system in group]
+    block.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=10)
+
+
+def _handle(style: Style, label: str) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=style.colour, marker=style.marker, label=label)
+
+
+def _draw_evaluations(
+    ax: Axes, group: Sequence[Evidence], name: str, styles: dict[str, Style]
+) -> None:
+    """A line a system; a ring marks the checkpoint that was tested."""
+    for system in group:
+        curve = system.curve(f"eval/{name}")
+        style = styles[system.label]
+        ax.plot(*_columns(curve), color=style.colour, marker=style.marker)
+        tested = [point for point in curve if point[0] == system.results.get("best_step")]
+        ax.plot(*_columns(tested), "o", markersize=11, fillstyle="none", color=style.colour)
+    _mark_empty(ax)
+
+
+def _draw_variances(ax: Axes, group: Sequence[Evidence], styles: dict[str, Style]) -> None:
+    """Of the K-step return Ĝ, solid, and of the one-step return G on the same text, dashed."""
+    ax.set_title("Variance of the return: Ĝ solid, G dashed")
+    ax.set_ylabel("variance over a batch's tokens")
+    ax.set_yscale("log")
+    for system in group:
+        colour = styles[system.label].colour
+        for key, line in (("var_return", "--"), ("var_return_k", "-")):
+            ax.plot(*_smooth(system.curve(f"rollout/{key}")), line, color=colour)
+
+
+def _draw_losses(ax: Axes, group: Sequence[Evidence], styles: dict[str, Style]) -> None:
+    ax.set_title("Training loss")
+    ax.set_ylabel("loss per token")
+    for system in group:
+        ax.plot(*_smooth(system.curve("train/loss")), color=styles[system.label].colour)
+
+
+def _mark_empty(ax: Axes) -> None:
+    if not any(line.get_xdata().size for line in ax.lines):
+        ax.text(0.5, 0.5, "not logged", ha="center", va="center", transform=ax.transAxes)
+        ax.set_xticks([])
+        ax.set_yticks([])
+
+
+def _smooth(curve: Sequence[tuple[int, float]]) -> tuple[Array, Array]:
+    """Means over windows of a thirtieth of the curve, centred on their steps."""
+    steps, values = _columns(curve)
+    width = max(1, len(steps) // 30)
+    kernel = np.full(width, 1.0 / width)
+    if not len(steps):
+        return steps, values
+    return np.convolve(steps, kernel, "valid"), np.convolve(values, kernel, "valid")
+
+
+def _columns(curve: Sequence[tuple[int, float]]) -> tuple[Array, Array]:
+    steps, values = np.array(curve, dtype=float).reshape(-1, 2).T
+    return steps, values

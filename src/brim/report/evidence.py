@@ -1,0 +1,167 @@
+"""What a run directory says about a system, read and checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from brim.errors import ConfigError, RunError
+from brim.files import read_json, read_jsonl
+from brim.metrics import Score
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A model in a report.
+
+    Attributes:
+        label: its name in every table and figure.
+        directory: holds `results.json` and `predictions/{split}.jsonl`.
+        train: draw its learning curves, from the directory's `metrics.jsonl`.
+    """
+
+    label: str
+    directory: Path
+    train: bool
+
+
+class Prediction(NamedTuple):
+    """What a system wrote for one example; `teacher_return` is Eq 10, where a teacher was asked."""
+
+    id: str
+    prompt: str
+    references: tuple[str, ...]
+    text: str
+    teacher_return: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A system with all that its directory holds.
+
+    Attributes:
+        label, directory: of the system.
+        results: counts and training facts of the split, as `results.json` has them.
+        scores: by metric, `return` and `length` among them.
+        predictions: one an example, in the split's order.
+        metrics: the lines of `metrics.jsonl`; none for a system without learning curves.
+        settings: the text of `config.yaml`, or of a stage's `inputs.json`; None without either.
+        manifest: the run's provenance; empty where there is none.
+    """
+
+    label: str
+    directory: Path
+    results: Mapping[str, Any]
+    scores: Mapping[str, Score]
+    predictions: Sequence[Prediction]
+    metrics: Sequence[Mapping[str, Any]]
+    settings: str | None
+    manifest: Mapping[str, Any]
+
+    def curve(self, key: str) -> list[tuple[int, float]]:
+        """(step, value) of each line of `metrics.jsonl` that has a number under `key`."""
+        return [(row["step"], row[key]) for row in self.metrics if row.get(key) is not None]
+
+
+def read_evidence(
+    systems: Sequence[System], *, metric: str, baseline: str, split: str
+) -> list[Evidence]:
+    """Read the directories of all systems and make sure that they can stand in one table.
+
+    Raises:
+        ConfigError: a label twice, or `baseline` is not the label of a system.
+        RunError: a directory or file is missing or damaged, there is no score called `metric`, or
+            the systems were not evaluated on the same examples in the same way.
+    """
+    labels = [system.label for system in systems]
+    if len(set(labels)) < len(labels):
+        raise ConfigError(f"systems: each needs a label of its own, not {', '.join(labels)}")
+    if baseline not in labels:
+        raise ConfigError(f"baseline: {baseline!r} is none of the systems: {', '.join(labels)}")
+    evidence = [_read_system(system, split) for system in systems]
+    first = evidence[0]
+    for other in evidence:
+        if metric not in other.scores:
+            raise RunError(
+                f"{other.directory / 'results.json'}: no score {metric!r} of the {split} split; "
+                f"there are {', '.join(other.scores)}"
+            )
+        if other.scores[metric].confidence != first.scores[metric].confidence:
+            raise RunError(
+                f"{other.directory / 'results.json'}: intervals of another confidence than in "
+                f"{first.directory}; evaluate both with the same evaluation.confidence"
+            )
+        if [p.id for p in other.predictions] != [p.id for p in first.predictions]:
+            raise RunError(
+                f"{_predictions_path(other.directory, split)}: other examples than in "
+                f"{first.directory}; evaluate both on the same data"
+            )
+    return evidence
+
+
+def _read_system(system: System, split: str) -> Evidence:
+    directory = system.directory
+    path = directory / "results.json"
+    if not directory.is_dir():
+        raise RunError(f"{directory}: no such run directory; check the path")
+    if not path.exists():
+        raise RunError(f"{path}: missing; write it by brim evaluate {directory}")
+    splits = read_json(path)
+    if not isinstance(splits, dict) or not isinstance(splits.get(split), dict):
+        raise RunError(
+            f"{path}: no results of the {split} split; "
+            f"write them by brim evaluate {directory} --split {split}"
+        )
+    results = splits[split]
+    try:
+        scores = {name: Score(**fields) for name, fields in results["scores"].items()}
+        num_examples = int(results["num_examples"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(
+            f"{path}: damaged: {error!r}; write it anew by brim evaluate {directory}"
+        ) from None
+    predictions = list(_read_predictions(directory, split))
+    if len(predictions) != num_examples:
+        raise RunError(
+            f"{_predictions_path(directory, split)}: {len(predictions)} predictions where "
+            f"results.json counts {num_examples}; write both anew by brim evaluate {directory}"
+        )
+    if system.train and not (directory / "metrics.jsonl").exists():
+        raise RunError(f"{directory / 'metrics.jsonl'}: missing; learning curves are drawn from it")
+    manifest = directory / "manifest.json"
+    settings = [p for p in (directory / "config.yaml", directory / "inputs.json") if p.exists()]
+    return Evidence(
+        label=system.label,
+        directory=directory,
+        results=results,
+        scores=scores,
+        predictions=predictions,
+        metrics=list(read_jsonl(directory / "metrics.jsonl")) if system.train else [],
+        settings=settings[0].read_text(encoding="utf-8") if settings else None,
+        manifest=read_json(manifest) if manifest.exists() else {},
+    )
+
+
+def _read_predictions(directory: Path, split: str) -> Iterator[Prediction]:
+    path = _predictions_path(directory, split)
+    if not path.exists():
+        raise RunError(f"{path}: missing; write it by brim evaluate {directory} --split {split}")
+    for number, row in enumerate(read_jsonl(path), start=1):
+        try:
+            yield Prediction(
+                id=row["id"],
+                prompt=row["prompt"],
+                references=tuple(row["references"]),
+                text=row["text"],
+                teacher_return=row["teacher_return"],
+            )
+        except (KeyError, TypeError) as error:
+            raise RunError(
+                f"{path}:{number}: damaged: {error!r}; write it anew by brim evaluate {directory}"
+            ) from None
+
+
+def _predictions_path(directory: Path, split: str) -> Path:
+    return directory / "predictions" / f"{split}.jsonl"

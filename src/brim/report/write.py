@@ -1,0 +1,67 @@
+"""The report as files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from brim.files import atomic_write_bytes, atomic_write_json, atomic_write_text, disk_errors
+from brim.report.curves import DARK, draw_curves
+from brim.report.evidence import System, read_evidence
+from brim.report.page import render_page
+from brim.report.samples import choose_samples
+from brim.report.table import build_table
+
+
+def write_report(
+    out: Path,
+    systems: Sequence[System],
+    *,
+    title: str,
+    lead: str,
+    metric: str,
+    baseline: str,
+    split: str = "test",
+) -> str:
+    """Compare systems that were evaluated on the same split.
+
+    Writes into `out`: `results_table.md` and `.csv`, `curves.png` and `.svg` where a system has
+    learning curves, `samples.md` and `.json`, and `report.html`, which holds all of it. The same
+    run directories give the same bytes.
+
+    Args:
+        out: a folder, made if need be.
+        systems: at least one, in the order of the rows.
+        title: of the page.
+        lead: what the reader should know first, as plain text; blank lines part paragraphs.
+        metric: the score that stands first, a key of `results.json`.
+        baseline: label of the system that returns are compared with, example by example.
+        split: of the data.
+
+    Returns:
+        The table for a terminal.
+
+    Raises:
+        ConfigError: labels that are not unique, or a `baseline` that is none of them.
+        RunError: a directory or file is missing, damaged or does not go with the others, or `out`
+            cannot be written.
+    """
+    evidence = read_evidence(systems, metric=metric, baseline=baseline, split=split)
+    table = build_table(evidence, metric=metric, baseline=baseline, split=split)
+    samples = choose_samples(evidence)
+    png = draw_curves(evidence, metric)
+
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(out / "results_table.md", table.as_markdown())
+    atomic_write_text(out / "results_table.csv", table.as_csv())
+    atomic_write_text(out / "samples.md", samples.as_markdown())
+    atomic_write_json(out / "samples.json", [sample.as_dict() for sample in samples.rows])
+    pictures = {}
+    if png is not None:
+        pictures = {"light": png, "dark": draw_curves(evidence, metric, theme=DARK)}
+        atomic_write_bytes(out / "curves.png", png)
+        atomic_write_bytes(out / "curves.svg", draw_curves(evidence, metric, file_format="svg"))
+    page = render_page(out, evidence, table, samples, pictures, title=title, lead=lead)
+    atomic_write_text(out / "report.html", page)
+    return table.as_text()

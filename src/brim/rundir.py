@@ -1,0 +1,129 @@
+"""The run directory: opened for one run only, with what is needed to know and repeat it."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate import PartialState
+from filelock import FileLock, Timeout
+
+from brim._version import __version__
+from brim.config import config_hash, dump_config
+from brim.errors import RunError
+from brim.files import atomic_write_json, atomic_write_text, read_json
+from brim.settings import RunConfig
+
+Resume = Literal["auto", "must", "never"]
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "datasets",
+    "sacrebleu",
+    "rouge-score",
+)
+
+
+@contextmanager
+def open_run(out: Path, config: RunConfig, resume: Resume) -> Iterator[None]:
+    """Hold `out` for a run of `config` while the block runs.
+
+    Settings that cannot change results (description, trackers) may differ from the ones that the
+    directory was begun with. Where the block fails before anything of worth was written, a
+    directory that was made here is removed again.
+
+    Raises:
+        RunError: `out` holds another run or something else, is in use, or does not suit `resume`.
+    """
+    if not PartialState().is_main_process:
+        PartialState().wait_for_everyone()
+        yield
+        return
+    begun = out.exists()
+    _check(out, config, resume)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(f"{out}: another process is working on this run; wait or stop it") from None
+    except OSError as error:
+        raise RunError(
+            f"{out}: cannot be written: {error.strerror}; choose another --out"
+        ) from None
+    try:
+        PartialState().wait_for_everyone()
+        yield
+    except BaseException:
+        if not begun and not (out / "config.yaml").exists():
+            lock.release()
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+    finally:
+        lock.release()
+
+
+def begin_run(out: Path, config: RunConfig, command: Sequence[str]) -> None:
+    """Write the resolved settings and the provenance; from here on `out` is this run's."""
+    if not PartialState().is_main_process or (out / "config.yaml").exists():
+        return
+    atomic_write_json(
+        out / "manifest.json",
+        {
+            "config_hash": _identity(config),
+            "command": list(command),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seed": config.seed,
+            "versions": {
+                "brim": __version__,
+                "python": platform.python_version(),
+                **{name: metadata.version(name) for name in PACKAGES},
+            },
+            "platform": f"{sys.platform} {platform.machine()}",
+        },
+    )
+    atomic_write_text(out / "config.yaml", dump_config(config))
+
+
+def update_manifest(out: Path, facts: Mapping[str, Any]) -> None:
+    """Add facts to the provenance of a run."""
+    if PartialState().is_main_process:
+        path = out / "manifest.json"
+        atomic_write_json(path, {**read_json(path), **facts})
+
+
+def _check(out: Path, config: RunConfig, resume: Resume) -> None:
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out}: is a file; choose another --out")
+    manifest = out / "manifest.json"
+    if not manifest.exists():
+        if resume == "must":
+            raise RunError(f"{out}: no run to resume; check --out, or use --resume auto")
+        strangers = [p.name for p in out.iterdir() if p.name != ".lock"] if out.exists() else []
+        if strangers:
+            raise RunError(
+                f"{out}: is not empty and no run directory (it holds {strangers[0]}); "
+                "choose another --out"
+            )
+        return
+    if resume == "never":
+        raise RunError(f"{out}: holds a run already; choose another --out, or --resume auto")
+    if read_json(manifest).get("config_hash") != _identity(config):
+        raise RunError(
+            f"{out}: holds a run with other settings (see its config.yaml); "
+            "choose another --out, or resume with the settings that it was begun with"
+        )
+
+
+def _identity(config: RunConfig) -> str:
+    return config_hash(config.model_dump(exclude={"description", "tracking"}, mode="json"))

@@ -1,0 +1,226 @@
+"""All that a run can be told, as one tree of settings: what a recipe file holds."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from brim.config import Config
+from brim.models import Decoding
+from brim.objectives import ObjectiveConfig, SeqKDConfig
+from brim.tasks import TaskConfig
+
+DType = Literal["float32", "bfloat16", "float16", "auto"]
+
+
+class DecodingConfig(Config):
+    """How the student writes its rollouts, and the token limits of everything that is read."""
+
+    max_prompt_tokens: int | None = Field(None, ge=1)
+    """Longer prompts are cut, and counted; null for no limit."""
+    max_tokens: int = Field(64, ge=1)
+    """Longest completion; longer targets are cut, and counted."""
+    strategy: Literal["sampling", "greedy"] = "sampling"
+    """The policy gradient needs samples; `greedy` is the paper's section 3.1."""
+    temperature: float = Field(1.0, gt=0)
+    """Divides the logits before sampling."""
+    top_k: int | None = Field(None, ge=1)
+    """Sample among the k likeliest tokens only."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Sample among the likeliest tokens that make up this probability."""
+    batch_size: int = Field(128, ge=1)
+    """Rows that generation, and the teacher's pass, hold at once."""
+
+    def build(self, **changes: Any) -> Decoding:
+        """The library's own class, with some arguments changed."""
+        return Decoding(**{**self.model_dump(exclude={"max_prompt_tokens"}), **changes})
+
+    def greedy(self, batch_size: int) -> Decoding:
+        """Greedy decoding under the same limits, for evaluation and teacher outputs."""
+        return Decoding(strategy="greedy", max_tokens=self.max_tokens, batch_size=batch_size)
+
+
+class OptimConfig(Config):
+    """AdamW with linear warm-up."""
+
+    lr: float = Field(1e-5, gt=0)
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the moments."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the denominator."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled decay of matrices; vectors (norms, biases) are never decayed."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps from zero to the peak."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What follows the warm-up; `linear` and `cosine` end at zero."""
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    """Clip the global gradient norm; null for none."""
+
+
+class LoopConfig(Config):
+    """The loop: how much, how often, how careful."""
+
+    max_steps: int | None = Field(None, ge=1)
+    """Updates of the weights; alternatively `num_epochs`."""
+    num_epochs: float | None = Field(None, gt=0)
+    """Passes over the training split; alternatively `max_steps`."""
+    rollout_batch_size: int = Field(64, ge=1)
+    """Prompts of one update, over all processes."""
+    micro_batch_size: int = Field(64, ge=1)
+    """Rows of one forward and backward pass; a matter of memory only."""
+    evaluate_every: int = Field(100, ge=1)
+    """Steps between evaluations on the validation split; the last step is always evaluated."""
+    save_every: int = Field(100, ge=1)
+    """Steps between checkpoints; the last step is always saved."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """How many of the newest checkpoints stay."""
+    max_nonfinite_steps: int = Field(5, ge=1)
+    """Skipped steps in a row after which the run stops."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.max_steps is None) == (self.num_epochs is None):
+            raise ValueError("give exactly one of max_steps and num_epochs")
+        return self
+
+
+class TrainerConfig(LoopConfig):
+    """The loop of the objective's stage, and what holds for all stages of the run."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16` is autocast: the weights and their optimizer stay in float32."""
+
+
+class SupervisedConfig(Config):
+    """A stage of cross-entropy training: the teacher's own, or the student's pre-distillation."""
+
+    optim: OptimConfig = OptimConfig(lr=1e-3)
+    """Optimizer of this stage."""
+    trainer: LoopConfig
+    """Loop of this stage."""
+
+
+class TokenizerConfig(Config):
+    """A tokenizer trained on the task's training text, for models from scratch."""
+
+    kind: Literal["word", "bpe", "unigram"] = "bpe"
+    """`word` splits at spaces; the others learn pieces, digits one by one."""
+    vocab_size: int = Field(1000, ge=8)
+    """Upper bound of the number of tokens."""
+
+
+class _ModelConfig(Config):
+    path: str | None = None
+    """Folder or hub name of a model to load."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model; read it first."""
+    build: dict[str, Any] | None = None
+    """A model from scratch: `family`, `d_model`, `layers` and more, see the docs page on models."""
+    dtype: DType = "float32"
+    """Type of the loaded weights."""
+
+    def _sources(self) -> list[str]:
+        return [name for name in ("path", "build") if getattr(self, name) is not None]
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if len(self._sources()) != 1:
+            raise ValueError(f"give exactly one of {self._choices}")
+        return self
+
+    @property
+    def _choices(self) -> str:
+        return "path, build"
+
+
+class TeacherConfig(_ModelConfig):
+    """The model whose logits are the Q-values."""
+
+    tokenizer: TokenizerConfig | None = None
+    """Tokenizer to train, where the model is built from scratch."""
+    train: SupervisedConfig | None = None
+    """Train or fine-tune the teacher on the task's targets first; null to take it as it is."""
+
+    @model_validator(mode="after")
+    def _tokenizer_with_build(self) -> Self:
+        if (self.build is None) != (self.tokenizer is None):
+            raise ValueError(
+                "a teacher from scratch (build) needs a tokenizer, a loaded one has it"
+            )
+        return self
+
+
+class StudentConfig(_ModelConfig):
+    """The model that is trained; it shares the teacher's tokenizer."""
+
+    keep_layers: int | None = Field(None, ge=1)
+    """Make the student from this many of the teacher's layers, evenly spaced."""
+    predistill: SupervisedConfig | None = None
+    """Train on the teacher's outputs before the objective; null to start as it is."""
+
+    def _sources(self) -> list[str]:
+        return super()._sources() + (["keep_layers"] if self.keep_layers else [])
+
+    @property
+    def _choices(self) -> str:
+        return "path, build, keep_layers"
+
+
+class EvaluationConfig(Config):
+    """What is measured on the validation and test splits."""
+
+    batch_size: int = Field(256, ge=1)
+    """Rows decoded at once."""
+    max_validation_examples: int | None = Field(None, ge=1)
+    """Only the first so many during training; null for all."""
+    metric: str | None = None
+    """Picks the best checkpoint; null for the first of the task's metrics."""
+    returns: bool = True
+    """Also report the teacher's return (Eq 10) of the decoded text."""
+    num_resamples: int = Field(1000, ge=100)
+    """Bootstrap resamples of an interval."""
+    confidence: float = Field(0.95, gt=0, lt=1)
+    """Coverage of an interval."""
+    num_samples: int = Field(8, ge=0)
+    """Validation samples written to `samples.jsonl` at each evaluation."""
+
+
+class TrackingConfig(Config):
+    """Where metrics go besides `metrics.jsonl`."""
+
+    backends: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    """Optional trackers; each needs the extra of its name."""
+    project: str = "brim"
+    """Project name for trackers that have one."""
+
+
+class RunConfig(Config):
+    """A run: distil `teacher` into `student` on `task` by `objective`."""
+
+    description: str = ""
+    """One line for `brim recipes`."""
+    seed: int = Field(0, ge=0)
+    """Every random stream of the run is derived from it."""
+    task: TaskConfig
+    """Data and metrics."""
+    teacher: TeacherConfig
+    """The model whose logits are the Q-values."""
+    student: StudentConfig
+    """The model that is trained."""
+    objective: ObjectiveConfig = SeqKDConfig()
+    """The method, told apart by `name`."""
+    decoding: DecodingConfig = DecodingConfig()
+    """How rollouts are written, and token limits."""
+    optim: OptimConfig = OptimConfig()
+    """Optimizer of the objective's stage."""
+    trainer: TrainerConfig
+    """Loop of the objective's stage."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Metrics, intervals, checkpoint choice."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Optional trackers."""

@@ -1,0 +1,277 @@
+"""Rows of the user's data: which columns make an example, and which rows cannot be one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from brim.errors import DataError
+from brim.tasks.base import Progress
+from brim.tasks.templates import Template, check_column, describe_columns
+from brim.types import Example
+
+Row = Mapping[str, object]
+
+_ROWS_PER_REPORT = 1000
+
+
+class RowError(Exception):
+    """A row that cannot be used.
+
+    Attributes:
+        reason: what the row is counted under, the same text for all rows with this fault.
+        detail: the rest of the sentence, about this one row.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason + detail)
+        self.reason = reason
+        self.detail = detail
+
+
+class Source(Protocol):
+    """Rows of data that can be read again and again.
+
+    Attributes:
+        name: what errors call it.
+        label: what ids of its rows begin with.
+    """
+
+    name: str
+    label: str
+
+    def identity(self) -> list[Any]:
+        """JSON values that change when the rows do."""
+        ...
+
+    def columns(self) -> tuple[str, ...] | None:
+        """The names of the columns, where the whole source has the same ones."""
+        ...
+
+    def where(self, number: int) -> str:
+        """What errors call a row."""
+        ...
+
+    def rows(self, columns: Sequence[str]) -> Iterator[tuple[int, Row | RowError]]:
+        """Each row with its number, in order: those of `columns` that it has, or more.
+
+        Raises:
+            DataError: the source cannot be read to its end.
+        """
+        ...
+
+    def position(self) -> tuple[int, int]:
+        """How much of the source was read, and how much there is."""
+        ...
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a row become which part of an example.
+
+    Attributes:
+        template: renders the prompt; None where `messages` is given.
+        messages: column with a list of `{role, content}` objects.
+        targets: columns with the references: text, or a list of texts. Without any, a last message
+            of the assistant's is the reference.
+        optional_target: a row may lack its target, or hold null.
+        id: column with the row's id, text or a whole number; None for the row's number.
+    """
+
+    template: Template | None
+    messages: str | None = None
+    targets: tuple[str, ...] = ()
+    optional_target: bool = False
+    id: str | None = None
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The columns that every row must have."""
+        prompt = self.template.fields if self.template else (self.messages,)
+        targets = () if self.optional_target else self.targets
+        return tuple(name for name in (*prompt, *targets, self.id) if name)
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The columns that are read where there are any."""
+        return tuple(dict.fromkeys((*self.required, *self.targets)))
+
+    def check(self, columns: Iterable[str], where: str) -> None:
+        """Check that the data has the columns that every row must have.
+
+        Raises:
+            ConfigError: it has not; the text names the columns and the nearest one.
+        """
+        columns = list(columns)
+        for name in self.required:
+            check_column(name, columns, where)
+
+    def example(self, row: Row, default_id: str) -> Example:
+        """The example that a row describes.
+
+        Raises:
+            RowError: a field is missing, null, no text, empty, or has a character that is none.
+        """
+        example_id = default_id if self.id is None else _id(row, self.id)
+        prompt = ""
+        messages: tuple[Mapping[str, str], ...] = ()
+        reply: tuple[str, ...] = ()
+        if self.template:
+            prompt = self.template.render({name: _text(row, name) for name in self.template.fields})
+        elif self.messages:
+            messages, reply = _messages(row, self.messages)
+        references = tuple(text for name in self.targets for text in self._references(row, name))
+        if reply and self.targets:
+            raise RowError(
+                f'field "{self.messages}" ends with the assistant\'s message',
+                ", which would be the target, but a target column is set too",
+            )
+        return Example(example_id, prompt, references or reply, messages)
+
+    def _references(self, row: Row, name: str) -> tuple[str, ...]:
+        if self.optional_target and row.get(name) is None:
+            return ()
+        value = _value(row, name)
+        if not isinstance(value, list):
+            return (_checked_text(value, f'field "{name}"'),)
+        if not value:
+            raise RowError(f'field "{name}" is an empty list')
+        return tuple(_checked_text(item, f'an item of field "{name}"') for item in value)
+
+
+def read_examples(
+    source: Source,
+    columns: Columns,
+    *,
+    on_bad_row: Literal["error", "skip"],
+    skipped: Counter[str],
+    on_progress: Progress | None = None,
+) -> Iterator[Example]:
+    """The examples of a source, each row of it checked.
+
+    Args:
+        source: where the rows come from.
+        columns: which of their columns to use.
+        on_bad_row: stop at the first bad row, or leave bad rows out.
+        skipped: counts the rows that are left out, by reason.
+        on_progress: told how far the reading is.
+
+    Raises:
+        ConfigError: the source has not the columns.
+        DataError: a bad row, named as `file:line: reason`; or not a single good one.
+    """
+    names = source.columns()
+    if names is not None:
+        columns.check(names, source.name)
+    # Eight bytes of each id: ids may be long, and must all be in memory.
+    seen: set[bytes] = set()
+    first_problem = ""
+    num_rows = 0
+    for number, row in source.rows(columns.used):
+        if on_progress and num_rows % _ROWS_PER_REPORT == 0:
+            on_progress(source.name, *source.position())
+        num_rows += 1
+        try:
+            if isinstance(row, RowError):
+                raise row
+            example = columns.example(row, default_id=f"{source.label}:{number}")
+            if columns.id:
+                _check_new(example.id, seen)
+        except RowError as problem:
+            text = f"{source.where(number)}: {problem}"
+            if on_bad_row == "error":
+                raise DataError(
+                    f"{text}; mend the row, or leave bad rows out with task.on_bad_row=skip"
+                ) from None
+            skipped[problem.reason] += 1
+            first_problem = first_problem or text
+        else:
+            yield example
+    if on_progress:
+        on_progress(source.name, *source.position())
+    if num_rows == skipped.total():
+        fault = (
+            f"all {num_rows} rows are bad, the first: {first_problem}" if num_rows else "no rows"
+        )
+        raise DataError(f"{source.name}: empty: {fault}")
+
+
+def _check_new(example_id: str, seen: set[bytes]) -> None:
+    key = hashlib.blake2b(example_id.encode(), digest_size=8).digest()
+    if key in seen:
+        raise RowError("id given twice", f": {example_id!r}")
+    seen.add(key)
+
+
+def _value(row: Row, name: str) -> object:
+    if name not in row:
+        raise RowError(f'no field "{name}"', describe_columns(name, row))
+    return row[name]
+
+
+def _text(row: Row, name: str) -> str:
+    return _checked_text(_value(row, name), f'field "{name}"')
+
+
+def _id(row: Row, name: str) -> str:
+    value = _value(row, name)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return _checked_text(value, f'field "{name}"')
+
+
+def _checked_text(value: object, what: str) -> str:
+    if value is None:
+        raise RowError(f"{what} is null")
+    if not isinstance(value, str):
+        raise RowError(f"{what} is {_kind(value)}, not text")
+    if not value.strip():
+        raise RowError(f"{what} is empty")
+    if "\0" in value:
+        raise RowError(f"{what} has a NUL character")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code = ord(value[error.start])
+        raise RowError(f"{what} has half of a character", f", \\u{code:04x} alone") from None
+    return value
+
+
+def _kind(value: object) -> str:
+    kinds = ((bool, "true or false"), (int | float, "a number"), (list, "a list"))
+    return next((name for kind, name in kinds if isinstance(value, kind)), "an object")
+
+
+def _messages(row: Row, name: str) -> tuple[tuple[Mapping[str, str], ...], tuple[str, ...]]:
+    """The messages of the prompt, and the assistant's reply where it is the last message."""
+    value = _value(row, name)
+    what = f'field "{name}"'
+    if value is None:
+        raise RowError(f"{what} is null")
+    if not isinstance(value, list):
+        kind = "text" if isinstance(value, str) else _kind(value)
+        raise RowError(f"{what} is {kind}, not a list of messages")
+    messages = tuple(_message(item, what) for item in value)
+    reply: tuple[str, ...] = ()
+    if messages and messages[-1]["role"] == "assistant":
+        reply = (messages[-1]["content"],)
+        messages = messages[:-1]
+    if not messages:
+        raise RowError(f"{what} has no message to answer")
+    return messages, reply
+
+
+def _message(item: object, what: str) -> dict[str, str]:
+    if not isinstance(item, Mapping):
+        raise RowError(f"a message of {what} is not an object")
+    # A table gives each message every key that any message of the data set has.
+    others = sorted(key for key in item if key not in ("role", "content") and item[key] is not None)
+    if others:
+        raise RowError(f'a message of {what} has the key "{others[0]}"', "; only role and content")
+    return {
+        key: _checked_text(item.get(key), f"the {key} of a message of {what}")
+        for key in ("role", "content")
+    }

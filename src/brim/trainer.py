@@ -1,0 +1,333 @@
+"""The one loop: collect, loss, step. Methods differ in their objective, never here.
+
+A step is a pure function of (weights, optimizer state, seed, step number): data order, rollouts
+and dropout draw from counter-based streams. That is why a run resumed at any step reaches the same
+bits, and why a checkpoint holds no random state.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from brim.checkpoints import (
+    latest_checkpoint,
+    load_optimizer,
+    replace_directory,
+    save_checkpoint,
+    save_optimizer,
+)
+from brim.errors import NonFiniteError, RunError
+from brim.evaluation import Evaluation
+from brim.files import atomic_write_json, read_json
+from brim.models import LanguageModel, load_model
+from brim.objectives import Objective
+from brim.ordering import batch_positions, example_index
+from brim.seeding import derive_seed
+from brim.settings import LoopConfig, OptimConfig
+from brim.timing import phases, timed
+from brim.tracking import Tracker
+from brim.types import Batch, Example, Rollout
+
+logger = logging.getLogger(__name__)
+
+Evaluate = Callable[[LanguageModel], Evaluation]
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run stopped at a step's end because it was asked to; that step is saved."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step}, which is saved")
+        self.step = step
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerState:
+    """What a checkpoint stores besides the weights and the optimizer's moments.
+
+    Attributes:
+        step: updates done, skipped ones included.
+        best_step: the step of the best validation score so far, None before the first.
+        best_score: that score, in the metric's own direction.
+        nonfinite_steps: steps skipped in a row until now.
+    """
+
+    step: int = 0
+    best_step: int | None = None
+    best_score: float | None = None
+    nonfinite_steps: int = 0
+
+
+@dataclass
+class Hooks:
+    """Called by the main process; a hook must not change the weights."""
+
+    on_step: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
+    on_evaluate: Callable[[int, Evaluation], None] = lambda step, evaluation: None
+    on_save: Callable[[int, Path], None] = lambda step, path: None
+
+
+@dataclass
+class Trainer:
+    """Trains `student` in `directory` and keeps its best checkpoint in `directory/best`.
+
+    Attributes:
+        student: the model that is trained, in place.
+        teacher: the model that is asked, if the objective asks one.
+        objective: who writes and what credit each token gets.
+        examples: the training split.
+        evaluate: decodes and scores the validation split.
+        metric: the score that picks the best checkpoint.
+        optim, settings: of the optimizer and the loop.
+        directory: the run directory.
+        accelerator: devices, processes, precision.
+        tracker: receives the metrics of each step, on the main process.
+        seed: of every random stream.
+        hooks: called after each step, evaluation and save.
+        num_samples: validation predictions logged at each evaluation.
+    """
+
+    student: LanguageModel
+    teacher: LanguageModel | None
+    objective: Objective
+    examples: Sequence[Example]
+    evaluate: Evaluate
+    metric: str
+    optim: OptimConfig
+    settings: LoopConfig
+    directory: Path
+    accelerator: Accelerator
+    tracker: Tracker
+    max_prompt_tokens: int | None = None
+    seed: int = 0
+    hooks: Hooks = field(default_factory=Hooks)
+    num_samples: int = 8
+    stop_requested: bool = False
+
+    def __post_init__(self) -> None:
+        self.optimizer = build_optimizer(self.student, self.optim)
+        # The policy is the student as the loss sees it: wrapped for DDP and autocast.
+        self.policy, self._stepper = self.accelerator.prepare(self.student, self.optimizer)
+        self.num_steps = count_steps(self.settings, len(self.examples))
+        self.state = TrainerState()
+
+    def train(self) -> TrainerState:
+        """Run from the newest checkpoint, or from the start, to the last step.
+
+        Raises:
+            NonFiniteError: too many steps in a row had to be skipped.
+            Interrupted: `stop_requested` was set; the last complete step is saved.
+        """
+        self._resume()
+        if self.state.step == 0:
+            self._evaluate()
+        while self.state.step < self.num_steps:
+            self._train_step()
+            step, settings = self.state.step, self.settings
+            last = step == self.num_steps
+            if last or step % settings.evaluate_every == 0:
+                self._evaluate()
+            stop = self._any_process(self.stop_requested)
+            if last or stop or step % settings.save_every == 0:
+                self._save()
+            if stop and not last:
+                raise Interrupted(step)
+        return self.state
+
+    # -- one step ---------------------------------------------------------------------------
+
+    def _train_step(self) -> None:
+        step = self.state.step
+        lr = learning_rate(self.optim, step, self.num_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with phases() as seconds, timed("step"), self._random_streams(step):
+            batch = self._batch(step)
+            with torch.no_grad(), self.accelerator.autocast():
+                rollout, rollout_sums = self.objective.collect(batch, self.student, self.teacher)
+            with timed("update"):
+                num_tokens = self._total({"tokens": rollout.mask.sum()})["tokens"]
+                loss_sums = self._backward(rollout, num_tokens)
+                max_norm = self.optim.max_grad_norm or math.inf
+                grad_norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), max_norm)
+                sums = self._total({**rollout_sums, **loss_sums, "trained_tokens": num_tokens})
+                finite = math.isfinite(float(grad_norm)) and all(map(math.isfinite, sums.values()))
+                if finite:
+                    self._stepper.step()
+                self._stepper.zero_grad(set_to_none=True)
+        self._after_step(finite, batch)
+        metrics = {
+            "train/loss": sums["loss"] / max(num_tokens, 1.0),
+            **self.objective.describe(sums),
+            **{key: sums[key] / max(num_tokens, 1.0) for key in loss_sums if key != "loss"},
+            "optim/grad_norm": float(grad_norm),
+            "optim/lr": lr,
+            "optim/skipped": float(not finite),
+            "data/truncated_prompts": sums["truncated_prompts"],
+        }
+        timings = {f"time/{phase}": value for phase, value in seconds.items()}
+        timings["time/tokens_per_second"] = sums["tokens"] / seconds["step"]
+        self._log(metrics, timings)
+
+    def _backward(self, rollout: Rollout, num_tokens: float) -> dict[str, Tensor]:
+        """Accumulate the gradient of the loss per token of the whole rollout batch."""
+        self.student.train()
+        totals: dict[str, Tensor] = {}
+        parts = rollout.split(self.settings.micro_batch_size)
+        # DDP averages over processes; the loss is a sum over all of them.
+        scale = self.accelerator.num_processes / max(num_tokens, 1.0)
+        for i, part in enumerate(parts):
+            synchronize = i == len(parts) - 1
+            with nullcontext() if synchronize else self.accelerator.no_sync(self.policy):
+                out = self.objective.loss(self.policy, part)
+                self.accelerator.backward(out.loss * scale)
+            for key, value in {"loss": out.loss.detach(), **out.sums}.items():
+                totals[key] = totals.get(key, 0.0) + value.double()
+        return totals
+
+    def _after_step(self, finite: bool, batch: Batch) -> None:
+        """Count the step; stop the run when the weights could not be updated too often."""
+        skipped = 0 if finite else self.state.nonfinite_steps + 1
+        self.state = replace(self.state, step=self.state.step + 1, nonfinite_steps=skipped)
+        if finite:
+            return
+        ids = ", ".join(example.id for example in batch.examples[:8])
+        logger.warning(
+            "step %d: non-finite loss, return or gradient; the update is skipped (examples %s%s)",
+            self.state.step, ids, ", …" if len(batch) > 8 else "",
+        )  # fmt: skip
+        if skipped >= self.settings.max_nonfinite_steps:
+            raise NonFiniteError(
+                f"{self.directory}: {skipped} steps in a row were not finite, up to step "
+                f"{self.state.step} (examples {ids}); the last good checkpoint is intact: "
+                "lower optim.lr or decoding.temperature, or check those examples"
+            )
+
+    def _batch(self, step: int) -> Batch:
+        """This process's share of the prompts of a step."""
+        positions = batch_positions(step, self.settings.rollout_batch_size)
+        share = positions[self.accelerator.process_index :: self.accelerator.num_processes]
+        rows = [example_index(p, len(self.examples), self.seed) for p in share]
+        batch = self.student.encode(
+            [self.examples[row] for row in rows],
+            max_tokens=self.max_prompt_tokens,
+            seeds=[derive_seed(self.seed, "rollout", position) for position in share],
+        )
+        return batch.to(self.accelerator.device)
+
+    @contextmanager
+    def _random_streams(self, step: int) -> Iterator[None]:
+        """Dropout can only draw from torch's global generators: lend them a stream of our own."""
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            rank = self.accelerator.process_index
+            torch.manual_seed(derive_seed(self.seed, "dropout", step, rank))
+            yield
+
+    def _total(self, sums: Mapping[str, Tensor | float]) -> dict[str, float]:
+        """Sums over all processes, in float64, by one exchange."""
+        values = torch.tensor([float(value) for value in sums.values()], dtype=torch.float64)
+        if self.accelerator.num_processes > 1:
+            values = self.accelerator.reduce(values.to(self.accelerator.device), "sum")
+        return dict(zip(sums, values.tolist(), strict=True))
+
+    def _any_process(self, flag: bool) -> bool:
+        return self._total({"flag": float(flag)})["flag"] > 0
+
+    # -- evaluation, log, checkpoints -------------------------------------------------------
+
+    def _evaluate(self) -> None:
+        step = self.state.step
+        evaluation = self.evaluate(self.student)
+        score = evaluation.scores[self.metric]
+        best = self.state.best_score
+        if best is None or (score.value > best if score.higher_is_better else score.value < best):
+            self.state = replace(self.state, best_step=step, best_score=score.value)
+            if self.accelerator.is_main_process:
+                replace_directory(self.directory / "best", self.student.save)
+        if self.accelerator.is_main_process:
+            self.tracker.log(step, {f"eval/{k}": s.value for k, s in evaluation.scores.items()})
+            samples = evaluation.predictions[: self.num_samples]
+            self.tracker.log_samples(step, [sample.as_dict() for sample in samples])
+            self.hooks.on_evaluate(step, evaluation)
+
+    def _log(self, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            self.tracker.log(self.state.step, metrics, timings)
+            self.hooks.on_step(self.state.step, metrics)
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            path = save_checkpoint(
+                self.directory / "checkpoints",
+                self.state.step,
+                self._write_checkpoint,
+                keep=self.settings.keep_checkpoints,
+            )
+            self.hooks.on_save(self.state.step, path)
+        self.accelerator.wait_for_everyone()
+
+    def _write_checkpoint(self, path: Path) -> None:
+        self.student.save(path)
+        save_optimizer(self.optimizer, path)
+        atomic_write_json(path / "trainer_state.json", asdict(self.state))
+
+    def _resume(self) -> None:
+        """Continue from the newest sound checkpoint, if there is one."""
+        path = latest_checkpoint(self.directory / "checkpoints")
+        if path is None:
+            self.tracker.rewind(-1)
+            return
+        self.student.model.load_state_dict(load_model(path).model.state_dict())
+        load_optimizer(self.optimizer, path)
+        self.state = TrainerState(**read_json(path / "trainer_state.json"))
+        self.tracker.rewind(self.state.step)
+        if self.state.step > self.num_steps:
+            raise RunError(
+                f"{path}: the checkpoint is past the {self.num_steps} steps asked for; "
+                "raise trainer.max_steps or name another run directory"
+            )
+
+
+def build_optimizer(model: LanguageModel, optim: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; only matrices decay."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": optim.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True,
+    )  # fmt: skip
+
+
+def learning_rate(optim: OptimConfig, step: int, num_steps: int) -> float:
+    """The learning rate of update `step` (from 0): linear warm-up, then the schedule."""
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    progress = (step - optim.warmup_steps) / max(num_steps - optim.warmup_steps, 1)
+    match optim.schedule:
+        case "constant":
+            return optim.lr
+        case "linear":
+            return optim.lr * (1.0 - progress)
+        case "cosine":
+            return optim.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def count_steps(settings: LoopConfig, num_examples: int) -> int:
+    """Updates of a run over `num_examples` training examples."""
+    if settings.max_steps is not None:
+        return settings.max_steps
+    assert settings.num_epochs is not None
+    return math.ceil(settings.num_epochs * num_examples / settings.rollout_batch_size)

@@ -1,0 +1,149 @@
+"""YAML 1.2 text to plain data that remembers the line of every key, and back.
+
+PyYAML follows YAML 1.1, where `1e-5` is text, `no` is false, 010 is eight and the last of two equal
+keys wins. Here `1e-5` is a number, only `true` and `false` are booleans, dates are text, and two
+equal keys are an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from brim.errors import ConfigError
+
+KeyPath = tuple[str | int, ...]
+
+_TEXT = "tag:yaml.org,2002:str"
+# The scalars of the core schema: tag -> (what an unquoted one looks like, how it is read).
+_SCALARS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "tag:yaml.org,2002:null": (r"(~|null|Null|NULL|)\Z", lambda text: None),
+    "tag:yaml.org,2002:bool": (
+        r"(true|True|TRUE|false|False|FALSE)\Z",
+        lambda text: text.lower() == "true",
+    ),
+    "tag:yaml.org,2002:int": (
+        r"([-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)\Z",
+        lambda text: int(text, 0 if text[:2] in ("0o", "0x") else 10),
+    ),
+    "tag:yaml.org,2002:float": (
+        r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))\Z",
+        lambda text: float(re.sub(r"\.(?=[iInN])", "", text)),
+    ),
+    _TEXT: ("", str),
+}
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers = {}  # noqa: RUF012  (none of YAML 1.1's)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Keeps YAML 1.1's patterns too, and so quotes text that other readers would take for more."""
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # Double quotes escape what PyYAML's other styles lose, such as the line break U+0085.
+    return dumper.represent_scalar(_TEXT, text, style=None if text.isprintable() else '"')
+
+
+for _tag, (_pattern, _) in _SCALARS.items():
+    if _pattern:
+        for _class in (_Loader, _Dumper):
+            _class.add_implicit_resolver(_tag, re.compile(_pattern), None)
+_Dumper.add_representer(str, _represent_text)
+
+
+@dataclass
+class Document:
+    """Data as read, and where each part of it was written.
+
+    Attributes:
+        data: mappings, lists and scalars.
+        origins: key path -> the place as errors call it, such as `recipe.yaml:12`; `()` is there.
+    """
+
+    data: Any
+    origins: dict[KeyPath, str] = field(default_factory=dict)
+
+    def origin(self, path: KeyPath) -> str:
+        """The place of the key or, where it was not written, of the mapping that should have it."""
+        while path not in self.origins:
+            path = path[:-1]
+        return self.origins[path]
+
+
+def dotted(path: KeyPath) -> str:
+    """A key path as users write it: `optim.lr`."""
+    return ".".join(str(part) for part in path)
+
+
+def parse(text: str, where: Callable[[int], str]) -> Document:
+    """Read one YAML document.
+
+    Args:
+        text: the document.
+        where: what errors call a line, given its number from 1.
+
+    Raises:
+        ConfigError: broken YAML, equal keys, or tags beyond the core schema.
+    """
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+        document = Document(None, {(): where(1)})
+        if root is not None:
+            document.data = _build(root, (), where, document.origins)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = " ".join(part for part in (error.context, error.problem) if part)
+        raise ConfigError(f"{where(mark.line + 1 if mark else 1)}: {problem}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(
+            f"{where(line)}: the character U+{error.character:04X} is not allowed"
+        ) from None
+    except RecursionError:
+        raise ConfigError(f"{where(1)}: nested too deeply") from None
+    return document
+
+
+def _build(
+    node: yaml.Node, path: KeyPath, where: Callable[[int], str], origins: dict[KeyPath, str]
+) -> Any:
+    """The value of a node; the places of what is below it go into `origins`."""
+    if isinstance(node, yaml.SequenceNode):
+        for i, item in enumerate(node.value):
+            origins[(*path, i)] = where(item.start_mark.line + 1)
+        return [_build(item, (*path, i), where, origins) for i, item in enumerate(node.value)]
+    if isinstance(node, yaml.MappingNode):
+        mapping: dict[str, Any] = {}
+        for key, value in node.value:
+            place = where(key.start_mark.line + 1)
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConfigError(f"{place}: a key must be a plain name")
+            here = (*path, key.value)
+            if key.value in mapping:
+                raise ConfigError(
+                    f"{place}: {dotted(here)}: given twice, first at {origins[here]}; remove one"
+                )
+            origins[here] = place
+            mapping[key.value] = _build(value, here, where, origins)
+        return mapping
+    try:
+        node.value.encode()  # an escape such as "\ud800" makes text that cannot be written again
+        return _SCALARS[node.tag][1](node.value)
+    except (KeyError, ValueError):
+        raise ConfigError(
+            f"{where(node.start_mark.line + 1)}: {dotted(path)}: "
+            f"cannot read {node.value!r} as {node.tag.removeprefix('tag:yaml.org,2002:')}"
+        ) from None
+
+
+def dump(data: Any) -> str:
+    """The text that `parse` reads back as equal data; keys keep their order."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))

@@ -1,0 +1,161 @@
+"""Final answers and exact match, against hand-made hostile text."""
+
+import gzip
+import json
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from brim.errors import DataError
+from brim.metrics import score, sentence_scores
+from brim.metrics.answers import extract_last_number
+
+GSM8K = Path(__file__).parents[4] / "shared" / "data" / "gsm8k" / "test.jsonl.gz"
+
+
+def accuracy(prediction: str, *references: str) -> tuple[float, float]:
+    """Strict accuracy and accuracy with the fallback, of one prediction."""
+    result = score(["answer_accuracy"], [prediction], [references], num_resamples=1)
+    answer = result["answer_accuracy"]
+    return answer.value, answer.details["with_last_number_fallback"]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer"),
+    [
+        ("She has 9 * 2 = $<<9*2=18>>18.\n#### 18", "18"),
+        ("#### 18.0", "18"),
+        ("#### 018", "18"),
+        ("#### 18.", "18"),
+        ("#### 18,", "18"),
+        ("#### 18 apples", "18"),
+        ("#### 18%", "18"),
+        ("#### 1,234,567", "1234567"),
+        ("#### 1234567", "1,234,567.00"),
+        ("#### $18", "18"),
+        ("#### -$18", "-18"),
+        ("#### $-18", "-18"),
+        ("#### .5", "0.50"),
+        ("#### -0", "0"),
+        ("##### 18", "18"),
+        ("#### 18\n#### 20", "18"),
+        ("#### 18#### 20 and 21", "18"),
+        (
+            "#### 12345678901234567890123456789012345678901",
+            "12345678901234567890123456789012345678901",
+        ),
+        ("#### " + "9" * 5000, "9" * 5000),
+    ],
+)
+def test_the_marked_number_is_right(prediction: str, answer: str) -> None:
+    assert accuracy(prediction, f"Some steps.\n#### {answer}") == (100, 100)
+    assert accuracy(prediction, f" {answer} \n") == (100, 100)  # a bare number as the reference
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer"),
+    [
+        ("#### 20\n#### 18", "18"),  # the first one counts
+        ("#### -18", "18"),
+        ("#### 18", "-18"),
+        ("#### 180", "18"),
+        ("#### 1.8", "18"),
+        ("#### 1e3", "1000"),
+        ("18 #### 20", "18"),
+        (
+            "#### 12345678901234567890123456789012345678901",
+            "12345678901234567890123456789012345678902",
+        ),
+        ("", "0"),
+        ("####", "0"),
+        ("#### ", "0"),
+        ("#### ...", "0"),
+        ("#### ,", "0"),
+        ("#### --$", "0"),
+        ("#### eighteen", "18"),
+        ("#### NaN", "0"),
+        ("#### Infinity", "0"),
+        ("\x00####\x00", "0"),
+    ],
+)
+def test_a_wrong_or_missing_number_is_wrong_under_both_rules(prediction: str, answer: str) -> None:
+    assert accuracy(prediction, f"#### {answer}") == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "prediction",
+    [
+        "18",
+        "####18",
+        "###  18",
+        "#### eighteen, which is 18",
+        "#### ... 18",
+        "The answer is 18.",
+        "She makes 20-2=18",
+        "It costs $18.00!",
+        "#### 1.2.3 or 18",
+    ],
+)
+def test_the_last_number_counts_only_in_the_fallback(prediction: str) -> None:
+    assert accuracy(prediction, "#### 18") == (0, 100)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("16-3", "3"),
+        ("16 - 3 = -13", "-13"),
+        ("(4)-5", "5"),
+        ("a loss of -$1,250.50.", "-1250.50"),
+        ("only .5", "0.5"),
+        ("5. ", "5"),
+        ("one, two", None),
+        ("٣", None),
+    ],
+)
+def test_last_number(text: str, number: str | None) -> None:
+    assert extract_last_number(text) == (None if number is None else Decimal(number))
+
+
+def test_any_reference_may_be_met() -> None:
+    assert accuracy("#### 7", "#### 5", "#### 7") == (100, 100)
+
+
+@pytest.mark.parametrize("reference", ["no number", "", "#### ", "18 apples", "1.2.3", "NaN"])
+def test_a_reference_without_an_answer_is_named(reference: str) -> None:
+    with pytest.raises(DataError, match=r"example 1 has no answer.*#### <number>") as caught:
+        score(["answer_accuracy"], ["#### 1"] * 2, [("#### 1",), ("#### 1", reference)])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "references", "matched"),
+    [
+        ("a b", ["a b"], True),
+        ("  a \t\n b ", ["a b"], True),
+        ("a b", ["x", " a\u00a0b\n"], True),
+        ("", [" "], True),
+        ("a b", ["ab"], False),
+        ("A b", ["a b"], False),
+        ("a b.", ["a b"], False),
+        ("", ["a"], False),
+    ],
+)
+def test_exact_match(prediction: str, references: list[str], matched: bool) -> None:
+    assert sentence_scores("exact_match", [prediction], [references]).tolist() == [100.0 * matched]
+
+
+@pytest.mark.skipif(not GSM8K.exists(), reason="the shared data sets are not here")
+def test_gsm8k_targets_score_100_and_a_neighbour_s_do_not() -> None:
+    with gzip.open(GSM8K, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    targets = [row["target"] for row in rows]
+    finals = [(row["final"],) for row in rows]
+    names = ["answer_accuracy", "exact_match"]
+    own = score(names, targets, [(target,) for target in targets], num_resamples=10)
+    assert [(own[name].value, own[name].low, own[name].high) for name in names] == [(100,) * 3] * 2
+    assert score(["answer_accuracy"], targets, finals)["answer_accuracy"].value == 100
+    neighbours = score(["answer_accuracy"], targets[1:] + targets[:1], finals)["answer_accuracy"]
+    by_text = sum(row["final"] == rows[i - 1]["final"] for i, row in enumerate(rows))
+    assert neighbours.value == pytest.approx(100 * by_text / len(rows))
