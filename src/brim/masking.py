@@ -94,7 +94,8 @@ def check_mask(mask: Tensor, **tensors: Tensor) -> None:
     if mask.shape[1] == 0:
         raise ValueError(f"mask must have at least one position, got {tuple(mask.shape)}")
     resumes = mask[:, 1:] > mask[:, :-1]
-    if resumes.count_nonzero():  # several times faster than any() on CPU
+    # On CPU the maximum of bytes is ten times as fast as any().
+    if resumes.numel() and resumes.view(torch.uint8).max():
         row, step = resumes.nonzero()[0].tolist()
         raise ValueError(
             "mask must be True from the first token to the last without holes (pad on the right), "

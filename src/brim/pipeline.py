@@ -42,11 +42,10 @@ from brim.settings import (
 from brim.stages import (
     CompletedExamples,
     Stage,
-    fingerprint_examples,
     fingerprint_model,
     write_completions,
 )
-from brim.tasks import Task
+from brim.tasks import Task, describe
 from brim.tracking import Tracker
 from brim.trainer import Hooks, Trainer, count_steps
 from brim.types import Example
@@ -93,7 +92,7 @@ class Pipeline:
     def data_fingerprint(self) -> str:
         """Stands for the data of training and of checkpoint choice."""
         splits = (self.train_examples, self.validation_examples)
-        return "-".join(fingerprint_examples(examples) for examples in splits)
+        return "-".join(describe(examples)["sha256"] for examples in splits)
 
     def check(self) -> None:
         """Meet the mistakes that can be met before hours of work."""
@@ -178,7 +177,7 @@ class Pipeline:
             "teacher_outputs",
             {
                 "teacher": self.inputs["teacher"],
-                "data": fingerprint_examples(self.train_examples),
+                "data": describe(self.train_examples)["sha256"],
                 "max_prompt_tokens": config.decoding.max_prompt_tokens,
                 "max_tokens": config.decoding.max_tokens,
             },
@@ -237,8 +236,9 @@ class Pipeline:
                 **inputs,
                 "data": self.data_fingerprint,
                 "settings": settings.model_dump(mode="json"),
-                "decoding": config.decoding.model_dump(mode="json"),
-                "evaluation": config.evaluation.model_dump(mode="json"),
+                "max_prompt_tokens": config.decoding.max_prompt_tokens,
+                "max_tokens": config.decoding.max_tokens,
+                "metric": self.metric,
                 "precision": config.trainer.precision,
                 "seed": config.seed,
             },
@@ -266,7 +266,17 @@ class Pipeline:
         objective = config.objective.build(config.decoding.build())
         student = self.student
         examples = self.train_examples if objective.needs_teacher else self.teacher_outputs
-        update_manifest(self.out, {"stages_dir": str(self.stages_dir), "stages": dict(self.inputs)})
+        update_manifest(
+            self.out,
+            {
+                "stages_dir": str(self.stages_dir),
+                "stages": dict(self.inputs),
+                "data": {
+                    "train": describe(self.train_examples),
+                    "validation": describe(self.validation_examples),
+                },
+            },
+        )
         self._train(
             config.objective.name,
             self.out,

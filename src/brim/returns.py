@@ -119,7 +119,7 @@ def _rewards(
     blocks = zero_padding(taken[:, :-k] - best[:, k:], mask[:, k:])
 
     # The last k steps of each row, or all of a shorter one, are a completion of their own.
-    num_steps = mask.sum(dim=1, keepdim=True)
+    num_steps = mask.sum(dim=1, keepdim=True, dtype=torch.int32)
     steps = (num_steps - k).clamp(min=0) + torch.arange(k, device=mask.device)
     inside = steps < num_steps
     ends = zero_padding(taken.gather(1, steps), inside)

@@ -24,7 +24,7 @@ from brim.progress import Reporter
 from brim.rundir import Resume, begin_run, open_run
 from brim.seeding import derive_seed
 from brim.settings import RunConfig
-from brim.tasks import Split
+from brim.tasks import Split, describe
 from brim.types import Example
 
 
@@ -95,6 +95,7 @@ def evaluate_model(
     results = {
         "split": split,
         "scores": {name: score.as_dict() for name, score in evaluation.scores.items()},
+        "data": describe(examples),
         "num_examples": len(examples),
         "num_truncated_prompts": evaluation.num_truncated_prompts,
         "num_truncated_completions": sum(p.truncated for p in evaluation.predictions),

@@ -68,15 +68,6 @@ class Stage:
         PartialState().wait_for_everyone()
 
 
-def fingerprint_examples(examples: Sequence[Example]) -> str:
-    """Hash of every example, in order."""
-    digest = hashlib.blake2b(digest_size=16)
-    for example in examples:
-        row = (example.id, example.prompt, example.references, example.messages)
-        digest.update(json.dumps(row, ensure_ascii=False, default=dict).encode())
-    return digest.hexdigest()
-
-
 def fingerprint_model(model: LanguageModel) -> str:
     """Hash of a model's configuration and of every byte of its weights."""
     digest = hashlib.blake2b(model.model.config.to_json_string().encode(), digest_size=16)

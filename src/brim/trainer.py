@@ -159,12 +159,13 @@ class Trainer:
                 loss_sums = self._backward(rollout, num_tokens)
                 max_norm = self.optim.max_grad_norm or math.inf
                 grad_norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), max_norm)
-                sums = self._total({**rollout_sums, **loss_sums, "trained_tokens": num_tokens})
+                cut = {"truncated_prompts": float(batch.num_truncated_prompts)}
+                sums = self._total({**rollout_sums, **loss_sums, **cut})
                 finite = math.isfinite(float(grad_norm)) and all(map(math.isfinite, sums.values()))
                 if finite:
                     self._stepper.step()
                 self._stepper.zero_grad(set_to_none=True)
-        self._after_step(finite, batch)
+        self._count_step(finite, batch)
         metrics = {
             "train/loss": sums["loss"] / max(num_tokens, 1.0),
             **self.objective.describe(sums),
@@ -177,6 +178,7 @@ class Trainer:
         timings = {f"time/{phase}": value for phase, value in seconds.items()}
         timings["time/tokens_per_second"] = sums["tokens"] / seconds["step"]
         self._log(metrics, timings)
+        self._give_up_on(batch)
 
     def _backward(self, rollout: Rollout, num_tokens: float) -> dict[str, Tensor]:
         """Accumulate the gradient of the loss per token of the whole rollout batch."""
@@ -194,22 +196,24 @@ class Trainer:
                 totals[key] = totals.get(key, 0.0) + value.double()
         return totals
 
-    def _after_step(self, finite: bool, batch: Batch) -> None:
-        """Count the step; stop the run when the weights could not be updated too often."""
+    def _count_step(self, finite: bool, batch: Batch) -> None:
         skipped = 0 if finite else self.state.nonfinite_steps + 1
         self.state = replace(self.state, step=self.state.step + 1, nonfinite_steps=skipped)
-        if finite:
-            return
-        ids = ", ".join(example.id for example in batch.examples[:8])
-        logger.warning(
-            "step %d: non-finite loss, return or gradient; the update is skipped (examples %s%s)",
-            self.state.step, ids, ", …" if len(batch) > 8 else "",
-        )  # fmt: skip
+        if not finite:
+            logger.warning(
+                "step %d: non-finite loss, return or gradient; the update is skipped (examples %s)",
+                self.state.step,
+                _name_examples(batch),
+            )
+
+    def _give_up_on(self, batch: Batch) -> None:
+        """Stop the run when the weights could not be updated too often in a row."""
+        skipped = self.state.nonfinite_steps
         if skipped >= self.settings.max_nonfinite_steps:
             raise NonFiniteError(
                 f"{self.directory}: {skipped} steps in a row were not finite, up to step "
-                f"{self.state.step} (examples {ids}); the last good checkpoint is intact: "
-                "lower optim.lr or decoding.temperature, or check those examples"
+                f"{self.state.step} (examples {_name_examples(batch)}); the last good checkpoint "
+                "is intact: lower optim.lr or decoding.temperature, or check those examples"
             )
 
     def _batch(self, step: int) -> Batch:
@@ -265,8 +269,13 @@ class Trainer:
             self.tracker.log(self.state.step, metrics, timings)
             self.hooks.on_step(self.state.step, metrics)
 
+    def _rewind(self, step: int) -> None:
+        if self.accelerator.is_main_process:
+            self.tracker.rewind(step)
+
     def _save(self) -> None:
         if self.accelerator.is_main_process:
+            self.tracker.sync()
             path = save_checkpoint(
                 self.directory / "checkpoints",
                 self.state.step,
@@ -285,17 +294,22 @@ class Trainer:
         """Continue from the newest sound checkpoint, if there is one."""
         path = latest_checkpoint(self.directory / "checkpoints")
         if path is None:
-            self.tracker.rewind(-1)
+            self._rewind(-1)
             return
         self.student.model.load_state_dict(load_model(path).model.state_dict())
         load_optimizer(self.optimizer, path)
         self.state = TrainerState(**read_json(path / "trainer_state.json"))
-        self.tracker.rewind(self.state.step)
+        self._rewind(self.state.step)
         if self.state.step > self.num_steps:
             raise RunError(
                 f"{path}: the checkpoint is past the {self.num_steps} steps asked for; "
                 "raise trainer.max_steps or name another run directory"
             )
+
+
+def _name_examples(batch: Batch) -> str:
+    ids = [example.id for example in batch.examples]
+    return ", ".join(ids[:8]) + (", …" if len(ids) > 8 else "")
 
 
 def build_optimizer(model: LanguageModel, optim: OptimConfig) -> torch.optim.AdamW:

@@ -109,16 +109,20 @@ def test_a_disk_that_refuses_is_one_line_that_names_the_file(tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_device_refuses_the_last_flush(tmp_path, monkeypatch):
+def test_a_full_device_refuses_the_last_flush(tmp_path):
     """`/dev/full` takes what a buffer holds and refuses it when it is flushed."""
     if not os.path.exists("/dev/full"):
         pytest.skip("/dev/full is a device of Linux")
-    path = tmp_path / "file"
-    with pytest.raises(RunError, match="no space left"), atomic_open(path) as file:
-        descriptor = os.open("/dev/full", os.O_WRONLY)
-        os.dup2(descriptor, file.fileno())
-        os.close(descriptor)
-        file.write(b"x")
+
+    def write():
+        with atomic_open(tmp_path / "file") as file:
+            descriptor = os.open("/dev/full", os.O_WRONLY)
+            os.dup2(descriptor, file.fileno())
+            os.close(descriptor)
+            file.write(b"x")
+
+    with pytest.raises(RunError, match="no space left"):
+        write()
     assert list(tmp_path.iterdir()) == []
 
 

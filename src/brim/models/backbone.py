@@ -8,15 +8,18 @@ and `start` (a cached state that decoding advances). The output head is applied 
 from __future__ import annotations
 
 import inspect
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
+
+from brim.errors import ModelError
 
 
-class DecodingState(Protocol):
-    """The cache of a batch that is being decoded.
+class DecodingState(ABC):
+    """A batch of B rows that is being decoded, with its cache.
 
     Attributes:
         hidden: (B, d), features that predict the next token.
@@ -24,18 +27,32 @@ class DecodingState(Protocol):
 
     hidden: Tensor
 
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+
     def step(self, tokens: Tensor) -> None:
         """Append `tokens` (B,) and move `hidden` to them."""
+        self.hidden = self.advance(tokens[:, None])[:, -1]
+
+    @abstractmethod
+    def advance(self, inputs: Tensor) -> Tensor:
+        """Append `inputs` (B, P) and return their features (B, P, d)."""
 
     def select(self, rows: Tensor) -> None:
         """Keep only these rows (n,) of the batch."""
+        self.cache.batch_select_indices(rows)
+        self.hidden = self.hidden[rows]
 
 
-class Backbone(Protocol):
+class Backbone(ABC):
     """A model without its head."""
 
-    prompt_side: str
+    prompt_side: ClassVar[str]
 
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    @abstractmethod
     def hidden(
         self, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, num_positions: int
     ) -> Tensor:
@@ -49,48 +66,61 @@ class Backbone(Protocol):
 
         Returns:
             (B, P, d).
+
+        Raises:
+            ModelError: the tokens are more than the model has positions for.
         """
 
+    @abstractmethod
     def start(self, prompt_ids: Tensor, prompt_mask: Tensor, max_tokens: int) -> DecodingState:
-        """Read the prompts, ready to predict the first of at most `max_tokens` tokens."""
+        """Read the prompts, ready to predict the first of at most `max_tokens` tokens.
+
+        Raises:
+            ModelError: the tokens are more than the model has positions for.
+        """
+
+    def check_length(self, num_tokens: int) -> None:
+        """Refuse sequences longer than the positions that the model was made for."""
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        if limit is not None and num_tokens > limit:
+            raise ModelError(
+                f"a sequence of {num_tokens} tokens exceeds the model's {limit} positions; lower "
+                "the limits of prompt and completion (max_prompt_tokens, max_tokens)"
+            )
 
 
-def make_backbone(model: PreTrainedModel, start_token_id: int | None) -> Backbone:
-    """The backbone of `model`; encoder-decoders open each completion with `start_token_id`."""
-    if model.config.is_encoder_decoder:
-        assert start_token_id is not None
-        return EncoderDecoder(model, start_token_id)
-    return DecoderOnly(model)
-
-
-class EncoderDecoder:
-    """T5, BART, Marian and their kin."""
+class EncoderDecoder(Backbone):
+    """T5, BART, Marian and their kin; each completion is opened by `start_token_id`."""
 
     prompt_side = "right"
 
     def __init__(self, model: PreTrainedModel, start_token_id: int) -> None:
-        self.model, self.start_token_id = model, start_token_id
+        super().__init__(model)
+        self.start_token_id = start_token_id
 
     def hidden(
         self, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, num_positions: int
     ) -> Tensor:
+        """See `Backbone.hidden`."""
+        self.check_length(num_positions)
         encoded, mask = self.encode(prompt_ids, prompt_mask)
-        first = self.first_tokens(prompt_ids)
-        inputs = torch.cat([first, completion_ids[:, : num_positions - 1]], dim=1)
-        # Padding needs no mask on the decoder's side: it lies on the right, where causal attention
+        inputs = torch.cat([self.first(prompt_ids), completion_ids[:, : num_positions - 1]], dim=1)
+        # The decoder's own padding needs no mask: it lies on the right, where causal attention
         # never looks.
         return self.decode(inputs, encoded, mask, use_cache=False)
 
     def start(self, prompt_ids: Tensor, prompt_mask: Tensor, max_tokens: int) -> DecodingState:
-        del max_tokens
+        """See `Backbone.start`."""
+        self.check_length(max_tokens)
         return _EncoderDecoderState(self, prompt_ids, prompt_mask)
 
-    def first_tokens(self, prompt_ids: Tensor) -> Tensor:
+    def first(self, prompt_ids: Tensor) -> Tensor:
         """(B, 1) of the token that opens every completion."""
         return prompt_ids.new_full((len(prompt_ids), 1), self.start_token_id)
 
     def encode(self, prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor | None]:
         """Encoder output (B, S, d) and the mask to attend to it with."""
+        self.check_length(prompt_ids.shape[1])
         mask = None if bool(prompt_mask.all()) else prompt_mask.long()
         encoder = self.model.get_encoder()
         return encoder(input_ids=prompt_ids, attention_mask=mask).last_hidden_state, mask
@@ -103,57 +133,55 @@ class EncoderDecoder:
         return output.last_hidden_state  # type: ignore[no-any-return]
 
 
-class _EncoderDecoderState:
+class _EncoderDecoderState(DecodingState):
     def __init__(self, backbone: EncoderDecoder, prompt_ids: Tensor, prompt_mask: Tensor) -> None:
-        config = backbone.model.config
-        self._backbone = backbone
-        self._cache = EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
-        self._encoded, self._mask = backbone.encode(prompt_ids, prompt_mask)
-        self._advance(backbone.first_tokens(prompt_ids))
-
-    def step(self, tokens: Tensor) -> None:
-        self._advance(tokens[:, None])
-
-    def _advance(self, inputs: Tensor) -> None:
-        decoded = self._backbone.decode(
-            inputs, self._encoded, self._mask, past_key_values=self._cache, use_cache=True
+        config = backbone.model.get_decoder().config  # T5's says how deep the decoder is
+        super().__init__(
+            EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
         )
-        self.hidden = decoded[:, -1]
+        self._backbone = backbone
+        self._encoded, self._mask = backbone.encode(prompt_ids, prompt_mask)
+        self.hidden = self.advance(backbone.first(prompt_ids))[:, -1]
+
+    def advance(self, inputs: Tensor) -> Tensor:
+        return self._backbone.decode(
+            inputs, self._encoded, self._mask, past_key_values=self.cache, use_cache=True
+        )
 
     def select(self, rows: Tensor) -> None:
-        self._cache.batch_select_indices(rows)
+        super().select(rows)
         self._encoded = self._encoded[rows]
         self._mask = None if self._mask is None else self._mask[rows]
-        self.hidden = self.hidden[rows]
 
 
-class DecoderOnly:
+class DecoderOnly(Backbone):
     """Llama, Qwen2, GPT-2 and their kin."""
 
     prompt_side = "left"
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
+        super().__init__(model)
         parameters = inspect.signature(model.get_decoder().forward).parameters
         self._takes_positions = "position_ids" in parameters
 
     def hidden(
         self, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, num_positions: int
     ) -> Tensor:
+        """See `Backbone.hidden`."""
         inputs = torch.cat([prompt_ids, completion_ids[:, : num_positions - 1]], dim=1)
-        mask = None
-        if not bool(prompt_mask.all()):
-            mask = torch.ones_like(inputs, dtype=torch.bool)
-            mask[:, : prompt_mask.shape[1]] = prompt_mask
+        self.check_length(inputs.shape[1])
+        mask = _extend(prompt_mask, num_positions - 1)
         return self.decode(inputs, mask, use_cache=False)[:, prompt_ids.shape[1] - 1 :]
 
     def start(self, prompt_ids: Tensor, prompt_mask: Tensor, max_tokens: int) -> DecodingState:
-        return _DecoderOnlyState(self, prompt_ids, prompt_mask, max_tokens)
+        """See `Backbone.start`."""
+        self.check_length(prompt_ids.shape[1] + max_tokens - 1)
+        return _DecoderOnlyState(self, prompt_ids, _extend(prompt_mask, max_tokens - 1))
 
     def decode(self, inputs: Tensor, mask: Tensor | None, **cache: Any) -> Tensor:
-        """Output (B, P, d) for `inputs` (B, P), the last P of the positions of `mask` (B, L).
+        """Output (B, P, d) for `inputs` (B, P), the last P of the L positions of `mask` (B, L).
 
-        A mask of None says that nothing is padded; positions then need no word either.
+        A mask of None says that nothing is padded; then positions count from the start.
         """
         if mask is not None and self._takes_positions:
             positions = (mask.cumsum(dim=1) - 1).clamp_min_(0)
@@ -162,29 +190,27 @@ class DecoderOnly:
         return output.last_hidden_state  # type: ignore[no-any-return]
 
 
-class _DecoderOnlyState:
-    def __init__(
-        self, backbone: DecoderOnly, prompt_ids: Tensor, prompt_mask: Tensor, max_tokens: int
-    ) -> None:
-        self._backbone = backbone
-        self._cache = DynamicCache(config=backbone.model.config)
-        self._length = prompt_ids.shape[1]
-        self._mask = None
-        if not bool(prompt_mask.all()):
-            room = prompt_mask.new_ones(len(prompt_mask), max_tokens)
-            self._mask = torch.cat([prompt_mask, room], dim=1)
-        self._advance(prompt_ids)
+class _DecoderOnlyState(DecodingState):
+    def __init__(self, backbone: DecoderOnly, prompt_ids: Tensor, mask: Tensor | None) -> None:
+        super().__init__(DynamicCache(config=backbone.model.config))
+        self._backbone, self._mask, self._length = backbone, mask, 0
+        self.hidden = self.advance(prompt_ids)[:, -1]
 
-    def step(self, tokens: Tensor) -> None:
-        self._length += 1
-        self._advance(tokens[:, None])
-
-    def _advance(self, inputs: Tensor) -> None:
+    def advance(self, inputs: Tensor) -> Tensor:
+        self._length += inputs.shape[1]
         mask = None if self._mask is None else self._mask[:, : self._length]
-        decoded = self._backbone.decode(inputs, mask, past_key_values=self._cache, use_cache=True)
-        self.hidden = decoded[:, -1]
+        return self._backbone.decode(inputs, mask, past_key_values=self.cache, use_cache=True)
 
     def select(self, rows: Tensor) -> None:
-        self._cache.batch_select_indices(rows)
+        super().select(rows)
         self._mask = None if self._mask is None else self._mask[rows]
-        self.hidden = self.hidden[rows]
+
+
+def _extend(prompt_mask: Tensor, num_tokens: int) -> Tensor | None:
+    """Mask of prompt and `num_tokens` that follow; None where nothing is padded.
+
+    Padding behind a completion needs no mask: causal attention never looks to the right.
+    """
+    if bool(prompt_mask.all()):
+        return None
+    return torch.cat([prompt_mask, prompt_mask.new_ones(len(prompt_mask), num_tokens)], dim=1)

@@ -90,7 +90,8 @@ def choose_tokens(logits: Tensor, uniforms: Tensor, decoding: Decoding) -> Tenso
     total = cdf[:, -1:]
     # Rounding may lift u * total to total itself, which lies behind the last token.
     threshold = torch.minimum(uniforms[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cdf, threshold, right=True).squeeze(1)
+    tokens = torch.searchsorted(cdf, threshold, right=True).squeeze(1)
+    return tokens.clamp_max_(logits.shape[1] - 1)  # logits that are not finite stay in the range
 
 
 def write_completions(
@@ -109,27 +110,25 @@ def write_completions(
         ids (B, T) int64 (arbitrary behind a row's length), lengths (B,) int64 with EOS, and
         truncated (B,) bool.
     """
-    num_rows = len(uniforms)
-    ids = uniforms.new_empty(num_rows, decoding.max_tokens, dtype=torch.long)
+    ids = uniforms.new_empty(len(uniforms), decoding.max_tokens, dtype=torch.long)
     all_lengths = torch.full_like(ids[:, 0], decoding.max_tokens)
     all_alive = torch.ones_like(all_lengths, dtype=torch.bool)
-    # The rows still decoded; those that ended stay until they are many, and their text is ignored.
-    rows, lengths, alive = torch.arange(num_rows, device=ids.device), all_lengths, all_alive
+    # The rows still decoded. Those that ended stay until they are many; what they write is ignored.
+    rows, lengths, alive = torch.arange(len(ids), device=ids.device), all_lengths, all_alive
     for step in range(decoding.max_tokens):
-        if step:
-            state.step(tokens)  # noqa: F821 - set by the step before
         tokens = choose_tokens(head.logits(state.hidden), uniforms[rows, step], decoding)
         ids[rows, step] = tokens
         ended = alive & torch.isin(tokens, eos_ids)
         lengths = lengths.masked_fill(ended, step + 1)
         alive = alive & ~ended
         num_alive = int(alive.sum())
-        if num_alive == 0:
+        if num_alive == 0 or step + 1 == decoding.max_tokens:
             break
         if num_alive <= len(rows) // 2:
             all_lengths[rows], all_alive[rows] = lengths, alive
             kept = alive.nonzero().squeeze(1)
             state.select(kept)
             rows, lengths, alive, tokens = rows[kept], lengths[kept], alive[kept], tokens[kept]
+        state.step(tokens)
     all_lengths[rows], all_alive[rows] = lengths, alive
     return ids[:, : step + 1], all_lengths, all_alive

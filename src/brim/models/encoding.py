@@ -38,7 +38,7 @@ class Encoder:
         self.is_encoder_decoder = is_encoder_decoder
         own = (tokenizer.bos_token_id, *end_ids)
         self._start_id = next(i for i in own if i is not None)
-        self._appends_end = tokenizer("a").input_ids[-1] in self.end_ids
+        self._appends_end = any(i in self.end_ids for i in tokenizer("a").input_ids[-1:])
 
     def prompts(
         self, examples: Sequence[Example], max_tokens: int | None
@@ -73,8 +73,8 @@ class Encoder:
         num_cut = sum(len(tokens) > max_tokens for tokens in ids)
         return [self._cut(tokens, max_tokens) for tokens in ids], num_cut
 
-    def completions(self, texts: Sequence[str]) -> list[list[int]]:
-        """Completion ids, each with one EOS at its end.
+    def completions(self, examples: Sequence[Example], texts: Sequence[str]) -> list[list[int]]:
+        """Ids of one text an example, each with one EOS at its end.
 
         Raises:
             DataError: a text spells out an end-of-sequence token before its end.
@@ -83,14 +83,15 @@ class Encoder:
             all_ids = self.tokenizer(text_target=list(texts)).input_ids
         else:
             all_ids = self._tokenize(list(texts), add_special_tokens=False)
-        for ids, text in zip(all_ids, texts, strict=True):
-            if not ids or ids[-1] not in self.end_ids:
-                ids.append(self.end_ids[0])
-            if any(i in self.end_ids for i in ids[:-1]):
+        for ids, example in zip(all_ids, examples, strict=True):
+            while ids and ids[-1] in self.end_ids:
+                ids.pop()
+            if any(i in self.end_ids for i in ids):
                 raise DataError(
-                    f"the target {text[:80]!r} spells out an end-of-sequence token before its end; "
-                    "remove it from the data"
+                    f"the target of example {example.id!r} spells out an end-of-sequence token "
+                    f"before its end; remove {self.tokenizer.eos_token!r} from it"
                 )
+            ids.append(self.end_ids[0])
         return all_ids  # type: ignore[no-any-return]
 
     def _tokenize(self, texts: list[str], *, add_special_tokens: bool = True) -> list[list[int]]:

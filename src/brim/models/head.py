@@ -1,8 +1,8 @@
 """The output head in chunks: logits of all tokens at once are never held.
 
-With N tokens, d features and V rows, logits are `hidden @ weight.T + bias`, `(N, V)`. At V = 152,000
-a batch of 64 × 300 tokens would need 12 GB for them in float32; here one chunk of tokens is made at
-a time, reduced to a few numbers a token, and made again in the backward pass.
+With N tokens, d features and V rows, logits are `hidden @ weight.T + bias`, `(N, V)`. At V =
+152,000 a batch of 64 × 300 tokens would need 12 GB for them in float32; here one chunk of tokens is
+made at a time, reduced to a few numbers a token, and made again in the backward pass.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class _TokenStatistics(torch.autograd.Function):
         return logprobs, entropy
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_logprobs: Tensor, _grad_entropy: Tensor) -> tuple[Any, ...]:
         hidden, weight, bias, targets, logsumexp = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
@@ -188,7 +188,7 @@ class _TokenStatistics(torch.autograd.Function):
             rows = slice(start, start + ctx.chunk_tokens)
             probabilities = _logits(features[rows], rows_weight, bias)
             probabilities.sub_(logsumexp[rows, None]).exp_()
-            F.threshold_(probabilities, SMALLEST_PROBABILITY, 0.0)
+            F.threshold(probabilities, SMALLEST_PROBABILITY, 0.0, inplace=True)
             # d logprob / d logits = onehot(target) - softmax(logits)
             grad = probabilities.mul_(-grad_logprobs[rows, None])
             grad.scatter_add_(1, targets[rows, None], grad_logprobs[rows, None])

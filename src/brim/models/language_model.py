@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from brim.models.backbone import make_backbone
+from brim.models.backbone import Backbone, DecoderOnly, EncoderDecoder
 from brim.models.decoding import Decoding, row_uniforms, write_completions
 from brim.models.encoding import Encoder, pad
 from brim.models.head import (
@@ -21,7 +21,7 @@ from brim.models.head import (
     action_statistics,
     token_statistics,
 )
-from brim.models.probe import measure_scale, output_head, start_token_id
+from brim.models.probe import head_weight, measure_scale, start_token_id
 from brim.models.tokenizers import end_token_ids, rows_without_token
 from brim.models.tying import check_same_head, check_stored_head, protect_head, resize_rows
 from brim.types import ActionValues, Batch, Example, Rollout, TokenStatistics
@@ -46,21 +46,25 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
+        weight = head_weight(model)
+        self._num_rows, self._holes = rows_without_token(tokenizer, len(weight))
         self.end_ids = end_token_ids(model, tokenizer)
         pad_id = tokenizer.pad_token_id
         self.filler_id: int = self.end_ids[0] if pad_id is None else pad_id
         self._encoder = Encoder(tokenizer, self.end_ids, is_encoder_decoder=self.is_encoder_decoder)
-        head = output_head(model)
-        self._num_rows, self._holes = rows_without_token(tokenizer, head.weight.shape[0])
         protect_head(model)
-        start_id = start_token_id(model)
-        self._backbone = make_backbone(model, start_id)
-        self._scale = measure_scale(model, self._backbone, start_id)
+        self._backbone: Backbone
+        if self.is_encoder_decoder:
+            self._backbone = EncoderDecoder(model, start_token_id(model))
+        else:
+            self._backbone = DecoderOnly(model)
+        self._scale = measure_scale(self._backbone)
+        self.training = model.training
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.model.device
+        return self.model.device  # type: ignore[no-any-return]
 
     @property
     def num_parameters(self) -> int:
@@ -106,7 +110,7 @@ class LanguageModel(nn.Module):
         Raises:
             DataError: a text spells out an end-of-sequence token before its end.
         """
-        ids = self._encoder.completions(texts)
+        ids = self._encoder.completions(batch.examples, texts)
         completion_ids, mask = pad([row[:max_tokens] for row in ids], self.filler_id, "right")
         return Rollout(
             batch=batch,
@@ -152,7 +156,7 @@ class LanguageModel(nn.Module):
                 logits in memory under 32 MiB.
         """
         mask = rollout.mask
-        features = self._read(rollout)[0]
+        features, _ = self._read(rollout)
         logprobs, entropy = token_statistics(
             features, self._head(), rollout.completion_ids[mask], chunk_tokens=chunk_tokens
         )
@@ -175,18 +179,18 @@ class LanguageModel(nn.Module):
         """
         mask = rollout.mask
         with _evaluating(self):
-            features, last = self._read(rollout)
+            features, last = self._read(rollout, after=bootstrap)
             head = self._head()
             values = action_statistics(
                 features, head, rollout.completion_ids[mask], centering=centering
             )
             taken, best, logprobs = (_scatter(value, mask) for value in values)
-            after = None
-            if bootstrap:
-                nothing = rollout.lengths.new_zeros(len(rollout))  # no action was taken there
-                after = action_statistics(last, head, nothing, centering=centering)[1]
-                after.masked_fill_(~rollout.truncated, 0)
-        return ActionValues(taken, best, logprobs, after)
+            following = None
+            if last is not None:
+                nothing = rollout.lengths.new_zeros(len(last))  # no action was taken there
+                _, following, _ = action_statistics(last, head, nothing, centering=centering)
+                following.masked_fill_(~rollout.truncated, 0)
+        return ActionValues(taken, best, logprobs, following)
 
     def copy(self) -> LanguageModel:
         """An independent copy with the same weights.
@@ -231,16 +235,16 @@ class LanguageModel(nn.Module):
             bias = excluded if bias is None else bias + excluded
         return OutputHead(head.weight, bias, self._num_rows, self._scale)
 
-    def _read(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """The features that predict each token of the mask (N, d), and behind each completion (B, d)."""
-        lengths = rollout.lengths
-        longest = max(int(lengths.max()), 1)
+    def _read(self, rollout: Rollout, *, after: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Features that predict the mask's tokens (N, d), and what follows each row (B, d)."""
+        longest = max(int(rollout.lengths.max()), 1)
         prompt_ids, prompt_mask = self._trim(rollout.batch)
         hidden = self._backbone.hidden(
-            prompt_ids, prompt_mask, rollout.completion_ids[:, :longest], longest + 1
+            prompt_ids, prompt_mask, rollout.completion_ids[:, :longest], longest + after
         )
-        after = hidden[torch.arange(len(hidden), device=hidden.device), lengths]
-        return hidden[:, :longest][rollout.mask[:, :longest]], after
+        rows = torch.arange(len(hidden), device=hidden.device)
+        last = hidden[rows, rollout.lengths] if after else None
+        return hidden[:, :longest][rollout.mask[:, :longest]], last
 
     def _write(self, batch: Batch, decoding: Decoding) -> tuple[Tensor, Tensor, Tensor]:
         prompt_ids, prompt_mask = self._trim(batch)

@@ -91,7 +91,7 @@ def _read_tokenizer(name: str, options: dict[str, Any]) -> PreTrainedTokenizerBa
     # family's own rules. One that declares the general class is the whole of its tokenizer.json.
     general = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
     loader = PreTrainedTokenizerFast if general else AutoTokenizer
-    return loader.from_pretrained(name, **options)  # type: ignore[no-any-return]
+    return loader.from_pretrained(name, **options)
 
 
 def _looks_like_path(name: str) -> bool:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from brim.errors import ModelError
 
-_SPECIAL_TOKENS = ("eos_token", "pad_token", "bos_token", "unk_token")
+if TYPE_CHECKING:
+    from brim.models.language_model import LanguageModel
 
-# Parts of a tokenizer's definition that change with every call, not with what it is.
-_CALL_STATE = ("truncation", "padding")
+# Padding is no part of a text: a pair may differ in its pad token.
+_SPECIAL_TOKENS = ("eos_token", "bos_token", "unk_token")
+
+# Parts of tokenizer.json that say nothing about how a text is read.
+_IGNORED_PARTS = ("version", "truncation", "padding")
 
 
 def rows_without_token(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> tuple[int, list[int]]:
@@ -28,7 +32,7 @@ def rows_without_token(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> tup
     used = max(ids) + 1
     if used > num_rows:
         raise ModelError(
-            f"the tokenizer has a token with id {used - 1} but the model's head has {num_rows} rows; "
+            f"the tokenizer has a token id {used - 1} but the model's head has {num_rows} rows; "
             "use the tokenizer the model was trained with, or resize the model's embeddings"
         )
     return used, sorted(set(range(used)) - ids)
@@ -40,7 +44,8 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     Raises:
         ModelError: neither the tokenizer nor the model's generation settings name one.
     """
-    listed = model.generation_config.eos_token_id
+    settings = getattr(model, "generation_config", None) or model.config
+    listed = settings.eos_token_id
     listed = listed if isinstance(listed, list) else [listed]
     ids = tuple(dict.fromkeys(i for i in (tokenizer.eos_token_id, *listed) if i is not None))
     if not ids:
@@ -51,21 +56,23 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return ids
 
 
-def check_same_tokenizer(
-    teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase
-) -> None:
+def check_same_tokenizer(teacher: LanguageModel, student: LanguageModel) -> None:
     """Refuse a pair that does not read text as the same token ids; compared by content.
 
-    The sizes of the models' heads play no role, nor do chat templates.
+    The sizes of the models' heads play no role, nor do pad tokens and chat templates.
 
     Raises:
-        ModelError: names the first difference.
+        ModelError: names the first difference; or one model is an encoder-decoder and the other is
+            not, so that they lay out prompts differently.
     """
-    difference = (
-        _vocabulary_difference(teacher, student)
-        or _special_token_difference(teacher, student)
-        or _pipeline_difference(teacher, student)
-    )
+    kinds = [
+        "encoder-decoder" if m.is_encoder_decoder else "decoder-only" for m in (teacher, student)
+    ]
+    if kinds[0] != kinds[1]:
+        raise ModelError(
+            f"the teacher is {kinds[0]} and the student {kinds[1]}; choose two models of one kind"
+        )
+    difference = _difference(teacher.tokenizer, student.tokenizer)
     if difference:
         raise ModelError(
             f"teacher and student have different tokenizers: {difference}; "
@@ -73,37 +80,25 @@ def check_same_tokenizer(
         )
 
 
-def _vocabulary_difference(
-    teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase
-) -> str | None:
-    tokens_of_teacher = {i: token for token, i in teacher.get_vocab().items()}
-    tokens_of_student = {i: token for token, i in student.get_vocab().items()}
-    for i in sorted(tokens_of_teacher.keys() | tokens_of_student.keys()):
-        ours, theirs = tokens_of_teacher.get(i), tokens_of_student.get(i)
-        if ours != theirs:
-            return f"token id {i} is {_quote(ours)} for the teacher and {_quote(theirs)} for the student"
-    return None
-
-
-def _special_token_difference(
-    teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase
-) -> str | None:
+def _difference(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> str | None:
+    """The first difference in vocabulary, special tokens or rules, as a clause."""
+    token_at = [{i: token for token, i in t.get_vocab().items()} for t in (teacher, student)]
+    for i in sorted(token_at[0].keys() | token_at[1].keys()):
+        if token_at[0].get(i) != token_at[1].get(i):
+            return _contrast(f"token id {i}", token_at[0].get(i), token_at[1].get(i))
     for name in _SPECIAL_TOKENS:
-        ours, theirs = getattr(teacher, name), getattr(student, name)
-        if ours != theirs:
-            return f"{name} is {_quote(ours)} for the teacher and {_quote(theirs)} for the student"
-    return None
-
-
-def _pipeline_difference(
-    teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase
-) -> str | None:
-    """The first part of the two definitions that differs, such as `normalizer` or `model.merges`."""
+        if getattr(teacher, name) != getattr(student, name):
+            return _contrast(name, getattr(teacher, name), getattr(student, name))
     ours, theirs = _definition(teacher), _definition(student)
     for part in sorted(ours.keys() & theirs.keys()):
         if ours[part] != theirs[part]:
             return f"the {part} part of tokenizer.json differs"
     return None
+
+
+def _contrast(what: str, ours: str | None, theirs: str | None) -> str:
+    quoted = ["unset" if token is None else repr(token) for token in (ours, theirs)]
+    return f"{what} is {quoted[0]} for the teacher and {quoted[1]} for the student"
 
 
 def _definition(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -114,8 +109,4 @@ def _definition(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     parts = json.loads(backend.to_str())
     model = parts.pop("model")
     parts |= {f"model.{key}": value for key, value in model.items()}
-    return {key: value for key, value in parts.items() if key not in _CALL_STATE}
-
-
-def _quote(token: str | None) -> str:
-    return "unset" if token is None else repr(token)
+    return {key: value for key, value in parts.items() if key not in _IGNORED_PARTS}

@@ -1,10 +1,10 @@
 """Keeping the output head what it is.
 
-transformers 5 decides from a model's class and config, not from its weights, whether the output head
-shares the input embedding: every T5 config says so, yet FLAN-T5 and T5-v1.1 have a head of their own.
-`tie_weights()` and `resize_token_embeddings()` would overwrite it in silence. Here the head is the
-Q-function, so `protect_head` corrects the model's own list of shared weights, and the head's hash is
-compared wherever the weights pass through other hands.
+transformers 5 decides from a model's class and config, not from its weights, whether the output
+head shares the input embedding: every T5 config says so, yet FLAN-T5 and T5-v1.1 have a head of
+their own. `tie_weights()` and `resize_token_embeddings()` would overwrite it in silence. Here the
+head is the Q-function, so `protect_head` corrects the model's own list of shared weights, and the
+head's hash is compared wherever the weights pass through other hands.
 """
 
 from __future__ import annotations

@@ -31,13 +31,15 @@ def find_recipe(name: str) -> Path:
 
 def list_recipes() -> list[tuple[str, str]]:
     """Names and descriptions; files that begin with `_` are what recipes have in common."""
+    return [
+        (f"{path.parent.name}/{path.stem}", _description(path))
+        for path in sorted(ROOT.glob("*/*.yaml"))
+        if not path.name.startswith("_")
+    ]
+
+
+def _description(path: Path) -> str:
     from brim.yaml12 import parse
 
-    found = []
-    for path in sorted(ROOT.glob("*/*.yaml")):
-        if not path.name.startswith("_"):
-            document = parse(
-                path.read_text(encoding="utf-8"), lambda line, path=path: f"{path}:{line}"
-            )
-            found.append((f"{path.parent.name}/{path.stem}", document.data.get("description", "")))
-    return found
+    document = parse(path.read_text(encoding="utf-8"), lambda line: f"{path}:{line}")
+    return str(document.data.get("description", ""))

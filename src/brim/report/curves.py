@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,35 +14,37 @@ from brim.report.evidence import Evidence
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import SubFigure
+    from matplotlib.lines import Line2D
 
 Array = npt.NDArray[np.float64]
 
+# Okabe and Ito's colours, which colour-blind eyes tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^Dv<>P"
-
-
-@dataclass(frozen=True, slots=True)
-class Theme:
-    """Colours of a figure; the systems' are Okabe and Ito's, told apart by colour-blind eyes."""
-
-    paper: str
-    ink: str
-    grid: str
-    systems: tuple[str, ...]
-
-
-LIGHT = Theme(
-    paper="#ffffff",
-    ink="#24292f",
-    grid="#e3e6ea",
-    systems=("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
-)
-DARK = Theme(
-    paper="#161a20",
-    ink="#d6dbe1",
-    grid="#2c333c",
-    systems=("#56B4E9", "#FF8A3D", "#2BC59A", "#E39CC4", "#F0C03F", "#3E93D6", "#ffffff"),
-)
+INK = "#24292f"
+SETTINGS = {
+    "axes.edgecolor": INK,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlepad": 10,
+    "font.size": 9.5,
+    "grid.color": "#e3e6ea",
+    "legend.frameon": False,
+    "lines.linewidth": 1.7,
+    "lines.markersize": 4.5,
+    "svg.hashsalt": "brim",  # ids of clip paths would be random
+    "text.color": INK,
+    "text.parse_math": False,  # a label may hold dollar signs
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +55,15 @@ class Style:
     marker: str
 
 
-def draw_curves(
-    systems: Sequence[Evidence],
-    metric: str,
-    *,
-    theme: Theme = LIGHT,
-    file_format: Literal["png", "svg"] = "png",
-) -> bytes | None:
-    """The learning curves of the systems that were trained, as an image file's bytes.
+class Curves(NamedTuple):
+    """One figure, as the bytes of two image files."""
+
+    png: bytes
+    svg: bytes
+
+
+def draw_curves(systems: Sequence[Evidence], metric: str) -> Curves | None:
+    """The learning curves of the systems that were trained; the same input gives the same bytes.
 
     A block of four panels a group: the validation metric, the variance of the returns Ĝ and G
     (or the loss, where nothing of the kind was logged), and the validation return with the length
@@ -70,8 +73,6 @@ def draw_curves(
     Args:
         systems: in the order of their colours.
         metric: the one to draw, as in `eval/{metric}`.
-        theme: colours.
-        file_format: of the image; the same input gives the same bytes.
 
     Returns:
         None where no system has a learning curve.
@@ -83,66 +84,41 @@ def draw_curves(
     if not groups:
         return None
     styles = {
-        system.label: Style(theme.systems[i % len(theme.systems)], MARKERS[i % len(MARKERS)])
+        system.label: Style(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
         for i, system in enumerate(systems)
     }
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
-        matplotlib.rcParams.update(_settings(theme))
-        figure = Figure(figsize=(10.5, 6.9 * len(groups)), layout="constrained")
+        matplotlib.rcParams.update(SETTINGS)
+        figure = Figure(figsize=(10.5, 6.9 * len(groups)), dpi=150, layout="constrained")
         blocks = figure.subfigures(len(groups), 1, squeeze=False, hspace=0.03)[:, 0]
         for block, group in zip(blocks, groups, strict=True):
             _draw_block(block, group, metric, styles)
-        buffer = io.BytesIO()
-        undated = {"Date": None} if file_format == "svg" else {}
-        figure.savefig(buffer, format=file_format, dpi=150, metadata=undated)
-    return buffer.getvalue()
+        png, svg = io.BytesIO(), io.BytesIO()
+        figure.savefig(png, format="png")
+        figure.set_layout_engine("none")  # keep the layout that was found, finding it takes time
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+    return Curves(png.getvalue(), svg.getvalue())
 
 
 def group_by_start(systems: Sequence[Evidence], metric: str) -> list[list[Evidence]]:
-    """Systems with curves, those that began from the same model together, the others in the end."""
+    """Systems with curves: those that began from the same model together, all others at the end."""
     groups: dict[tuple[str, ...], list[Evidence]] = {}
     for system in systems:
-        scores = [system.curve(f"eval/{name}") for name in (metric, "length")]
-        if scores[0]:
+        if system.metrics:
+            curves = [system.curve(f"eval/{name}") for name in (metric, "length")]
             # Six digits: the same model may differ in the last bits from machine to machine.
-            start = tuple(f"{curve[0][1]:.6g}" for curve in scores if curve)
+            start = tuple(f"{curve[0][1]:.6g}" for curve in curves if curve)
             groups.setdefault(start, []).append(system)
     alone = [system for group in groups.values() if len(group) == 1 for system in group]
     together = [group for group in groups.values() if len(group) > 1]
+    # Methods are listed after the stages that they build on, and are what the reader looks for.
+    together.sort(key=lambda group: systems.index(group[-1]), reverse=True)
     return together + ([alone] if alone else [])
 
 
-def _settings(theme: Theme) -> dict[str, object]:
-    return {
-        "axes.edgecolor": theme.ink,
-        "axes.facecolor": theme.paper,
-        "axes.grid": True,
-        "axes.labelcolor": theme.ink,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "axes.titlecolor": theme.ink,
-        "axes.titlelocation": "left",
-        "axes.titlesize": 10.5,
-        "axes.titleweight": "bold",
-        "axes.titlepad": 10,
-        "figure.facecolor": theme.paper,
-        "font.size": 9.5,
-        "grid.color": theme.grid,
-        "legend.frameon": False,
-        "lines.linewidth": 1.7,
-        "lines.markersize": 4.5,
-        "savefig.facecolor": theme.paper,
-        "svg.hashsalt": "brim",  # ids of clip paths would be random
-        "text.color": theme.ink,
-        "text.parse_math": False,  # a label may hold dollar signs
-        "xtick.color": theme.ink,
-        "ytick.color": theme.ink,
-    }
-
-
 def _draw_block(
-    block: Figure, group: Sequence[Evidence], metric: str, styles: dict[str, Style]
+    block: SubFigure, group: Sequence[Evidence], metric: str, styles: dict[str, Style]
 ) -> None:
     axes = block.subplots(2, 2)
     score = group[0].scores[metric]
@@ -163,10 +139,10 @@ def _draw_block(
     for ax in axes.flat:
         ax.set_xlabel("training step")
     handles = [_handle(styles[system.label], system.label) for system in group]
-    block.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=10)
+    block.legend(handles=handles, loc="outside upper left", ncols=4, fontsize=10)
 
 
-def _handle(style: Style, label: str) -> Any:
+def _handle(style: Style, label: str) -> Line2D:
     from matplotlib.lines import Line2D
 
     return Line2D([], [], color=style.colour, marker=style.marker, label=label)
@@ -176,20 +152,27 @@ def _draw_evaluations(
     ax: Axes, group: Sequence[Evidence], name: str, styles: dict[str, Style]
 ) -> None:
     """A line a system; a ring marks the checkpoint that was tested."""
-    for system in group:
-        curve = system.curve(f"eval/{name}")
+    curves = [system.curve(f"eval/{name}") for system in group]
+    for system, curve in zip(group, curves, strict=True):
         style = styles[system.label]
         ax.plot(*_columns(curve), color=style.colour, marker=style.marker)
         tested = [point for point in curve if point[0] == system.results.get("best_step")]
         ax.plot(*_columns(tested), "o", markersize=11, fillstyle="none", color=style.colour)
-    _mark_empty(ax)
+    if not any(curves):
+        ax.text(0.5, 0.5, "not logged", ha="center", va="center", transform=ax.transAxes)
+        ax.set_xticks([])
+        ax.set_yticks([])
 
 
 def _draw_variances(ax: Axes, group: Sequence[Evidence], styles: dict[str, Style]) -> None:
     """Of the K-step return Ĝ, solid, and of the one-step return G on the same text, dashed."""
+    from matplotlib.ticker import LogFormatter
+
     ax.set_title("Variance of the return: Ĝ solid, G dashed")
     ax.set_ylabel("variance over a batch's tokens")
     ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(LogFormatter())  # the usual one writes mathtext
+    ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
     for system in group:
         colour = styles[system.label].colour
         for key, line in (("var_return", "--"), ("var_return_k", "-")):
@@ -203,20 +186,13 @@ def _draw_losses(ax: Axes, group: Sequence[Evidence], styles: dict[str, Style]) 
         ax.plot(*_smooth(system.curve("train/loss")), color=styles[system.label].colour)
 
 
-def _mark_empty(ax: Axes) -> None:
-    if not any(line.get_xdata().size for line in ax.lines):
-        ax.text(0.5, 0.5, "not logged", ha="center", va="center", transform=ax.transAxes)
-        ax.set_xticks([])
-        ax.set_yticks([])
-
-
 def _smooth(curve: Sequence[tuple[int, float]]) -> tuple[Array, Array]:
     """Means over windows of a thirtieth of the curve, centred on their steps."""
     steps, values = _columns(curve)
-    width = max(1, len(steps) // 30)
-    kernel = np.full(width, 1.0 / width)
-    if not len(steps):
+    if not curve:
         return steps, values
+    width = max(1, len(curve) // 30)
+    kernel = np.full(width, 1.0 / width)
     return np.convolve(steps, kernel, "valid"), np.convolve(values, kernel, "valid")
 
 

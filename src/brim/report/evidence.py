@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +62,10 @@ class Evidence:
     manifest: Mapping[str, Any]
 
     def curve(self, key: str) -> list[tuple[int, float]]:
-        """(step, value) of each line of `metrics.jsonl` that has a number under `key`."""
-        return [(row["step"], row[key]) for row in self.metrics if row.get(key) is not None]
+        """(step, value) of each line of `metrics.jsonl` with a finite number under `key`."""
+        # A number that is not finite is there as the text "nan" or "inf", which float reads.
+        points = [(row["step"], float(row[key])) for row in self.metrics if key in row]
+        return [(step, value) for step, value in points if math.isfinite(value)]
 
 
 def read_evidence(
@@ -128,8 +131,6 @@ def _read_system(system: System, split: str) -> Evidence:
             f"{_predictions_path(directory, split)}: {len(predictions)} predictions where "
             f"results.json counts {num_examples}; write both anew by brim evaluate {directory}"
         )
-    if system.train and not (directory / "metrics.jsonl").exists():
-        raise RunError(f"{directory / 'metrics.jsonl'}: missing; learning curves are drawn from it")
     manifest = directory / "manifest.json"
     settings = [p for p in (directory / "config.yaml", directory / "inputs.json") if p.exists()]
     return Evidence(
@@ -138,8 +139,8 @@ def _read_system(system: System, split: str) -> Evidence:
         results=results,
         scores=scores,
         predictions=predictions,
-        metrics=list(read_jsonl(directory / "metrics.jsonl")) if system.train else [],
-        settings=settings[0].read_text(encoding="utf-8") if settings else None,
+        metrics=_read_metrics(directory) if system.train else [],
+        settings=settings[0].read_text(encoding="utf-8", errors="replace") if settings else None,
         manifest=read_json(manifest) if manifest.exists() else {},
     )
 
@@ -150,17 +151,31 @@ def _read_predictions(directory: Path, split: str) -> Iterator[Prediction]:
         raise RunError(f"{path}: missing; write it by brim evaluate {directory} --split {split}")
     for number, row in enumerate(read_jsonl(path), start=1):
         try:
-            yield Prediction(
+            prediction = Prediction(
                 id=row["id"],
                 prompt=row["prompt"],
                 references=tuple(row["references"]),
                 text=row["text"],
                 teacher_return=row["teacher_return"],
             )
-        except (KeyError, TypeError) as error:
+            # Text, all of it, and fit to be written again.
+            "".join([*prediction[:2], *prediction.references, prediction.text]).encode()
+        except (KeyError, TypeError, UnicodeEncodeError) as error:
             raise RunError(
                 f"{path}:{number}: damaged: {error!r}; write it anew by brim evaluate {directory}"
             ) from None
+        yield prediction
+
+
+def _read_metrics(directory: Path) -> list[dict[str, Any]]:
+    path = directory / "metrics.jsonl"
+    if not path.exists():
+        raise RunError(f"{path}: missing, and learning curves are drawn from it; check the path")
+    rows = list(read_jsonl(path))
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise RunError(f"{path}:{number}: damaged: no step; resume the run to write it anew")
+    return rows
 
 
 def _predictions_path(directory: Path, split: str) -> Path:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from brim._version import __version__
 from brim.metrics import Score
+from brim.report.curves import Curves
 from brim.report.evidence import Evidence
 from brim.report.samples import Samples, compare, is_reference
 from brim.report.table import ABSENT, DIGITS, Table, details, percent, with_interval
@@ -43,7 +44,7 @@ def render_page(
     evidence: Sequence[Evidence],
     table: Table,
     samples: Samples,
-    curves: Mapping[str, bytes],
+    curves: Curves | None,
     *,
     title: str,
     lead: str,
@@ -55,7 +56,7 @@ def render_page(
         evidence: what the systems' directories hold.
         table: of results.
         samples: side by side.
-        curves: PNG by theme, `light` and `dark`; empty where nothing was trained.
+        curves: of learning; None where nothing was trained.
         title: of the page.
         lead: what the reader should know first; blank lines part paragraphs.
     """
@@ -73,7 +74,7 @@ def render_page(
         rows=_rows(table),
         scores=_all_scores(evidence),
         signatures=_signatures(evidence),
-        curves={theme: base64.b64encode(png).decode() for theme, png in curves.items()},
+        curves=base64.b64encode(curves.png).decode() if curves else None,
         samples=samples,
         compare=compare,
         is_reference=is_reference,
@@ -87,12 +88,12 @@ def _headings(table: Table) -> list[tuple[str, str]]:
     """What stands above each column of numbers: a name, and which way is better."""
     headings = []
     for column, name in table.names.items():
-        found = [row.scores[column] for row in table.rows if column in row.scores]
-        better = "higher is better" if found and found[0].higher_is_better else "lower is better"
+        higher = any(r.scores[column].higher_is_better for r in table.rows if column in r.scores)
+        better = "higher is better" if higher else "lower is better"
         # Neither way is better for a length: too long and too short are both faults.
         headings.append((name, "tokens" if column == "length" else better))
-        if column == "return":
-            headings.append((table.difference_name, "paired by example"))
+        if column == "return" and table.has_differences:
+            headings.append(("return difference", f"to {table.baseline}, paired"))
     return [*headings, ("parameters", ""), ("training", "seconds")]
 
 
@@ -101,15 +102,14 @@ def _rows(table: Table) -> list[tuple[str, list[Cell]]]:
     for column in table.columns:
         scores = [row.scores.get(column) for row in table.rows]
         columns.append(_cells(scores, DIGITS.get(column, 1)))
-        if column == "return":
+        if column == "return" and table.has_differences:
             notes = [row.verdict if row.difference else "" for row in table.rows]
             differences = [row.difference for row in table.rows]
             columns.append(_cells(differences, 2, notes=notes, signed=True))
     cells = table.cells()[1:]
     columns += [[Cell(row[-2]) for row in cells], [Cell(row[-1]) for row in cells]]
-    return [
-        (row.label, [column[i] for column in columns]) for i, row in enumerate(table.rows)
-    ]  # fmt: skip
+    labels = [row.label for row in table.rows]
+    return [(label, [column[i] for column in columns]) for i, label in enumerate(labels)]
 
 
 def _cells(
@@ -148,14 +148,9 @@ def _cells(
     return cells
 
 
-def _names(scores: Iterable[Mapping[str, Score]]) -> dict[str, str]:
-    """Printed name of every score that a system has, in the order of their appearance."""
-    return {key: score.name for row in scores for key, score in row.items()}
-
-
 def _all_scores(evidence: Sequence[Evidence]) -> list[list[str]]:
     """A head and a row a system: each score with its details, and how much was cut."""
-    names = _names(system.scores for system in evidence)
+    names = {key: score.name for system in evidence for key, score in system.scores.items()}
     head = ["system", *names.values(), "truncated prompts", "truncated completions"]
     rows = [
         [

@@ -15,7 +15,7 @@ NUM_SAMPLES = 20
 
 Kind = Literal["same", "extra", "missing"]
 Piece = tuple[Kind, str]
-Change = tuple[str, int, int, int, int]
+Change = tuple[Literal["replace", "delete", "insert", "equal"], int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +117,13 @@ def compare(text: str, references: Sequence[str]) -> list[Piece]:
     pieces: list[Piece] = []
     for tag, i, i_end, j, j_end in changes:
         missing, written = "".join(theirs[i:i_end]), "".join(ours[j:j_end])
-        if tag != "equal" and missing:
-            pieces.append(("missing", missing.strip() if by_word else missing))
-        if written:
-            pieces.append(("same" if tag == "equal" else "extra", written))
-    return pieces
+        if tag != "equal":
+            pieces.append(("missing", missing.strip()))
+            # The space after a word is no mistake.
+            pieces.append(("extra", written.rstrip()))
+            written = written[len(written.rstrip()) :]
+        pieces.append(("same", written))
+    return [piece for piece in pieces if piece[1]]
 
 
 def is_reference(text: str, references: Sequence[str]) -> bool:

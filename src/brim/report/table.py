@@ -12,7 +12,7 @@ from brim.metrics import Score, paired_difference
 from brim.report.evidence import Evidence, Prediction
 from brim.report.markdown import markdown_table
 
-ABSENT = "–"
+ABSENT = "—"
 DIGITS = {"return": 2}  # others have one: metrics of texts go from 0 to 100
 
 
@@ -49,7 +49,7 @@ class Table:
     """All systems.
 
     Attributes:
-        columns: the scores that are shown: the chosen metric, `return`, `length`.
+        columns: the scores that are shown: the chosen metric, `return` and `length` if known.
         rows: one a system.
         baseline: label of the system that differences are taken against.
         split: of the data.
@@ -68,7 +68,7 @@ class Table:
     def names(self) -> dict[str, str]:
         """The printed name of each column."""
         return {
-            column: next((r.scores[column].name for r in self.rows if column in r.scores), column)
+            column: next(row.scores[column].name for row in self.rows if column in row.scores)
             for column in self.columns
         }
 
@@ -76,6 +76,11 @@ class Table:
     def difference_name(self) -> str:
         """Heading of the differences."""
         return f"return minus {self.baseline}'s"
+
+    @property
+    def has_differences(self) -> bool:
+        """Whether there is a system to compare with the baseline."""
+        return any(row.difference for row in self.rows)
 
     def cells(self) -> list[list[str]]:
         """Headings and rows as text, the differences left out."""
@@ -94,14 +99,14 @@ class Table:
         lines = [
             f"{self.split} split, {self.num_examples:,} examples, {percent(self.confidence)} "
             "intervals",
-            *align(self.cells(), numbers=range(1, 6)),
+            *align(self.cells(), numbers=range(1, 2 + len(self.columns) + 1)),
         ]
-        differences = [
-            [row.label, with_interval(row.difference, 2, sign="+"), row.verdict]
-            for row in self.rows
-            if row.difference is not None
-        ]
-        if differences:
+        if self.has_differences:
+            differences = [
+                [row.label, with_interval(row.difference, 2, sign="+"), row.verdict]
+                for row in self.rows
+                if row.difference is not None
+            ]
             lines += [
                 "",
                 f"{self.difference_name}, paired by example",
@@ -112,12 +117,13 @@ class Table:
     def as_markdown(self) -> str:
         """One table, and a line that says what its numbers are."""
         headings, *rows = self.cells()
-        headings[-2:-2] = [self.difference_name, ""]
-        for cells, row in zip(rows, self.rows, strict=True):
-            cells[-2:-2] = [with_interval(row.difference, 2, sign="+"), row.verdict]
+        if self.has_differences:
+            headings[-2:-2] = [self.difference_name, "paired difference"]
+            for cells, row in zip(rows, self.rows, strict=True):
+                cells[-2:-2] = [with_interval(row.difference, 2, sign="+"), row.verdict]
         caption = (
             f"{self.split} split, {self.num_examples:,} examples; {percent(self.confidence)} "
-            "bootstrap intervals over examples; differences are paired by example."
+            "bootstrap intervals over examples."
         )
         return f"{markdown_table([headings, *rows])}\n{caption}\n"
 
@@ -155,7 +161,8 @@ class Table:
 
 def build_table(evidence: Sequence[Evidence], *, metric: str, baseline: str, split: str) -> Table:
     """The table of these systems; `baseline` is the label of one of them."""
-    columns = tuple(dict.fromkeys([metric, "return", "length"]))
+    wanted = dict.fromkeys([metric, "return", "length"])
+    columns = tuple(c for c in wanted if any(c in system.scores for system in evidence))
     confidence = evidence[0].scores[metric].confidence
     base = next(system.predictions for system in evidence if system.label == baseline)
     rows = [
@@ -176,11 +183,14 @@ def build_table(evidence: Sequence[Evidence], *, metric: str, baseline: str, spl
 def _return_difference(
     predictions: Sequence[Prediction], base: Sequence[Prediction], confidence: float
 ) -> Score | None:
-    ours = [p.teacher_return for p in predictions]
-    theirs = [p.teacher_return for p in base]
-    if None in ours or None in theirs:
+    ours, theirs = _returns(predictions), _returns(base)
+    if len(ours) < len(predictions) or len(theirs) < len(base):
         return None
     return paired_difference(ours, theirs, name="return difference", confidence=confidence)
+
+
+def _returns(predictions: Sequence[Prediction]) -> list[float]:
+    return [p.teacher_return for p in predictions if p.teacher_return is not None]
 
 
 def summary(results: Mapping[str, Any]) -> str:
@@ -206,7 +216,7 @@ def summary(results: Mapping[str, Any]) -> str:
 def details(score: Score | None, digits: int) -> str:
     """`with_interval`, and the further numbers of the metric behind it."""
     extra = score.details.items() if score else ()
-    further = [f"{name.replace('_', ' ')} {value:.{digits}f}" for name, value in extra]
+    further = [f"{name.replace('_', ' ')} {value:.3g}" for name, value in extra]
     return ", ".join([with_interval(score, digits), *further])
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from brim.files import atomic_write_bytes, atomic_write_json, atomic_write_text, disk_errors
-from brim.report.curves import DARK, draw_curves
+from brim.report.curves import draw_curves
 from brim.report.evidence import System, read_evidence
 from brim.report.page import render_page
 from brim.report.samples import choose_samples
@@ -49,7 +49,7 @@ def write_report(
     evidence = read_evidence(systems, metric=metric, baseline=baseline, split=split)
     table = build_table(evidence, metric=metric, baseline=baseline, split=split)
     samples = choose_samples(evidence)
-    png = draw_curves(evidence, metric)
+    curves = draw_curves(evidence, metric)
 
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -57,11 +57,9 @@ def write_report(
     atomic_write_text(out / "results_table.csv", table.as_csv())
     atomic_write_text(out / "samples.md", samples.as_markdown())
     atomic_write_json(out / "samples.json", [sample.as_dict() for sample in samples.rows])
-    pictures = {}
-    if png is not None:
-        pictures = {"light": png, "dark": draw_curves(evidence, metric, theme=DARK)}
-        atomic_write_bytes(out / "curves.png", png)
-        atomic_write_bytes(out / "curves.svg", draw_curves(evidence, metric, file_format="svg"))
-    page = render_page(out, evidence, table, samples, pictures, title=title, lead=lead)
+    if curves is not None:
+        atomic_write_bytes(out / "curves.png", curves.png)
+        atomic_write_bytes(out / "curves.svg", curves.svg)
+    page = render_page(out, evidence, table, samples, curves, title=title, lead=lead)
     atomic_write_text(out / "report.html", page)
     return table.as_text()

@@ -8,10 +8,18 @@ from brim.tasks.base import SPLITS, BundledSettings, Progress, Split, Task, Task
 from brim.tasks.cmudict import CMUdict, CMUdictConfig
 from brim.tasks.files import Files, FilesConfig
 from brim.tasks.synopsis import Synopsis, SynopsisConfig
+from brim.tasks.wordproblems import WordProblems, WordProblemsConfig
 
-TASKS = {"cmudict": CMUdict, "synopsis": Synopsis, "files": Files}
+TASKS: dict[str, type[Task]] = {
+    "cmudict": CMUdict,
+    "synopsis": Synopsis,
+    "wordproblems": WordProblems,
+    "files": Files,
+}
 
-TaskConfig = Annotated[CMUdictConfig | SynopsisConfig | FilesConfig, Field(discriminator="name")]
+TaskConfig = Annotated[
+    CMUdictConfig | SynopsisConfig | WordProblemsConfig | FilesConfig, Field(discriminator="name")
+]
 
 __all__ = [
     "SPLITS",
@@ -28,5 +36,7 @@ __all__ = [
     "Task",
     "TaskConfig",
     "TaskSettings",
+    "WordProblems",
+    "WordProblemsConfig",
     "describe",
 ]

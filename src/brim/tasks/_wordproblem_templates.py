@@ -46,7 +46,7 @@ NUMBER_RANGES: dict[str, dict[Numbers, Sequence[int]]] = {
 }
 """What the numbers of a story are drawn from, by the name of their slot."""
 
-NUMBER_LIMITS: dict[Numbers, int] = {"small": 100, "medium": 1_000, "large": 100_000}
+NUMBER_LIMITS: dict[Numbers, int] = {"small": 100, "medium": 1_000, "large": 10_000}
 """The largest number that a story may hold or come to."""
 
 _FILES: dict[Level, str] = {1: "one_step", 2: "two_steps", 3: "three_steps", 4: "four_steps"}
@@ -56,7 +56,6 @@ _PRONOUNS = {
 }
 _ALTERNATIVES = re.compile(r"\(([^()]*)\)")
 _CHAIN = re.compile(r"(\$?)\[(?:(\w+)=)?([^]]+)\]")
-_OPERAND = re.compile(r"[a-z]\w*")
 
 _Item = TypeVar("_Item")
 
@@ -154,14 +153,14 @@ class Template:
         chains = [Chain.parse(*let) for let in lets]
 
         def show(match: re.Match[str]) -> str:
-            dollar, name, text = match.groups(default="answer")
-            chains.append(Chain.parse(name, text))
-            worked = _OPERAND.sub(r"{\g<0>}", text)
-            return f"{worked}={dollar}<<{worked}={{{name}}}>>{{{name}}}"
+            dollar, value, text = match.groups(default="answer")
+            chains.append(Chain.parse(value, text))
+            worked = _as_format(text)
+            return f"{worked}={dollar}<<{worked}={{{value}}}>>{{{value}}}"
 
         steps = [_CHAIN.sub(show, step) for step in table["steps"]]
         story = " ".join(table["prompt"])
-        unseen = " ".join(_OPERAND.sub(r"{\g<0>}", text) for _, text in lets)
+        unseen = " ".join(_as_format(text) for _, text in lets)
         digits: dict[str, list[str]] = {}
         for kind, digit in _unique(rf"\{{({'|'.join(words.classes)})s?(\d?)\}}", story):
             digits.setdefault(kind, []).append(digit)
@@ -182,8 +181,8 @@ class Template:
         """
         values: Values = {}
         people = _draw_distinct(rng, words.people, self.num_people)
-        for letter, (name, pronouns) in zip("ABC", people, strict=False):
-            values = {**pronouns, **values, letter: name}
+        for letter, (name, pronouns) in reversed(list(zip("ABC", people, strict=False))):
+            values |= {letter: name, **pronouns}
         for kind, digits in self.words.items():
             drawn = _draw_distinct(rng, words.classes[kind], len(digits))
             for digit, (one, many) in zip(digits, drawn, strict=True):
@@ -211,6 +210,11 @@ def _phrasings(story: str) -> list[str]:
         return [story]
     before, after = story[: match.start()], story[match.end() :]
     return [text for part in match[1].split("|") for text in _phrasings(before + part + after)]
+
+
+def _as_format(chain: str) -> str:
+    """`a*b/2` -> `{a}*{b}/2`."""
+    return re.sub(r"[a-z]\w*", r"{\g<0>}", chain)
 
 
 def _unique(pattern: str, text: str) -> list[tuple[str, str]]:

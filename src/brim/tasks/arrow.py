@@ -113,8 +113,8 @@ class ArrowExamples(Sequence[Example]):
         view = object.__new__(ArrowExamples)
         view._blocks, view._ends, view._rows = self._blocks, self._ends, rows
         view.provenance = dict(self.provenance)
-        if len(rows) < len(self):
-            # It is that of the whole.
+        if rows != self._rows:
+            # It is that of all rows in order.
             view.provenance.pop("sha256", None)
         return view
 

@@ -298,8 +298,8 @@ class DatasetSource:
                 data = datasets.load_dataset(path, config, split=split, revision=revision)
         except Exception as error:  # whatever the library, the network or a file format says
             lines = str(error).splitlines() or [type(error).__name__]
-            place = "folder" if folder.is_dir() else "neither a file nor a folder; on the hub"
-            raise DataError(f"{self.name}: {place}: {lines[0]}") from error
+            fault = "cannot be read" if folder.is_dir() else "no file or folder, and on the hub"
+            raise DataError(f"{self.name}: {fault}: {lines[0]}") from error
         if isinstance(data, datasets.DatasetDict):
             if split not in data:
                 raise DataError(f"{self.name}: no such split; splits: {', '.join(data)}")

@@ -42,7 +42,7 @@ class WordProblems:
 
     Args:
         levels: how many steps a problem may have, 1 to 4; a level named twice comes twice as often.
-        numbers: how large they are: `small` up to 100, `medium` up to 1,000, `large` up to 100,000.
+        numbers: how large they are: `small` up to 100, `medium` up to 1,000, `large` up to 10,000.
         calculator_marks: whether solutions have GSM8K's marks, `<<3*4=12>>`.
         num_train: problems of the training split, at most a million.
         num_validation: problems of the validation split.
@@ -113,7 +113,7 @@ class WordProblemsConfig(TaskSettings):
     levels: Annotated[tuple[Level, ...], Field(min_length=1)] = (1, 2)
     """How many steps a problem may have, 1 to 4; a level named twice comes twice as often."""
     numbers: Numbers = "small"
-    """How large they are: `small` up to 100, `medium` up to 1,000, `large` up to 100,000."""
+    """How large they are: `small` up to 100, `medium` up to 1,000, `large` up to 10,000."""
     calculator_marks: bool = True
     """Whether solutions have GSM8K's calculator marks, `<<3*4=12>>`."""
     num_train: Size = 50_000

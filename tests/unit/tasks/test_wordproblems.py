@@ -78,7 +78,7 @@ def test_every_story_is_solvable_and_right_in_every_phrasing(template, level, nu
             known.add(value)
         used = {operand for operands, _ in steps for operand in operands}
         assert used.issuperset(told), "a number that no step needs"
-        assert 2 <= min(told)
+        assert min(told) >= 2
         assert max(known) <= NUMBER_LIMITS[numbers]
 
 
@@ -89,7 +89,9 @@ def test_every_phrasing_reads_well(template, level):
         text = prompt.format_map(template.draw(rng, load_words(), "small"))
         sentence = r"[A-Z0-9][A-Za-z0-9 ,$%-]*"
         assert re.fullmatch(rf"({sentence}\. )+{sentence}\?|{sentence}\?", text), text
-        assert not re.search(r"  | [,.?]|[,$%] ?[,.?]|\ban? [aeiou]|\b(\w+) \1\b", text), text
+        assert not re.search(
+            r"  | [,.?]|[,$%] ?[,.?]|\b[Aa] [aeiou]|\b[Aa]n [^aeiouh]|\b(\w+) \1\b", text
+        ), text
 
 
 def test_phrasings_and_names_are_distinct():
@@ -217,7 +219,7 @@ def test_templates_are_told_equally_often():
 
 
 @pytest.mark.parametrize(
-    ("numbers", "largest"), [("small", 100), ("medium", 1_000), ("large", 100_000)]
+    ("numbers", "largest"), [("small", 100), ("medium", 1_000), ("large", 10_000)]
 )
 def test_numbers_grow_with_the_setting(numbers, largest):
     examples = WordProblems(levels=[2, 3, 4], numbers=numbers, num_train=2_000).load("train")

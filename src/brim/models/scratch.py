@@ -1,0 +1,227 @@
+"""Models that are built here: from a description, or from some of a teacher's layers."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, ValidationError, model_validator
+from torch import nn
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MT5Config,
+    MT5ForConditionalGeneration,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from brim.config import Config
+from brim.config_errors import explain
+from brim.errors import ConfigError, ModelError
+from brim.models.language_model import LanguageModel
+from brim.seeding import derive_seed
+from brim.yaml12 import Document
+
+
+class _Description(Config):
+    """What every family can be told."""
+
+    model_class: ClassVar[type[PreTrainedModel]]
+
+    family: str
+    """One of t5, mt5, gpt2, llama, qwen2."""
+    d_model: int = Field(ge=1)
+    """Width of the hidden states."""
+    layers: int = Field(ge=1)
+    """Layers, of the encoder where there is one."""
+    heads: int = Field(ge=1)
+    """Attention heads, each of d_model / heads dimensions."""
+    d_ff: int | None = Field(None, ge=1)
+    """Width of the feed-forward layers; null for 4 d_model."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout; llama and qwen2 have it on their attention weights only."""
+    tied: bool = True
+    """Whether the output head is the input embedding."""
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> Self:
+        if self.d_model % self.heads:
+            raise ValueError(f"heads ({self.heads}) must divide d_model ({self.d_model})")
+        return self
+
+    @property
+    def width(self) -> int:
+        return self.d_ff or 4 * self.d_model
+
+    def config(self, common: Mapping[str, Any]) -> PreTrainedConfig:
+        """The settings of transformers; `common` are those named alike in every family."""
+        raise NotImplementedError
+
+
+class _T5(_Description):
+    model_class = T5ForConditionalGeneration
+    config_class: ClassVar[type[PreTrainedConfig]] = T5Config
+
+    decoder_layers: int | None = Field(None, ge=1)
+    """Layers of the decoder; null for as many as the encoder has."""
+    feed_forward: Literal["relu", "gated-gelu"] = "relu"
+    """T5's feed-forward layers, or those of T5-v1.1."""
+
+    def config(self, common: Mapping[str, Any]) -> PreTrainedConfig:
+        return self.config_class(
+            d_model=self.d_model,
+            d_kv=self.d_model // self.heads,
+            d_ff=self.width,
+            num_layers=self.layers,
+            num_decoder_layers=self.decoder_layers or self.layers,
+            num_heads=self.heads,
+            dropout_rate=self.dropout,
+            feed_forward_proj=self.feed_forward,
+            decoder_start_token_id=common["pad_token_id"],
+            **common,
+        )
+
+
+class _MT5(_T5):
+    model_class = MT5ForConditionalGeneration
+    config_class = MT5Config
+
+    feed_forward: Literal["relu", "gated-gelu"] = "gated-gelu"
+    tied: bool = False
+
+
+class _GPT2(_Description):
+    model_class = GPT2LMHeadModel
+
+    max_positions: int = Field(1024, ge=1)
+    """Longest prompt and completion together, in tokens."""
+
+    def config(self, common: Mapping[str, Any]) -> PreTrainedConfig:
+        return GPT2Config(
+            n_embd=self.d_model,
+            n_layer=self.layers,
+            n_head=self.heads,
+            n_inner=self.width,
+            n_positions=self.max_positions,
+            resid_pdrop=self.dropout,
+            embd_pdrop=self.dropout,
+            attn_pdrop=self.dropout,
+            initializer_range=self.d_model**-0.5,
+            **common,
+        )
+
+
+class _Llama(_Description):
+    model_class = LlamaForCausalLM
+    config_class: ClassVar[type[PreTrainedConfig]] = LlamaConfig
+
+    kv_heads: int | None = Field(None, ge=1)
+    """Heads of keys and values, each shared by several queries; null for as many as `heads`."""
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> Self:
+        if self.heads % (self.kv_heads or 1):
+            raise ValueError(f"kv_heads ({self.kv_heads}) must divide heads ({self.heads})")
+        if self.d_model // self.heads % 2:
+            raise ValueError("d_model / heads must be even, for positions rotate pairs")
+        return self
+
+    def config(self, common: Mapping[str, Any]) -> PreTrainedConfig:
+        return self.config_class(
+            hidden_size=self.d_model,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads or self.heads,
+            intermediate_size=self.width,
+            attention_dropout=self.dropout,
+            initializer_range=self.d_model**-0.5,
+            **common,
+        )
+
+
+class _Qwen2(_Llama):
+    model_class = Qwen2ForCausalLM
+    config_class = Qwen2Config
+
+
+_FAMILIES: dict[str, type[_Description]] = {
+    "t5": _T5,
+    "mt5": _MT5,
+    "gpt2": _GPT2,
+    "llama": _Llama,
+    "qwen2": _Qwen2,
+}
+
+
+def build_model(
+    description: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, *, seed: int
+) -> LanguageModel:
+    """A model with random weights, such as `{family: t5, d_model: 128, layers: 2, heads: 4}`.
+
+    Every family takes `d_model`, `layers`, `heads`, `d_ff` (4 d_model), `dropout` (0.1) and `tied`
+    (true; false for mt5). t5 and mt5 also take `decoder_layers` (as many as `layers`) and
+    `feed_forward` (`relu` for t5, `gated-gelu` for mt5), gpt2 `max_positions` (1,024), llama and
+    qwen2 `kv_heads` (as many as `heads`). A t5 with `tied: false` is T5-v1.1's: its head is its own
+    and reads unscaled hidden states.
+
+    The logits of a new model have a variance of about 1, so it starts near `ln V` of loss.
+
+    Args:
+        description: keys as above; those with a default in brackets may be left out.
+        tokenizer: gives the number of embeddings and the special tokens.
+        seed: of the weights, drawn from a stream of their own.
+
+    Raises:
+        ConfigError: an unknown family or key, or a value that cannot be used.
+        ModelError: the tokenizer lacks a special token that the family needs.
+    """
+    plan = _parse(description)
+    if tokenizer.pad_token_id is None and isinstance(plan, _T5):
+        raise ModelError("a t5 starts its decoder with the padding token; set the tokenizer's")
+    common = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "tie_word_embeddings": plan.tied,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(derive_seed(seed, "weights"))
+        model = plan.model_class(plan.config(common))
+        if isinstance(plan, _T5):
+            _set_head(model, tied=plan.tied)
+    return LanguageModel(model.eval(), copy.deepcopy(tokenizer))
+
+
+def _parse(description: Mapping[str, Any]) -> _Description:
+    family = description.get("family")
+    if family not in _FAMILIES:
+        near = difflib.get_close_matches(str(family), _FAMILIES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(_FAMILIES)}"
+        raise ConfigError(f"model: family: {family!r} is not known; {hint}")
+    cls = _FAMILIES[family]
+    try:
+        return cls.model_validate(dict(description), strict=True)
+    except ValidationError as error:
+        document = Document(dict(description), {(): f"{family} model"})
+        raise ConfigError(explain(cls, document, error)) from None
+
+
+def _set_head(model: PreTrainedModel, *, tied: bool) -> None:
+    """Give a T5 or mT5 the head it was described with; their configs know only tied ones."""
+    head = model.get_output_embeddings()
+    if not tied:
+        head.weight = nn.Parameter(torch.empty_like(head.weight))
+    if not getattr(model.config, "scale_decoder_outputs", False):
+        nn.init.normal_(head.weight, std=model.config.d_model**-0.5)

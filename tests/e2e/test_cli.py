@@ -1,0 +1,151 @@
+"""The command line as a user meets it: exit codes, one-line errors, kills and resumes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import GPT2, T5
+from test_train import assert_same_run, rows
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def brim(*arguments: object, cwd: Path | None = None, stdin: str = "") -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "brim", *map(str, arguments)],
+        cwd=cwd, env=ENVIRONMENT, input=stdin, text=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys; from typer.testing import CliRunner; from brim.cli import app\n"
+        "for command in ([], ['train'], ['evaluate'], ['generate'], ['recipes'], ['quickstart']):\n"
+        "    result = CliRunner().invoke(app, [*command, '--help'])\n"
+        "    assert result.exit_code == 0, result.output\n"
+        "    assert len(result.output.splitlines()) <= 40, result.output\n"
+        "CliRunner().invoke(app, ['recipes'])\n"
+        "assert not {'torch', 'transformers', 'pydantic'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=True, timeout=60)
+
+
+@pytest.fixture
+def recipe(write_recipe) -> Path:
+    return write_recipe(T5)
+
+
+BAD = {
+    "unknown recipe": (["cmudict/brin"], "did you mean cmudict/brim?"),
+    "missing file": (["nowhere.yaml"], "no such file"),
+    "unknown key": (["RECIPE", "optim.learning_rate=1"], "did you mean optim.lr?"),
+    "out of bounds": (["RECIPE", "optim.lr=-1"], "optim.lr"),
+    "missing data": (["RECIPE", "task.train=nowhere.jsonl"], "nowhere.jsonl"),
+    "wrong column": (["RECIPE", "task.target_column=romans"], "romans"),
+    "empty data": (["RECIPE", "task.train=empty.jsonl"], "empty.jsonl"),
+    "bad row": (["RECIPE", "task.train=bad.jsonl"], "bad.jsonl:2:"),
+    "no such model": (["RECIPE", "teacher={path: nowhere}"], "nowhere"),
+    "no head": (["RECIPE", "teacher={path: headless}"], "head"),
+    "unknown metric": (["RECIPE", "evaluation.metric=blue"], "bleu"),
+    "not a run": (["RECIPE", "--out", "notes"], "diary.txt"),
+    "nothing to resume": (["RECIPE", "--resume", "must"], "no run to resume"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line(name, recipe, tmp_path):
+    arguments, expected = BAD[name]
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "bad.jsonl").write_text('{"number": "1", "roman": "I"}\n{"number": 2}\n')
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "diary.txt").write_text("mine")
+    if name == "no head":
+        from transformers import T5Config, T5EncoderModel
+
+        config = T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=16)
+        T5EncoderModel(config).save_pretrained(tmp_path / "headless")
+    before = sorted(tmp_path.rglob("*"))
+    filled = [str(recipe) if word == "RECIPE" else word for word in arguments]
+    out = [] if "--out" in filled else ["--out", "out"]
+    result = brim("train", *filled, *out, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("brim: ")
+    assert expected in lines[0]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+def test_unwritable_directory(recipe, tmp_path):
+    tmp_path.chmod(0o500)
+    result = brim("train", recipe, "--out", tmp_path / "run")
+    assert result.returncode == 2
+    assert "permission" in result.stderr.lower()
+
+
+@pytest.fixture(scope="module")
+def full_device():
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    return Path("/dev/full")
+
+
+def wait_for_step(process: subprocess.Popen, metrics: Path, step: int) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise AssertionError(f"ended early: {process.communicate()}")
+        if metrics.exists() and any(r["step"] >= step for r in rows(metrics) if "train/loss" in r):
+            return
+        time.sleep(0.02)
+    raise AssertionError("no progress")
+
+
+STEPS = "trainer.max_steps=30"
+
+
+@pytest.mark.parametrize("model", [T5, GPT2], ids=["t5", "gpt2"])
+def test_kill_and_resume_reach_the_same_bits(write_recipe, tmp_path, model):
+    recipe, stages = write_recipe(model), tmp_path / "stages"
+    whole = brim("train", recipe, STEPS, "--out", tmp_path / "whole", "--stages", stages)
+    assert whole.returncode == 0, whole.stderr
+    assert "exact" in whole.stdout.lower()
+
+    out = tmp_path / "cut"
+    command = ["train", recipe, STEPS, "--out", out, "--stages", stages]
+    for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "brim", *map(str, command)],
+            env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        done = len([r for r in rows(out / "metrics.jsonl")]) if out.exists() else 0
+        wait_for_step(process, out / "metrics.jsonl", 4 if not done else 12)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert process.returncode == code
+    resumed = brim(*command, "--resume", "must")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(tmp_path / "whole", out)
+
+
+def test_generate_reads_standard_input(write_recipe, tmp_path):
+    run = tmp_path / "run"
+    recipe = write_recipe(T5)
+    assert brim("train", recipe, "trainer.max_steps=1", "--out", run, "-q").returncode == 0
+    prompts = "write 3 in Roman numerals:\nwrite 9 in Roman numerals:\n"
+    result = brim("generate", run, "--max-tokens", 6, stdin=prompts)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 2
+    empty = brim("generate", run, stdin="\n")
+    assert empty.returncode == 2
+    assert "standard input:1" in empty.stderr
+    again = brim("evaluate", run, "--split", "validation")
+    assert again.returncode == 0, again.stderr
+    assert "validation" in json.loads((run / "results.json").read_text())

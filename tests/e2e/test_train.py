@@ -1,0 +1,247 @@
+"""The main job, end to end, on tiny models of both kinds."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import GPT2, LLAMA, QWEN2, T5
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from brim.errors import NonFiniteError, RunError
+from brim.objectives import PolicyGradient
+from brim.runs import evaluate_run, evaluate_stage, generate, train
+from brim.models import Decoding
+from brim.trainer import Interrupted, Trainer
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    newest = max((run / "checkpoints").iterdir(), key=lambda p: int(p.name.removeprefix("step-")))
+    return load_file(newest / "model.safetensors")
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    predictions = "predictions/test.jsonl"
+    assert (one / predictions).read_bytes() == (other / predictions).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def finished(make_config, tmp_path_factory):
+    """`finished(model)` is an uninterrupted run and the folder of its stages."""
+    runs = {}
+
+    def run(model: str) -> tuple[Path, Path]:
+        if model not in runs:
+            folder = tmp_path_factory.mktemp("finished")
+            train(make_config(model), folder / "run", stages_dir=folder / "stages")
+            runs[model] = folder / "run", folder / "stages"
+        return runs[model]
+
+    return run
+
+
+@pytest.mark.parametrize("model", [T5, LLAMA], ids=["t5", "llama"])
+def test_run_directory(finished, model):
+    run, _ = finished(model)
+    results = json.loads((run / "results.json").read_text())["test"]
+    assert results["num_examples"] == 23
+    assert set(results["scores"]) == {"exact_match", "ter", "return", "length"}
+    score = results["scores"]["return"]
+    assert score["low"] <= score["value"] <= score["high"]
+
+    predictions = rows(run / "predictions" / "test.jsonl")
+    mean = sum(row["teacher_return"] for row in predictions) / len(predictions)
+    assert score["value"] == pytest.approx(mean)
+
+    lines = rows(run / "metrics.jsonl")
+    steps = [line for line in lines if "train/loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    for line in steps:
+        assert line["rollout/bias"] >= 0
+        assert line["rollout/length"] <= 8
+        assert {"policy/entropy", "policy/kl_to_teacher", "optim/grad_norm"} <= line.keys()
+        assert not any(key.startswith("time/") for key in line)
+    assert [line["step"] for line in lines if "eval/exact_match" in line] == [0, 2, 4, 6]
+    assert {"time/rollout", "time/teacher", "time/update"} <= rows(run / "timings.jsonl")[0].keys()
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-5", "step-6"]
+
+    reader = AutoModelForSeq2SeqLM if model == T5 else AutoModelForCausalLM
+    reader.from_pretrained(run / "best")
+
+
+@pytest.mark.parametrize("model", [T5, GPT2], ids=["t5", "gpt2"])
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+def test_resume_reaches_the_same_bits(finished, make_config, tmp_path, monkeypatch, model, stop_after):
+    run, stages = finished(model)
+    original = Trainer._train_step
+
+    def stopping(self):
+        original(self)
+        self.stop_requested = self.state.step == stop_after
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", stopping)
+        with pytest.raises(Interrupted):
+            train(make_config(model), tmp_path / "run", stages_dir=stages)
+    torch.manual_seed(123)  # whatever other code drew in between
+    train(make_config(model), tmp_path / "run", stages_dir=stages, resume="must")
+    assert_same_run(run, tmp_path / "run")
+
+
+def test_damaged_checkpoint_falls_back(finished, make_config, tmp_path, monkeypatch, caplog):
+    run, stages = finished(T5)
+    original = Trainer._train_step
+
+    def crashing(self):
+        if self.state.step == 4:
+            raise OSError("the power went")
+        original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", crashing)
+        with pytest.raises(OSError, match="power"):
+            train(make_config(T5), tmp_path / "run", stages_dir=stages)
+    newest = tmp_path / "run" / "checkpoints" / "step-4" / "model.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-7])
+    train(make_config(T5), tmp_path / "run", stages_dir=stages)
+    assert "step-4" in caplog.text
+    assert_same_run(run, tmp_path / "run")
+
+
+def test_stages_are_shared_and_skipped(finished, make_config, tmp_path):
+    _, stages = finished(T5)
+    before = {path: path.stat().st_mtime_ns for path in stages.rglob("*") if path.is_file()}
+    assert {path.name.rsplit("-", 1)[0] for path in stages.iterdir()} == {
+        "teacher", "teacher_outputs", "predistill",
+    }  # fmt: skip
+    train(make_config(T5, "objective={name: llmr}"), tmp_path / "llmr", stages_dir=stages)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+    changed = "student.predistill.trainer.max_steps=2"
+    train(make_config(T5, changed), tmp_path / "changed", stages_dir=stages)
+    names = [path.name.rsplit("-", 1)[0] for path in stages.iterdir()]
+    assert sorted(names) == ["predistill", "predistill", "teacher", "teacher_outputs"]
+
+
+def test_seqkd_learns_the_teacher_outputs(make_config, finished, tmp_path):
+    _, stages = finished(T5)
+    config = make_config(T5, "objective={name: seqkd}", "student.predistill=null", "optim.lr=5e-3",
+                         "trainer.max_steps=40", "trainer.rollout_batch_size=32",
+                         "trainer.micro_batch_size=32", "trainer.evaluate_every=40")  # fmt: skip
+    train(config, tmp_path / "run", stages_dir=stages)
+    losses = [r["train/loss"] for r in rows(tmp_path / "run" / "metrics.jsonl") if "train/loss" in r]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_gradient_does_not_depend_on_micro_batches(finished, make_config, tmp_path):
+    _, stages = finished(QWEN2)
+    losses = {}
+    for size in (8, 3):
+        run = tmp_path / str(size)
+        train(make_config(QWEN2, f"trainer.micro_batch_size={size}"), run, stages_dir=stages)
+        losses[size] = [
+            (r["train/loss"], r["optim/grad_norm"])
+            for r in rows(run / "metrics.jsonl") if "train/loss" in r
+        ]  # fmt: skip
+    for one, other in zip(losses[8], losses[3], strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+def poison(monkeypatch, steps: set[int]) -> None:
+    """Let the weights of some steps' tokens be NaN; a step is known by its first row's seed."""
+    original, calls = PolicyGradient.assign_credit, iter(range(1, 1000))
+
+    def poisoned(self, rollout, values):
+        rollout, sums = original(self, rollout, values)
+        if next(calls) in steps:
+            rollout.advantages[0, 0] = float("nan")
+        return rollout, sums
+
+    monkeypatch.setattr(PolicyGradient, "assign_credit", poisoned)
+
+
+def test_nonfinite_step_is_skipped(finished, make_config, tmp_path, monkeypatch, caplog):
+    _, stages = finished(T5)
+    poison(monkeypatch, {2, 3})
+    train(make_config(T5), tmp_path / "run", stages_dir=stages)
+    steps = [r for r in rows(tmp_path / "run" / "metrics.jsonl") if "train/loss" in r]
+    assert [r["optim/skipped"] for r in steps] == [0, 1, 1, 0, 0, 0]
+    assert "step 2" in caplog.text
+    assert "examples" in caplog.text
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run").values())
+
+
+def test_five_nonfinite_steps_stop_the_run(finished, make_config, tmp_path, monkeypatch):
+    _, stages = finished(T5)
+    poison(monkeypatch, set(range(2, 100)))
+    config = make_config(T5, "trainer.max_steps=20")
+    with pytest.raises(NonFiniteError, match="5 steps in a row"):
+        train(config, tmp_path / "run", stages_dir=stages)
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run").values())
+
+
+def test_evaluate_again_gives_the_same_numbers(finished):
+    run, stages = finished(T5)
+    first = json.loads((run / "results.json").read_text())["test"]
+    assert evaluate_run(run)["scores"] == first["scores"]
+    assert "validation" in str(evaluate_run(run, split="validation")["split"])
+    directory = evaluate_stage(run, "predistill")
+    assert directory.parent == stages
+    assert json.loads((directory / "results.json").read_text())["test"]["num_examples"] == 23
+
+
+def test_generate_depends_on_the_prompt_only(finished):
+    run, _ = finished(T5)
+    prompts = ["write 12 in Roman numerals:", "write 7 in Roman numerals:", "write 88 in Roman numerals:"]
+    decoding = Decoding(strategy="greedy", max_tokens=8, batch_size=2)
+    texts = list(generate(run, prompts, decoding=decoding))
+    assert len(texts) == 3
+    assert list(generate(run, prompts[::-1], decoding=decoding)) == texts[::-1]
+
+
+def test_prompts_without_targets(finished, make_config, numerals, tmp_path):
+    """Reinforcement learning needs no targets: the return picks the checkpoint."""
+    run, stages = finished(T5)
+    teacher = next(stages.glob("teacher-*")) / "best"
+    student = next(stages.glob("predistill-*")) / "best"
+    config = make_config(
+        T5, f"teacher={{path: '{teacher}'}}", f"student={{path: '{student}'}}",
+        "task.target_column=null", "evaluation.metric=return",
+    )  # fmt: skip
+    results = train(config, tmp_path / "run")
+    assert set(results["scores"]) == {"return", "length"}
+
+
+def test_student_from_teacher_layers(finished, make_config, tmp_path):
+    _, stages = finished(LLAMA)
+    config = make_config(LLAMA, "student={keep_layers: 1}")
+    train(config, tmp_path / "run", stages_dir=stages)
+    settings = json.loads((tmp_path / "run" / "best" / "config.json").read_text())
+    assert settings["num_hidden_layers"] == 1
+
+
+def test_foreign_directories_are_refused(finished, make_config, tmp_path):
+    run, stages = finished(T5)
+    before = (run / "metrics.jsonl").read_bytes()
+    with pytest.raises(RunError, match="other settings"):
+        train(make_config(T5, "optim.lr=0.5"), run, stages_dir=stages)
+    with pytest.raises(RunError, match="holds a run already"):
+        train(make_config(T5), run, stages_dir=stages, resume="never")
+    with pytest.raises(RunError, match="no run to resume"):
+        train(make_config(T5), tmp_path / "new", stages_dir=stages, resume="must")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "diary.txt").write_text("mine")
+    with pytest.raises(RunError, match="diary.txt"):
+        train(make_config(T5), tmp_path / "notes", stages_dir=stages)
+    assert (run / "metrics.jsonl").read_bytes() == before

@@ -1,0 +1,228 @@
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+
+from brim.models.head import (
+    CHUNK_BYTES,
+    EXCLUDED,
+    OutputHead,
+    action_statistics,
+    token_statistics,
+)
+
+N, D, ROWS, USED = 23, 8, 50, 44
+HOLES = [3, 17]
+
+
+def make(
+    *, bias: bool, holes: bool, scale: float, peak: float = 1.0, seed: int = 0
+) -> tuple[Tensor, OutputHead, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(N, D, generator=generator).requires_grad_()
+    weight = (peak * torch.randn(ROWS, D, generator=generator)).requires_grad_()
+    row_bias = torch.randn(USED, generator=generator)
+    if holes:
+        row_bias[HOLES] = EXCLUDED
+    row_bias = row_bias.requires_grad_() if bias else None
+    candidates = torch.tensor([i for i in range(USED) if not holes or i not in HOLES])
+    chosen = torch.randint(len(candidates), (N,), generator=generator)
+    return hidden, OutputHead(weight, row_bias, USED, scale), candidates[chosen]
+
+
+def naive_logits(hidden: Tensor, head: OutputHead) -> Tensor:
+    """All logits at once, in double precision."""
+    logits = (hidden.double() * head.scale) @ head.weight.double()[: head.num_rows].t()
+    return logits if head.bias is None else logits + head.bias.double()
+
+
+CASES = [
+    {"bias": False, "holes": False, "scale": 1.0},
+    {"bias": True, "holes": False, "scale": 1.0},
+    {"bias": True, "holes": True, "scale": 1.0},
+    {"bias": False, "holes": False, "scale": D**-0.5},
+    {"bias": True, "holes": True, "scale": D**-0.5},
+    {"bias": True, "holes": False, "scale": 1.0, "peak": 40.0},  # one-hot distributions
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("chunk_tokens", [None, 1, 7, N, 100])
+def test_statistics_and_gradients_equal_the_naive_ones(
+    case: dict[str, Any], chunk_tokens: int | None
+) -> None:
+    hidden, head, targets = make(**case)
+    leaves = [t for t in (hidden, head.weight, head.bias) if t is not None]
+    logprobs, entropy = token_statistics(hidden, head, targets, chunk_tokens=chunk_tokens)
+    weights = torch.linspace(-1, 1, N)
+    gradients = torch.autograd.grad((weights * logprobs).sum(), leaves)
+
+    log_softmax = naive_logits(hidden, head).log_softmax(1)
+    expected = log_softmax.gather(1, targets[:, None]).squeeze(1)
+    expected_gradients = torch.autograd.grad((weights * expected).sum(), leaves)
+    scale = case.get("peak", 1.0)
+    assert logprobs.dtype == entropy.dtype == torch.float32
+    torch.testing.assert_close(logprobs.double(), expected, rtol=1e-5, atol=1e-5)
+    expected_entropy = -(log_softmax.exp() * log_softmax).sum(1)
+    torch.testing.assert_close(entropy.double(), expected_entropy, rtol=1e-5, atol=1e-5 * scale)
+    assert not entropy.requires_grad
+    for gradient, reference in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rows_without_token_get_no_gradient(case: dict[str, Any]) -> None:
+    hidden, head, targets = make(**case)
+    token_statistics(hidden, head, targets)[0].sum().backward()
+    assert head.weight.grad is not None
+    excluded = [*range(USED, ROWS), *(HOLES if case["holes"] else [])]
+    assert (head.weight.grad[excluded] == 0).all()
+    used = [i for i in range(ROWS) if i not in excluded]
+    if "peak" not in case:
+        assert (head.weight.grad[used] != 0).any(dim=1).all()
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("centering", ["none", "mean", "max", "logsumexp"])
+def test_action_statistics_equal_the_naive_ones(case: dict[str, Any], centering: Any) -> None:
+    hidden, head, targets = make(**case)
+    taken, best, logprobs = action_statistics(hidden, head, targets, centering=centering)
+    logits = naive_logits(hidden, head)
+    rows = [i for i in range(USED) if not (case["holes"] and i in HOLES)]
+    logits = logits[:, rows]
+    columns = torch.tensor([rows.index(int(target)) for target in targets])
+    target_logits = logits.gather(1, columns[:, None]).squeeze(1)
+    center = {
+        "none": torch.zeros(N),
+        "mean": logits.mean(1),
+        "max": logits.amax(1),
+        "logsumexp": logits.logsumexp(1),
+    }[centering]
+    near = {"rtol": 1e-5, "atol": 2e-5 * case.get("peak", 1.0)}
+    torch.testing.assert_close(taken.double(), (target_logits - center).double(), **near)
+    torch.testing.assert_close(best.double(), (logits.amax(1) - center).double(), **near)
+    torch.testing.assert_close(logprobs.double(), target_logits - logits.logsumexp(1), **near)
+    assert not taken.requires_grad
+
+
+def test_peaked_distributions_leave_no_denormal_numbers_in_the_backward_pass() -> None:
+    seen: list[float] = []
+
+    class Smallest(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm_.default):
+                for leaf in tree_leaves(args):
+                    if isinstance(leaf, Tensor):
+                        sizes = leaf.detach().abs()
+                        seen.append(float(sizes[sizes > 0].min()) if (sizes > 0).any() else 1.0)
+            return func(*args, **(kwargs or {}))
+
+    hidden, head, targets = make(bias=False, holes=False, scale=1.0, peak=12.0)
+    denormal = naive_logits(hidden, head).softmax(1)
+    assert ((denormal > 0) & (denormal < 1e-38)).any(), "the case must be peaked enough"
+    logprobs, _ = token_statistics(hidden, head, targets)
+    with Smallest():
+        logprobs.sum().backward()
+    assert seen
+    assert min(seen) > torch.finfo(torch.float32).tiny
+
+
+def test_a_nan_is_not_hidden() -> None:
+    hidden, head, targets = make(bias=False, holes=False, scale=1.0)
+    with torch.no_grad():
+        hidden[2, 0] = torch.nan
+    logprobs, entropy = token_statistics(hidden, head, targets)
+    logprobs.sum().backward()
+    assert hidden.grad is not None
+    assert head.weight.grad is not None
+    assert logprobs[2].isnan()
+    assert entropy[2].isnan()
+    assert hidden.grad[2].isnan().all()
+    assert head.weight.grad[:USED].isnan().any()
+    assert logprobs[[0, 1, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_low_precision(stored: torch.dtype) -> None:
+    hidden, head, targets = make(bias=False, holes=False, scale=1.0)
+    weight = head.weight.detach().to(stored).requires_grad_()
+    low = OutputHead(weight, None, USED)
+    with torch.autocast("cpu", torch.bfloat16):
+        logprobs, _ = token_statistics(hidden, low, targets)
+    reference = naive_logits(hidden, head).log_softmax(1).gather(1, targets[:, None]).squeeze(1)
+    assert logprobs.dtype == torch.float32
+    torch.testing.assert_close(logprobs.double(), reference, rtol=0, atol=0.1)
+    exact = torch.autograd.grad(reference.sum(), head.weight)[0]
+    (gradient,) = torch.autograd.grad(logprobs.sum(), weight)
+    assert gradient.dtype == stored
+    torch.testing.assert_close(gradient.float(), exact, rtol=0.05, atol=0.1)
+
+
+def test_it_can_be_checkpointed_and_used_twice() -> None:
+    hidden, head, targets = make(bias=True, holes=False, scale=0.5)
+    weight = torch.linspace(0, 1, N)
+
+    def loss(hidden: Tensor) -> Tensor:
+        return (weight * token_statistics(hidden, head, targets, chunk_tokens=5)[0]).sum()
+
+    (plain,) = torch.autograd.grad(loss(hidden), hidden)
+    (saved,) = torch.autograd.grad(checkpoint(loss, hidden, use_reentrant=False), hidden)
+    (double,) = torch.autograd.grad(loss(hidden) + loss(hidden), hidden)
+    assert torch.equal(plain, saved)
+    torch.testing.assert_close(double, 2 * plain)
+
+
+def test_no_tokens() -> None:
+    hidden, head, targets = make(bias=True, holes=False, scale=1.0)
+    logprobs, entropy = token_statistics(hidden[:0], head, targets[:0])
+    logprobs.sum().backward()
+    assert logprobs.shape == entropy.shape == (0,)
+    assert head.weight.grad is not None
+    assert (head.weight.grad == 0).all()
+
+
+class PeakMemory(TorchDispatchMode):
+    """Counts the bytes of live storages that were made inside the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        old = {
+            leaf.untyped_storage().data_ptr() for leaf in tree_leaves(args) if torch.is_tensor(leaf)
+        }
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if torch.is_tensor(leaf) and leaf.untyped_storage().data_ptr() not in old:
+                size = leaf.untyped_storage().nbytes()
+                self.live += size
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(leaf.untyped_storage(), self._freed, size)
+        return result
+
+    def _freed(self, size: int) -> None:
+        self.live -= size
+
+
+def test_memory_is_bounded_by_the_chunk_at_a_vocabulary_of_152_000() -> None:
+    num_rows, num_tokens, width = 152_000, 400, 4
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(num_tokens, width, generator=generator).requires_grad_()
+    weight = torch.randn(num_rows, width, generator=generator).requires_grad_()
+    targets = torch.randint(num_rows, (num_tokens,), generator=generator)
+    head = OutputHead(weight, None, num_rows)
+    all_logits = 4 * num_tokens * num_rows
+    with PeakMemory() as training:
+        token_statistics(hidden, head, targets)[0].sum().backward()
+    with PeakMemory() as reading:
+        action_statistics(hidden, head, targets, centering="mean")
+    parameters = 4 * num_rows * width
+    for memory in (training, reading):
+        assert CHUNK_BYTES / 2 < memory.peak < 3 * CHUNK_BYTES + 2 * parameters
+        assert memory.peak < all_logits / 2

@@ -1,0 +1,380 @@
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from scipy import stats
+from tiny import (
+    DECODERS,
+    ENCODER_DECODERS,
+    EOS,
+    FAMILIES,
+    NUM_ROWS,
+    NUM_TOKENS,
+    PAD,
+    encoded,
+    prompts,
+    tiny,
+    tiny_language_model,
+    word_tokenizer,
+)
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from brim.errors import ModelError
+from brim.models import Decoding, LanguageModel
+from brim.models.head import EXCLUDED
+from brim.types import Batch, Rollout
+
+NO_TOKEN = list(range(NUM_TOKENS, NUM_ROWS))
+
+
+def naive_logits(model: LanguageModel, rollout: Rollout, *, extra: int = 0) -> Tensor:
+    """(B, T + extra, V) logits by transformers' own forward pass, row by row without padding."""
+    rows = []
+    for i, length in enumerate(rollout.lengths.tolist()):
+        prompt = rollout.batch.prompt_ids[i][rollout.batch.prompt_mask[i]]
+        completion = rollout.completion_ids[i, :length]
+        if model.is_encoder_decoder:
+            start = prompt.new_tensor([model.model.config.decoder_start_token_id])
+            logits = model.model(
+                input_ids=prompt[None], decoder_input_ids=torch.cat([start, completion])[None]
+            ).logits[0]
+        else:
+            logits = model.model(input_ids=torch.cat([prompt, completion])[None]).logits[0]
+            logits = logits[len(prompt) - 1 :]
+        width = rollout.mask.shape[1] + extra
+        padding = logits.new_zeros(max(0, width - length - 1), logits.shape[1])
+        rows.append(torch.cat([logits, padding])[:width])
+    logits = torch.stack(rows)
+    logits[..., NO_TOKEN] = EXCLUDED
+    return logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_equals_transformers_generate(family: str) -> None:
+    model = tiny_language_model(family, spread=0.8).eval()
+    batch = encoded(model)
+    model.end_ids = (NO_TOKEN[0],)
+    free = model.generate(batch, Decoding(max_tokens=12, strategy="greedy"))
+    assert free.truncated.all()
+    # Let the newest words of two rows end the text: rows then stop at different steps.
+    newest = sorted(max((row.index(t), t) for t in row) for row in free.completion_ids.tolist())
+    model.end_ids = (EOS, newest[-1][1], newest[-2][1])
+    rollout = model.generate(batch, Decoding(max_tokens=12, strategy="greedy", batch_size=2))
+    theirs = model.model.generate(
+        input_ids=batch.prompt_ids,
+        attention_mask=batch.prompt_mask.long(),
+        max_new_tokens=12,
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=list(model.end_ids),
+        suppress_tokens=NO_TOKEN,
+        use_cache=False,  # its cache is too short for a T5 whose decoder is the deeper half
+    )
+    theirs = theirs[:, 1 if model.is_encoder_decoder else batch.prompt_ids.shape[1] :]
+    lengths = rollout.lengths.tolist()
+    assert len(set(lengths)) > 1
+    for row, length in enumerate(lengths):
+        assert rollout.completion_ids[row, :length].tolist() == theirs[row, :length].tolist()
+        assert (theirs[row, length:] == PAD).all()
+        ended = int(rollout.completion_ids[row, length - 1]) in model.end_ids
+        assert bool(rollout.truncated[row]) == (not ended)
+        assert ended or length == 12
+    assert (rollout.completion_ids[~rollout.mask] == PAD).all()
+    assert rollout.mask.shape[1] == max(lengths)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_statistics_and_gradients_equal_the_naive_ones(family: str) -> None:
+    model = tiny_language_model(family, spread=0.15).eval()
+    rollout = model.generate(encoded(model), Decoding(max_tokens=7))
+    weights = torch.linspace(-1, 1, rollout.mask.numel()).view_as(rollout.mask)
+    statistics = model(rollout, chunk_tokens=3)
+    (weights * statistics.logprobs).sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+
+    log_softmax = naive_logits(model, rollout).log_softmax(2)
+    expected = log_softmax.gather(2, rollout.completion_ids[:, :, None]).squeeze(2)
+    expected = expected.masked_fill(~rollout.mask, 0)
+    (weights * expected).sum().backward()
+    entropy = -(log_softmax.exp() * log_softmax).sum(2).masked_fill(~rollout.mask, 0)
+    torch.testing.assert_close(statistics.logprobs, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(statistics.entropy, entropy, rtol=1e-5, atol=1e-5)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-5)
+    assert (statistics.logprobs[~rollout.mask] == 0).all()
+    torch.testing.assert_close(model.logprobs(rollout), statistics.logprobs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("centering", ["none", "mean", "max", "logsumexp"])
+def test_action_values_equal_the_naive_logits(family: str, centering: Any) -> None:
+    model = tiny_language_model(family, spread=0.15)
+    rollout = model.generate(encoded(model), Decoding(max_tokens=4))
+    ended = rollout.mask & (rollout.completion_ids == EOS)
+    rollout = replace(rollout, truncated=~ended.any(1))
+    values = model.action_values(rollout, centering=centering, bootstrap=True)
+    assert model.training
+
+    model.eval()
+    with torch.no_grad():
+        every = naive_logits(model, rollout, extra=1)
+    logits = every[..., :NUM_TOKENS]
+    center = {
+        "none": torch.zeros(every.shape[:2]),
+        "mean": logits.mean(2),
+        "max": logits.amax(2),
+        "logsumexp": logits.logsumexp(2),
+    }[centering]
+    mask, ids = rollout.mask, rollout.completion_ids[:, :, None]
+    best = logits.amax(2) - center
+    taken = every[:, :-1].gather(2, ids).squeeze(2) - center[:, :-1]
+    logprobs = every[:, :-1].log_softmax(2).gather(2, ids).squeeze(2)
+    near = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(values.best, best[:, :-1].masked_fill(~mask, 0), **near)
+    torch.testing.assert_close(values.taken, taken.masked_fill(~mask, 0), **near)
+    torch.testing.assert_close(values.logprobs, logprobs.masked_fill(~mask, 0), **near)
+    after = best[torch.arange(len(best)), rollout.lengths].masked_fill(~rollout.truncated, 0)
+    assert values.bootstrap is not None
+    torch.testing.assert_close(values.bootstrap, after, **near)
+    assert rollout.truncated.any()
+    assert model.action_values(rollout).bootstrap is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_is_the_same_in_any_company(family: str) -> None:
+    model = tiny_language_model(family)
+    batch = replace(encoded(model), seeds=(11, 22, 33, 44, 55))
+    decoding = Decoding(max_tokens=9, temperature=0.9)
+    whole = model.generate(batch, decoding)
+    order = [4, 0, 3, 1, 2]
+    torch.rand(5)
+    shuffled = model.generate(batch.select(order), replace(decoding, batch_size=2))
+    alone = [model.generate(batch.select([i]), decoding) for i in range(5)]
+    texts = model.decode(whole)
+    assert model.decode(shuffled) == [texts[i] for i in order]
+    assert [model.decode(one)[0] for one in alone] == texts
+    assert len(set(texts)) == 5
+    other = model.generate(replace(batch, seeds=(1, 2, 3, 4, 5)), decoding)
+    assert model.decode(other) != texts
+
+
+@pytest.mark.parametrize("family", ["t5", "gpt2"])
+def test_generation_and_values_leave_no_trace(family: str) -> None:
+    model = tiny_language_model(family).train()
+    frozen = model.model.get_input_embeddings().eval()
+    modes = [module.training for module in model.modules()]
+    state = torch.get_rng_state()
+    rollout = model.generate(encoded(model), Decoding(max_tokens=5))
+    values = model.action_values(rollout)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [module.training for module in model.modules()] == modes
+    assert not frozen.training
+    assert not values.best.requires_grad
+    assert torch.equal(model.action_values(rollout).best, values.best)
+    # What was sampled can take part in a graph.
+    assert not rollout.completion_ids.is_inference()
+    assert not model.logprobs(rollout).isnan().any()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_changes_nothing(family: str) -> None:
+    model = tiny_language_model(family).eval()
+    rollout = model.generate(encoded(model), Decoding(max_tokens=6))
+    batch = rollout.batch
+    ids, off = torch.full((len(batch), 3), PAD), torch.zeros(len(batch), 3, dtype=torch.bool)
+
+    def widen(left: Tensor, right: Tensor, padding: Tensor) -> Tensor:
+        pair = [right, padding] if model.is_encoder_decoder else [padding, right]
+        return torch.cat([left, *pair], dim=1) if left.numel() else torch.cat(pair, dim=1)
+
+    nothing = torch.empty(0)
+    wide = Rollout(
+        batch=replace(
+            batch,
+            prompt_ids=widen(nothing, batch.prompt_ids, ids),
+            prompt_mask=widen(nothing, batch.prompt_mask, off),
+        ),
+        completion_ids=torch.cat([rollout.completion_ids, ids], dim=1),
+        mask=torch.cat([rollout.mask, off], dim=1),
+        truncated=rollout.truncated,
+    )
+    plain, padded = model(rollout), model(wide)
+    steps = rollout.mask.shape[1]
+    assert padded.logprobs.shape == wide.mask.shape
+    torch.testing.assert_close(padded.logprobs[:, :steps], plain.logprobs, rtol=0, atol=1e-5)
+    assert (padded.logprobs[:, steps:] == 0).all()
+    single = torch.cat([model.logprobs(rollout.select([i])) for i in range(len(rollout))])
+    torch.testing.assert_close(single, plain.logprobs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["t5_v1_1", "qwen2"])
+def test_rows_without_token_are_never_chosen(family: str) -> None:
+    source = tiny(family)
+    tokenizer = word_tokenizer(appends_eos=family in ENCODER_DECODERS)
+    # By far the largest logits are those of a row behind the tokens and of one between them.
+    hole = tokenizer.get_vocab()["w20"]
+    words = {word: i for word, i in tokenizer.get_vocab().items() if i != hole}
+    model = LanguageModel(source, _with_vocabulary(tokenizer, words))
+    with torch.no_grad():
+        model.model.get_output_embeddings().weight[[hole, NUM_ROWS - 1]] *= 100
+    batch = encoded(model, (2, 3, 4, 5) * 8)
+    for strategy in ("greedy", "sampling"):
+        rollout = model.generate(batch, Decoding(max_tokens=10, strategy=strategy))
+        assert not torch.isin(rollout.completion_ids, torch.tensor([hole, *NO_TOKEN])).any()
+    values = model.action_values(rollout, centering="mean")
+    assert values.best.abs().max() < 1e3
+    assert (values.logprobs[rollout.mask] > -50).all()
+    model.logprobs(rollout).sum().backward()
+    gradient = model.model.get_output_embeddings().weight.grad
+    assert (gradient[[hole, *NO_TOKEN]] == 0).all()
+    assert (gradient != 0).any()
+
+
+def _with_vocabulary(tokenizer: Any, words: dict[str, int]) -> Any:
+    """The tokenizer with some ids left unused."""
+    clone = copy.deepcopy(tokenizer)
+    clone.get_vocab = lambda: words
+    return clone
+
+
+def test_the_first_token_follows_the_policy() -> None:
+    model = tiny_language_model("qwen2", spread=0.3)
+    rows = 4000
+    batch = model.encode(prompts((4,)) * rows, max_tokens=None)
+    rollout = model.generate(batch, Decoding(max_tokens=1, batch_size=1000))
+    with torch.no_grad():
+        one = rollout.select([0])
+        expected = naive_logits(model.eval(), one)[0, 0].softmax(0)[:NUM_TOKENS].double() * rows
+    counts = torch.bincount(rollout.completion_ids[:, 0], minlength=NUM_TOKENS).double()
+    common = expected > 5
+    assert common.sum() > 5
+    observed = [*counts[common].tolist(), counts[~common].sum().item()]
+    model_says = [*expected[common].tolist(), expected[~common].sum().item()]
+    assert stats.chisquare(observed, model_says, sum_check=False).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("family", ["t5", "qwen2"])
+def test_finished_rows_leave_the_batch_and_decoding_stops_early(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_language_model(family, spread=0.05)
+    decoder = model.model.get_decoder()
+    widths: list[int] = []
+    forward = decoder.forward
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        widths.append(len(kwargs["input_ids"]))
+        return forward(*args, **kwargs)
+
+    model.end_ids = tuple(range(0, NUM_TOKENS, 4))  # a quarter of the rows ends at each step
+    monkeypatch.setattr(decoder, "forward", watched)
+    rollout = model.generate(encoded(model, (1, 2, 3, 4) * 16), Decoding(max_tokens=60))
+    longest = int(rollout.lengths.max())
+    assert longest < 50
+    assert len(widths) == longest
+    assert widths[0] == 64
+    assert widths == sorted(widths, reverse=True)
+    for step, width in enumerate(widths):
+        running = int((rollout.lengths > step).sum())
+        assert running <= width < 2 * running + 1
+
+
+def test_prompts_and_completions_too_long_for_the_model() -> None:
+    model = tiny_language_model("gpt2")
+    batch = encoded(model, (30, 2))
+    with pytest.raises(ModelError, match="65 tokens exceeds the model's 64 positions"):
+        model.generate(batch, Decoding(max_tokens=36))
+    assert len(model.generate(batch, Decoding(max_tokens=35))) == 2
+    rollout = model.encode_completions(batch, ["w3 " * 50, "w4"], max_tokens=50)
+    with pytest.raises(ModelError, match="positions"):
+        model(rollout)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_completions_of_texts(family: str) -> None:
+    model = tiny_language_model(family)
+    batch = encoded(model, (1, 2, 3, 4))
+    rollout = model.encode_completions(batch, ["w5 w6", "", "w7 w8 w9", "w3 </s>"], max_tokens=3)
+    assert rollout.completion_ids.tolist() == [[5, 6, EOS], [EOS, PAD, PAD], [7, 8, 9], [3, EOS, PAD]]
+    assert rollout.lengths.tolist() == [3, 1, 3, 2]
+    assert rollout.truncated.tolist() == [False, False, True, False]
+    assert model.decode(rollout) == ["w5 w6", "", "w7 w8 w9", "w3"]
+    assert rollout.batch is batch
+
+
+def test_without_a_pad_token_the_end_token_fills_up() -> None:
+    model = LanguageModel(tiny("gpt2"), word_tokenizer(pad=False))
+    batch = encoded(model, (1, 4))
+    assert batch.prompt_ids[0].tolist() == [EOS, EOS, EOS, 3]
+    rollout = model.encode_completions(batch, ["w5", "w6 w7"], max_tokens=9)
+    assert rollout.completion_ids.tolist() == [[5, EOS, EOS], [6, 7, EOS]]
+    assert rollout.num_tokens == 5
+    written = model.generate(batch, Decoding(max_tokens=20))
+    assert (written.completion_ids[~written.mask] == EOS).all()
+
+
+def test_a_generated_pad_token_is_an_action() -> None:
+    model = tiny_language_model("phi")
+    with torch.no_grad():
+        model.model.lm_head.bias[PAD] = 1e4
+    rollout = model.generate(encoded(model), Decoding(max_tokens=3))
+    assert (rollout.completion_ids == PAD).all()
+    assert rollout.mask.all()
+    assert rollout.truncated.all()
+    torch.testing.assert_close(model.logprobs(rollout), torch.zeros(5, 3))
+
+
+@pytest.mark.parametrize("family", ["t5_v1_1", "llama"])
+def test_ddp_gives_the_same_gradients(family: str) -> None:
+    model = tiny_language_model(family).eval()
+    rollout = model.generate(encoded(model), Decoding(max_tokens=5))
+    model.logprobs(rollout).sum().backward()
+    plain = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = DistributedDataParallel(model)
+        for micro in rollout.split(2):
+            with wrapped.no_sync():
+                wrapped(micro).logprobs.sum().backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(parameter.grad, plain[name], rtol=1e-4, atol=1e-4)
+        model.zero_grad(set_to_none=True)
+        wrapped(rollout).logprobs.sum().backward()
+    finally:
+        dist.destroy_process_group()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, plain[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["t5", "qwen2"])
+def test_bfloat16_by_autocast_and_by_weight(family: str) -> None:
+    model = tiny_language_model(family, spread=0.1).eval()
+    rollout = model.generate(encoded(model), Decoding(max_tokens=5))
+    exact = model.logprobs(rollout).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        statistics = model(rollout)
+        assert model.generate(rollout.batch, Decoding(max_tokens=3)).num_tokens > 0
+    statistics.logprobs.sum().backward()
+    assert statistics.logprobs.dtype == torch.float32
+    torch.testing.assert_close(statistics.logprobs, exact, rtol=0, atol=0.1)
+    low = LanguageModel(tiny(family, spread=0.1).to(torch.bfloat16), model.tokenizer).eval()
+    values = low.action_values(rollout)
+    assert values.best.dtype == torch.float32
+    torch.testing.assert_close(values.logprobs, exact, rtol=0, atol=0.1)
+
+
+def test_shapes_of_the_batch() -> None:
+    for family in ("t5", "qwen2"):
+        model = tiny_language_model(family)
+        batch: Batch = encoded(model, (2, 4))
+        assert batch.seeds == (0, 1)
+        assert batch.num_truncated_prompts == 0
+        assert batch.prompt_mask.dtype == torch.bool
+        assert model.num_parameters == sum(p.numel() for p in set(model.parameters()))
+    assert set(ENCODER_DECODERS).isdisjoint(DECODERS)
