@@ -86,7 +86,7 @@ def train(
     path = find_recipe(recipe)
     config = load_config(RunConfig, path, overrides or [], search=find_recipe)
     out = out or Path("runs") / path.parent.name / path.stem
-    with _interruptible():
+    with _running():
         results = train(
             config,
             out,
@@ -95,7 +95,7 @@ def train(
             reporter=Reporter(quiet=quiet),
             command=sys.argv,
         )
-    if not quiet:
+    if not quiet and _is_main_process():
         typer.echo(summary(results))
         typer.echo(f"run directory: {out}\nnext: brim evaluate {out} · brim generate {out}")
 
@@ -116,15 +116,17 @@ def evaluate(
     from brim.report import summary
     from brim.runs import evaluate_run
 
-    results = evaluate_run(
-        run,
-        split=split.value,
-        model=model,
-        out=out,
-        overrides=overrides or [],
-        reporter=Reporter(quiet=quiet),
-    )
-    typer.echo(summary(results))
+    with _running():
+        results = evaluate_run(
+            run,
+            split=split.value,
+            model=model,
+            out=out,
+            overrides=overrides or [],
+            reporter=Reporter(quiet=quiet),
+        )
+    if _is_main_process():
+        typer.echo(summary(results))
 
 
 @app.command()
@@ -153,8 +155,9 @@ def generate(
         max_tokens=max_tokens,
         batch_size=batch_size,
     )
-    for text in generate(source, prompts, decoding=decoding, seed=seed):
-        typer.echo(text.replace("\n", "\\n"))
+    with _running():
+        for text in generate(source, prompts, decoding=decoding, seed=seed):
+            typer.echo(text.replace("\n", "\\n"))
 
 
 @app.command()
@@ -178,13 +181,22 @@ def quickstart(
     from brim.progress import Reporter
     from brim.quickstart import quickstart
 
-    with _interruptible():
+    with _running():
         typer.echo(quickstart(out, seed=seed, short=short, reporter=Reporter()))
 
 
+def _is_main_process() -> bool:
+    from accelerate import PartialState
+
+    return bool(PartialState().is_main_process)
+
+
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C ends a command that can be gone on with by exit code 130 and a word about that."""
+def _running() -> Iterator[None]:
+    """Long work: our own progress bars only, and Ctrl-C is exit code 130 and a word about it."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     try:
         yield
     except KeyboardInterrupt as stop:

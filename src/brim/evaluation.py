@@ -108,7 +108,7 @@ def predict(
                     row,
                     Prediction(
                         id=example.id,
-                        prompt=example.prompt,
+                        prompt=example.text,
                         references=example.references,
                         text=texts[i],
                         num_tokens=lengths[i],
@@ -139,7 +139,7 @@ def evaluate(
 ) -> Evaluation:
     """Decode `examples` and score them by `metrics`, by length, and by a teacher's return.
 
-    Examples without references are scored by length and return only.
+    Examples without references count for length and return only.
 
     The return is `return` among the scores: the mean over the examples of Eq 10 on the teacher's
     plain logits, so that it compares students of one teacher whatever they were trained with.
@@ -160,9 +160,10 @@ def evaluate(
     )
     interval = Interval(seed=seed, num_resamples=num_resamples, confidence=confidence)
     scores: dict[str, Score] = {}
-    if any(example.references for example in examples):
-        texts = [prediction.text for prediction in predictions]
-        references = [prediction.references for prediction in predictions]
+    answered = [prediction for prediction in predictions if prediction.references]
+    if answered:
+        texts = [prediction.text for prediction in answered]
+        references = [prediction.references for prediction in answered]
         scores = score(metrics, texts, references, **interval)
     if teacher is not None:
         returns = [prediction.teacher_return or 0.0 for prediction in predictions]

@@ -55,9 +55,9 @@ def quickstart(out: Path, *, seed: int, short: bool, reporter: Reporter) -> str:
         if not systems:
             for name, label in (("teacher", "teacher"), ("predistill", "pre-distilled student")):
                 directory = evaluate_stage(run, name, reporter=reporter)
-                systems.append(System(label, directory))
+                systems.append(System(label, directory, train=False))
         k = getattr(config.objective, "k", 1)
-        systems.append(System(f"{method.upper()} (K = {k})", run))
+        systems.append(System(f"{method.upper()} (K = {k})", run, train=True))
     table = write_report(
         out,
         systems,

@@ -58,7 +58,8 @@ def train(
     """
     precision = "bf16" if config.trainer.precision == "bfloat16" else "no"
     accelerator = Accelerator(mixed_precision=precision)
-    reporter = reporter or Reporter(quiet=True)
+    if reporter is None or not accelerator.is_main_process:
+        reporter = Reporter(quiet=True)
     with open_run(out, config, resume):
         pipeline = Pipeline(config, out, stages_dir or out / "stages", accelerator, reporter)
         pipeline.check()

@@ -37,6 +37,12 @@ class Example:
     references: tuple[str, ...] = ()
     messages: tuple[Mapping[str, str], ...] = ()
 
+    @property
+    def text(self) -> str:
+        """The prompt as a person reads it: a chat as `role: content` lines."""
+        lines = (f"{message['role']}: {message['content']}" for message in self.messages)
+        return self.prompt or "\n".join(lines)
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:

@@ -48,8 +48,9 @@ class PolicyGradientConfig(Config):
     clip: ClipConfig = ClipConfig()
     """Bound of the learning signal."""
     truncated: Literal["keep", "drop", "bootstrap"] = "keep"
-    """Completions cut at the length limit: `keep` ends the return there (Algorithm 1), `drop`
-    leaves them out (LLMR's code), `bootstrap` continues with the teacher's best value."""
+    """Completions cut at the length limit: `keep` ends the return at the last action
+    (Algorithm 1), `drop` leaves them out (LLMR's code), `bootstrap` gives the last action the
+    reward of Eq 2, less the teacher's best value of the state behind the cut."""
 
     def _build(self, decoding: Decoding, k: int, tail: Tail) -> PolicyGradient:
         return PolicyGradient(
