@@ -130,7 +130,7 @@ class _ModelConfig(Config):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if len(self._sources()) != 1:
-            raise ValueError(f"give exactly one of {self._choices}")
+            raise ValueError(f"give exactly one of {self._choices}; set the others to null")
         return self
 
     @property

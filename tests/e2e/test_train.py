@@ -218,8 +218,9 @@ def test_prompts_without_targets(finished, make_config, numerals, tmp_path):
     teacher = next(stages.glob("teacher-*")) / "best"
     student = next(stages.glob("predistill-*")) / "best"
     config = make_config(
-        T5, f"teacher={{path: '{teacher}'}}", f"student={{path: '{student}'}}",
-        "task.target_column=null", "evaluation.metric=return",
+        T5, f"teacher.path={teacher}", "teacher.build=null", "teacher.tokenizer=null",
+        "teacher.train=null", f"student.path={student}", "student.build=null",
+        "student.predistill=null", "task.target_column=null", "evaluation.metric=return",
     )  # fmt: skip
     results = train(config, tmp_path / "run")
     assert set(results["scores"]) == {"return", "length"}
@@ -227,7 +228,7 @@ def test_prompts_without_targets(finished, make_config, numerals, tmp_path):
 
 def test_student_from_teacher_layers(finished, make_config, tmp_path):
     _, stages = finished(LLAMA)
-    config = make_config(LLAMA, "student={keep_layers: 1}")
+    config = make_config(LLAMA, "student.build=null", "student.keep_layers=1")
     train(config, tmp_path / "run", stages_dir=stages)
     settings = json.loads((tmp_path / "run" / "best" / "config.json").read_text())
     assert settings["num_hidden_layers"] == 1

@@ -59,7 +59,9 @@ def keep_layers(
     _describe(student.config, kept[0])
     if teacher.is_encoder_decoder:
         _describe_decoder(student.config, kept[1])
-        for stack, numbers in zip((student.get_encoder(), student.get_decoder()), kept, strict=True):
+        for stack, numbers in zip(
+            (student.get_encoder(), student.get_decoder()), kept, strict=True
+        ):
             if stack.config is not student.config:
                 _describe(stack.config, numbers)
     if not any(weight.requires_grad for weight in student.parameters()):
@@ -73,7 +75,9 @@ def _layers_of(stack: nn.Module) -> nn.ModuleList:
         layers = getattr(stack, name, None)
         if isinstance(layers, nn.ModuleList):
             return layers
-    raise ModelError(f"the layers of a {type(stack).__name__} are not known; load a student instead")
+    raise ModelError(
+        f"the layers of a {type(stack).__name__} are not known; load a student instead"
+    )
 
 
 def _choose(name: str, choice: int | Sequence[int], num_layers: int) -> list[int]:
@@ -98,7 +102,7 @@ def _copy_layers(layers: nn.ModuleList, kept: list[int], copies: dict[int, Any])
     for number, layer in enumerate(short):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = number
+                module.layer_idx = number  # type: ignore[assignment]
     # T5's first layer holds the position bias of all: it moves on to the new first layer.
     whole, cut = (_first_attention(stack[0]) for stack in (layers, short))
     if whole is not None and not cut.has_relative_attention_bias:

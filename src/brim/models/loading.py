@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -29,6 +37,15 @@ DTYPES: dict[str, torch.dtype | str] = {
     "auto": "auto",
 }
 
+# What a model directory must hold. Without the last, transformers would make up a tokenizer.
+_REQUIRED_FILES = {
+    "config.json": ("config.json",),
+    "safetensors weights": ("model*.safetensors",),
+    "tokenizer files": ("tokenizer*", "*.model", "vocab*"),
+}
+
+_HUB_TIMEOUT_SECONDS = 10.0
+
 
 def load_model(
     name_or_path: str | Path,
@@ -41,7 +58,7 @@ def load_model(
     """Load a model and its tokenizer from a directory or the Hugging Face hub.
 
     The weights must be safetensors, all of them present; the output head in memory is compared
-    with the one in the file.
+    with the one in the file. The model comes in evaluation mode.
 
     Args:
         name_or_path: a directory in `save_pretrained` layout, or a hub id.
@@ -55,15 +72,19 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
-    name = str(name_or_path)
-    if not Path(name).is_dir() and _looks_like_path(name):
-        raise ModelError(f"{name}: no such directory; give a model directory or a hub id")
+    name = _find(name_or_path, revision)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        model, tokenizer, missing = _read(name, DTYPES[dtype], options)
+        # Marian's loader draws numbers that it then throws away.
+        with _without_tying_advice(), torch.random.fork_rng(devices=[]):
+            model, tokenizer, missing = _read(name, DTYPES[dtype], options)
         directory = Path(cached_file(name, "config.json", revision=revision)).parent
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise ModelError(f"cannot load the model {name!r}: {_first_line(error)}") from error
+    except ModelError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        mend = "; allow it with trust_remote_code" if "trust_remote_code" in str(error) else ""
+        raise ModelError(f"cannot load the model {name!r}: {_first_line(error)}{mend}") from error
+    _check_files(directory)
     if missing:
         raise ModelError(
             f"cannot load the model {name!r}: {len(missing)} of its weights are not in the file, "
@@ -73,16 +94,60 @@ def load_model(
     return LanguageModel(model.to(device), tokenizer)
 
 
+def _find(name_or_path: str | Path, revision: str | None) -> str:
+    """The directory or hub id as a string, once it is known to exist."""
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        _check_files(path)
+        return str(path)
+    name = str(name_or_path)
+    if isinstance(name_or_path, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"{name}: no such directory; give a model's directory or a hub id")
+    try:
+        if not try_to_load_from_cache(name, "config.json", revision=revision):
+            # One question without the minute of retries that loading would take.
+            HfApi().repo_info(name, revision=revision, timeout=_HUB_TIMEOUT_SECONDS)
+    except Exception as error:  # the hub passes on the errors of whatever HTTP library it uses
+        raise ModelError(
+            f"{name!r} is no directory, and not to be had from the hub ({_first_line(error)}); "
+            "check the name and the network, or give a model's directory"
+        ) from error
+    return name
+
+
+def _check_files(directory: Path) -> None:
+    for what, patterns in _REQUIRED_FILES.items():
+        if not any(found for pattern in patterns for found in directory.glob(pattern)):
+            raise ModelError(
+                f"{directory}: has no {what}; save the model and its tokenizer there with "
+                "save_pretrained"
+            )
+
+
 def _read(
     name: str, dtype: torch.dtype | str, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, set[str]]:
-    """Model in evaluation mode, tokenizer, and the names of weights that the file lacks."""
+    """Model, tokenizer, and the names of the weights that the file lacks."""
     config = AutoConfig.from_pretrained(name, **options)
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    _check_has_head(name, config)
     model, info = auto_class.from_pretrained(
         name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
     )
     return model, _read_tokenizer(name, options), set(info["missing_keys"])
+
+
+def _check_has_head(name: str, config: PreTrainedConfig) -> None:
+    known = type(config) in (
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+        if config.is_encoder_decoder
+        else MODEL_FOR_CAUSAL_LM_MAPPING
+    )
+    if not known and not hasattr(config, "auto_map"):
+        raise ModelError(
+            f"{name}: a {config.model_type} model as its config.json describes it has no "
+            "language-modelling head; choose a causal or sequence-to-sequence language model"
+        )
 
 
 def _read_tokenizer(name: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
@@ -94,8 +159,19 @@ def _read_tokenizer(name: str, options: dict[str, Any]) -> PreTrainedTokenizerBa
     return loader.from_pretrained(name, **options)
 
 
-def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1
+@contextmanager
+def _without_tying_advice() -> Iterator[None]:
+    """Silence a warning about heads of their own, whose advice would break a T5's embeddings."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("The tied weights mapping and config")
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 def _first_line(error: Exception) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from brim.errors import ModelError
@@ -86,12 +87,7 @@ def _measure_scale(backbone: Backbone) -> float:
             "choose an autoregressive language model"
         )
 
-    head_input, unchanged = _watch_head(backbone, tokens)
-    if not unchanged:
-        raise ModelError(
-            f"{name} changes its logits behind the output head (a cap or a scale), "
-            "which is not supported; choose another model"
-        )
+    head_input = _watch_head(backbone, tokens)
     for scale in (1.0, hidden.shape[-1] ** -0.5):
         if _close(hidden[:, -1] * scale, head_input):
             return scale
@@ -107,39 +103,44 @@ def _ordinary_ids(model: PreTrainedModel) -> list[int]:
     return ([i for i in range(num_ids) if i != model.config.pad_token_id] * 3)[:3]
 
 
-def _watch_head(backbone: Backbone, tokens: Tensor) -> tuple[Tensor, bool]:
-    """The head's input at the last position, and whether its output goes out as it is.
+def _watch_head(backbone: Backbone, tokens: Tensor) -> Tensor:
+    """The head's input at the last position, once it is known to be a plain product.
 
     The model's own forward pass runs with large logits in place of the head's output; a bias that
     the chunked head knows may be added to them, nothing else.
     """
     model = backbone.model
-    seen: list[Tensor] = []
-    planted: list[Tensor] = []
+    head = model.get_output_embeddings()
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def replace(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        seen.append(inputs[0])
         ramp = torch.linspace(-100, 100, output.shape[-1], device=output.device).to(output.dtype)
-        planted.append(ramp.expand_as(output))
-        return planted[-1]
+        seen.append((inputs[0], output, ramp.expand_as(output)))
+        return seen[-1][-1]
 
     inputs = {"input_ids": tokens}
     if isinstance(backbone, EncoderDecoder):
         opened = torch.cat([backbone.first(tokens), tokens[:, 2:]], dim=1)
         inputs = {"input_ids": tokens[:, :2], "decoder_input_ids": opened}
-    handle = model.get_output_embeddings().register_forward_hook(replace)
+    handle = head.register_forward_hook(replace)
     try:
         logits = model(**inputs, use_cache=False).logits
     finally:
         handle.remove()
-    if len(seen) != 1:
+
+    plain = False
+    if len(seen) == 1:
+        head_input, head_output, planted = seen[0]
+        product = F.linear(head_input, head.weight, getattr(head, "bias", None))
+        added = getattr(model, "final_logits_bias", None)
+        expected = planted if added is None else planted + added
+        plain = _close(head_output, product) and torch.equal(logits, expected)
+    if not plain:
         raise ModelError(
-            f"{_name(model)} does not use its output head once, which is not supported; "
-            "choose another model"
+            f"{_name(model)} does more to its logits than a matrix product (a cap or a scale), "
+            "which is not supported; choose another model"
         )
-    bias = getattr(model, "final_logits_bias", None)
-    expected = planted[0] if bias is None else planted[0] + bias
-    return seen[0][:, -1], torch.equal(logits, expected)
+    return head_input[:, -1]
 
 
 def _close(left: Tensor, right: Tensor) -> bool:

@@ -1,10 +1,11 @@
-"""Models that are built here: from a description, or from some of a teacher's layers."""
+"""Models from scratch, built from a few lines of description."""
 
 from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -52,7 +53,7 @@ class _Description(Config):
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout; llama and qwen2 have it on their attention weights only."""
     tied: bool = True
-    """Whether the output head is the input embedding."""
+    """Whether the output head is the input embedding; false for t5 and mt5."""
 
     @model_validator(mode="after")
     def _whole_heads(self) -> Self:
@@ -62,11 +63,12 @@ class _Description(Config):
 
     @property
     def width(self) -> int:
+        """Of the feed-forward layers."""
         return self.d_ff or 4 * self.d_model
 
+    @abstractmethod
     def config(self, common: Mapping[str, Any]) -> PreTrainedConfig:
-        """The settings of transformers; `common` are those named alike in every family."""
-        raise NotImplementedError
+        """The same in the words of transformers; `common` is what every family calls alike."""
 
 
 class _T5(_Description):
@@ -77,6 +79,7 @@ class _T5(_Description):
     """Layers of the decoder; null for as many as the encoder has."""
     feed_forward: Literal["relu", "gated-gelu"] = "relu"
     """T5's feed-forward layers, or those of T5-v1.1."""
+    tied: bool = False
 
     def config(self, common: Mapping[str, Any]) -> PreTrainedConfig:
         return self.config_class(
@@ -98,7 +101,6 @@ class _MT5(_T5):
     config_class = MT5Config
 
     feed_forward: Literal["relu", "gated-gelu"] = "gated-gelu"
-    tied: bool = False
 
 
 class _GPT2(_Description):
@@ -169,17 +171,17 @@ def build_model(
 ) -> LanguageModel:
     """A model with random weights, such as `{family: t5, d_model: 128, layers: 2, heads: 4}`.
 
-    Every family takes `d_model`, `layers`, `heads`, `d_ff` (4 d_model), `dropout` (0.1) and `tied`
-    (true; false for mt5). t5 and mt5 also take `decoder_layers` (as many as `layers`) and
-    `feed_forward` (`relu` for t5, `gated-gelu` for mt5), gpt2 `max_positions` (1,024), llama and
-    qwen2 `kv_heads` (as many as `heads`). A t5 with `tied: false` is T5-v1.1's: its head is its own
-    and reads unscaled hidden states.
+    Every family takes `d_model`, `layers`, `heads`, `d_ff` (by default 4 d_model), `dropout` (0.1)
+    and `tied` (true; false for t5 and mt5). t5 and mt5 also take `decoder_layers` (as many as
+    `layers`) and `feed_forward` (`relu`; `gated-gelu` for mt5), gpt2 takes `max_positions` (1,024),
+    llama and qwen2 take `kv_heads` (as many as `heads`). llama and qwen2 have dropout on their
+    attention weights only. A tied t5 is the first T5, which scales what its head reads.
 
-    The logits of a new model have a variance of about 1, so it starts near `ln V` of loss.
+    Untied and decoder-only models start with logits of variance 1, a loss near `ln V + 0.5`.
 
     Args:
-        description: keys as above; those with a default in brackets may be left out.
-        tokenizer: gives the number of embeddings and the special tokens.
+        description: keys as above.
+        tokenizer: gives the rows of the embedding and the special tokens; it is copied.
         seed: of the weights, drawn from a stream of their own.
 
     Raises:
@@ -188,16 +190,16 @@ def build_model(
     """
     plan = _parse(description)
     if tokenizer.pad_token_id is None and isinstance(plan, _T5):
-        raise ModelError("a t5 starts its decoder with the padding token; set the tokenizer's")
+        raise ModelError(f"{plan.family}: the decoder starts with the padding token; set pad_token")
     common = {
-        "vocab_size": len(tokenizer),
+        "vocab_size": max(tokenizer.get_vocab().values()) + 1,
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "tie_word_embeddings": plan.tied,
     }
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(derive_seed(seed, "weights"))
+        torch.default_generator.manual_seed(derive_seed(seed, "weights"))
         model = plan.model_class(plan.config(common))
         if isinstance(plan, _T5):
             _set_head(model, tied=plan.tied)
@@ -205,11 +207,11 @@ def build_model(
 
 
 def _parse(description: Mapping[str, Any]) -> _Description:
-    family = description.get("family")
+    family = str(description.get("family"))
     if family not in _FAMILIES:
-        near = difflib.get_close_matches(str(family), _FAMILIES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(_FAMILIES)}"
-        raise ConfigError(f"model: family: {family!r} is not known; {hint}")
+        near = difflib.get_close_matches(family.lower(), _FAMILIES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"model: family: {family!r} is not one of {', '.join(_FAMILIES)}{hint}")
     cls = _FAMILIES[family]
     try:
         return cls.model_validate(dict(description), strict=True)
@@ -219,7 +221,7 @@ def _parse(description: Mapping[str, Any]) -> _Description:
 
 
 def _set_head(model: PreTrainedModel, *, tied: bool) -> None:
-    """Give a T5 or mT5 the head it was described with; their configs know only tied ones."""
+    """Give a T5 or mT5 the head it was described with, for their configs know only tied ones."""
     head = model.get_output_embeddings()
     if not tied:
         head.weight = nn.Parameter(torch.empty_like(head.weight))

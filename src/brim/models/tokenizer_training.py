@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
-from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
 from typing import Literal, get_args
 
-from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from brim.errors import ConfigError, DataError
 
-TokenizerKind = Literal["word", "bpe", "unigram"]
+TokenizerKind = Literal["word", "bpe"]
 
 _PAD, _EOS, _UNK = _SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2, as T5 has them
 
@@ -31,9 +28,8 @@ def train_tokenizer(
     `word`: what stands between spaces, for texts that are sequences of symbols. It decodes to the
     words with single spaces between them; one that was not in the texts becomes `<unk>`.
 
-    `bpe`, `unigram`: pieces of words, merged by frequency or chosen by likelihood, with single
-    bytes for the rest. Any text decodes to itself, spaces and newlines included, and each digit is
-    a token of its own.
+    `bpe`: bytes, and frequent pieces of words merged from them. Any text decodes to itself, spaces
+    and newlines included, and each digit is a token of its own.
 
     `<pad>` is 0, `</s>` 1 and `<unk>` 2. `</s>` is appended where special tokens are asked for.
 
@@ -53,8 +49,8 @@ def train_tokenizer(
     first = next(texts, None)
     if first is None:
         raise DataError("tokenizer: there is no text to train it on; give examples with text")
-    train = _train_words if kind == "word" else _train_pieces
-    tokenizer = train(chain([first], texts), kind, vocab_size)
+    train = _train_words if kind == "word" else _train_bpe
+    tokenizer = train(chain([first], texts), vocab_size)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {_EOS}", special_tokens=[(_EOS, _SPECIAL_TOKENS.index(_EOS))]
     )
@@ -63,12 +59,13 @@ def train_tokenizer(
         pad_token=_PAD,
         eos_token=_EOS,
         unk_token=_UNK,
+        split_special_tokens=True,  # "</s>" in a text is text
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
     )
 
 
-def _train_words(texts: Iterable[str], kind: str, vocab_size: int) -> Tokenizer:
+def _train_words(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer = Tokenizer(models.WordLevel(unk_token=_UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     # One more than allowed, to see whether a word would be left out.
@@ -79,70 +76,32 @@ def _train_words(texts: Iterable[str], kind: str, vocab_size: int) -> Tokenizer:
     if tokenizer.get_vocab_size() > vocab_size:
         raise ConfigError(
             f"tokenizer: vocab_size: {vocab_size} has no room for all words of the text; "
-            f"raise it, or choose kind: bpe"
+            "raise it, or choose kind: bpe"
         )
     return tokenizer
 
 
-def _train_pieces(texts: Iterable[str], kind: str, vocab_size: int) -> Tokenizer:
+def _train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     smallest = len(_SPECIAL_TOKENS) + len(_BYTES)
     if vocab_size < smallest:
         raise ConfigError(
-            f"tokenizer: vocab_size: {vocab_size} is too small for {kind}; "
+            f"tokenizer: vocab_size: {vocab_size} is too small for bpe; "
             f"bytes and special tokens alone need {smallest}"
         )
-    split = pre_tokenizers.Sequence(
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    if kind == "bpe":
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = split
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            min_frequency=2,
-            special_tokens=list(_SPECIAL_TOKENS),
-            initial_alphabet=_BYTES,
-            show_progress=False,
-        )
-        tokenizer.train_from_iterator(texts, trainer)
-    else:
-        words = Counter(word for text in texts for word, _ in split.pre_tokenize_str(text))
-        pieces = _unigram_pieces(words, vocab_size)
-        tokenizer = Tokenizer(models.Unigram(pieces, unk_id=_SPECIAL_TOKENS.index(_UNK)))
-        tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
-
-
-def _unigram_pieces(words: Counter[str], vocab_size: int) -> list[tuple[str, float]]:
-    """Pieces with their log-probabilities, special tokens first.
-
-    By sentencepiece on one thread, for the trainer of `tokenizers` gives other scores each time.
-    """
-    unseen = sorted(set(_BYTES).difference(*words))
-    written = io.BytesIO()
-    SentencePieceTrainer.train(
-        sentence_iterator=(f"{word}\t{count}" for word, count in sorted(words.items())),
-        input_format="tsv",
-        model_writer=written,
-        model_type="unigram",
-        vocab_size=vocab_size - len(unseen),
-        hard_vocab_limit=False,
-        character_coverage=1.0,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        split_by_unicode_script=False,
-        split_by_number=False,
-        num_threads=1,
-        minloglevel=2,
-        bos_id=-1,
-        **{f"{name}_id": i for i, name in enumerate(("pad", "eos", "unk"))},
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=list(_SPECIAL_TOKENS),
+        initial_alphabet=_BYTES,
+        show_progress=False,
     )
-    trained = SentencePieceProcessor(model_proto=written.getvalue())
-    pieces = [(trained.id_to_piece(i), trained.get_score(i)) for i in range(len(trained))]
-    lowest = min(score for _, score in pieces)
-    return pieces + [(byte, lowest) for byte in unseen]
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer

@@ -60,9 +60,9 @@ def test_greedy_equals_transformers_generate(family: str) -> None:
     model.end_ids = (NO_TOKEN[0],)
     free = model.generate(batch, Decoding(max_tokens=12, strategy="greedy"))
     assert free.truncated.all()
-    # Let the newest words of two rows end the text: rows then stop at different steps.
-    newest = sorted(max((row.index(t), t) for t in row) for row in free.completion_ids.tolist())
-    model.end_ids = (EOS, newest[-1][1], newest[-2][1])
+    # Let the word that appears latest in any row end the text too: rows stop at different steps.
+    _, latest = max((row.index(t), t) for row in free.completion_ids.tolist() for t in row)
+    model.end_ids = (EOS, latest)
     rollout = model.generate(batch, Decoding(max_tokens=12, strategy="greedy", batch_size=2))
     theirs = model.model.generate(
         input_ids=batch.prompt_ids,
@@ -300,7 +300,8 @@ def test_completions_of_texts(family: str) -> None:
     model = tiny_language_model(family)
     batch = encoded(model, (1, 2, 3, 4))
     rollout = model.encode_completions(batch, ["w5 w6", "", "w7 w8 w9", "w3 </s>"], max_tokens=3)
-    assert rollout.completion_ids.tolist() == [[5, 6, EOS], [EOS, PAD, PAD], [7, 8, 9], [3, EOS, PAD]]
+    ids = [[5, 6, EOS], [EOS, PAD, PAD], [7, 8, 9], [3, EOS, PAD]]
+    assert rollout.completion_ids.tolist() == ids
     assert rollout.lengths.tolist() == [3, 1, 3, 2]
     assert rollout.truncated.tolist() == [False, False, True, False]
     assert model.decode(rollout) == ["w5 w6", "", "w7 w8 w9", "w3"]

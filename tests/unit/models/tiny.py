@@ -61,7 +61,7 @@ def tiny(family: str, *, num_rows: int = NUM_ROWS, spread: float = 0.4) -> PreTr
         torch.manual_seed(7)
         model = _BUILDERS[family](num_rows)
         for parameter in model.parameters():
-            if parameter.dim() > 1:
+            if parameter.dim() > 1 and parameter.requires_grad:
                 nn.init.normal_(parameter, std=spread)
         if hasattr(model, "final_logits_bias"):
             nn.init.normal_(model.final_logits_bias)
@@ -160,9 +160,7 @@ _BUILDERS: dict[str, Callable[[int], PreTrainedModel]] = {
         MarianConfig(**{**_bart_sizes(n), "decoder_start_token_id": PAD})
     ),
     "qwen2": lambda n: Qwen2ForCausalLM(Qwen2Config(**_llama_sizes(n))),
-    "llama": lambda n: LlamaForCausalLM(
-        LlamaConfig(**_llama_sizes(n), tie_word_embeddings=True)
-    ),
+    "llama": lambda n: LlamaForCausalLM(LlamaConfig(**_llama_sizes(n), tie_word_embeddings=True)),
     "gpt2": lambda n: GPT2LMHeadModel(
         GPT2Config(
             vocab_size=n,

@@ -1,0 +1,144 @@
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import FAMILIES, encoded, tiny_language_model, word_tokenizer
+from transformers import BertConfig, BertForMaskedLM, BertModel, T5Config, T5EncoderModel
+
+from brim.errors import ModelError
+from brim.models import Decoding, check_same_tokenizer, load_model
+
+BERT = {
+    "vocab_size": 48,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    tiny_language_model("t5_v1_1").save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_saved_is_loaded(family: str, tmp_path: Path) -> None:
+    model = tiny_language_model(family).eval()
+    model.save(tmp_path)
+    state = torch.get_rng_state()
+    loaded = load_model(str(tmp_path))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not loaded.training
+    assert not loaded.model.training
+    check_same_tokenizer(model, loaded)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(loaded.get_parameter(name), parameter)
+    batch, again = encoded(model), encoded(loaded)
+    assert torch.equal(batch.prompt_ids, again.prompt_ids)
+    rollout = model.generate(batch, Decoding(max_tokens=6))
+    assert loaded.decode(loaded.generate(again, Decoding(max_tokens=6))) == model.decode(rollout)
+    assert torch.equal(loaded.logprobs(rollout), model.logprobs(rollout))
+    assert loaded.end_ids == model.end_ids
+
+
+def cut_weights(directory: Path) -> None:
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-64])
+
+
+def only_pickle(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+    torch.save({}, directory / "pytorch_model.bin")
+
+
+def no_tokenizer(directory: Path) -> None:
+    for file in directory.glob("tokenizer*"):
+        file.unlink()
+
+
+def broken_config(directory: Path) -> None:
+    (directory / "config.json").write_text("{")
+
+
+def no_config(directory: Path) -> None:
+    (directory / "config.json").unlink()
+
+
+def empty(directory: Path) -> None:
+    shutil.rmtree(directory)
+    directory.mkdir()
+
+
+def gone(directory: Path) -> None:
+    shutil.rmtree(directory)
+
+
+def bert_without_head(directory: Path) -> None:
+    BertModel(BertConfig(**BERT)).save_pretrained(directory)
+
+
+def bert(directory: Path) -> None:
+    BertForMaskedLM(BertConfig(**BERT)).save_pretrained(directory)
+
+
+def encoder_only(directory: Path) -> None:
+    config = T5Config(vocab_size=48, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    T5EncoderModel(config).save_pretrained(directory)
+
+
+def other_tokenizer(directory: Path) -> None:
+    word_tokenizer(60).save_pretrained(directory)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut_weights, "cannot load the model"),
+        (only_pickle, "no safetensors weights"),
+        (no_tokenizer, "no tokenizer files"),
+        (broken_config, "not a valid JSON"),
+        (no_config, "no config.json"),
+        (empty, "no config.json"),
+        (gone, "no such directory"),
+        (bert_without_head, "of its weights are not in the file"),
+        (bert, "not supported"),
+        (encoder_only, "no language-modelling head"),
+        (other_tokenizer, "token id 59 but the model's head has 48 rows"),
+    ],
+)
+def test_what_cannot_be_loaded_is_refused_in_one_line(
+    damage: Callable[[Path], None], message: str, saved: Path
+) -> None:
+    damage(saved)
+    with pytest.raises(ModelError, match=message) as caught:
+        load_model(saved)
+    assert "\n" not in str(caught.value)
+
+
+def test_names(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match="unknown dtype 'half'"):
+        load_model(saved, dtype="half")
+    for name in ("./nowhere", "/nowhere", "~/nowhere", "a/b/c"):
+        with pytest.raises(ModelError, match="no such directory"):
+            load_model(name)
+    monkeypatch.setattr("brim.models.loading.HfApi", _Offline)
+    with pytest.raises(ModelError, match=r"not to be had from the hub \(no route to host\)"):
+        load_model("nobody/nothing-of-this-name")
+    monkeypatch.chdir(saved.parent)
+    assert load_model("model").num_parameters > 0
+
+
+class _Offline:
+    def repo_info(self, *_args: object, **_options: object) -> None:
+        raise OSError("no route to host\nand more of it")
+
+
+def test_the_advice_to_break_a_t5_is_not_passed_on(
+    saved: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    load_model(saved)
+    assert "tie_word_embeddings" not in capfd.readouterr().err

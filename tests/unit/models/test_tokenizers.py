@@ -1,0 +1,106 @@
+import json
+from typing import Any
+
+import pytest
+from tiny import EOS, NUM_ROWS, NUM_TOKENS, tiny, tiny_language_model, word_tokenizer
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from brim.errors import ModelError
+from brim.models import LanguageModel, check_same_tokenizer
+
+
+def edited(change: Any, **special: str) -> PreTrainedTokenizerFast:
+    """The word tokenizer with its tokenizer.json changed."""
+    definition = json.loads(word_tokenizer().backend_tokenizer.to_str())
+    change(definition)
+    backend = Tokenizer.from_str(json.dumps(definition))
+    names = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"} | special
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+def swap(definition: dict[str, Any]) -> None:
+    vocabulary = definition["model"]["vocab"]
+    vocabulary["w17"], vocabulary["w30"] = vocabulary["w30"], vocabulary["w17"]
+
+
+def lowercase(definition: dict[str, Any]) -> None:
+    definition["normalizer"] = {"type": "Lowercase"}
+
+
+def split_by_bytes(definition: dict[str, Any]) -> None:
+    definition["pre_tokenizer"] = {"type": "Whitespace"}
+
+
+def unchanged(_definition: dict[str, Any]) -> None: ...
+
+
+def test_the_same_tokenizer_with_heads_of_different_sizes() -> None:
+    small, large = (LanguageModel(tiny("qwen2", num_rows=n), word_tokenizer()) for n in (40, 64))
+    check_same_tokenizer(large, small)
+    check_same_tokenizer(small, large)
+
+
+def test_the_state_of_a_call_is_no_difference() -> None:
+    teacher, student = tiny_language_model("qwen2"), tiny_language_model("llama")
+    teacher.tokenizer(["w3 w4", "w5"], padding=True, truncation=True, max_length=2)
+    teacher.tokenizer.pad_token = "w9"
+    check_same_tokenizer(teacher, student)
+
+
+@pytest.mark.parametrize(
+    ("student", "difference"),
+    [
+        (edited(swap), "token id 17 is 'w17' for the teacher and 'w30' for the student"),
+        (word_tokenizer(41), "token id 40 is unset for the teacher and 'w40' for the student"),
+        (word_tokenizer(38), "token id 38 is 'w38' for the teacher and unset for the student"),
+        (edited(unchanged, eos_token="w5"), "eos_token is '</s>' for the teacher and 'w5'"),
+        (edited(unchanged, bos_token="w5"), "bos_token is unset for the teacher and 'w5'"),
+        (edited(lowercase), "the normalizer part of tokenizer.json differs"),
+        (edited(split_by_bytes), "the pre_tokenizer part of tokenizer.json differs"),
+    ],
+)
+def test_the_first_difference_is_named(student: PreTrainedTokenizerFast, difference: str) -> None:
+    teacher = tiny_language_model("qwen2")
+    with pytest.raises(ModelError, match=difference):
+        check_same_tokenizer(teacher, LanguageModel(tiny("qwen2"), student))
+
+
+def test_the_merges_of_a_byte_pair_encoding_count() -> None:
+    def pairs(definition: dict[str, Any], merges: list[list[str]]) -> None:
+        words = [*definition["model"]["vocab"], "w3w3", "w4w4"][:NUM_ROWS]
+        definition["model"] = {
+            "type": "BPE",
+            "vocab": {word: i for i, word in enumerate(words)},
+            "merges": merges,
+        }
+
+    merges = [["w3", "w3"], ["w4", "w4"]]
+    teacher = LanguageModel(tiny("qwen2"), edited(lambda d: pairs(d, merges)))
+    student = LanguageModel(tiny("qwen2"), edited(lambda d: pairs(d, merges[::-1])))
+    with pytest.raises(ModelError, match=r"the model\.merges part"):
+        check_same_tokenizer(teacher, student)
+
+
+def test_an_encoder_decoder_and_a_decoder_are_no_pair() -> None:
+    with pytest.raises(ModelError, match="encoder-decoder and the student decoder-only"):
+        check_same_tokenizer(tiny_language_model("t5"), tiny_language_model("gpt2"))
+
+
+def test_end_tokens_are_those_of_tokenizer_and_generation_settings() -> None:
+    model = tiny("qwen2")
+    model.generation_config.eos_token_id = [7, EOS, 9]
+    assert LanguageModel(model, word_tokenizer()).end_ids == (EOS, 7, 9)
+    model.generation_config.eos_token_id = 7
+    assert LanguageModel(model, word_tokenizer()).end_ids == (EOS, 7)
+    model.generation_config.eos_token_id = None
+    assert LanguageModel(model, word_tokenizer()).end_ids == (EOS,)
+    tokenizer = word_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(ModelError, match="no end-of-sequence token"):
+        LanguageModel(model, tokenizer)
+
+
+def test_a_tokenizer_that_is_larger_than_the_head() -> None:
+    with pytest.raises(ModelError, match="token id 39 but the model's head has 32 rows"):
+        LanguageModel(tiny("t5", num_rows=32), word_tokenizer(NUM_TOKENS))

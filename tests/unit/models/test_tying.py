@@ -1,0 +1,211 @@
+"""The output head keeps its bytes on every path, tied or not.
+
+`test_transformers_alone_overwrites_an_untied_head` shows that there is something to guard against.
+"""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import ENCODER_DECODERS, FAMILIES, NUM_ROWS, encoded, tiny, tiny_language_model
+from torch import Tensor, nn
+from transformers import T5ForConditionalGeneration
+
+from brim.errors import ModelError
+from brim.models import Decoding, LanguageModel, load_model
+from brim.models.tying import check_same_head, check_stored_head
+
+UNTIED_T5 = ("t5_v1_1", "mt5")
+TIED = ("t5", "bart", "marian", "llama", "gpt2")
+
+
+def head_of(model: LanguageModel) -> Tensor:
+    return model.model.get_output_embeddings().weight
+
+
+def is_tied(model: LanguageModel) -> bool:
+    embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    return any(embedding.weight is head_of(model) for embedding in embeddings)
+
+
+def reload(model: LanguageModel, directory: Path) -> LanguageModel:
+    model.save(directory)
+    return load_model(directory)
+
+
+def save_and_reload_twice(model: LanguageModel, directory: Path) -> LanguageModel:
+    return reload(reload(model, directory / "first"), directory / "second")
+
+
+def tie_weights(model: LanguageModel, _directory: Path) -> LanguageModel:
+    model.model.tie_weights()
+    return model
+
+
+def copy_it(model: LanguageModel, _directory: Path) -> LanguageModel:
+    return model.copy()
+
+
+def deepcopy_and_tie(model: LanguageModel, _directory: Path) -> LanguageModel:
+    clone = copy.deepcopy(model)
+    clone.model.tie_weights()
+    return clone
+
+
+def resize(model: LanguageModel, _directory: Path) -> LanguageModel:
+    model.resize(NUM_ROWS + 16)
+    model.resize(NUM_ROWS)
+    return model
+
+
+PATHS = [reload, save_and_reload_twice, tie_weights, copy_it, deepcopy_and_tie, resize]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_head_and_the_policy_survive(
+    path: Callable[[LanguageModel, Path], LanguageModel], family: str, tmp_path: Path
+) -> None:
+    model = tiny_language_model(family).eval()
+    rollout = model.generate(encoded(model), Decoding(max_tokens=5))
+    head, logprobs = head_of(model).detach().clone(), model.logprobs(rollout).detach()
+    after = path(model, tmp_path).eval()
+    assert torch.equal(head_of(after), head)
+    assert is_tied(after) == (family in TIED)
+    torch.testing.assert_close(after.logprobs(rollout).detach(), logprobs, rtol=0, atol=1e-6)
+    assert after.decode(after.generate(rollout.batch, Decoding(max_tokens=5))) == model.decode(
+        rollout
+    )
+
+
+@pytest.mark.parametrize("family", UNTIED_T5)
+def test_transformers_alone_overwrites_an_untied_head(family: str) -> None:
+    for overwrite in (
+        lambda model: model.tie_weights(),
+        lambda model: model.resize_token_embeddings(NUM_ROWS + 16),
+    ):
+        model = tiny(family)
+        head = model.lm_head.weight.detach().clone()
+        overwrite(model)
+        assert not torch.equal(model.lm_head.weight[:NUM_ROWS], head)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_resizing_adds_rows_that_are_the_mean_and_draws_no_numbers(family: str) -> None:
+    model = tiny_language_model(family).eval()
+    rollout = model.generate(encoded(model), Decoding(max_tokens=4))
+    logprobs = model.logprobs(rollout).detach()
+    state = torch.get_rng_state()
+    model.resize(NUM_ROWS + 8)
+    assert torch.equal(torch.get_rng_state(), state)
+    head = head_of(model)
+    assert head.shape[0] == NUM_ROWS + 8
+    assert model.model.config.vocab_size == NUM_ROWS + 8
+    expected = head[:NUM_ROWS].mean(0).expand(8, -1)
+    torch.testing.assert_close(head[NUM_ROWS:], expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(model.logprobs(rollout).detach(), logprobs, rtol=0, atol=1e-6)
+    with pytest.raises(ModelError, match="token id 39 but the model's head has 20 rows"):
+        model.resize(20)
+
+
+@pytest.mark.parametrize("family", ["t5_v1_1", "t5", "qwen2"])
+def test_a_copy_shares_no_memory(family: str) -> None:
+    model = tiny_language_model(family)
+    clone = model.copy()
+    before = head_of(model).detach().clone()
+    with torch.no_grad():
+        for parameter in clone.parameters():
+            parameter.add_(1)
+    assert torch.equal(head_of(model), before)
+    rollout = clone.generate(encoded(clone), Decoding(max_tokens=3))
+    assert not torch.allclose(clone.logprobs(rollout), model.logprobs(rollout))
+
+
+@pytest.mark.parametrize("family", ["t5", "t5_v1_1", "mt5", "llama", "qwen2"])
+def test_training_keeps_tied_heads_tied_and_untied_ones_apart(family: str, tmp_path: Path) -> None:
+    model = reload(tiny_language_model(family), tmp_path)
+    rollout = model.generate(encoded(model), Decoding(max_tokens=4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.logprobs(rollout).sum().backward()
+    optimizer.step()
+    embedding = model.model.get_input_embeddings().weight
+    assert torch.equal(head_of(model), embedding) == (family in TIED)
+
+
+def test_a_head_that_was_overwritten_is_noticed(tmp_path: Path) -> None:
+    model = tiny_language_model("t5_v1_1")
+    model.save(tmp_path)
+    clone = model.copy()
+    with torch.no_grad():
+        clone.model.lm_head.weight.copy_(clone.model.shared.weight)
+    with pytest.raises(ModelError, match="head"):
+        check_stored_head(clone.model, tmp_path)
+    with pytest.raises(ModelError, match="head"):
+        check_same_head(clone.model, model.model)
+
+
+def test_loading_notices_a_head_that_transformers_tied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_language_model("t5_v1_1").save(tmp_path)
+    load = T5ForConditionalGeneration.from_pretrained.__func__
+
+    def careless(cls: type, *args: object, **kwargs: object) -> object:
+        model, info = load(cls, *args, **kwargs)
+        model.lm_head.weight = model.shared.weight
+        return model, info
+
+    monkeypatch.setattr(T5ForConditionalGeneration, "from_pretrained", classmethod(careless))
+    with pytest.raises(ModelError, match="the output head in memory is not the one in the file"):
+        load_model(tmp_path)
+
+
+def test_saving_notices_a_head_that_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_language_model("t5_v1_1")
+    save = model.model.save_pretrained
+
+    def careless(directory: Path) -> None:
+        save(directory)
+        tensors = load_file(Path(directory) / "model.safetensors")
+        del tensors["lm_head.weight"]
+        save_file(tensors, Path(directory) / "model.safetensors")
+
+    monkeypatch.setattr(model.model, "save_pretrained", careless)
+    with pytest.raises(ModelError, match="head"):
+        model.save(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_file_in_another_precision(dtype: str, tmp_path: Path) -> None:
+    for family in ("t5_v1_1", "llama"):
+        model = tiny_language_model(family)
+        model.save(tmp_path / family)
+        low = load_model(tmp_path / family, dtype=dtype)
+        assert str(head_of(low).dtype) == f"torch.{dtype}"
+        low.save(tmp_path / f"{family}-low")
+        back = load_model(tmp_path / f"{family}-low", dtype="float32")
+        assert torch.equal(head_of(back), head_of(low).float())
+        assert str(head_of(load_model(tmp_path / f"{family}-low", dtype="auto")).dtype).endswith(
+            dtype
+        )
+
+
+def test_shards(tmp_path: Path) -> None:
+    for family in ("t5_v1_1", "gpt2"):
+        model = tiny_language_model(family)
+        model.save(tmp_path / family)
+        (tmp_path / family / "model.safetensors").unlink()
+        model.model.save_pretrained(tmp_path / family, max_shard_size="4KB")
+        assert len(list((tmp_path / family).glob("model-*.safetensors"))) > 1
+        assert torch.equal(head_of(load_model(tmp_path / family)), head_of(model))
+
+
+def test_the_families_are_told_apart() -> None:
+    assert set(UNTIED_T5) < set(ENCODER_DECODERS)
+    for family in FAMILIES:
+        assert is_tied(tiny_language_model(family)) == (family in TIED)

@@ -1,0 +1,137 @@
+"""The documentation says what is there: commands parse, links resolve, settings are up to date."""
+
+import doctest
+import re
+import runpy
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from typer.main import get_command
+
+from brim.cli import app
+from brim.config import load_config
+from brim.recipes import find_recipe
+from brim.settings import RunConfig
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+FENCE = re.compile(r"^```(\w+)?([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"(?<!!)\[[^]]*\]\(([^)\s]+)\)|!\[[^]]*\]\(([^)\s]+)\)")
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+class Block(NamedTuple):
+    language: str
+    title: str
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    return [
+        Block(language, "".join(re.findall('title="(.*?)"', rest)), text)
+        for language, rest, text in FENCE.findall(page.read_text(encoding="utf-8"))
+    ]
+
+
+def prose(page: Path) -> str:
+    return re.sub("`[^`]*`", "", FENCE.sub("", page.read_text(encoding="utf-8")))
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The arguments of each call of `brim` in the shell blocks of a page."""
+    lines = []
+    for block in blocks(page):
+        text = block.text.replace("\\\n", " ")
+        if block.language == "bash":
+            lines += text.splitlines()
+        elif block.language == "console":
+            lines += [line[2:] for line in text.splitlines() if line.startswith("$ ")]
+    found = []
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        for i, word in enumerate(words):
+            if word == "brim" and (i == 0 or words[i - 1] in ("|", "&&", "-m")):
+                found.append(words[i + 1 :])
+    return found
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_settings_page_is_up_to_date():
+    script = runpy.run_path(str(ROOT / "docs" / "generate_settings.py"))
+    assert script["PAGE"].read_text(encoding="utf-8") == script["render"](), (
+        "run: python docs/generate_settings.py"
+    )
+
+
+def test_there_are_commands_to_check():
+    names = {arguments[0] for page in PAGES for arguments in commands(page)}
+    assert names == {"train", "evaluate", "generate", "recipes", "quickstart"}
+
+
+@pytest.fixture
+def recipes(tmp_path, monkeypatch):
+    """`recipes(page)` writes the recipes of all pages into a new folder, the page's own last."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(page: Path) -> list[Path]:
+        own = [block for block in blocks(page) if block.title]
+        for block in [*(b for other in PAGES for b in blocks(other) if b.title), *own]:
+            Path(block.title).write_text(block.text, encoding="utf-8")
+        return [Path(block.title) for block in own]
+
+    return write
+
+
+@each_page
+def test_recipes_load(page, recipes):
+    for path in recipes(page):
+        load_config(RunConfig, path, search=find_recipe)
+
+
+@each_page
+def test_commands_parse(page, recipes):
+    recipes(page)
+    group = get_command(app)
+    for arguments in commands(page):
+        with group.make_context("brim", list(arguments)) as context:
+            name, command, rest = group.resolve_command(context, list(arguments))
+            with command.make_context(name, rest, parent=context) as inner:
+                check_settings(inner.params)
+
+
+def check_settings(params: dict) -> None:
+    """Recipes exist, and keys and values of overrides are known."""
+    recipe = params.get("recipe", "cmudict/brim")
+    if not recipe.startswith("runs/"):
+        overrides = params.get("overrides") or []
+        load_config(RunConfig, find_recipe(recipe), overrides, search=find_recipe)
+
+
+@each_page
+def test_links_resolve(page):
+    for target in filter(None, (a or b for a, b in LINK.findall(prose(page)))):
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.exists(), f"{target}: no such file"
+        assert not anchor or anchor in anchors(path), f"{target}: no such heading"
+
+
+@each_page
+def test_python_compiles_and_examples_are_true(page):
+    for block in blocks(page):
+        if block.language == "python" and not block.text.startswith(">>>"):
+            compile(block.text, str(page), "exec")
+    examples = doctest.DocTestParser().get_doctest(
+        page.read_text(encoding="utf-8"), {}, page.name, str(page), 0
+    )
+    report: list[str] = []
+    assert doctest.DocTestRunner().run(examples, out=report.append).failed == 0, "".join(report)
