@@ -97,7 +97,7 @@ def key_path(data: Any, detail: ErrorDetails) -> KeyPath:
     for i, part in enumerate(detail["loc"]):
         keys = range(len(data)) if isinstance(data, list) else data
         if isinstance(data, dict | list) and part in keys:
-            data = data[part]
+            data = data[part]  # type: ignore[index]
             path = (*path, part)
         elif detail["type"] == "missing" and i == len(detail["loc"]) - 1:
             path = (*path, part)

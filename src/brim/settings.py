@@ -24,7 +24,7 @@ class DecodingConfig(Config):
     strategy: Literal["sampling", "greedy"] = "sampling"
     """The policy gradient needs samples; `greedy` is the paper's section 3.1."""
     temperature: float = Field(1.0, gt=0)
-    """Divides the logits before sampling."""
+    """Divides the logits of the policy that samples, and that the gradient improves."""
     top_k: int | None = Field(None, ge=1)
     """Sample among the k likeliest tokens only."""
     top_p: float | None = Field(None, gt=0, le=1)
@@ -106,8 +106,8 @@ class SupervisedConfig(Config):
 class TokenizerConfig(Config):
     """A tokenizer trained on the task's training text, for models from scratch."""
 
-    kind: Literal["word", "bpe", "unigram"] = "bpe"
-    """`word` splits at spaces; the others learn pieces, digits one by one."""
+    kind: Literal["word", "bpe"] = "bpe"
+    """`word` splits at spaces; `bpe` learns pieces of words, digits one by one."""
     vocab_size: int = Field(1000, ge=8)
     """Upper bound of the number of tokens."""
 

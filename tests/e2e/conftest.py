@@ -10,7 +10,8 @@ from brim.config import load_config
 from brim.settings import RunConfig
 
 NUMERALS = [
-    (100, "C"), (90, "XC"), (50, "L"), (40, "XL"), (10, "X"), (9, "IX"), (5, "V"), (4, "IV"), (1, "I"),
+    (100, "C"), (90, "XC"), (50, "L"), (40, "XL"),
+    (10, "X"), (9, "IX"), (5, "V"), (4, "IV"), (1, "I"),
 ]  # fmt: skip
 
 T5 = "{family: t5, d_model: 32, d_ff: 64, layers: 1, heads: 2, dropout: 0.1}"
@@ -36,7 +37,8 @@ student:
 objective: {{name: brim, k: 2}}
 decoding: {{max_prompt_tokens: 40, max_tokens: 8, batch_size: 32}}
 optim: {{lr: 1e-3, warmup_steps: 2}}
-trainer: {{max_steps: 6, rollout_batch_size: 8, micro_batch_size: 3, evaluate_every: 2, save_every: 1}}
+trainer: {{max_steps: 6, rollout_batch_size: 8, micro_batch_size: 3, evaluate_every: 2,
+          save_every: 1}}
 evaluation: {{batch_size: 32, num_samples: 2}}
 """
 

@@ -21,12 +21,13 @@ def launch(num_processes: int, *arguments: object) -> None:
     command = [sys.executable, "-m", "brim"]
     if num_processes > 1:
         port = 29500 + os.getpid() % 2000
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1",
-                   "--num_processes", str(num_processes), "--mixed_precision", "no",
-                   "--main_process_port", str(port), "--module", "brim"]  # fmt: skip
-    result = subprocess.run(
-        [*command, *map(str, arguments)], env=ENVIRONMENT, text=True, capture_output=True, timeout=400
-    )
+        command = [
+            sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1",
+            "--num_processes", str(num_processes), "--mixed_precision", "no",
+            "--main_process_port", str(port), "--module", "brim",
+        ]  # fmt: skip
+    command += map(str, arguments)
+    result = subprocess.run(command, env=ENVIRONMENT, text=True, capture_output=True, timeout=400)
     assert result.returncode == 0, result.stderr
 
 

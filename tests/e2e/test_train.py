@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from brim.errors import NonFiniteError, RunError
+from brim.models import Decoding
 from brim.objectives import PolicyGradient
 from brim.runs import evaluate_run, evaluate_stage, generate, train
-from brim.models import Decoding
 from brim.trainer import Interrupted, Trainer
 
 
@@ -81,7 +81,9 @@ def test_run_directory(finished, model):
 
 @pytest.mark.parametrize("model", [T5, GPT2], ids=["t5", "gpt2"])
 @pytest.mark.parametrize("stop_after", [1, 3, 5])
-def test_resume_reaches_the_same_bits(finished, make_config, tmp_path, monkeypatch, model, stop_after):
+def test_resume_reaches_the_same_bits(
+    finished, make_config, tmp_path, monkeypatch, model, stop_after
+):
     run, stages = finished(model)
     original = Trainer._train_step
 
@@ -139,7 +141,8 @@ def test_seqkd_learns_the_teacher_outputs(make_config, finished, tmp_path):
                          "trainer.max_steps=40", "trainer.rollout_batch_size=32",
                          "trainer.micro_batch_size=32", "trainer.evaluate_every=40")  # fmt: skip
     train(config, tmp_path / "run", stages_dir=stages)
-    losses = [r["train/loss"] for r in rows(tmp_path / "run" / "metrics.jsonl") if "train/loss" in r]
+    metrics = rows(tmp_path / "run" / "metrics.jsonl")
+    losses = [row["train/loss"] for row in metrics if "train/loss" in row]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
 
@@ -205,7 +208,7 @@ def test_evaluate_again_gives_the_same_numbers(finished):
 
 def test_generate_depends_on_the_prompt_only(finished):
     run, _ = finished(T5)
-    prompts = ["write 12 in Roman numerals:", "write 7 in Roman numerals:", "write 88 in Roman numerals:"]
+    prompts = [f"write {number} in Roman numerals:" for number in (12, 7, 88)]
     decoding = Decoding(strategy="greedy", max_tokens=8, batch_size=2)
     texts = list(generate(run, prompts, decoding=decoding))
     assert len(texts) == 3
@@ -214,7 +217,7 @@ def test_generate_depends_on_the_prompt_only(finished):
 
 def test_prompts_without_targets(finished, make_config, numerals, tmp_path):
     """Reinforcement learning needs no targets: the return picks the checkpoint."""
-    run, stages = finished(T5)
+    _, stages = finished(T5)
     teacher = next(stages.glob("teacher-*")) / "best"
     student = next(stages.glob("predistill-*")) / "best"
     config = make_config(

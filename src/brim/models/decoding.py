@@ -52,7 +52,7 @@ class Decoding:
 def row_uniforms(seeds: Sequence[int], num_tokens: int) -> Tensor:
     """One uniform number in [0, 1) a row and token, (B, num_tokens) float32 on the CPU.
 
-    Row i depends on `seeds[i]` alone, and a smaller `num_tokens` gives a prefix.
+    Row i depends on `seeds[i]` alone (its lower 32 bits); a smaller `num_tokens` gives a prefix.
     """
     uniforms = torch.empty(len(seeds), num_tokens)
     generator = torch.Generator()
@@ -87,9 +87,8 @@ def choose_tokens(logits: Tensor, uniforms: Tensor, decoding: Decoding) -> Tenso
         outside = (mass_before >= decoding.top_p).scatter(1, order, mass_before >= decoding.top_p)
         probabilities.masked_fill_(outside, 0)
     cdf = probabilities.cumsum(dim=1)
-    total = cdf[:, -1:]
-    # Rounding may lift u * total to total itself, which lies behind the last token.
-    threshold = torch.minimum(uniforms[:, None] * total, total.nextafter(torch.zeros_like(total)))
+    # A float32 below 1 is at most 1 - 2^-24, so that the product rounds below the last value.
+    threshold = uniforms[:, None] * cdf[:, -1:]
     tokens = torch.searchsorted(cdf, threshold, right=True).squeeze(1)
     return tokens.clamp_max_(logits.shape[1] - 1)  # logits that are not finite stay in the range
 

@@ -7,7 +7,7 @@ made at a time, reduced to a few numbers a token, and made again in the backward
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -50,6 +50,13 @@ class OutputHead:
         dtype = _compute_dtype(self.weight)
         weight = self.weight[: self.num_rows].to(dtype)
         return _logits(self.scaled(hidden).to(dtype), weight, self.bias)
+
+    def at_temperature(self, temperature: float) -> OutputHead:
+        """The head whose logits are these ones divided by `temperature`."""
+        if temperature == 1:
+            return self
+        bias = None if self.bias is None else self.bias / temperature
+        return replace(self, bias=bias, scale=self.scale / temperature)
 
     def scaled(self, hidden: Tensor) -> Tensor:
         """The features as they enter the product."""

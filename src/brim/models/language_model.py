@@ -147,18 +147,24 @@ class LanguageModel(nn.Module):
         completion_ids = ids[:, :longest].masked_fill(~mask, self.filler_id)
         return Rollout(batch, completion_ids, mask, truncated)
 
-    def forward(self, rollout: Rollout, *, chunk_tokens: int | None = None) -> TokenStatistics:
+    def forward(
+        self, rollout: Rollout, *, temperature: float = 1.0, chunk_tokens: int | None = None
+    ) -> TokenStatistics:
         """Log-probabilities of the rollout's tokens, with gradient, and the policy's entropy.
 
         Args:
             rollout: B completions, of whoever wrote them.
+            temperature: divides the logits; that of the sampling, for the policy that sampled.
             chunk_tokens: tokens that pass the output head at once; by default what keeps the
                 logits in memory under 32 MiB.
         """
         mask = rollout.mask
         features, _ = self._read(rollout)
         logprobs, entropy = token_statistics(
-            features, self._head(), rollout.completion_ids[mask], chunk_tokens=chunk_tokens
+            features,
+            self._head().at_temperature(temperature),
+            rollout.completion_ids[mask],
+            chunk_tokens=chunk_tokens,
         )
         return TokenStatistics(_scatter(logprobs, mask), _scatter(entropy, mask))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 from torch import Tensor
@@ -10,8 +10,12 @@ from torch import Tensor
 from brim.models import Decoding, LanguageModel
 from brim.types import Batch, LossOutput, Rollout, TokenStatistics
 
-Policy = Callable[[Rollout], TokenStatistics]
-"""The student as the loss sees it: the `LanguageModel`, or what DDP or autocast made of it."""
+
+class Policy(Protocol):
+    """The student as the loss sees it: the `LanguageModel`, or what DDP or autocast made of it."""
+
+    def __call__(self, rollout: Rollout, *, temperature: float = 1.0) -> TokenStatistics:
+        """Log-probabilities of the tokens under `softmax(logits / temperature)`, and entropies."""
 
 
 class Objective(Protocol):

@@ -159,7 +159,8 @@ class PolicyGradient:
         """`−Σ_t Ĝ_t log π(a_t | s_t)`, whose gradient is minus Eq 8."""
         if rollout.advantages is None or rollout.values is None:
             raise ValueError("loss needs a rollout that collect has scored")
-        tokens = policy(rollout)
+        # The policy that is improved is the one that sampled; top_k and top_p are left aside.
+        tokens = policy(rollout, temperature=self.decoding.temperature)
         logprobs = tokens.logprobs.detach()
         return LossOutput(
             loss=policy_gradient_loss(tokens.logprobs, rollout.advantages, rollout.mask),
