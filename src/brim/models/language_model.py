@@ -30,8 +30,8 @@ from brim.types import ActionValues, Batch, Example, Rollout, TokenStatistics
 class LanguageModel(nn.Module):
     """A transformers model with its tokenizer, as a policy and as a Q-function.
 
-    The policy is the softmax, at temperature 1, over the rows of the output head that have a token;
-    all other rows are never sampled, never the best, and get no gradient.
+    The policy is the softmax over the rows of the output head that have a token; all other rows are
+    never sampled, never the best, and get no gradient.
 
     Args:
         model: a sequence-to-sequence or causal language model of transformers.

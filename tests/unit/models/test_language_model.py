@@ -110,6 +110,22 @@ def test_statistics_and_gradients_equal_the_naive_ones(family: str) -> None:
     torch.testing.assert_close(model.logprobs(rollout), statistics.logprobs, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["t5", "bart", "phi"])
+@pytest.mark.parametrize("temperature", [0.5, 4.0])
+def test_a_temperature_divides_all_logits(family: str, temperature: float) -> None:
+    model = tiny_language_model(family, spread=0.15).eval()
+    rollout = model.generate(encoded(model), Decoding(max_tokens=4))
+    with torch.no_grad():
+        statistics = model(rollout, temperature=temperature)
+        log_softmax = (naive_logits(model, rollout) / temperature).log_softmax(2)
+    logprobs = log_softmax.gather(2, rollout.completion_ids[:, :, None]).squeeze(2)
+    entropy = -(log_softmax.exp() * log_softmax).sum(2)
+    near = {"rtol": 1e-5, "atol": 1e-5}
+    mask = rollout.mask
+    torch.testing.assert_close(statistics.logprobs, logprobs.masked_fill(~mask, 0), **near)
+    torch.testing.assert_close(statistics.entropy, entropy.masked_fill(~mask, 0), **near)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("centering", ["none", "mean", "max", "logsumexp"])
 def test_action_values_equal_the_naive_logits(family: str, centering: Any) -> None:
