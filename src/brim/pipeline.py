@@ -5,6 +5,7 @@ Each stage is resumable and is skipped when its inputs are unchanged.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
 
 from brim.errors import ConfigError, RunError
 from brim.evaluation import Evaluation, evaluate
-from brim.metrics import get_metric
 from brim.models import (
     LanguageModel,
     build_model,
@@ -29,7 +30,7 @@ from brim.models import (
 )
 from brim.objectives import Objective, SeqKD
 from brim.progress import Reporter
-from brim.rundir import update_manifest
+from brim.rundir import read_manifest, update_manifest
 from brim.seeding import derive_seed
 from brim.settings import (
     LoopConfig,
@@ -60,7 +61,6 @@ class Pipeline:
     stages_dir: Path
     accelerator: Accelerator
     reporter: Reporter
-    may_train: bool = True
     inputs: dict[str, str] = field(default_factory=dict)
 
     # -- data and models --------------------------------------------------------------------
@@ -84,30 +84,65 @@ class Pipeline:
         return self.task.load("validation")[:limit]
 
     @cached_property
-    def metric(self) -> str:
-        """The score that picks the best checkpoint."""
-        return self.config.evaluation.metric or self.task.metrics[0]
+    def test_examples(self) -> Sequence[Example]:
+        """What the best checkpoint is tested on."""
+        return self.task.load("test")
 
     @cached_property
-    def data_fingerprint(self) -> str:
-        """Stands for the data of training and of checkpoint choice."""
-        splits = (self.train_examples, self.validation_examples)
-        return "-".join(describe(examples)["sha256"] for examples in splits)
+    def metric(self) -> str:
+        """The score that picks the best checkpoint of the objective."""
+        return self.config.evaluation.metric or self.supervised_metric
+
+    @cached_property
+    def supervised_metric(self) -> str:
+        """The score that picks the teacher and the pre-distilled student: the task's first one."""
+        answered = all(example.references for example in self.validation_examples)
+        return self.task.metrics[0] if answered else "return"
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """What is known of each split, for the provenance."""
+        splits = {
+            "train": self.train_examples,
+            "validation": self.validation_examples,
+            "test": self.test_examples,
+        }
+        return {name: describe(examples) for name, examples in splits.items()}
 
     def check(self) -> None:
-        """Meet the mistakes that can be met before hours of work."""
-        if self.metric not in ("return", "length"):
-            get_metric(self.metric)
-            if not all(example.references for example in self.validation_examples):
-                raise ConfigError(
-                    f"evaluation.metric: {self.metric} needs targets in the validation split; "
-                    "give a target column, or choose evaluation.metric=return"
-                )
-        if self.metric == "return" and not self.config.evaluation.returns:
+        """Meet the mistakes that can be met before hours of work.
+
+        Raises:
+            BrimError: the settings, the data and the models do not go together, or the data is
+                not what this run was begun with.
+        """
+        config, choices = self.config, (*self.task.metrics, "return")
+        if self.metric not in choices:
+            raise ConfigError(
+                f"evaluation.metric: {self.metric} is not measured on this task; "
+                f"choose one of {', '.join(choices)}"
+            )
+        if self.metric != "return" and self.supervised_metric == "return":
+            raise ConfigError(
+                f"evaluation.metric: {self.metric} needs targets in the validation split; "
+                "give a target column, or choose evaluation.metric=return"
+            )
+        if "return" in (self.metric, self.supervised_metric) and not config.evaluation.returns:
             raise ConfigError("evaluation.metric: return needs evaluation.returns=true")
-        if self.config.teacher.train and not all(e.references for e in self.train_examples):
-            raise ConfigError("teacher.train: needs a target for each training example")
-        if self.config.student.keep_layers is None:
+        if config.teacher.train:
+            for name, examples in (
+                ("training", self.train_examples),
+                ("validation", self.validation_examples),
+            ):
+                if not all(example.references for example in examples):
+                    raise ConfigError(f"teacher.train: needs a target for each {name} example")
+        data = self.data  # reads every split, the test split too
+        if read_manifest(self.out).get("data", data) != data:
+            raise RunError(
+                f"{self.out}: the data is not what this run was begun with (see manifest.json); "
+                "bring it back, or choose another --out"
+            )
+        if config.student.keep_layers is None:
             check_same_tokenizer(self.initial_teacher, self.initial_student)
 
     @cached_property
@@ -123,8 +158,7 @@ class Pipeline:
                 kind=settings.tokenizer.kind,
                 vocab_size=settings.tokenizer.vocab_size,
             )
-            seed = derive_seed(self.config.seed, "build", "teacher")
-            model = build_model(settings.build, tokenizer, seed=seed)
+            model = self._build("teacher", settings.build, tokenizer)
         return self.place(model)
 
     @cached_property
@@ -134,14 +168,22 @@ class Pipeline:
         if settings.path is not None:
             model = _load(settings)
         elif settings.build is not None:
-            seed = derive_seed(self.config.seed, "build", "student")
-            model = build_model(settings.build, self.initial_teacher.tokenizer, seed=seed)
+            model = self._build("student", settings.build, self.initial_teacher.tokenizer)
         else:
             assert settings.keep_layers is not None
             # From the trained teacher: its layers are what is worth keeping.
             source = self.initial_teacher if self.config.teacher.train is None else self.teacher
             model = keep_layers(source, layers=settings.keep_layers)
         return self.place(model)
+
+    def _build(
+        self, role: str, description: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+    ) -> LanguageModel:
+        try:
+            seed = derive_seed(self.config.seed, "build", role)
+            return build_model(description, tokenizer, seed=seed)
+        except ConfigError as error:
+            raise ConfigError(f"{role}.build: {error}") from None
 
     def place(self, model: LanguageModel) -> LanguageModel:
         """The model on this process's device."""
@@ -177,7 +219,7 @@ class Pipeline:
             "teacher_outputs",
             {
                 "teacher": self.inputs["teacher"],
-                "data": describe(self.train_examples)["sha256"],
+                "data": self.data["train"]["sha256"],
                 "max_prompt_tokens": config.decoding.max_prompt_tokens,
                 "max_tokens": config.decoding.max_tokens,
             },
@@ -234,11 +276,12 @@ class Pipeline:
             name,
             {
                 **inputs,
-                "data": self.data_fingerprint,
+                "data": self.data["train"]["sha256"],
                 "settings": settings.model_dump(mode="json"),
                 "max_prompt_tokens": config.decoding.max_prompt_tokens,
                 "max_tokens": config.decoding.max_tokens,
-                "metric": self.metric,
+                "validation": self.data["validation"]["sha256"],
+                "metric": self.supervised_metric,
                 "precision": config.trainer.precision,
                 "seed": config.seed,
             },
@@ -253,6 +296,7 @@ class Pipeline:
                 teacher=teacher,
                 objective=SeqKD(config.decoding.build()),
                 examples=examples,
+                metric=self.supervised_metric,
                 optim=settings.optim,
                 loop=settings.trainer,
             )
@@ -269,43 +313,38 @@ class Pipeline:
         update_manifest(
             self.out,
             {
-                "stages_dir": str(self.stages_dir),
+                "stages_dir": os.path.relpath(self.stages_dir, self.out),
                 "stages": dict(self.inputs),
-                "data": {
-                    "train": describe(self.train_examples),
-                    "validation": describe(self.validation_examples),
-                },
+                "data": self.data,
             },
         )
         self._train(
-            config.objective.name,
+            "objective",  # whichever it is: methods share data order and the rollouts' seeds
             self.out,
             student=student,
             teacher=self.teacher,
             objective=objective,
             examples=examples,
+            metric=self.metric,
             optim=config.optim,
             loop=config.trainer,
         )
 
     def _train(
         self,
-        name: str,
+        stage: str,
         directory: Path,
         *,
         student: LanguageModel,
         teacher: LanguageModel | None,
         objective: Objective,
         examples: Sequence[Example],
+        metric: str,
         optim: OptimConfig,
         loop: LoopConfig,
     ) -> None:
-        if not self.may_train:
-            raise RunError(
-                f"{directory}: the stage is missing or unfinished; "
-                "finish the run by brim train --resume must"
-            )
         config = self.config
+        label = config.objective.name if stage == "objective" else stage
         num_steps = count_steps(loop, len(examples))
         with (
             Tracker(
@@ -315,7 +354,7 @@ class Pipeline:
                 config=config.model_dump(mode="json"),
                 project=config.tracking.project,
             ) as tracker,
-            self.reporter.meter(name, num_steps) as meter,
+            self.reporter.meter(label, num_steps) as meter,
         ):
             trainer = Trainer(
                 student=student,
@@ -323,14 +362,14 @@ class Pipeline:
                 objective=objective,
                 examples=examples,
                 evaluate=lambda model: self._validate(model, teacher),
-                metric=self.metric if teacher is not None or self.metric != "return" else "length",
+                metric=metric,
                 optim=optim,
                 settings=loop,
                 directory=directory,
                 accelerator=self.accelerator,
                 tracker=tracker,
                 max_prompt_tokens=config.decoding.max_prompt_tokens,
-                seed=derive_seed(config.seed, "train", name),
+                seed=derive_seed(config.seed, "train", stage),
                 hooks=Hooks(
                     on_step=lambda step, metrics: meter.advance(
                         step - meter.done, f"loss {metrics['train/loss']:.4g}"

@@ -84,6 +84,7 @@ def begin_run(out: Path, config: RunConfig, command: Sequence[str]) -> None:
             "command": list(command),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "seed": config.seed,
+            "num_processes": PartialState().num_processes,
             "versions": {
                 "brim": __version__,
                 "python": platform.python_version(),
@@ -95,18 +96,24 @@ def begin_run(out: Path, config: RunConfig, command: Sequence[str]) -> None:
     atomic_write_text(out / "config.yaml", dump_config(config))
 
 
+def read_manifest(out: Path) -> dict[str, Any]:
+    """The provenance of a run; empty where none is begun."""
+    path = out / "manifest.json"
+    manifest: dict[str, Any] = read_json(path) if path.exists() else {}
+    return manifest
+
+
 def update_manifest(out: Path, facts: Mapping[str, Any]) -> None:
     """Add facts to the provenance of a run."""
     if PartialState().is_main_process:
-        path = out / "manifest.json"
-        atomic_write_json(path, {**read_json(path), **facts})
+        atomic_write_json(out / "manifest.json", {**read_manifest(out), **facts})
 
 
 def _check(out: Path, config: RunConfig, resume: Resume) -> None:
     if out.exists() and not out.is_dir():
         raise RunError(f"{out}: is a file; choose another --out")
-    manifest = out / "manifest.json"
-    if not manifest.exists():
+    manifest = read_manifest(out)
+    if not manifest:
         if resume == "must":
             raise RunError(f"{out}: no run to resume; check --out, or use --resume auto")
         strangers = [p.name for p in out.iterdir() if p.name != ".lock"] if out.exists() else []
@@ -118,7 +125,7 @@ def _check(out: Path, config: RunConfig, resume: Resume) -> None:
         return
     if resume == "never":
         raise RunError(f"{out}: holds a run already; choose another --out, or --resume auto")
-    if read_json(manifest).get("config_hash") != _identity(config):
+    if manifest["config_hash"] != _identity(config):
         raise RunError(
             f"{out}: holds a run with other settings (see its config.yaml); "
             "choose another --out, or resume with the settings that it was begun with"

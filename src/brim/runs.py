@@ -21,7 +21,7 @@ from brim.files import atomic_write_json, atomic_write_jsonl, read_json, read_js
 from brim.models import Decoding, LanguageModel, check_same_tokenizer, load_model
 from brim.pipeline import Pipeline
 from brim.progress import Reporter
-from brim.rundir import Resume, begin_run, open_run
+from brim.rundir import Resume, begin_run, open_run, read_manifest
 from brim.seeding import derive_seed
 from brim.settings import RunConfig
 from brim.tasks import Split, describe
@@ -80,7 +80,8 @@ def evaluate_model(
     config, task = pipeline.config, pipeline.task
     examples = task.load(split)
     settings = config.evaluation
-    with pipeline.reporter.meter(f"{directory.name} on {split}", len(examples)) as meter:
+    label = directory.name.split("-")[0]
+    with pipeline.reporter.meter(f"{label} on {split}", len(examples)) as meter:
         evaluation = evaluate(
             model,
             examples,
@@ -173,7 +174,7 @@ def evaluate_stage(run: Path, name: str, *, reporter: Reporter | None = None) ->
         The stage's folder.
     """
     pipeline = open_pipeline(run, reporter=reporter)
-    stage: str = read_json(run / "manifest.json")["stages"][name]
+    stage: str = read_manifest(run)["stages"][name]
     directory = pipeline.stages_dir / stage
     model = pipeline.place(load_model(directory / "best"))
     evaluate_model(model, pipeline, "test", directory)
@@ -192,10 +193,16 @@ def open_pipeline(
     if not (run / "config.yaml").exists():
         raise RunError(f"{run}: no run directory (it has no config.yaml); check the path")
     config = load_config(RunConfig, run / "config.yaml", overrides)
-    stages_dir = Path(read_json(run / "manifest.json").get("stages_dir", run / "stages"))
-    return Pipeline(
-        config, run, stages_dir, Accelerator(), reporter or Reporter(quiet=True), may_train=False
-    )
+    manifest = read_manifest(run)
+    stages_dir = run / manifest.get("stages_dir", "stages")
+    pipeline = Pipeline(config, run, stages_dir, Accelerator(), reporter or Reporter(quiet=True))
+    if config.teacher.train is not None:
+        # The teacher that the run had, whatever the overrides would have made of it.
+        best = stages_dir / manifest.get("stages", {}).get("teacher", "teacher") / "best"
+        if not best.exists():
+            raise RunError(f"{best}: the run's teacher is missing; bring back its stages folder")
+        pipeline.teacher = pipeline.place(load_model(best)).requires_grad_(False)
+    return pipeline
 
 
 def generate(

@@ -303,7 +303,7 @@ class Trainer:
         if self.state.step > self.num_steps:
             raise RunError(
                 f"{path}: the checkpoint is past the {self.num_steps} steps asked for; "
-                "raise trainer.max_steps or name another run directory"
+                "choose another --out"
             )
 
 

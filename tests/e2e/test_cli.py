@@ -53,7 +53,10 @@ BAD = {
     "bad row": (["RECIPE", "task.train=bad.jsonl"], "bad.jsonl:2:"),
     "no such model": (["RECIPE", *LOADED, "teacher.path=nowhere"], "nowhere"),
     "no head": (["RECIPE", *LOADED, "teacher.path=headless"], "head"),
-    "unknown metric": (["RECIPE", "evaluation.metric=blue"], "bleu"),
+    "no file of that name": (["RECIPE", "task.train=nowhere.bla"], "no such file"),
+    "missing test split": (["RECIPE", "task.test=nowhere.jsonl"], "nowhere.jsonl"),
+    "unmeasured metric": (["RECIPE", "evaluation.metric=bleu"], "exact_match, ter, return"),
+    "bad description": (["RECIPE", "student.build.d_modle=8"], "student.build"),
     "not a run": (["RECIPE", "--out", "notes"], "diary.txt"),
     "nothing to resume": (["RECIPE", "--resume", "must"], "no run to resume"),
 }

@@ -10,7 +10,9 @@ import pytest
 from conftest import GPT2, T5
 from test_train import rows
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = {
+    **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true",
+}  # fmt: skip
 
 # Dropout masks are drawn by process, so only without them can the losses be equal.
 NO_DROPOUT = ("teacher.build.dropout=0.0", "student.build.dropout=0.0", "trainer.max_steps=8",
@@ -21,9 +23,12 @@ def launch(num_processes: int, *arguments: object) -> None:
     command = [sys.executable, "-m", "brim"]
     if num_processes > 1:
         port = 29500 + os.getpid() % 2000
+        # `--multi_gpu` is accelerate's word for "a process each"; the variable keeps them on CPU
+        # (`--cpu` alone starts one process whatever their number).
         command = [
-            sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1",
-            "--num_processes", str(num_processes), "--mixed_precision", "no",
+            sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu",
+            "--num_machines", "1", "--num_processes", str(num_processes),
+            "--mixed_precision", "no", "--dynamo_backend", "no",
             "--main_process_port", str(port), "--module", "brim",
         ]  # fmt: skip
     command += map(str, arguments)
@@ -41,6 +46,8 @@ def test_two_processes_equal_one(write_recipe, tmp_path, model):
     recipe = write_recipe(model)
     for count in (1, 2):
         launch(count, "train", recipe, *NO_DROPOUT, "--out", tmp_path / str(count), "-q")
+        manifest = json.loads((tmp_path / str(count) / "manifest.json").read_text())
+        assert manifest["num_processes"] == count
     one, two = numbers(tmp_path / "1"), numbers(tmp_path / "2")
     assert len(one) == len(two) == 13
     for ours, theirs in zip(one, two, strict=True):

@@ -1,6 +1,7 @@
 """The main job, end to end, on tiny models of both kinds."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -252,3 +253,37 @@ def test_foreign_directories_are_refused(finished, make_config, tmp_path):
     with pytest.raises(RunError, match="diary.txt"):
         train(make_config(T5), tmp_path / "notes", stages_dir=stages)
     assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_changed_data_is_refused(make_config, numerals, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(numerals, data)
+    splits = [f"task.{split}={data}/{split}.jsonl" for split in ("train", "validation", "test")]
+    config = make_config(T5, *splits, "trainer.max_steps=1")
+    train(config, tmp_path / "run")
+    lines = (data / "train.jsonl").read_text().splitlines(keepends=True)
+    (data / "train.jsonl").write_text("".join(lines[:-1]))
+    before = (tmp_path / "run" / "manifest.json").read_bytes()
+    with pytest.raises(RunError, match="data is not what this run was begun with"):
+        train(config, tmp_path / "run")
+    assert (tmp_path / "run" / "manifest.json").read_bytes() == before
+
+
+def test_methods_share_data_order_and_seeds(finished, make_config, tmp_path):
+    """Before the first update two methods see the same prompts and write the same text."""
+    run, stages = finished(T5)
+    train(make_config(T5, "objective={name: llmr}"), tmp_path / "llmr", stages_dir=stages)
+    first = [
+        next(row for row in rows(folder / "metrics.jsonl") if "train/loss" in row)
+        for folder in (run, tmp_path / "llmr")
+    ]
+    for key in ("rollout/return", "rollout/length", "policy/entropy"):
+        assert first[0][key] == first[1][key]
+    assert first[1]["rollout/var_return_k"] == first[0]["rollout/var_return"]
+
+
+def test_run_folder_can_be_moved(finished, tmp_path):
+    run, _ = finished(T5)
+    shutil.copytree(run.parent, tmp_path / "moved")
+    first = json.loads((run / "results.json").read_text())["test"]["scores"]
+    assert evaluate_run(tmp_path / "moved" / run.name)["scores"] == first

@@ -28,6 +28,7 @@ from transformers.utils import cached_file
 
 from brim.errors import ModelError
 from brim.models.language_model import LanguageModel
+from brim.models.smollm2 import SMOLLM2_NAME, load_smollm2
 from brim.models.tying import check_stored_head
 
 DTYPES: dict[str, torch.dtype | str] = {
@@ -61,7 +62,8 @@ def load_model(
     with the one in the file. The model comes in evaluation mode.
 
     Args:
-        name_or_path: a directory in `save_pretrained` layout, or a hub id.
+        name_or_path: a directory in `save_pretrained` layout, a hub id, or
+            `smollm2-135m-instruct`, which comes from a Python package.
         revision: branch, tag or commit on the hub.
         dtype: of the weights: `float32`, `bfloat16`, `float16`, or `auto` for the file's own.
         device: where the weights go.
@@ -72,6 +74,11 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+    if str(name_or_path) == SMOLLM2_NAME and not Path(name_or_path).is_dir():
+        stored = DTYPES[dtype]
+        return load_smollm2(
+            dtype=stored if isinstance(stored, torch.dtype) else torch.float32, device=device
+        )
     name = _find(name_or_path, revision)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:

@@ -48,9 +48,15 @@ def open_source(
         return FileSource(path)
     name, _, named_split = text.partition("#")
     folder = Path(name).expanduser()
-    if folder.is_dir() or _HUB_ID.fullmatch(name):
+    if folder.is_dir() or (_HUB_ID.fullmatch(name) and not _looks_local(folder)):
         return DatasetSource(name, named_split or split, config=config, revision=revision)
     raise DataError(f"{text}: no such file or folder")
+
+
+def _looks_local(path: Path) -> bool:
+    """Whether a name that might be the hub's is rather a path that was misspelt."""
+    in_folder = len(path.parts) > 1
+    return path.parent.is_dir() if in_folder else bool(path.suffix)
 
 
 def _suffix(path: Path) -> str:
