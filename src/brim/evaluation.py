@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypedDict
 
 from accelerate import PartialState
@@ -37,6 +37,7 @@ class Prediction:
         num_tokens: actions, EOS included.
         truncated: cut at the length limit.
         teacher_return: `G_1` (Eq 10) of the completion in the teacher's logits, if it was asked.
+        sampled_text, sampled_return: a sample of the policy and its return, if it was drawn.
     """
 
     id: str
@@ -46,6 +47,8 @@ class Prediction:
     num_tokens: int
     truncated: bool
     teacher_return: float | None = None
+    sampled_text: str | None = None
+    sampled_return: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -131,6 +134,7 @@ def evaluate(
     metrics: Sequence[str],
     *,
     teacher: LanguageModel | None = None,
+    sampling: Decoding | None = None,
     max_prompt_tokens: int | None = None,
     seed: int = 0,
     num_resamples: int = 1000,
@@ -141,8 +145,10 @@ def evaluate(
 
     Examples without references count for length and return only.
 
-    The return is `return` among the scores: the mean over the examples of Eq 10 on the teacher's
-    plain logits, so that it compares students of one teacher whatever they were trained with.
+    With a teacher there is `return` among the scores: the mean over the examples of Eq 10 of the
+    decoded text, on the teacher's plain logits, so that it compares students of one teacher
+    whatever they were trained with. With `sampling` too there is `expected_return`: the same of
+    text that is sampled, the policy's own, which is what reinforcement learning maximises (Eq 3).
 
     Raises:
         DataError: there are no examples.
@@ -168,6 +174,21 @@ def evaluate(
     if teacher is not None:
         returns = [prediction.teacher_return or 0.0 for prediction in predictions]
         scores["return"] = mean_score("return", returns, **interval)
+        if sampling is not None:
+            sampled, _ = predict(
+                model,
+                examples,
+                sampling,
+                teacher=teacher,
+                max_prompt_tokens=max_prompt_tokens,
+                seed=seed,
+            )
+            predictions = [
+                replace(prediction, sampled_text=sample.text, sampled_return=sample.teacher_return)
+                for prediction, sample in zip(predictions, sampled, strict=True)
+            ]
+            returns = [prediction.sampled_return or 0.0 for prediction in predictions]
+            scores["expected_return"] = mean_score("expected return", returns, **interval)
     lengths = [prediction.num_tokens for prediction in predictions]
     scores["length"] = mean_score("length", lengths, **interval)
     return Evaluation(scores, predictions, num_truncated_prompts)

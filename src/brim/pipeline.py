@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
 from brim.errors import ConfigError, RunError
-from brim.evaluation import Evaluation, evaluate
+from brim.evaluation import Advance, Evaluation, evaluate
 from brim.models import (
     LanguageModel,
     build_model,
@@ -116,19 +116,24 @@ class Pipeline:
             BrimError: the settings, the data and the models do not go together, or the data is
                 not what this run was begun with.
         """
-        config, choices = self.config, (*self.task.metrics, "return")
+        config, choices = self.config, (*self.task.metrics, "return", "expected_return")
         if self.metric not in choices:
             raise ConfigError(
                 f"evaluation.metric: {self.metric} is not measured on this task; "
                 f"choose one of {', '.join(choices)}"
             )
-        if self.metric != "return" and self.supervised_metric == "return":
+        if self.metric in self.task.metrics and self.supervised_metric == "return":
             raise ConfigError(
                 f"evaluation.metric: {self.metric} needs targets in the validation split; "
                 "give a target column, or choose evaluation.metric=return"
             )
-        if "return" in (self.metric, self.supervised_metric) and not config.evaluation.returns:
-            raise ConfigError("evaluation.metric: return needs evaluation.returns=true")
+        wanted = {self.metric, self.supervised_metric}
+        if wanted & {"return", "expected_return"} and not config.evaluation.returns:
+            raise ConfigError(f"evaluation.metric: {self.metric} needs evaluation.returns=true")
+        if "expected_return" in wanted and not config.evaluation.expected_returns:
+            raise ConfigError(
+                "evaluation.metric: expected_return needs evaluation.expected_returns=true"
+            )
         if config.teacher.train:
             for name, examples in (
                 ("training", self.train_examples),
@@ -382,17 +387,34 @@ class Pipeline:
         self.accelerator.free_memory()
 
     def _validate(self, model: LanguageModel, teacher: LanguageModel | None) -> Evaluation:
-        settings = self.config.evaluation
+        # Nobody reads the intervals of a learning curve.
+        return self.evaluate(model, teacher, self.validation_examples, num_resamples=100)
+
+    def evaluate(
+        self,
+        model: LanguageModel,
+        teacher: LanguageModel | None,
+        examples: Sequence[Example],
+        *,
+        num_resamples: int | None = None,
+        advance: Advance = lambda rows: None,
+    ) -> Evaluation:
+        """Decode and score `examples` as the run's settings say."""
+        settings, decoding = self.config.evaluation, self.config.decoding
         return evaluate(
             model,
-            self.validation_examples,
-            self.config.decoding.greedy(settings.batch_size),
+            examples,
+            decoding.greedy(settings.batch_size),
             self.task.metrics,
             teacher=teacher if settings.returns else None,
-            max_prompt_tokens=self.config.decoding.max_prompt_tokens,
+            sampling=decoding.build(batch_size=settings.batch_size)
+            if settings.expected_returns
+            else None,
+            max_prompt_tokens=decoding.max_prompt_tokens,
             seed=self.config.seed,
-            num_resamples=100,  # nobody reads the interval of a learning curve
+            num_resamples=num_resamples or settings.num_resamples,
             confidence=settings.confidence,
+            advance=advance,
         )
 
 

@@ -16,7 +16,6 @@ from accelerate import Accelerator, PartialState
 from brim.checkpoints import latest_state
 from brim.config import load_config
 from brim.errors import ConfigError, DataError, RunError
-from brim.evaluation import evaluate
 from brim.files import atomic_write_json, atomic_write_jsonl, read_json, read_jsonl
 from brim.models import Decoding, LanguageModel, check_same_tokenizer, load_model
 from brim.pipeline import Pipeline
@@ -77,23 +76,10 @@ def evaluate_model(
     Returns:
         What `results.json` holds for the split.
     """
-    config, task = pipeline.config, pipeline.task
-    examples = task.load(split)
-    settings = config.evaluation
+    examples = pipeline.task.load(split)
     label = directory.name.split("-")[0]
     with pipeline.reporter.meter(f"{label} on {split}", len(examples)) as meter:
-        evaluation = evaluate(
-            model,
-            examples,
-            config.decoding.greedy(settings.batch_size),
-            task.metrics,
-            teacher=pipeline.teacher if settings.returns else None,
-            max_prompt_tokens=config.decoding.max_prompt_tokens,
-            seed=config.seed,
-            num_resamples=settings.num_resamples,
-            confidence=settings.confidence,
-            advance=meter.advance,
-        )
+        evaluation = pipeline.evaluate(model, pipeline.teacher, examples, advance=meter.advance)
     results = {
         "split": split,
         "scores": {name: score.as_dict() for name, score in evaluation.scores.items()},

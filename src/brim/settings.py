@@ -179,9 +179,13 @@ class EvaluationConfig(Config):
     max_validation_examples: int | None = Field(None, ge=1)
     """Only the first so many during training; null for all."""
     metric: str | None = None
-    """Picks the best checkpoint; null for the first of the task's metrics."""
+    """Picks the best checkpoint of the objective: one of the task's metrics, `return` or
+    `expected_return`; null for the first of the task's metrics."""
     returns: bool = True
     """Also report the teacher's return (Eq 10) of the decoded text."""
+    expected_returns: bool = True
+    """Also report the return of text sampled as `decoding` says: what reinforcement learning
+    maximises (Eq 3), at the price of decoding everything twice."""
     num_resamples: int = Field(1000, ge=100)
     """Bootstrap resamples of an interval."""
     confidence: float = Field(0.95, gt=0, lt=1)

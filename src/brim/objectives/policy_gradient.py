@@ -13,9 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from pydantic import Field
 from torch import Tensor
 
+from brim.advantages import mean_baseline
 from brim.config import Config
 from brim.losses import policy_gradient_loss
 from brim.masking import masked_sum
@@ -47,6 +50,9 @@ class PolicyGradientConfig(Config):
     stays, its variance does not. `none` is the paper's Eq 2; `mean` is LLMR's code."""
     clip: ClipConfig = ClipConfig()
     """Bound of the learning signal."""
+    baseline: Literal["none", "mean"] = "none"
+    """What is subtracted from the clipped returns: `mean` is their mean over the tokens of the
+    whole rollout batch. The paper has none for LLMR and BRIM."""
     truncated: Literal["keep", "drop", "bootstrap"] = "keep"
     """Completions cut at the length limit: `keep` ends the return at the last action
     (Algorithm 1), `drop` leaves them out (LLMR's code), `bootstrap` gives the last action the
@@ -60,6 +66,7 @@ class PolicyGradientConfig(Config):
             q_centering=self.q_centering,
             clip_target=self.clip.target,
             clip_range=self.clip.range,
+            baseline=self.baseline,
             truncated=self.truncated,
         )
 
@@ -99,6 +106,7 @@ class PolicyGradient:
     q_centering: Centering = "mean"
     clip_target: Literal["reward", "return"] = "return"
     clip_range: float | None = 100.0
+    baseline: Literal["none", "mean"] = "none"
     truncated: Literal["keep", "drop", "bootstrap"] = "keep"
     needs_teacher: bool = True
 
@@ -139,12 +147,16 @@ class PolicyGradient:
         elif self.clip_range is not None:
             advantages = returns.clamp(-self.clip_range, self.clip_range)
 
-        rollout = replace(rollout, values=values, returns=returns, advantages=advantages)
+        rollout = replace(rollout, values=values, returns=returns)
         sums = return_sums(rollout)
         sums["clipped"] = (advantages != returns).sum().double()
+        mask = rollout.mask
         if self.truncated == "drop":
-            rollout = replace(rollout, mask=rollout.mask & ~rollout.truncated[:, None])
-        return rollout, sums
+            mask = mask & ~rollout.truncated[:, None]
+        if self.baseline == "mean":
+            baseline = mean_baseline(advantages, mask, total=_sum_over_processes)
+            advantages = advantages - baseline
+        return replace(rollout, mask=mask, advantages=advantages), sums
 
     def _returns(self, values: ActionValues, mask: Tensor, reward_range: float | None) -> Tensor:
         returns = block_returns(
@@ -177,3 +189,10 @@ class PolicyGradient:
         """Return, reward, length, and what K and the clip did."""
         clipped = sums["clipped"] / max(sums["tokens"], 1.0)
         return {**return_metrics(sums), "rollout/clipped": clipped}
+
+
+def _sum_over_processes(partial: Tensor) -> Tensor:
+    if PartialState().num_processes == 1:
+        return partial
+    total: Tensor = reduce(partial, "sum")
+    return total
