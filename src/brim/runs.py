@@ -6,6 +6,7 @@ resumable and skipped when its inputs are unchanged, then the test split of the 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -180,7 +181,7 @@ def open_pipeline(
         raise RunError(f"{run}: no run directory (it has no config.yaml); check the path")
     config = load_config(RunConfig, run / "config.yaml", overrides)
     manifest = read_manifest(run)
-    stages_dir = run / manifest.get("stages_dir", "stages")
+    stages_dir = Path(os.path.normpath(run / manifest.get("stages_dir", "stages")))
     pipeline = Pipeline(config, run, stages_dir, Accelerator(), reporter or Reporter(quiet=True))
     if config.teacher.train is not None:
         # The teacher that the run had, whatever the overrides would have made of it.

@@ -130,8 +130,9 @@ def _draw_block(
         _draw_variances(axes[0, 1], group, styles)
     else:
         _draw_losses(axes[0, 1], group, styles)
-    _draw_evaluations(axes[1, 0], group, "return", styles)
-    axes[1, 0].set_title("Validation return")
+    expected = all(system.curve("eval/expected_return") for system in group)
+    _draw_evaluations(axes[1, 0], group, "expected_return" if expected else "return", styles)
+    axes[1, 0].set_title("Validation return" + (" of sampled text" if expected else ""))
     axes[1, 0].set_ylabel("return in the teacher's logits")
     _draw_evaluations(axes[1, 1], group, "length", styles)
     axes[1, 1].set_title("Validation output length")

@@ -29,13 +29,14 @@ class System:
 
 
 class Prediction(NamedTuple):
-    """What a system wrote for one example; `teacher_return` is Eq 10, where a teacher was asked."""
+    """What a system wrote for one example; the returns are Eq 10, where a teacher was asked."""
 
     id: str
     prompt: str
     references: tuple[str, ...]
     text: str
     teacher_return: float | None
+    sampled_return: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +158,7 @@ def _read_predictions(directory: Path, split: str) -> Iterator[Prediction]:
                 references=tuple(row["references"]),
                 text=row["text"],
                 teacher_return=row["teacher_return"],
+                sampled_return=row.get("sampled_return"),
             )
             # Text, all of it, and fit to be written again.
             "".join([*prediction[:2], *prediction.references, prediction.text]).encode()

@@ -92,7 +92,7 @@ def _headings(table: Table) -> list[tuple[str, str]]:
         better = "higher is better" if higher else "lower is better"
         # Neither way is better for a length: too long and too short are both faults.
         headings.append((name, "tokens" if column == "length" else better))
-        if column == "return" and table.has_differences:
+        if column == table.compared and table.has_differences:
             headings.append(("return difference", f"to {table.baseline}, paired"))
     return [*headings, ("parameters", ""), ("training", "seconds")]
 
@@ -102,7 +102,7 @@ def _rows(table: Table) -> list[tuple[str, list[Cell]]]:
     for column in table.columns:
         scores = [row.scores.get(column) for row in table.rows]
         columns.append(_cells(scores, DIGITS.get(column, 1)))
-        if column == "return" and table.has_differences:
+        if column == table.compared and table.has_differences:
             notes = [row.verdict if row.difference else "" for row in table.rows]
             differences = [row.difference for row in table.rows]
             columns.append(_cells(differences, 2, notes=notes, signed=True))

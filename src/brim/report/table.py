@@ -13,7 +13,7 @@ from brim.report.evidence import Evidence, Prediction
 from brim.report.markdown import markdown_table
 
 ABSENT = "—"
-DIGITS = {"return": 2}  # others have one: metrics of texts go from 0 to 100
+DIGITS = {"expected_return": 2, "return": 2}  # others have one: metrics go from 0 to 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,8 @@ class Row:
     Attributes:
         label: of the system.
         scores: those of `Table.columns` that the system has.
-        difference: mean over the examples of its return minus the baseline's; None for the
-            baseline itself, and where one of the two has no returns.
+        difference: mean over the examples of its return (`Table.compared`) minus the baseline's;
+            None for the baseline itself, and where one of the two has no returns.
         num_parameters: of the model.
         seconds: spent in training steps, where the directory knows.
     """
@@ -49,8 +49,9 @@ class Table:
     """All systems.
 
     Attributes:
-        columns: the scores that are shown: the chosen metric, `return` and `length` if known.
+        columns: the scores that are shown: the chosen metric, returns and `length` if known.
         rows: one a system.
+        compared: which return the differences are of: the expected one, if all systems have it.
         baseline: label of the system that differences are taken against.
         split: of the data.
         num_examples: in the split.
@@ -59,6 +60,7 @@ class Table:
 
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
+    compared: str
     baseline: str
     split: str
     num_examples: int
@@ -75,7 +77,7 @@ class Table:
     @property
     def difference_name(self) -> str:
         """Heading of the differences."""
-        return f"return minus {self.baseline}'s"
+        return f"{self.compared.replace('_', ' ')} minus {self.baseline}'s"
 
     @property
     def has_differences(self) -> bool:
@@ -161,9 +163,11 @@ class Table:
 
 def build_table(evidence: Sequence[Evidence], *, metric: str, baseline: str, split: str) -> Table:
     """The table of these systems; `baseline` is the label of one of them."""
-    wanted = dict.fromkeys([metric, "return", "length"])
+    wanted = dict.fromkeys([metric, "expected_return", "return", "length"])
     columns = tuple(c for c in wanted if any(c in system.scores for system in evidence))
     confidence = evidence[0].scores[metric].confidence
+    expected = all("expected_return" in system.scores for system in evidence)
+    compared = "expected_return" if expected else "return"
     base = next(system.predictions for system in evidence if system.label == baseline)
     rows = [
         Row(
@@ -171,26 +175,31 @@ def build_table(evidence: Sequence[Evidence], *, metric: str, baseline: str, spl
             scores={column: system.scores[column] for column in columns if column in system.scores},
             difference=None
             if system.label == baseline
-            else _return_difference(system.predictions, base, confidence),
+            else _return_difference(system.predictions, base, compared, confidence),
             num_parameters=system.results.get("num_parameters"),
             seconds=system.results.get("seconds"),
         )
         for system in evidence
     ]
-    return Table(columns, tuple(rows), baseline, split, len(base), confidence)
+    return Table(columns, tuple(rows), compared, baseline, split, len(base), confidence)
 
 
 def _return_difference(
-    predictions: Sequence[Prediction], base: Sequence[Prediction], confidence: float
+    predictions: Sequence[Prediction],
+    base: Sequence[Prediction],
+    compared: str,
+    confidence: float,
 ) -> Score | None:
-    ours, theirs = _returns(predictions), _returns(base)
+    ours, theirs = _returns(predictions, compared), _returns(base, compared)
     if len(ours) < len(predictions) or len(theirs) < len(base):
         return None
     return paired_difference(ours, theirs, name="return difference", confidence=confidence)
 
 
-def _returns(predictions: Sequence[Prediction]) -> list[float]:
-    return [p.teacher_return for p in predictions if p.teacher_return is not None]
+def _returns(predictions: Sequence[Prediction], compared: str) -> list[float]:
+    sampled = compared == "expected_return"
+    returns = [p.sampled_return if sampled else p.teacher_return for p in predictions]
+    return [value for value in returns if value is not None]
 
 
 def summary(results: Mapping[str, Any]) -> str:
@@ -200,7 +209,10 @@ def summary(results: Mapping[str, Any]) -> str:
     """
     scores = [Score(**fields) for fields in results["scores"].values()]
     confidence = f", {percent(scores[0].confidence)} intervals" if scores else ""
-    rows = [[s.name, details(s, DIGITS.get(s.name, 1)), s.signature] for s in scores]
+    rows = [
+        [s.name, details(s, DIGITS.get(name, 1)), s.signature]
+        for name, s in zip(results["scores"], scores, strict=True)
+    ]
     prompts, completions = results["num_truncated_prompts"], results["num_truncated_completions"]
     facts = [
         ["truncated", f"{prompts:,} prompts, {completions:,} completions"],
