@@ -73,7 +73,6 @@ def quickstart(out: Path, *, seed: int, short: bool, reporter: Reporter) -> str:
         "next:\n"
         f"  echo 'd i s t i l' | brim generate {out / 'brim'}\n"
         "  brim train cmudict/brim objective.k=4 --out runs/k4\n"
-        "  brim train cmudict/brim task.name=files task.train=mine.jsonl "
-        "task.prompt_column=question task.target_column=answer --out runs/mine\n"
-        "  brim recipes"
+        "  brim recipes\n"
+        "  your own teacher on your own file: docs/own_teacher.md"
     )
