@@ -6,6 +6,7 @@ Torch takes seconds to import, so commands import what they need when they run.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -214,6 +215,9 @@ def _running(quiet: bool = False) -> Iterator[None]:
 
 def main() -> None:
     """Entry point: user mistakes are one line and exit code 2."""
+    # Threads that wait for each other give up their core. By default they spin, and with anything
+    # else running on the machine a step takes thirty times as long. Read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app()
     except BrimError as error:
