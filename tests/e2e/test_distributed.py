@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import GPT2, T5
+from pairs import GPT2, T5
 from test_train import rows
 
 ENVIRONMENT = {

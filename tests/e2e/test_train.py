@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GPT2, LLAMA, QWEN2, T5
+from pairs import GPT2, LLAMA, QWEN2, T5
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
