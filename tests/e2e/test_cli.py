@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from pairs import GPT2, T5
+from safetensors.torch import load_file
 from test_train import assert_same_run, rows
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -146,3 +148,14 @@ def test_generate_reads_standard_input(write_recipe, tmp_path):
     again = brim("evaluate", run, "--split", "validation")
     assert again.returncode == 0, again.stderr
     assert "validation" in json.loads((run / "results.json").read_text())
+
+
+def test_bfloat16_keeps_weights_in_float32(write_recipe, tmp_path):
+    run = tmp_path / "run"
+    mixed = ("trainer.precision=bfloat16", "trainer.max_steps=2")
+    result = brim("train", write_recipe(T5), *mixed, "--out", run, "-q")
+    assert result.returncode == 0, result.stderr
+    weights = load_file(run / "checkpoints" / "step-2" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    steps = [row for row in rows(run / "metrics.jsonl") if "train/loss" in row]
+    assert [row["optim/skipped"] for row in steps] == [0, 0]

@@ -56,13 +56,16 @@ def test_run_directory(finished, model):
     run, _ = finished(model)
     results = json.loads((run / "results.json").read_text())["test"]
     assert results["num_examples"] == 23
-    assert set(results["scores"]) == {"exact_match", "ter", "return", "length"}
+    scores = {"exact_match", "ter", "return", "expected_return", "length"}
+    assert set(results["scores"]) == scores
     score = results["scores"]["return"]
     assert score["low"] <= score["value"] <= score["high"]
 
     predictions = rows(run / "predictions" / "test.jsonl")
     mean = sum(row["teacher_return"] for row in predictions) / len(predictions)
     assert score["value"] == pytest.approx(mean)
+    mean = sum(row["sampled_return"] for row in predictions) / len(predictions)
+    assert results["scores"]["expected_return"]["value"] == pytest.approx(mean)
 
     lines = rows(run / "metrics.jsonl")
     steps = [line for line in lines if "train/loss" in line]
@@ -227,7 +230,7 @@ def test_prompts_without_targets(finished, make_config, numerals, tmp_path):
         "student.predistill=null", "task.target_column=null", "evaluation.metric=return",
     )  # fmt: skip
     results = train(config, tmp_path / "run")
-    assert set(results["scores"]) == {"return", "length"}
+    assert set(results["scores"]) == {"return", "expected_return", "length"}
 
 
 def test_student_from_teacher_layers(finished, make_config, tmp_path):
