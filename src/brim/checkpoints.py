@@ -4,7 +4,7 @@ A checkpoint is written under a temporary name beside its place: the files, then
 SHA-256 sums, then everything is forced to the disk and renamed. Whatever stops the process, a
 directory whose manifest verifies is complete. Nothing is pickled, so loading runs no code.
 
-One process writes a directory at a time; the run directory's lock sees to that.
+One process writes a directory at a time; the locks of run directories and stages see to that.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def evaluate(
             overrides=overrides or [],
             reporter=Reporter(quiet=quiet),
         )
-    if _is_main_process():
+    if not quiet and _is_main_process():
         typer.echo(summary(results))
 
 
@@ -148,7 +148,7 @@ def generate(
     r"""Complete prompts: one line in, one line out (line breaks come out as \n)."""
     from brim.errors import ConfigError
     from brim.models import Decoding
-    from brim.runs import generate, read_prompts
+    from brim.runs import escape_line, generate, read_prompts
 
     prompts = read_prompts(file)
     try:
@@ -164,7 +164,7 @@ def generate(
         raise ConfigError(f"command line: {error}") from None
     with _running():
         for text in generate(source, prompts, decoding=decoding, seed=seed):
-            typer.echo(text.replace("\n", "\\n"))
+            typer.echo(escape_line(text))
 
 
 @app.command()
@@ -209,7 +209,7 @@ def _running(quiet: bool = False) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        typer.echo(f"brim: {str(stop) or 'stopped'}; the same command goes on from there", err=True)
+        typer.echo(f"brim: {str(stop) or 'stopped'}", err=True)
         raise typer.Exit(130) from None
 
 

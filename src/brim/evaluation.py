@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypedDict
@@ -9,7 +10,7 @@ from typing import Any, TypedDict
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from brim.errors import DataError
+from brim.errors import DataError, NonFiniteError
 from brim.metrics import Score, mean_score, score
 from brim.models import Decoding, LanguageModel
 from brim.returns import rewards_to_go
@@ -172,7 +173,7 @@ def evaluate(
         references = [prediction.references for prediction in answered]
         scores = score(metrics, texts, references, **interval)
     if teacher is not None:
-        returns = [prediction.teacher_return or 0.0 for prediction in predictions]
+        returns = _finite([prediction.teacher_return for prediction in predictions], predictions)
         scores["return"] = mean_score("return", returns, **interval)
         if sampling is not None:
             sampled, _ = predict(
@@ -187,11 +188,21 @@ def evaluate(
                 replace(prediction, sampled_text=sample.text, sampled_return=sample.teacher_return)
                 for prediction, sample in zip(predictions, sampled, strict=True)
             ]
-            returns = [prediction.sampled_return or 0.0 for prediction in predictions]
+            returns = _finite([p.sampled_return for p in predictions], predictions)
             scores["expected_return"] = mean_score("expected return", returns, **interval)
     lengths = [prediction.num_tokens for prediction in predictions]
     scores["length"] = mean_score("length", lengths, **interval)
     return Evaluation(scores, predictions, num_truncated_prompts)
+
+
+def _finite(returns: list[float | None], predictions: list[Prediction]) -> list[float]:
+    for value, prediction in zip(returns, predictions, strict=True):
+        if value is None or not math.isfinite(value):
+            raise NonFiniteError(
+                f"example {prediction.id}: the teacher's return of what was written for it is "
+                f"{value}; check the teacher's weights and dtype, or that example"
+            )
+    return [value for value in returns if value is not None]
 
 
 def _teacher_returns(teacher: LanguageModel | None, rollout: Rollout) -> list[float]:

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from brim.errors import ConfigError, RunError
 from brim.evaluation import Advance, Evaluation, evaluate
+from brim.metrics import get_metric
 from brim.models import (
     LanguageModel,
     build_model,
@@ -125,11 +126,14 @@ class Pipeline:
         if self.metric in self.task.metrics and self.supervised_metric == "return":
             raise ConfigError(
                 f"evaluation.metric: {self.metric} needs targets in the validation split; "
-                "give a target column, or choose evaluation.metric=return"
+                "give a target column, or choose return or expected_return"
             )
         wanted = {self.metric, self.supervised_metric}
         if wanted & {"return", "expected_return"} and not config.evaluation.returns:
-            raise ConfigError(f"evaluation.metric: {self.metric} needs evaluation.returns=true")
+            raise ConfigError(
+                "evaluation.returns: must be true where a return picks the checkpoint, as it does "
+                "by evaluation.metric and where the validation split has no targets"
+            )
         if "expected_return" in wanted and not config.evaluation.expected_returns:
             raise ConfigError(
                 "evaluation.metric: expected_return needs evaluation.expected_returns=true"
@@ -147,8 +151,17 @@ class Pipeline:
                 f"{self.out}: the data is not what this run was begun with (see manifest.json); "
                 "bring it back, or choose another --out"
             )
+        for name in self.task.metrics:
+            get_metric(name)
+        if config.trainer.rollout_batch_size < self.accelerator.num_processes:
+            raise ConfigError(
+                f"trainer.rollout_batch_size: {config.trainer.rollout_batch_size} prompts are too "
+                f"few for {self.accelerator.num_processes} processes; raise it"
+            )
         if config.student.keep_layers is None:
             check_same_tokenizer(self.initial_teacher, self.initial_student)
+        else:  # of the teacher before its training: whether there are so many
+            keep_layers(self.initial_teacher, layers=config.student.keep_layers)
 
     @cached_property
     def initial_teacher(self) -> LanguageModel:
@@ -190,6 +203,11 @@ class Pipeline:
         except ConfigError as error:
             raise ConfigError(f"{role}.build: {error}") from None
 
+    def reload(self, directory: Path, role: TeacherConfig | StudentConfig) -> LanguageModel:
+        """A model that this run wrote, as its role was first loaded."""
+        model = load_model(directory, dtype=role.dtype, trust_remote_code=role.trust_remote_code)
+        return self.place(model)
+
     def place(self, model: LanguageModel) -> LanguageModel:
         """The model on this process's device."""
         return model.to(self.accelerator.device)
@@ -230,19 +248,20 @@ class Pipeline:
             },
         )
         path = stage.directory / "train.jsonl"
-        if not stage.finished:
-            with self.reporter.meter("teacher outputs", len(self.train_examples)) as meter:
-                write_completions(
-                    teacher,
-                    self.train_examples,
-                    path,
-                    decoding,
-                    max_prompt_tokens=config.decoding.max_prompt_tokens,
-                    meter=meter,
-                )
-            stage.finish(num_examples=len(self.train_examples))
-        else:
-            self.reporter.say("teacher outputs: unchanged, kept")
+        with stage.locked():
+            if stage.finished:
+                self.reporter.say("teacher outputs: unchanged, kept")
+            else:
+                with self.reporter.meter("teacher outputs", len(self.train_examples)) as meter:
+                    write_completions(
+                        teacher,
+                        self.train_examples,
+                        path,
+                        decoding,
+                        max_prompt_tokens=config.decoding.max_prompt_tokens,
+                        meter=meter,
+                    )
+                stage.finish(num_examples=len(self.train_examples))
         self.inputs["teacher_outputs"] = stage.fingerprint
         return CompletedExamples(self.train_examples, path)
 
@@ -291,23 +310,25 @@ class Pipeline:
                 "seed": config.seed,
             },
         )
-        if stage.finished:
-            self.reporter.say(f"{name}: unchanged, kept")
-        else:
-            self._train(
-                name,
-                stage.directory,
-                student=student,
-                teacher=teacher,
-                objective=SeqKD(config.decoding.build()),
-                examples=examples,
-                metric=self.supervised_metric,
-                optim=settings.optim,
-                loop=settings.trainer,
-            )
-            stage.finish()
+        role = config.teacher if name == "teacher" else config.student
+        with stage.locked():
+            if stage.finished:
+                self.reporter.say(f"{name}: unchanged, kept")
+            else:
+                self._train(
+                    name,
+                    stage.directory,
+                    student=student,
+                    teacher=teacher,
+                    objective=SeqKD(config.decoding.build()),
+                    examples=examples,
+                    metric=self.supervised_metric,
+                    optim=settings.optim,
+                    loop=settings.trainer,
+                )
+                stage.finish()
         self.inputs[name] = stage.fingerprint
-        return self.place(load_model(stage.directory / "best"))
+        return self.reload(stage.directory / "best", role)
 
     def run(self) -> None:
         """All the stages; the last one's best checkpoint is in `out/best`."""
@@ -350,6 +371,7 @@ class Pipeline:
     ) -> None:
         config = self.config
         label = config.objective.name if stage == "objective" else stage
+        role = config.teacher if stage == "teacher" else config.student
         num_steps = count_steps(loop, len(examples))
         with (
             Tracker(
@@ -375,6 +397,7 @@ class Pipeline:
                 tracker=tracker,
                 max_prompt_tokens=config.decoding.max_prompt_tokens,
                 seed=derive_seed(config.seed, "train", stage),
+                load=lambda path: self.reload(path, role),
                 hooks=Hooks(
                     on_step=lambda step, metrics: meter.advance(
                         step - meter.done, f"loss {metrics['train/loss']:.4g}"

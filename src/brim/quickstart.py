@@ -63,7 +63,8 @@ def quickstart(out: Path, *, seed: int, short: bool, reporter: Reporter) -> str:
         systems,
         title="brim quickstart: letters to phonemes",
         lead="A T5-type teacher learns CMUdict; a smaller student is pre-distilled on the "
-        "teacher's outputs; LLMR and BRIM train from that same student.",
+        "teacher's outputs; LLMR and BRIM train from that same student. Their checkpoints are "
+        "picked by the expected return on the validation split.",
         metric="exact_match",
         baseline="pre-distilled student",
     )

@@ -116,7 +116,9 @@ def _check(out: Path, config: RunConfig, resume: Resume) -> None:
     if not manifest:
         if resume == "must":
             raise RunError(f"{out}: no run to resume; check --out, or use --resume auto")
-        strangers = [p.name for p in out.iterdir() if p.name != ".lock"] if out.exists() else []
+        # A stop before the run had begun leaves the data that it had read.
+        ours = (".lock", "data")
+        strangers = [p.name for p in out.iterdir() if p.name not in ours] if out.exists() else []
         if strangers:
             raise RunError(
                 f"{out}: is not empty and no run directory (it holds {strangers[0]}); "

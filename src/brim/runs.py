@@ -7,6 +7,7 @@ resumable and skipped when its inputs are unchanged, then the test split of the 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,13 @@ from accelerate import Accelerator, PartialState
 from brim.checkpoints import latest_state
 from brim.config import load_config
 from brim.errors import ConfigError, DataError, RunError
-from brim.files import atomic_write_json, atomic_write_jsonl, read_json, read_jsonl
+from brim.files import (
+    atomic_write_json,
+    atomic_write_jsonl,
+    disk_errors,
+    read_json,
+    read_jsonl,
+)
 from brim.models import Decoding, LanguageModel, check_same_tokenizer, load_model
 from brim.pipeline import Pipeline
 from brim.progress import Reporter
@@ -57,7 +64,13 @@ def train(
         Interrupted: SIGINT or SIGTERM came; the last complete step is saved.
     """
     precision = "bf16" if config.trainer.precision == "bfloat16" else "no"
-    accelerator = Accelerator(mixed_precision=precision)
+    try:
+        accelerator = Accelerator(mixed_precision=precision)
+    except ValueError:
+        raise ConfigError(
+            f"trainer.precision: {config.trainer.precision} differs from an earlier run's in this "
+            "process, and accelerate allows one; start another process"
+        ) from None
     if reporter is None or not accelerator.is_main_process:
         reporter = Reporter(quiet=True)
     with open_run(out, config, resume):
@@ -65,12 +78,12 @@ def train(
         pipeline.check()
         begin_run(out, config, command)
         pipeline.run()
-        best = pipeline.place(load_model(out / "best"))
-        return evaluate_model(best, pipeline, "test", out)
+        best = pipeline.reload(out / "best", config.student)
+        return evaluate_model(best, pipeline, "test", out, label=config.objective.name)
 
 
 def evaluate_model(
-    model: LanguageModel, pipeline: Pipeline, split: Split, directory: Path
+    model: LanguageModel, pipeline: Pipeline, split: Split, directory: Path, *, label: str
 ) -> dict[str, Any]:
     """Decode a split greedily, score it, and write predictions and results into `directory`.
 
@@ -78,7 +91,6 @@ def evaluate_model(
         What `results.json` holds for the split.
     """
     examples = pipeline.task.load(split)
-    label = directory.name.split("-")[0]
     with pipeline.reporter.meter(f"{label} on {split}", len(examples)) as meter:
         evaluation = pipeline.evaluate(model, pipeline.teacher, examples, advance=meter.advance)
     results = {
@@ -92,7 +104,8 @@ def evaluate_model(
         **training_facts(directory),
     }
     if PartialState().is_main_process:
-        (directory / "predictions").mkdir(exist_ok=True)
+        with disk_errors(directory):
+            (directory / "predictions").mkdir(parents=True, exist_ok=True)
         rows = (prediction.as_dict() for prediction in evaluation.predictions)
         atomic_write_jsonl(directory / "predictions" / f"{split}.jsonl", rows)
         path = directory / "results.json"
@@ -138,15 +151,23 @@ def evaluate_run(
         ConfigError: an override cannot be used, or another model is given without `out`.
     """
     pipeline = open_pipeline(run, overrides, reporter)
-    if model is not None and out is None:
-        raise ConfigError("--out: another model's results need a folder of their own; name one")
+    if out is None and (model is not None or overrides):
+        raise ConfigError(
+            "--out: results of another model or of other settings need a folder of their own; "
+            "name one"
+        )
+    if out is not None and out.resolve() != run.resolve() and (out / "manifest.json").exists():
+        raise RunError(
+            f"{out}: holds a run, whose results would be overwritten; name another --out"
+        )
     if model is None and not (run / "best").exists():
         raise RunError(f"{run}: has no best checkpoint yet; finish it by brim train --resume must")
-    student = pipeline.place(load_model(model or run / "best"))
+    if model is None:
+        student = pipeline.reload(run / "best", pipeline.config.student)
+    else:
+        student = pipeline.place(load_model(model))
     check_same_tokenizer(pipeline.teacher, student)
-    out = out or run
-    out.mkdir(parents=True, exist_ok=True)
-    return evaluate_model(student, pipeline, split, out)
+    return evaluate_model(student, pipeline, split, out or run, label=model or run.name)
 
 
 def evaluate_stage(run: Path, name: str, *, reporter: Reporter | None = None) -> Path:
@@ -163,8 +184,11 @@ def evaluate_stage(run: Path, name: str, *, reporter: Reporter | None = None) ->
     pipeline = open_pipeline(run, reporter=reporter)
     stage: str = read_manifest(run)["stages"][name]
     directory = pipeline.stages_dir / stage
-    model = pipeline.place(load_model(directory / "best"))
-    evaluate_model(model, pipeline, "test", directory)
+    if name == "teacher":
+        model = pipeline.teacher
+    else:
+        model = pipeline.reload(directory / "best", pipeline.config.student)
+    evaluate_model(model, pipeline, "test", directory, label=name)
     return directory
 
 
@@ -188,7 +212,7 @@ def open_pipeline(
         best = stages_dir / manifest.get("stages", {}).get("teacher", "teacher") / "best"
         if not best.exists():
             raise RunError(f"{best}: the run's teacher is missing; bring back its stages folder")
-        pipeline.teacher = pipeline.place(load_model(best)).requires_grad_(False)
+        pipeline.teacher = pipeline.reload(best, config.teacher).requires_grad_(False)
     return pipeline
 
 
@@ -197,7 +221,6 @@ def generate(
     prompts: Sequence[str],
     *,
     decoding: Decoding,
-    max_prompt_tokens: int | None = None,
     seed: int = 0,
 ) -> Iterator[str]:
     """Complete prompts, in order, as batches get done.
@@ -206,7 +229,6 @@ def generate(
         source: a run directory, whose best checkpoint writes, or a model's folder or hub name.
         prompts: rendered prompts.
         decoding: how to write.
-        max_prompt_tokens: longer prompts are cut.
         seed: of the sampling.
     """
     best = Path(source) / "best"
@@ -216,14 +238,17 @@ def generate(
         rows = range(start, min(start + decoding.batch_size, len(prompts)))
         batch = model.encode(
             [Example(id=str(i), prompt=prompts[i]) for i in rows],
-            max_tokens=max_prompt_tokens,
+            max_tokens=None,
             seeds=[derive_seed(seed, "generate", i) for i in rows],
         )
         yield from model.decode(model.generate(batch.to(model.device), decoding))
 
 
+_ESCAPE = re.compile(r"\\([n\\])")
+
+
 def read_prompts(path: Path | None) -> list[str]:
-    r"""Prompts of a text file or of standard input: one a line, `\n` for a line break in it.
+    r"""Prompts of a text file or of standard input, one a line; `\n` is a line break, `\\` a `\`.
 
     Raises:
         DataError: the file cannot be read, is not UTF-8, or holds an empty line.
@@ -231,12 +256,18 @@ def read_prompts(path: Path | None) -> list[str]:
     where = path or "standard input"
     try:
         raw = sys.stdin.buffer.read() if path is None else path.read_bytes()
-        lines = raw.decode("utf-8-sig").splitlines()
+        text = raw.decode("utf-8-sig").removesuffix("\n")
     except OSError as error:
         raise DataError(f"{where}: {error.strerror}; check the path") from None
     except UnicodeDecodeError:
         raise DataError(f"{where}: is not UTF-8 text; convert it first") from None
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
     for number, line in enumerate(lines, start=1):
         if not line.strip():
-            raise DataError(f"{where}:{number}: empty prompt; remove the line")
-    return [line.replace("\\n", "\n") for line in lines]
+            raise DataError(f"{where}:{number}: empty prompt; write one prompt a line")
+    return [_ESCAPE.sub(lambda match: "\n" if match[1] == "n" else "\\", line) for line in lines]
+
+
+def escape_line(text: str) -> str:
+    r"""A text on one line, as `read_prompts` reads it back."""
+    return text.replace("\\", "\\\\").replace("\n", "\\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,7 @@ from brim.models import Decoding
 from brim.objectives import ObjectiveConfig, SeqKDConfig
 from brim.tasks import TaskConfig
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
 DType = Literal["float32", "bfloat16", "float16", "auto"]
 
 
@@ -46,7 +47,7 @@ class OptimConfig(Config):
 
     lr: float = Field(1e-5, gt=0)
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of the moments."""
     eps: float = Field(1e-8, gt=0)
     """Added to the denominator."""
@@ -180,12 +181,12 @@ class EvaluationConfig(Config):
     """Only the first so many during training; null for all."""
     metric: str | None = None
     """Picks the best checkpoint of the objective: one of the task's metrics, `return` or
-    `expected_return`; null for the first of the task's metrics."""
+    `expected_return`; null for the first of the task's metrics (`return` without targets)."""
     returns: bool = True
     """Also report the teacher's return (Eq 10) of the decoded text."""
     expected_returns: bool = True
     """Also report the return of text sampled as `decoding` says: what reinforcement learning
-    maximises (Eq 3), at the price of decoding everything twice."""
+    maximises (Eq 3), at the price of decoding everything twice. Needs `returns`."""
     num_resamples: int = Field(1000, ge=100)
     """Bootstrap resamples of an interval."""
     confidence: float = Field(0.95, gt=0, lt=1)

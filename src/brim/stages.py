@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -17,15 +19,18 @@ from typing import Any, overload
 import numpy as np
 import torch
 from accelerate import PartialState
+from filelock import FileLock, Timeout
 
 from brim._version import __version__
 from brim.config import config_hash
 from brim.errors import RunError
 from brim.evaluation import predict
-from brim.files import atomic_write_json
+from brim.files import atomic_write_json, disk_errors
 from brim.models import Decoding, LanguageModel
 from brim.progress import Meter
 from brim.types import Example
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +51,31 @@ class Stage:
         inputs = {"brim": __version__, **inputs}
         stage = cls(root / f"{name}-{config_hash(inputs)[:12]}", inputs)
         if PartialState().is_main_process and not stage.finished:
-            stage.directory.mkdir(parents=True, exist_ok=True)
-            atomic_write_json(stage.directory / "inputs.json", inputs)
+            with disk_errors(stage.directory):
+                stage.directory.mkdir(parents=True, exist_ok=True)
+                atomic_write_json(stage.directory / "inputs.json", inputs)
         PartialState().wait_for_everyone()
         return stage
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder while the block runs: runs that share stages wait for each other."""
+        if not PartialState().is_main_process:
+            PartialState().wait_for_everyone()
+            yield
+            return
+        lock = FileLock(self.directory / ".lock")
+        with disk_errors(self.directory):
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                logger.warning("%s: another run is making it; waiting", self.directory)
+                lock.acquire()
+        try:
+            PartialState().wait_for_everyone()
+            yield
+        finally:
+            lock.release()
 
     @property
     def finished(self) -> bool:
@@ -89,12 +115,12 @@ def write_completions(
 ) -> None:
     """Decode `examples` into a JSONL file of `id` and `text`, going on where a stop left it."""
     state = PartialState()
-    done = _drop_torn_line(path) if state.is_main_process else 0
-    state.wait_for_everyone()
-    if not state.is_main_process:
-        done = _count_lines(path)
-    meter.advance(done)
     block = decoding.batch_size * state.num_processes
+    if state.is_main_process:
+        _keep_whole_blocks(path, block)
+    state.wait_for_everyone()
+    done = len(_line_offsets(path))
+    meter.advance(done)
     for start in range(done, len(examples), block):
         predictions, _ = predict(
             model,
@@ -103,10 +129,10 @@ def write_completions(
             max_prompt_tokens=max_prompt_tokens,
         )
         if state.is_main_process:
-            with path.open("a", encoding="utf-8") as file:
-                for prediction in predictions:
-                    row = {"id": prediction.id, "text": prediction.text}
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            rows = ({"id": prediction.id, "text": prediction.text} for prediction in predictions)
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            with disk_errors(path), path.open("ab") as file:
+                file.write(lines.encode())
                 file.flush()
                 os.fsync(file.fileno())
         meter.advance(len(predictions))
@@ -143,9 +169,7 @@ class CompletedExamples(Sequence[Example]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         example = self._examples[index]
-        with self._path.open("rb") as file:
-            file.seek(int(self._offsets[index]))
-            row = json.loads(file.readline())
+        row = json.loads(_line_at(self._path, int(self._offsets[index])))
         if row["id"] != example.id:
             raise RunError(
                 f"{self._path}:{index + 1}: holds {row['id']!r} where {example.id!r} is expected; "
@@ -162,21 +186,23 @@ def _line_offsets(path: Path) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths[:-1])]).astype(np.int64)[: len(lengths)]
 
 
-def _count_lines(path: Path) -> int:
-    return len(_line_offsets(path))
+def _keep_whole_blocks(path: Path, block: int) -> None:
+    """Cut off what a stop left of an unfinished block of lines.
+
+    The same rows are then decoded together as without the stop, and round alike.
+    """
+    offsets = _line_offsets(path)
+    kept = len(offsets) // block * block
+    if kept < len(offsets):
+        with disk_errors(path), path.open("rb+") as file:
+            file.truncate(int(offsets[kept]))
+    elif path.exists():
+        end = int(offsets[-1]) + len(_line_at(path, int(offsets[-1]))) if kept else 0
+        with disk_errors(path), path.open("rb+") as file:
+            file.truncate(end)  # half a line may follow the last whole one
 
 
-def _drop_torn_line(path: Path) -> int:
-    """Cut off a line that a kill left unfinished; the number of whole lines."""
-    if not path.exists():
-        return 0
-    content_length = 0
-    count = 0
-    with path.open("rb+") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            content_length += len(line)
-            count += 1
-        file.truncate(content_length)
-    return count
+def _line_at(path: Path, offset: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.readline()

@@ -46,7 +46,7 @@ class Interrupted(KeyboardInterrupt):
     """The run stopped at a step's end because it was asked to; that step is saved."""
 
     def __init__(self, step: int) -> None:
-        super().__init__(f"stopped after step {step}, which is saved")
+        super().__init__(f"stopped after step {step}, which is saved; the same command goes on")
         self.step = step
 
 
@@ -92,6 +92,7 @@ class Trainer:
         accelerator: devices, processes, precision.
         tracker: receives the metrics of each step, on the main process.
         seed: of every random stream.
+        load: reads the student of a checkpoint.
         hooks: called after each step, evaluation and save.
         num_samples: validation predictions logged at each evaluation.
     """
@@ -109,6 +110,7 @@ class Trainer:
     tracker: Tracker
     max_prompt_tokens: int | None = None
     seed: int = 0
+    load: Callable[[Path], LanguageModel] = load_model
     hooks: Hooks = field(default_factory=Hooks)
     num_samples: int = 8
     stop_requested: bool = False
@@ -139,7 +141,7 @@ class Trainer:
             stop = self._any_process(self.stop_requested)
             if last or stop or step % settings.save_every == 0:
                 self._save()
-            if stop and not last:
+            if stop:
                 raise Interrupted(step)
         return self.state
 
@@ -165,7 +167,8 @@ class Trainer:
                 if finite:
                     self._stepper.step()
                 self._stepper.zero_grad(set_to_none=True)
-        self._count_step(finite, batch)
+        suspects = "" if finite else name_suspects(rollout)
+        self._count_step(finite, suspects)
         metrics = {
             "train/loss": sums["loss"] / max(num_tokens, 1.0),
             **self.objective.describe(sums),
@@ -178,7 +181,7 @@ class Trainer:
         timings = {f"time/{phase}": value for phase, value in seconds.items()}
         timings["time/tokens_per_second"] = sums["tokens"] / seconds["step"]
         self._log(metrics, timings)
-        self._give_up_on(batch)
+        self._give_up_on(suspects)
 
     def _backward(self, rollout: Rollout, num_tokens: float) -> dict[str, Tensor]:
         """Accumulate the gradient of the loss per token of the whole rollout batch."""
@@ -193,26 +196,26 @@ class Trainer:
                 out = self.objective.loss(self.policy, part)
                 self.accelerator.backward(out.loss * scale)
             for key, value in {"loss": out.loss.detach(), **out.sums}.items():
-                totals[key] = totals.get(key, 0.0) + value.double()
+                totals[key] = totals.get(key, 0.0) + value.cpu().double()
         return totals
 
-    def _count_step(self, finite: bool, batch: Batch) -> None:
+    def _count_step(self, finite: bool, suspects: str) -> None:
         skipped = 0 if finite else self.state.nonfinite_steps + 1
         self.state = replace(self.state, step=self.state.step + 1, nonfinite_steps=skipped)
         if not finite:
             logger.warning(
                 "step %d: non-finite loss, return or gradient; the update is skipped (examples %s)",
                 self.state.step,
-                _name_examples(batch),
+                suspects,
             )
 
-    def _give_up_on(self, batch: Batch) -> None:
+    def _give_up_on(self, suspects: str) -> None:
         """Stop the run when the weights could not be updated too often in a row."""
         skipped = self.state.nonfinite_steps
         if skipped >= self.settings.max_nonfinite_steps:
             raise NonFiniteError(
                 f"{self.directory}: {skipped} steps in a row were not finite, up to step "
-                f"{self.state.step} (examples {_name_examples(batch)}); the last good checkpoint "
+                f"{self.state.step} (examples {suspects}); the last good checkpoint "
                 "is intact: lower optim.lr or decoding.temperature, or check those examples"
             )
 
@@ -296,7 +299,7 @@ class Trainer:
         if path is None:
             self._rewind(-1)
             return
-        self.student.model.load_state_dict(load_model(path).model.state_dict())
+        self.student.model.load_state_dict(self.load(path).model.state_dict())
         load_optimizer(self.optimizer, path)
         self.state = TrainerState(**read_json(path / "trainer_state.json"))
         self._rewind(self.state.step)
@@ -307,9 +310,13 @@ class Trainer:
             )
 
 
-def _name_examples(batch: Batch) -> str:
-    ids = [example.id for example in batch.examples]
-    return ", ".join(ids[:8]) + (", …" if len(ids) > 8 else "")
+def name_suspects(rollout: Rollout) -> str:
+    """Ids of the examples whose weights are not finite; of all, if it is not the weights."""
+    ids = [example.id for example in rollout.batch.examples]
+    if rollout.advantages is not None:
+        bad = (~rollout.advantages.isfinite() & rollout.mask).any(dim=1).tolist()
+        ids = [name for name, is_bad in zip(ids, bad, strict=True) if is_bad] or ids
+    return ", ".join(ids)
 
 
 def build_optimizer(model: LanguageModel, optim: OptimConfig) -> torch.optim.AdamW:

@@ -58,6 +58,13 @@ BAD = {
     "no file of that name": (["RECIPE", "task.train=nowhere.bla"], "no such file"),
     "missing test split": (["RECIPE", "task.test=nowhere.jsonl"], "nowhere.jsonl"),
     "unmeasured metric": (["RECIPE", "evaluation.metric=bleu"], "exact_match, ter, return"),
+    "bad decay": (["RECIPE", "optim.betas=[0.9, 1.5]"], "optim.betas"),
+    "unknown task metric": (["RECIPE", "task.metrics=[belu]"], "bleu"),
+    "too many layers": (["RECIPE", "student.build=null", "student.keep_layers=9"], "9"),
+    "nothing to charge": (
+        ["RECIPE", "objective.truncated=bootstrap", "objective.q_centering=max"],
+        "q_centering",
+    ),
     "bad description": (["RECIPE", "student.build.d_modle=8"], "student.build"),
     "not a run": (["RECIPE", "--out", "notes"], "diary.txt"),
     "nothing to resume": (["RECIPE", "--resume", "must"], "no run to resume"),
@@ -142,6 +149,9 @@ def test_generate_reads_standard_input(write_recipe, tmp_path):
     result = brim("generate", run, "--max-tokens", 6, stdin=prompts)
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == 2
+    strange = "write 3\\nin Roman\u2028numerals: \\\\n\n"
+    assert len(brim("generate", run, "--max-tokens", 2, stdin=strange).stdout.splitlines()) == 1
+    assert "standard input" in brim("generate", run, stdin="").stderr
     empty = brim("generate", run, stdin="\n")
     assert empty.returncode == 2
     assert "standard input:1" in empty.stderr

@@ -27,7 +27,7 @@ class Objective(Protocol):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether `collect` asks the teacher; a model that is not needed is not loaded."""
+        """Whether `collect` asks the teacher; if not, the trainer gives it teacher outputs."""
 
     @property
     def decoding(self) -> Decoding:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from brim.advantages import mean_baseline
@@ -24,7 +24,7 @@ from brim.losses import policy_gradient_loss
 from brim.masking import masked_sum
 from brim.models import Centering, Decoding, LanguageModel
 from brim.objectives.base import Policy
-from brim.objectives.statistics import return_metrics, return_sums
+from brim.objectives.statistics import return_metrics, return_sums, total
 from brim.returns import block_returns
 from brim.timing import timed
 from brim.types import ActionValues, Batch, LossOutput, Rollout
@@ -47,7 +47,8 @@ class PolicyGradientConfig(Config):
 
     q_centering: Centering = "mean"
     """What is subtracted from a state's logits: a state-only baseline, so the expected gradient
-    stays, its variance does not. `none` is the paper's Eq 2; `mean` is LLMR's code."""
+    stays (but for `truncated: bootstrap`), its variance does not. `none` is the paper's Eq 2;
+    `mean` is LLMR's code."""
     clip: ClipConfig = ClipConfig()
     """Bound of the learning signal."""
     baseline: Literal["none", "mean"] = "none"
@@ -56,7 +57,17 @@ class PolicyGradientConfig(Config):
     truncated: Literal["keep", "drop", "bootstrap"] = "keep"
     """Completions cut at the length limit: `keep` ends the return at the last action
     (Algorithm 1), `drop` leaves them out (LLMR's code), `bootstrap` gives the last action the
-    reward of Eq 2, less the teacher's best value of the state behind the cut."""
+    reward of Eq 2, less the teacher's best value of the state behind the cut, which is not
+    clipped with the rewards."""
+
+    @model_validator(mode="after")
+    def _bootstrap_is_not_centred_away(self) -> Self:
+        if self.truncated == "bootstrap" and self.q_centering == "max":
+            raise ValueError(
+                "truncated=bootstrap charges a best value, which q_centering=max makes 0; "
+                "choose another of the two"
+            )
+        return self
 
     def _build(self, decoding: Decoding, k: int, tail: Tail) -> PolicyGradient:
         return PolicyGradient(
@@ -108,7 +119,8 @@ class PolicyGradient:
     clip_range: float | None = 100.0
     baseline: Literal["none", "mean"] = "none"
     truncated: Literal["keep", "drop", "bootstrap"] = "keep"
-    needs_teacher: bool = True
+
+    needs_teacher: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.decoding.strategy == "greedy":
@@ -149,7 +161,7 @@ class PolicyGradient:
 
         rollout = replace(rollout, values=values, returns=returns)
         sums = return_sums(rollout)
-        sums["clipped"] = (advantages != returns).sum().double()
+        sums["clipped"] = total(advantages != returns)
         mask = rollout.mask
         if self.truncated == "drop":
             mask = mask & ~rollout.truncated[:, None]
@@ -178,7 +190,8 @@ class PolicyGradient:
             loss=policy_gradient_loss(tokens.logprobs, rollout.advantages, rollout.mask),
             sums={
                 "policy/entropy": tokens.entropy.sum(),
-                # E over the student's samples of log π − log teacher: reverse KL a token.
+                # Mean over the student's samples of log π − log teacher: the reverse KL of the
+                # policy that sampled (at its temperature) from the teacher (at 1).
                 "policy/kl_to_teacher": masked_sum(
                     logprobs - rollout.values.logprobs, rollout.mask
                 ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -35,7 +35,7 @@ class SeqKD:
     """Cross-entropy on the first reference of each example."""
 
     decoding: Decoding
-    needs_teacher: bool = False
+    needs_teacher: ClassVar[bool] = False
 
     def collect(
         self, batch: Batch, student: LanguageModel, teacher: LanguageModel | None

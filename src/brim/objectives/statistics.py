@@ -11,12 +11,17 @@ from brim.returns import induced_rewards, rewards_to_go
 from brim.types import Rollout
 
 
+def total(values: Tensor, power: int = 1) -> Tensor:
+    """`Σ values^power` in float64, on the CPU: not every accelerator has float64."""
+    return values.detach().cpu().double().pow(power).sum()
+
+
 def length_sums(rollout: Rollout) -> dict[str, Tensor]:
     """Counts of rows, tokens and completions cut at the length limit."""
     return {
-        "rows": torch.tensor(float(len(rollout)), device=rollout.mask.device),
-        "tokens": rollout.mask.sum().double(),
-        "truncated": rollout.truncated.sum().double(),
+        "rows": torch.tensor(float(len(rollout))),
+        "tokens": total(rollout.mask),
+        "truncated": total(rollout.truncated),
     }
 
 
@@ -43,12 +48,12 @@ def return_sums(rollout: Rollout) -> dict[str, Tensor]:
     rewards = induced_rewards(values.taken, values.best, mask)
     sums = length_sums(rollout)
     for name, tokens in {"estimate": estimate, "exact": exact}.items():
-        sums[f"{name}"] = tokens.double().sum()
-        sums[f"{name}_squared"] = tokens.double().square().sum()
-    sums["reward"] = rewards.double().sum()
-    sums["return"] = exact[:, 0].double().sum()
-    sums["estimated_return"] = estimate[:, 0].double().sum()
-    sums["teacher_logprob"] = torch.where(mask, values.logprobs, 0.0).double().sum()
+        sums[name] = total(tokens)
+        sums[f"{name}_squared"] = total(tokens, power=2)
+    sums["reward"] = total(rewards)
+    sums["return"] = total(exact[:, 0])
+    sums["estimated_return"] = total(estimate[:, 0])
+    sums["teacher_logprob"] = total(torch.where(mask, values.logprobs, 0.0))
     return sums
 
 
