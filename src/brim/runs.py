@@ -74,7 +74,7 @@ def train(
     if reporter is None or not accelerator.is_main_process:
         reporter = Reporter(quiet=True)
     with open_run(out, config, resume):
-        pipeline = Pipeline(config, out, stages_dir or out / "stages", accelerator, reporter)
+        pipeline = Pipeline(config, out, accelerator, reporter, stages_dir or out / "stages")
         pipeline.check()
         begin_run(out, config, command)
         pipeline.run()
@@ -206,7 +206,7 @@ def open_pipeline(
     config = load_config(RunConfig, run / "config.yaml", overrides)
     manifest = read_manifest(run)
     stages_dir = Path(os.path.normpath(run / manifest.get("stages_dir", "stages")))
-    pipeline = Pipeline(config, run, stages_dir, Accelerator(), reporter or Reporter(quiet=True))
+    pipeline = Pipeline(config, run, Accelerator(), reporter or Reporter(quiet=True), stages_dir)
     if config.teacher.train is not None:
         # The teacher that the run had, whatever the overrides would have made of it.
         best = stages_dir / manifest.get("stages", {}).get("teacher", "teacher") / "best"

@@ -15,7 +15,7 @@ FLOORS = [
     {"models", "tasks", "metrics"},
     {"objectives"},
     {"ordering", "settings", "checkpoints", "tracking", "evaluation", "stages", "trainer"},
-    {"rundir", "pipeline", "runs"},
+    {"rundir", "materials", "pipeline", "runs"},
     {"report", "recipes", "quickstart"},
     {"cli"},
     {"__main__"},
