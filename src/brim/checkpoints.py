@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +175,32 @@ def load_optimizer(optimizer: torch.optim.Optimizer, directory: Path) -> None:
         optimizer.load_state_dict({"state": state, "param_groups": groups})
     except ValueError as error:
         raise RunError(f"{directory}: is the optimizer of another model: {error}") from None
+
+
+def save_parameters(parameters: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors by name; nothing where there are none."""
+    if parameters:
+        save_file({name: value.detach().contiguous() for name, value in parameters.items()}, path)
+
+
+@torch.no_grad()
+def load_parameters(parameters: Mapping[str, Tensor], path: Path) -> None:
+    """Give the tensors the values that `save_parameters` wrote, bit for bit.
+
+    Raises:
+        RunError: the file is missing, or holds other tensors.
+    """
+    if not parameters:
+        return
+    stored = load_file(path) if path.exists() else {}
+    shapes = {name: value.shape for name, value in stored.items()}
+    if shapes != {name: value.shape for name, value in parameters.items()}:
+        raise RunError(
+            f"{path}: does not hold what this objective trains beside the student; "
+            "go on with the settings that the run was begun with"
+        )
+    for name, value in parameters.items():
+        value.copy_(stored[name])
 
 
 def _checkpoints(root: Path) -> dict[int, Path]:

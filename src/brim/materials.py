@@ -15,18 +15,21 @@ from brim.errors import ConfigError, RunError
 from brim.metrics import get_metric
 from brim.models import (
     LanguageModel,
+    Quantization,
     build_model,
+    check_adapters,
     check_same_tokenizer,
     keep_layers,
     load_model,
+    q_drift,
     train_tokenizer,
 )
 from brim.progress import Reporter
-from brim.rundir import read_manifest
+from brim.rundir import read_manifest, update_manifest
 from brim.seeding import derive_seed
 from brim.settings import RunConfig, StudentConfig, TeacherConfig
 from brim.tasks import Task, describe
-from brim.types import Example
+from brim.types import Example, Rollout
 
 
 @dataclass
@@ -124,6 +127,9 @@ class Materials:
             ):
                 if not all(example.references for example in examples):
                     raise ConfigError(f"teacher.train: needs a target for each {name} example")
+        targets = getattr(config.objective, "targets", None)
+        if targets == "data" and not all(example.references for example in self.train_examples):
+            raise ConfigError("objective.targets: data needs a target for each training example")
         data = self.data  # reads every split, the test split too
         if read_manifest(self.out).get("data", data) != data:
             raise RunError(
@@ -138,16 +144,26 @@ class Materials:
                 f"few for {self.accelerator.num_processes} processes; raise it"
             )
         if config.student.keep_layers is None:
-            check_same_tokenizer(self.initial_teacher, self.loaded_student)
+            source = self.loaded_student
+            check_same_tokenizer(self.initial_teacher, source)
+        elif config.teacher.quantization is not None:
+            raise ConfigError(
+                "student.keep_layers: quantised layers cannot be trained; give a student of its "
+                "own, or set teacher.quantization to null"
+            )
         else:  # of the teacher before its training: whether there are so many
-            keep_layers(self.initial_teacher, layers=config.student.keep_layers)
+            source = self.initial_teacher
+            keep_layers(source, layers=config.student.keep_layers)
+        if config.student.lora is not None:
+            check_adapters(source, config.student.lora.target_modules)
 
     @cached_property
     def initial_teacher(self) -> LanguageModel:
         """The teacher as loaded or built, before any training of it."""
         settings = self.config.teacher
         if settings.build is None:
-            model = _load(settings)
+            bits = settings.quantization
+            model = self._load(settings, None if bits is None else bits.build())
         else:
             assert settings.tokenizer is not None
             tokenizer = train_tokenizer(
@@ -163,11 +179,65 @@ class Materials:
         """The student that is loaded or built, not made of the teacher's layers."""
         settings = self.config.student
         if settings.path is not None:
-            model = _load(settings)
+            model = self._load(settings)
         else:
             assert settings.build is not None
             model = self._build("student", settings.build, self.initial_teacher.tokenizer)
         return self.place(model)
+
+    def record_drift(self) -> None:
+        """Write into the manifest, once, how far quantising the teacher moved its Q-values."""
+        settings, decoding = self.config.teacher.quantization, self.config.decoding
+        if settings is None or settings.drift_examples == 0:
+            return
+        if "quantization" in read_manifest(self.out) or not self.accelerator.is_main_process:
+            return
+        examples = self._some_targets(settings.drift_examples)
+        if not examples:
+            self.reporter.say(
+                f"teacher ({settings.build()}): how far its Q-values moved is not known, for the "
+                "training examples have no targets"
+            )
+            return
+        teacher = self.initial_teacher
+        reference = self._load(self.config.teacher)
+
+        def rollouts() -> Iterator[Rollout]:
+            for start in range(0, len(examples), decoding.batch_size):
+                rows = examples[start : start + decoding.batch_size]
+                batch = teacher.encode(rows, max_tokens=decoding.max_prompt_tokens)
+                texts = [row.references[0] for row in rows]
+                yield teacher.encode_completions(batch, texts, max_tokens=decoding.max_tokens)
+
+        drift = q_drift(teacher, reference, rollouts())
+        update_manifest(self.out, {"quantization": {"num_examples": len(examples), **drift}})
+        self.reporter.say(
+            f"teacher ({settings.build()}): its Q-values moved by {drift['mean_taken']:.3g} in the "
+            f"mean and {drift['max_taken']:.3g} at most (mean regret {drift['mean_regret']:.3g} of "
+            f"{drift['reference_regret']:.3g}); same best token in {drift['same_best']:.1%} of "
+            f"{drift['num_tokens']} states"
+        )
+        del reference
+        self.accelerator.free_memory()
+
+    def _some_targets(self, number: int) -> list[Example]:
+        """So many training examples, evenly spaced, less those without a target."""
+        rows = range(0, len(self.train_examples), max(len(self.train_examples) // number, 1))
+        examples = (self.train_examples[row] for row in rows[:number])
+        return [example for example in examples if example.references]
+
+    def _load(
+        self, settings: TeacherConfig | StudentConfig, quantization: Quantization | None = None
+    ) -> LanguageModel:
+        assert settings.path is not None
+        return load_model(
+            settings.path,
+            revision=settings.revision,
+            dtype=settings.dtype,
+            device=self.accelerator.device,
+            trust_remote_code=settings.trust_remote_code,
+            quantization=quantization,
+        )
 
     def _build(
         self, role: str, description: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
@@ -186,16 +256,6 @@ class Materials:
     def place(self, model: LanguageModel) -> LanguageModel:
         """The model on this process's device."""
         return model.to(self.accelerator.device)
-
-
-def _load(settings: TeacherConfig | StudentConfig) -> LanguageModel:
-    assert settings.path is not None
-    return load_model(
-        settings.path,
-        revision=settings.revision,
-        dtype=settings.dtype,
-        trust_remote_code=settings.trust_remote_code,
-    )
 
 
 def _texts(examples: Sequence[Example]) -> Iterator[str]:

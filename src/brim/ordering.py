@@ -18,6 +18,11 @@ def example_index(position: int, num_examples: int, seed: int) -> int:
     return int(_epoch_order(num_examples, seed, epoch)[offset])
 
 
+def minibatch_numbers(num_rows: int, num_minibatches: int, seed: int) -> np.ndarray:
+    """(num_rows,) the minibatch of each row, at random; their sizes differ by 1 at most."""
+    return np.random.default_rng(seed).permutation(np.arange(num_rows) % num_minibatches)
+
+
 @lru_cache(maxsize=4)
 def _epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     rng = np.random.default_rng(derive_seed(seed, "order", epoch))

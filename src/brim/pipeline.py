@@ -17,8 +17,9 @@ from typing import Any
 
 from brim.evaluation import Advance, Evaluation, evaluate
 from brim.materials import Materials
-from brim.models import LanguageModel, keep_layers
+from brim.models import LanguageModel, add_adapters, keep_layers
 from brim.objectives import Objective, SeqKD
+from brim.optimization import count_steps
 from brim.rundir import update_manifest
 from brim.seeding import derive_seed
 from brim.settings import LoopConfig, OptimConfig, SupervisedConfig
@@ -29,7 +30,7 @@ from brim.stages import (
     write_completions,
 )
 from brim.tracking import Tracker
-from brim.trainer import Hooks, Trainer, count_steps
+from brim.trainer import Hooks, Trainer
 from brim.types import Example
 
 
@@ -107,7 +108,7 @@ class Pipeline(Materials):
     @cached_property
     def student(self) -> LanguageModel:
         """The student that the objective starts from, pre-distilled if the recipe says so."""
-        settings = self.config.student.predistill
+        settings, lora = self.config.student.predistill, self.config.student.lora
         if settings is None:
             return self.initial_student
         outputs = self.teacher_outputs
@@ -120,6 +121,7 @@ class Pipeline(Materials):
             inputs={
                 "model": fingerprint_model(self.initial_student),
                 "outputs": self.inputs["teacher_outputs"],
+                "lora": None if lora is None else lora.model_dump(mode="json"),
             },
         )
 
@@ -159,7 +161,7 @@ class Pipeline(Materials):
                     stage.directory,
                     student=student,
                     teacher=teacher,
-                    objective=SeqKD(config.decoding.build()),
+                    objective=SeqKD(config.decoding.build(), targets="data"),
                     examples=examples,
                     metric=self.supervised_metric,
                     optim=settings.optim,
@@ -173,8 +175,11 @@ class Pipeline(Materials):
         """All the stages; the last one's best checkpoint is in `out/best`."""
         config = self.config
         objective = config.objective.build(config.decoding.build())
+        self.record_drift()
         student = self.student
-        examples = self.train_examples if objective.needs_teacher else self.teacher_outputs
+        # The text that the objective learns from, beside what the student writes.
+        by_teacher = objective.targets == "teacher"
+        examples = self.teacher_outputs if by_teacher else self.train_examples
         update_manifest(
             self.out,
             {
@@ -212,6 +217,9 @@ class Pipeline(Materials):
         label = config.objective.name if stage == "objective" else stage
         role = config.teacher if stage == "teacher" else config.student
         num_steps = count_steps(loop, len(examples))
+        if stage != "teacher" and config.student.lora is not None:
+            seed = derive_seed(config.seed, "adapters", stage)
+            add_adapters(student, **config.student.lora.model_dump(), seed=seed)
         with (
             Tracker(
                 directory,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from brim.config import Config
-from brim.models import Decoding
+from brim.models import Decoding, Quantization
 from brim.objectives import ObjectiveConfig, SeqKDConfig
 from brim.tasks import TaskConfig
 
@@ -65,17 +65,20 @@ class LoopConfig(Config):
     """The loop: how much, how often, how careful."""
 
     max_steps: int | None = Field(None, ge=1)
-    """Updates of the weights; alternatively `num_epochs`."""
+    """Steps: rollout batches, of one update each unless the objective says more; alternatively
+    `num_epochs`."""
     num_epochs: float | None = Field(None, gt=0)
     """Passes over the training split; alternatively `max_steps`."""
     rollout_batch_size: int = Field(64, ge=1)
-    """Prompts of one update, over all processes."""
+    """Prompts of one step, over all processes."""
     micro_batch_size: int = Field(64, ge=1)
     """Rows of one forward and backward pass; a matter of memory only."""
     evaluate_every: int = Field(100, ge=1)
     """Steps between evaluations on the validation split; the last step is always evaluated."""
     save_every: int = Field(100, ge=1)
     """Steps between checkpoints; the last step is always saved."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Dropout of the model that is trained; null for what its config says."""
     keep_checkpoints: int = Field(2, ge=1)
     """How many of the newest checkpoints stay."""
     max_nonfinite_steps: int = Field(5, ge=1)
@@ -125,6 +128,14 @@ class _ModelConfig(Config):
     dtype: DType = "float32"
     """Type of the loaded weights."""
 
+    @model_validator(mode="after")
+    def _nothing_to_load(self) -> Self:
+        # Not whether they were given: a run's own config.yaml spells every default out.
+        for name in ("revision", "trust_remote_code", "dtype") if self.build is not None else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is for a loaded model (path); leave it out beside build")
+        return self
+
     def _sources(self) -> list[str]:
         return [name for name in ("path", "build") if getattr(self, name) is not None]
 
@@ -139,6 +150,26 @@ class _ModelConfig(Config):
         return "path, build"
 
 
+class QuantizationConfig(Config):
+    """Linear layers of the teacher with fewer bits a weight.
+
+    The output head, which gives the Q-values, and the embeddings keep theirs. The docs page on
+    models says what works where.
+    """
+
+    backend: Literal["bitsandbytes", "torchao"]
+    """The package that does it; each needs the extra of its name."""
+    bits: Literal[8, 4]
+    """Of a weight."""
+    drift_examples: int = Field(64, ge=0)
+    """Training examples whose targets are read by the unquantised teacher too, once, to write into
+    `manifest.json` how far the Q-values moved; 0 for none, as where it does not fit into memory."""
+
+    def build(self) -> Quantization:
+        """The library's own class."""
+        return Quantization(self.backend, self.bits)
+
+
 class TeacherConfig(_ModelConfig):
     """The model whose logits are the Q-values."""
 
@@ -146,6 +177,19 @@ class TeacherConfig(_ModelConfig):
     """Tokenizer to train, where the model is built from scratch."""
     train: SupervisedConfig | None = None
     """Train or fine-tune the teacher on the task's targets first; null to take it as it is."""
+    quantization: QuantizationConfig | None = None
+    """Quantise the teacher as it is loaded; null for weights of `dtype`. Needs `path`, and no
+    `train`."""
+
+    @model_validator(mode="after")
+    def _quantized_as_loaded(self) -> Self:
+        if self.quantization is not None and self.path is None:
+            raise ValueError("quantization is for a loaded model (path); leave it out beside build")
+        if self.quantization is not None and self.train is not None:
+            raise ValueError(
+                "quantised weights cannot be trained; set train or quantization to null"
+            )
+        return self
 
     @model_validator(mode="after")
     def _tokenizer_with_build(self) -> Self:
@@ -156,6 +200,24 @@ class TeacherConfig(_ModelConfig):
         return self
 
 
+class LoraConfig(Config):
+    """Adapters (LoRA): frozen weights, and trainable matrices `B A` beside the linear layers.
+
+    Each stage begins with fresh ones; what it leaves in `best/` is the merged model. They want a
+    higher learning rate than the weights themselves.
+    """
+
+    r: int = Field(8, ge=1)
+    """Rank: rows of `A`, columns of `B`."""
+    alpha: float = Field(16.0, gt=0)
+    """`B A` is multiplied by `alpha / r`."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout of what the adapters read."""
+    target_modules: tuple[str, ...] | None = Field(None, min_length=1)
+    """Names of the layers, such as `[q_proj, v_proj]`; null for all linear layers but the output
+    head."""
+
+
 class StudentConfig(_ModelConfig):
     """The model that is trained; it shares the teacher's tokenizer."""
 
@@ -163,6 +225,8 @@ class StudentConfig(_ModelConfig):
     """Make the student from this many of the teacher's layers, evenly spaced."""
     predistill: SupervisedConfig | None = None
     """Train on the teacher's outputs before the objective; null to start as it is."""
+    lora: LoraConfig | None = None
+    """Train adapters in place of the weights; null to train all weights. Needs the extra `lora`."""
 
     def _sources(self) -> list[str]:
         return super()._sources() + (["keep_layers"] if self.keep_layers else [])

@@ -1,7 +1,8 @@
-"""The one loop: collect, loss, step. Methods differ in their objective, never here.
+"""The one loop: collect, loss, update. Methods differ in their objective, never here.
 
-A step is a pure function of (weights, optimizer state, seed, step number): data order, rollouts
-and dropout draw from counter-based streams. That is why a run resumed at any step reaches the same
+A step collects one rollout batch and makes one update of it, or as many as the objective asks for.
+It is a pure function of (weights, optimizer state, seed, step number): data order, rollouts and
+dropout draw from counter-based streams. That is why a run resumed at any step reaches the same
 bits, and why a checkpoint holds no random state.
 """
 
@@ -21,16 +22,19 @@ from torch import Tensor
 from brim.checkpoints import (
     latest_checkpoint,
     load_optimizer,
+    load_parameters,
     replace_directory,
     save_checkpoint,
     save_optimizer,
+    save_parameters,
 )
 from brim.errors import NonFiniteError, RunError
 from brim.evaluation import Evaluation
 from brim.files import atomic_write_json, read_json
-from brim.models import LanguageModel, load_model
+from brim.models import LanguageModel, load_model, set_dropout
 from brim.objectives import Objective
-from brim.ordering import batch_positions, example_index
+from brim.optimization import build_optimizer, count_steps, learning_rate
+from brim.ordering import batch_positions, example_index, minibatch_numbers
 from brim.seeding import derive_seed
 from brim.settings import LoopConfig, OptimConfig
 from brim.timing import phases, timed
@@ -55,7 +59,7 @@ class TrainerState:
     """What a checkpoint stores besides the weights and the optimizer's moments.
 
     Attributes:
-        step: updates done, skipped ones included.
+        step: steps done, skipped ones included.
         best_step: the step of the best validation score so far, None before the first.
         best_score: that score, in the metric's own direction.
         nonfinite_steps: steps skipped in a row until now.
@@ -65,6 +69,26 @@ class TrainerState:
     best_step: int | None = None
     best_score: float | None = None
     nonfinite_steps: int = 0
+
+
+@dataclass
+class _Updates:
+    """What the updates of one step add up to."""
+
+    finite: bool
+    count: int = 0
+    num_tokens: float = 0.0
+    grad_norm: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, sums: Mapping[str, float], grad_norm: float, num_tokens: float) -> None:
+        """Count one more update."""
+        self.finite &= math.isfinite(grad_norm) and all(map(math.isfinite, sums.values()))
+        self.count += 1
+        self.num_tokens += num_tokens
+        self.grad_norm += grad_norm
+        for key, value in sums.items():
+            self.sums[key] = self.sums.get(key, 0.0) + value
 
 
 @dataclass
@@ -116,9 +140,16 @@ class Trainer:
     stop_requested: bool = False
 
     def __post_init__(self) -> None:
-        self.optimizer = build_optimizer(self.student, self.optim)
-        # The policy is the student as the loss sees it: wrapped for DDP and autocast.
-        self.policy, self._stepper = self.accelerator.prepare(self.student, self.optimizer)
+        if self.settings.dropout is not None:
+            set_dropout(self.student, self.settings.dropout)
+        self.module = self.objective.prepare(self.student)
+        self.optimizer = build_optimizer(self.module, self.optim)
+        # The policy is the module as the loss sees it: wrapped for DDP and autocast.
+        self.policy, self._stepper = self.accelerator.prepare(self.module, self.optimizer)
+        # Who writes: the student, or a copy of it that is some steps old.
+        self.writer = self.student
+        if self.objective.updates.sync_every > 1:
+            self.writer = self.student.copy().requires_grad_(False)
         self.num_steps = count_steps(self.settings, len(self.examples))
         self.state = TrainerState()
 
@@ -152,30 +183,27 @@ class Trainer:
         lr = learning_rate(self.optim, step, self.num_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self._sync_writer(step)
         with phases() as seconds, timed("step"), self._random_streams(step):
             batch = self._batch(step)
             with torch.no_grad(), self.accelerator.autocast():
-                rollout, rollout_sums = self.objective.collect(batch, self.student, self.teacher)
+                rollout, rollout_sums = self.objective.collect(batch, self.writer, self.teacher)
+            sums = self._total(
+                {**rollout_sums, "truncated_prompts": float(batch.num_truncated_prompts)}
+            )
             with timed("update"):
-                num_tokens = self._total({"tokens": rollout.mask.sum()})["tokens"]
-                loss_sums = self._backward(rollout, num_tokens)
-                max_norm = self.optim.max_grad_norm or math.inf
-                grad_norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), max_norm)
-                cut = {"truncated_prompts": float(batch.num_truncated_prompts)}
-                sums = self._total({**rollout_sums, **loss_sums, **cut})
-                finite = math.isfinite(float(grad_norm)) and all(map(math.isfinite, sums.values()))
-                if finite:
-                    self._stepper.step()
-                self._stepper.zero_grad(set_to_none=True)
-        suspects = "" if finite else name_suspects(rollout)
-        self._count_step(finite, suspects)
+                updates = self._update_often(rollout, step, all(map(math.isfinite, sums.values())))
+        suspects = "" if updates.finite else name_suspects(rollout)
+        self._count_step(updates.finite, suspects)
+        per_token = 1 / max(updates.num_tokens, 1.0)
         metrics = {
-            "train/loss": sums["loss"] / max(num_tokens, 1.0),
-            **self.objective.describe(sums),
-            **{key: sums[key] / max(num_tokens, 1.0) for key in loss_sums if key != "loss"},
-            "optim/grad_norm": float(grad_norm),
+            "train/loss": updates.sums["loss"] * per_token,
+            **self.objective.describe({**sums, **updates.sums}),
+            **{key: value * per_token for key, value in updates.sums.items() if "/" in key},
+            "optim/grad_norm": updates.grad_norm / updates.count,
             "optim/lr": lr,
-            "optim/skipped": float(not finite),
+            "optim/updates": float(updates.count),
+            "optim/skipped": float(not updates.finite),
             "data/truncated_prompts": sums["truncated_prompts"],
         }
         timings = {f"time/{phase}": value for phase, value in seconds.items()}
@@ -183,9 +211,54 @@ class Trainer:
         self._log(metrics, timings)
         self._give_up_on(suspects)
 
+    def _update_often(self, rollout: Rollout, step: int, finite: bool) -> _Updates:
+        """Update the weights from one rollout batch, as often as the objective says."""
+        done = _Updates(finite=finite)
+        for epoch in range(self.objective.updates.num_epochs):
+            for part in self._minibatches(rollout, step, epoch):
+                num_tokens = self._total({"tokens": part.mask.sum()})["tokens"]
+                sums, grad_norm = self._update(part, num_tokens, finite)
+                done.add(sums, grad_norm, num_tokens)
+                if self.objective.enough(sums, num_tokens):
+                    return done
+        return done
+
+    def _update(
+        self, rollout: Rollout, num_tokens: float, finite: bool
+    ) -> tuple[dict[str, float], float]:
+        """One update, left out where anything is not finite; its sums and its gradient's norm."""
+        loss_sums = self._backward(rollout, num_tokens)
+        max_norm = self.optim.max_grad_norm or math.inf
+        grad_norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), max_norm))
+        sums = self._total(loss_sums)
+        if finite and math.isfinite(grad_norm) and all(map(math.isfinite, sums.values())):
+            self._stepper.step()
+        self._stepper.zero_grad(set_to_none=True)
+        return sums, grad_norm
+
+    def _minibatches(self, rollout: Rollout, step: int, epoch: int) -> Iterator[Rollout]:
+        """This process's share of each minibatch; which rows it holds is the same for all."""
+        count = self.objective.updates.num_minibatches
+        if count == 1:
+            yield rollout
+            return
+        rank, num_processes = self.accelerator.process_index, self.accelerator.num_processes
+        num_prompts = self.settings.rollout_batch_size
+        copies = len(rollout) // len(range(rank, num_prompts, num_processes))
+        numbers = minibatch_numbers(
+            num_prompts * copies, count, derive_seed(self.seed, "minibatch", step, epoch)
+        ).reshape(num_prompts, copies)[rank::num_processes]
+        for number in range(count):
+            rows = (numbers.reshape(-1) == number).nonzero()[0].tolist()
+            if rows:
+                yield rollout.select(rows)
+            else:  # the other processes wait for this one's gradient, be it zero
+                nothing = rollout.select([0])
+                yield replace(nothing, mask=torch.zeros_like(nothing.mask))
+
     def _backward(self, rollout: Rollout, num_tokens: float) -> dict[str, Tensor]:
-        """Accumulate the gradient of the loss per token of the whole rollout batch."""
-        self.student.train()
+        """Accumulate the gradient of the loss per token of the whole batch of an update."""
+        self.module.train()
         totals: dict[str, Tensor] = {}
         parts = rollout.split(self.settings.micro_batch_size)
         # DDP averages over processes; the loss is a sum over all of them.
@@ -193,11 +266,15 @@ class Trainer:
         for i, part in enumerate(parts):
             synchronize = i == len(parts) - 1
             with nullcontext() if synchronize else self.accelerator.no_sync(self.policy):
-                out = self.objective.loss(self.policy, part)
+                out = self.objective.loss(self.policy, part, self.teacher)
                 self.accelerator.backward(out.loss * scale)
             for key, value in {"loss": out.loss.detach(), **out.sums}.items():
                 totals[key] = totals.get(key, 0.0) + value.cpu().double()
         return totals
+
+    def _sync_writer(self, step: int) -> None:
+        if self.writer is not self.student and step % self.objective.updates.sync_every == 0:
+            self.writer.load_state_dict(self.student.state_dict())
 
     def _count_step(self, finite: bool, suspects: str) -> None:
         skipped = 0 if finite else self.state.nonfinite_steps + 1
@@ -289,9 +366,20 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _write_checkpoint(self, path: Path) -> None:
-        self.student.save(path)
+        self.student.save(path, resumable=True)
         save_optimizer(self.optimizer, path)
+        save_parameters(self._beside_student(), path / "objective.safetensors")
+        atomic_write_json(path / "objective.json", self.objective.state_dict())
+        if self.writer is not self.student:
+            self.writer.save(path / "writer", resumable=True)
         atomic_write_json(path / "trainer_state.json", asdict(self.state))
+
+    def _beside_student(self) -> dict[str, Tensor]:
+        """What is trained beside the student, such as a critic; no part of what comes out."""
+        if self.module is self.student:
+            return {}
+        parameters = self.module.named_parameters()
+        return {name: value for name, value in parameters if not name.startswith("student.")}
 
     def _resume(self) -> None:
         """Continue from the newest sound checkpoint, if there is one."""
@@ -299,8 +387,12 @@ class Trainer:
         if path is None:
             self._rewind(-1)
             return
-        self.student.model.load_state_dict(self.load(path).model.state_dict())
+        self.student.restore(path, self.load)
         load_optimizer(self.optimizer, path)
+        load_parameters(self._beside_student(), path / "objective.safetensors")
+        self.objective.load_state_dict(read_json(path / "objective.json"))
+        if self.writer is not self.student:
+            self.writer.restore(path / "writer", self.load)
         self.state = TrainerState(**read_json(path / "trainer_state.json"))
         self._rewind(self.state.step)
         if self.state.step > self.num_steps:
@@ -317,38 +409,3 @@ def name_suspects(rollout: Rollout) -> str:
         bad = (~rollout.advantages.isfinite() & rollout.mask).any(dim=1).tolist()
         ids = [name for name, is_bad in zip(ids, bad, strict=True) if is_bad] or ids
     return ", ".join(ids)
-
-
-def build_optimizer(model: LanguageModel, optim: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; only matrices decay."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": optim.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True,
-    )  # fmt: skip
-
-
-def learning_rate(optim: OptimConfig, step: int, num_steps: int) -> float:
-    """The learning rate of update `step` (from 0): linear warm-up, then the schedule."""
-    if step < optim.warmup_steps:
-        return optim.lr * (step + 1) / optim.warmup_steps
-    progress = (step - optim.warmup_steps) / max(num_steps - optim.warmup_steps, 1)
-    match optim.schedule:
-        case "constant":
-            return optim.lr
-        case "linear":
-            return optim.lr * (1.0 - progress)
-        case "cosine":
-            return optim.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def count_steps(settings: LoopConfig, num_examples: int) -> int:
-    """Updates of a run over `num_examples` training examples."""
-    if settings.max_steps is not None:
-        return settings.max_steps
-    assert settings.num_epochs is not None
-    return math.ceil(settings.num_epochs * num_examples / settings.rollout_batch_size)

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from brim.seeding import derive_seed
+
 _Record = TypeVar("_Record", bound=Any)
 
 
@@ -76,6 +78,22 @@ class Batch:
             seeds=tuple(self.seeds[i] for i in rows),
         )
 
+    def repeat(self, times: int) -> Batch:
+        """Each row `times` times, adjacent: the first with its own seed, the others with new ones."""
+        if times == 1:
+            return self
+        return Batch(
+            examples=tuple(example for example in self.examples for _ in range(times)),
+            prompt_ids=self.prompt_ids.repeat_interleave(times, dim=0),
+            prompt_mask=self.prompt_mask.repeat_interleave(times, dim=0),
+            seeds=tuple(
+                derive_seed(seed, "generation", i) if i else seed
+                for seed in self.seeds
+                for i in range(times)
+            ),
+            num_truncated_prompts=self.num_truncated_prompts,
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
         return replace(
@@ -128,6 +146,10 @@ class Rollout:
         values: the teacher's view of the tokens, once it was asked.
         returns: (B, T) float32, the K-step return of each token, before clipping and baselines.
         advantages: (B, T) float32, the weight of each token in the policy gradient.
+        logprobs: (B, T) float32, of the policy that wrote, where updates need to compare with it.
+        state_values: (B, T) float32, what a critic expected of each state.
+        value_targets: (B, T) float32, what the critic should have expected.
+        by_student: (B,) bool, True where the student wrote; None where one writer wrote all.
     """
 
     batch: Batch
@@ -137,6 +159,10 @@ class Rollout:
     values: ActionValues | None = None
     returns: Tensor | None = None
     advantages: Tensor | None = None
+    logprobs: Tensor | None = None
+    state_values: Tensor | None = None
+    value_targets: Tensor | None = None
+    by_student: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -169,10 +195,16 @@ class TokenStatistics:
     Attributes:
         logprobs: (B, T) float32, `log π(a_t | s_t)`, differentiable; 0 where the mask is False.
         entropy: (B, T) float32 of `π(· | s_t)`, detached; 0 where the mask is False.
+        compared: (B, T) float32, differentiable, what a `Comparison` with the teacher gave; None
+            where there was none.
+        state_values: (B, T) float32, differentiable, a critic's expectation of each state; None
+            of a policy without one.
     """
 
     logprobs: Tensor
     entropy: Tensor
+    compared: Tensor | None = None
+    state_values: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

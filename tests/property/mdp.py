@@ -3,12 +3,19 @@
 Two words and an EOS; a completion ends with the EOS or is cut after `horizon` tokens. A state is a
 prefix of words, numbered like a heap: the empty prefix is 0, writing word w in state s leads to
 2s + 1 + w. Teacher and student are tables of logits of shape (num_states, 3), one row a prefix.
+
+`TabularModel` makes a table what the objectives take for a `LanguageModel`, in float64, so that
+their own code can be run on every completion there is.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from brim.models import Comparison, Decoding, LanguageModel, Reading
+from brim.types import ActionValues, Batch, Example, Rollout, TokenStatistics
 
 NUM_WORDS = 2
 EOS = 2
@@ -37,6 +44,12 @@ class Trajectories:
         taken = teacher[self.states, self.actions]
         best = teacher.max(-1).values[self.states]
         return taken + padding, best + padding
+
+    def rollout(self, batch: Batch | None = None) -> Rollout:
+        """The same completions as the objectives see them."""
+        last = self.actions.gather(1, self.mask.sum(1, keepdim=True) - 1).squeeze(1)
+        batch = make_batch(len(self.mask)) if batch is None else batch
+        return Rollout(batch, self.actions, self.mask, truncated=last != EOS)
 
 
 class PrefixMDP:
@@ -75,9 +88,11 @@ class PrefixMDP:
             result.mask[i, : len(actions)] = True
         return result
 
-    def sample(self, num: int, generator: torch.Generator) -> Trajectories:
+    def sample(
+        self, num: int, generator: torch.Generator, student: Tensor | None = None
+    ) -> Trajectories:
         """`num` completions written by the student."""
-        cumulative = self.student.softmax(-1).cumsum(-1)
+        cumulative = (self.student if student is None else student).softmax(-1).cumsum(-1)
         state = torch.zeros(num, dtype=torch.long)
         alive = torch.ones(num, dtype=torch.bool)
         steps = []
@@ -88,3 +103,92 @@ class PrefixMDP:
             alive = alive & (action != EOS)
             state = (NUM_WORDS * state + 1 + action) * alive
         return Trajectories(*(torch.stack(column, dim=1) for column in zip(*steps, strict=True)))
+
+
+def make_batch(num_rows: int, seed: int = 0) -> Batch:
+    """The empty prompt, `num_rows` times."""
+    return Batch(
+        examples=tuple(Example(f"{i}", "prompt") for i in range(num_rows)),
+        prompt_ids=torch.zeros(num_rows, 1, dtype=torch.long),
+        prompt_mask=torch.ones(num_rows, 1, dtype=torch.bool),
+        seeds=tuple(range(seed * num_rows, (seed + 1) * num_rows)),
+    )
+
+
+class TabularModel(LanguageModel):
+    """A table of logits with all that objectives ask of a model; its parameter is the table."""
+
+    def __init__(self, table: Tensor, mdp: PrefixMDP):
+        nn.Module.__init__(self)
+        self.table, self.mdp = nn.Parameter(table.detach().clone()), mdp
+
+    def generate(self, batch: Batch, decoding: Decoding) -> Rollout:
+        generator = torch.Generator().manual_seed(batch.seeds[0])
+        logits = self.table.detach() / decoding.temperature
+        return self.mdp.sample(len(batch), generator, logits).rollout(batch)
+
+    def read(self, rollout: Rollout, *, after: bool = False) -> Reading:
+        states = [torch.zeros_like(rollout.mask[:, 0], dtype=torch.long)]
+        for action in rollout.completion_ids[:, :-1].unbind(1):
+            states.append(NUM_WORDS * states[-1] + 1 + action)
+        logits = self.table[torch.stack(states, 1)[rollout.mask]]
+        return TabularReading(logits, None, rollout.completion_ids[rollout.mask], rollout.mask)
+
+    def copy(self) -> "TabularModel":
+        return copy.deepcopy(self)
+
+
+class TabularReading(Reading):
+    """The features of the tokens are their logits already."""
+
+    def logits(self, temperature: float = 1.0) -> Tensor:
+        return self.features / temperature
+
+    def token_statistics(
+        self, *, temperature=1.0, comparison=None, chunk_tokens=None
+    ) -> TokenStatistics:
+        logits = self.logits(temperature)
+        logprobs = logits.log_softmax(-1)
+        taken = logprobs.gather(1, self.token_ids[:, None]).squeeze(1)
+        entropy = -(logprobs.exp() * logprobs).sum(-1).detach()
+        compared = None
+        if comparison is not None:
+            compared = self.scatter(comparison.function(logits, comparison.features))
+        return TokenStatistics(self.scatter(taken), self.scatter(entropy), compared)
+
+    def gradient_norms(self, *, temperature=1.0) -> Tensor:
+        logits = self.logits(temperature)
+        gradients = torch.zeros_like(logits).scatter(1, self.token_ids[:, None], 1.0)
+        gradients = (gradients - logits.softmax(-1)) / temperature
+        return self.scatter(gradients.square().sum(-1))
+
+    def comparison(self, function, *, temperature=1.0) -> Comparison:
+        return Comparison(function, self.logits(temperature), None)
+
+    def action_values(self, centering="none") -> ActionValues:
+        center = {
+            "none": torch.zeros_like(self.features[:, :1]),
+            "mean": self.features.mean(-1, keepdim=True),
+            "max": self.features.amax(-1, keepdim=True),
+            "logsumexp": self.features.logsumexp(-1, keepdim=True),
+        }[centering]
+        values = self.features - center
+        logprobs = self.features.log_softmax(-1)
+        taken, logprob = (x.gather(1, self.token_ids[:, None]).squeeze(1) for x in (values, logprobs))
+        best = values.amax(-1)
+        return ActionValues(self.scatter(taken), self.scatter(best), self.scatter(logprob))
+
+
+def gradients_by_row(objective, rollout: Rollout, student: TabularModel, teacher=None) -> Tensor:
+    """(N, num_states, 3): minus the gradient of the objective's loss on each completion alone."""
+    gradients = []
+    for row in rollout.split(1):
+        loss = objective.loss(student, row, teacher).loss
+        gradients.append(-torch.autograd.grad(loss, student.table)[0])
+    return torch.stack(gradients)
+
+
+def expectation(probabilities: Tensor, gradients: Tensor) -> tuple[Tensor, float]:
+    """Mean of the completions' gradients, and their variance, summed over its components."""
+    mean = torch.einsum("n,nsa->sa", probabilities, gradients)
+    return mean, float(probabilities @ (gradients - mean).square().sum((1, 2)))

@@ -10,11 +10,11 @@ import brim
 SOURCE = Path(brim.__file__).parent
 
 FLOORS = [
-    {"_version", "seeding", "masking", "returns", "advantages", "losses"},
+    {"_version", "seeding", "masking", "returns", "advantages", "divergences", "losses"},
     {"errors", "types", "yaml12", "config_errors", "config", "files", "timing", "progress"},
     {"models", "tasks", "metrics"},
     {"objectives"},
-    {"ordering", "settings", "checkpoints", "tracking", "evaluation", "stages", "trainer"},
+    {"ordering", "settings", "optimization", "checkpoints", "tracking", "evaluation", "stages", "trainer"},
     {"rundir", "materials", "pipeline", "runs"},
     {"report", "recipes", "quickstart"},
     {"cli"},

@@ -8,7 +8,7 @@ import torch
 from brim.ordering import batch_positions, example_index
 from brim.seeding import derive_seed
 from brim.settings import LoopConfig, OptimConfig
-from brim.trainer import count_steps, learning_rate
+from brim.optimization import count_steps, learning_rate
 
 
 def epoch(number: int, size: int, seed: int = 0) -> list[int]:

@@ -1,21 +1,35 @@
 """Students and teachers: loading, building, writing, and judging text through one class."""
 
+from brim.models.adapters import add_adapters, check_adapters
 from brim.models.decoding import Decoding
+from brim.models.dropout import set_dropout
 from brim.models.head import Centering
-from brim.models.language_model import LanguageModel
+from brim.models.language_model import LanguageModel, evaluating
 from brim.models.layers import keep_layers
 from brim.models.loading import load_model
+from brim.models.quantization import Quantization, q_drift
+from brim.models.reading import Comparison, Reading
 from brim.models.scratch import build_model
 from brim.models.tokenizer_training import train_tokenizer
 from brim.models.tokenizers import check_same_tokenizer
+from brim.models.value import ActorCritic
 
 __all__ = [
+    "ActorCritic",
     "Centering",
+    "Comparison",
     "Decoding",
     "LanguageModel",
+    "Quantization",
+    "Reading",
+    "add_adapters",
     "build_model",
+    "check_adapters",
     "check_same_tokenizer",
+    "evaluating",
     "keep_layers",
     "load_model",
+    "q_drift",
+    "set_dropout",
     "train_tokenizer",
 ]

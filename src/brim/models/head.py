@@ -7,6 +7,7 @@ made at a time, reduced to a few numbers a token, and made again in the backward
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,13 +17,16 @@ from torch.nn import functional as F
 
 Centering = Literal["none", "mean", "max", "logsumexp"]
 
+Compare = Callable[[slice, Tensor], Tensor]
+"""Of some of the N tokens, and their logits (n, V), to one number each, (n,) float32."""
+
 # A chunk's float32 logits take at most this much; about three buffers of the size exist at once.
 # Larger chunks gain nothing: the matrix product is already far past its break-even size.
 CHUNK_BYTES = 32 * 2**20
 
-# Probabilities below this are zero in the backward pass. Peaked distributions are full of denormal
-# floats, and a matrix product over denormals is ten times slower on a CPU; next to float32's
-# relative precision of 1e-7 the change cannot be seen.
+# Probabilities below this are zero in the backward pass, and so are a comparison's gradients. Peaked
+# distributions are full of denormal floats, and a matrix product over denormals is ten times slower
+# on a CPU; next to float32's relative precision of 1e-7 the change cannot be seen.
 SMALLEST_PROBABILITY = 1e-20
 
 # Stands for minus infinity in logits: its exponential is exactly 0, and 0 times it is not NaN.
@@ -47,9 +51,9 @@ class OutputHead:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(n, d) -> (n, V) float32 logits; for a few positions at a time."""
-        dtype = _compute_dtype(self.weight)
+        dtype = compute_dtype(self.weight)
         weight = self.weight[: self.num_rows].to(dtype)
-        return _logits(self.scaled(hidden).to(dtype), weight, self.bias)
+        return chunk_logits(self.scaled(hidden).to(dtype), weight, self.bias)
 
     def at_temperature(self, temperature: float) -> OutputHead:
         """The head whose logits are these ones divided by `temperature`."""
@@ -82,14 +86,24 @@ def token_statistics(
         `log softmax(logits)[target]` (N,) float32, differentiable once, and the entropy (N,)
         float32, detached.
     """
+    chunk_tokens = chunk_tokens or head.chunk_tokens()
+    logprobs, entropy, _ = compared_statistics(hidden, head, targets, None, chunk_tokens)
+    return logprobs, entropy
+
+
+def compared_statistics(
+    hidden: Tensor, head: OutputHead, targets: Tensor, compare: Compare | None, chunk_tokens: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`token_statistics`, and what `compare` makes of the same logits, differentiable once."""
     return _TokenStatistics.apply(  # type: ignore[no-any-return, no-untyped-call]
         head.scaled(hidden),
         head.weight,
         head.bias,
         targets,
         head.num_rows,
-        chunk_tokens or head.chunk_tokens(),
-        _compute_dtype(head.weight),
+        chunk_tokens,
+        compute_dtype(head.weight),
+        compare,
     )
 
 
@@ -123,6 +137,25 @@ def action_statistics(
     return taken, best, logprobs
 
 
+@torch.no_grad()
+def gradient_norms(hidden: Tensor, head: OutputHead, targets: Tensor) -> Tensor:
+    """Squared norm of the gradient of each target's log-probability in the head's weight, (N,).
+
+    The gradient is the outer product of `onehot(a) - π` and the features h, so that
+
+        ‖∇ log π(a)‖² = (1 - 2 π(a) + Σ_v π(v)²) ‖h‖²
+    """
+    norms = hidden.new_empty(len(targets), dtype=torch.float32)
+    step = head.chunk_tokens()
+    for start in range(0, len(targets), step):
+        rows = slice(start, start + step)
+        probabilities = head.logits(hidden[rows]).softmax(1)
+        taken = probabilities.gather(1, targets[rows, None]).squeeze(1)
+        residual = 1 - 2 * taken + probabilities.square().sum(1)
+        norms[rows] = residual * head.scaled(hidden[rows]).float().square().sum(1)
+    return norms
+
+
 def _center(logits: Tensor, largest: Tensor, logsumexp: Tensor, centering: Centering) -> Tensor:
     """What to subtract from a position's logits, (n,)."""
     if centering == "mean":
@@ -133,7 +166,7 @@ def _center(logits: Tensor, largest: Tensor, logsumexp: Tensor, centering: Cente
     return logsumexp if centering == "logsumexp" else torch.zeros_like(largest)
 
 
-def _compute_dtype(weight: Tensor) -> torch.dtype:
+def compute_dtype(weight: Tensor) -> torch.dtype:
     """What the head multiplies in: autocast's type where autocast is on, else the weight's."""
     device = weight.device.type
     if torch.is_autocast_enabled(device):
@@ -141,7 +174,8 @@ def _compute_dtype(weight: Tensor) -> torch.dtype:
     return weight.dtype
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def chunk_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(n, d), (V, d) of one type, (V,) float32 -> (n, V) float32, in nobody else's memory."""
     with torch.autocast(hidden.device.type, enabled=False):
         logits = (hidden @ weight.t()).float()
     return logits if bias is None else logits.add_(bias)
@@ -160,14 +194,18 @@ class _TokenStatistics(torch.autograd.Function):
         num_rows: int,
         chunk_tokens: int,
         dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor]:
+        compare: Compare | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         features, rows_weight = hidden.to(dtype), weight[:num_rows].to(dtype)
         logprobs, entropy, logsumexp = (
             hidden.new_empty(len(targets), dtype=torch.float32) for _ in range(3)
         )
+        compared = None if compare is None else torch.empty_like(logprobs)
         for start in range(0, len(targets), chunk_tokens):
             rows = slice(start, start + chunk_tokens)
-            logits = _logits(features[rows], rows_weight, bias)
+            logits = chunk_logits(features[rows], rows_weight, bias)
+            if compare is not None and compared is not None:
+                compared[rows] = compare(rows, logits)
             largest = logits.amax(1, keepdim=True)
             shifted = logits.sub_(largest)
             shifted_target = shifted.gather(1, targets[rows, None]).squeeze(1)
@@ -179,26 +217,35 @@ class _TokenStatistics(torch.autograd.Function):
             logsumexp[rows] = largest.squeeze(1) + log_total
         ctx.save_for_backward(hidden, weight, bias, targets, logsumexp)
         ctx.num_rows, ctx.chunk_tokens, ctx.dtype = num_rows, chunk_tokens, dtype
+        ctx.compare = compare
         ctx.mark_non_differentiable(entropy)
-        return logprobs, entropy
+        ctx.set_materialize_grads(False)  # what the loss does not use costs nothing
+        return logprobs, entropy, compared
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_logprobs: Tensor, _grad_entropy: Tensor) -> tuple[Any, ...]:
+    def backward(
+        ctx: Any, grad_logprobs: Tensor | None, _grad_entropy: None, grad_compared: Tensor | None
+    ) -> tuple[Any, ...]:
         hidden, weight, bias, targets, logsumexp = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         features, rows_weight = hidden.to(ctx.dtype), weight[: ctx.num_rows].to(ctx.dtype)
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         grad_bias = torch.zeros_like(bias) if needs_bias else None
         for start in range(0, len(targets), ctx.chunk_tokens):
             rows = slice(start, start + ctx.chunk_tokens)
-            probabilities = _logits(features[rows], rows_weight, bias)
-            probabilities.sub_(logsumexp[rows, None]).exp_()
-            F.threshold(probabilities, SMALLEST_PROBABILITY, 0.0, inplace=True)
-            # d logprob / d logits = onehot(target) - softmax(logits)
-            grad = probabilities.mul_(-grad_logprobs[rows, None])
-            grad.scatter_add_(1, targets[rows, None], grad_logprobs[rows, None])
+            logits = chunk_logits(features[rows], rows_weight, bias)
+            grad = None
+            if grad_compared is not None:
+                grad = _through_comparison(ctx.compare, rows, logits, grad_compared[rows])
+            if grad_logprobs is not None:
+                other = _through_logprobs(
+                    logits, logsumexp[rows], targets[rows], grad_logprobs[rows]
+                )
+                grad = other if grad is None else grad.add_(other)
+            if grad is None:
+                continue
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
             grad = grad.to(ctx.dtype)
@@ -209,7 +256,22 @@ class _TokenStatistics(torch.autograd.Function):
                     _add_product(grad_weight[: ctx.num_rows], grad.t(), features[rows])
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
+
+
+def _through_logprobs(logits: Tensor, logsumexp: Tensor, targets: Tensor, grad: Tensor) -> Tensor:
+    """`grad · (onehot(target) - softmax(logits))`, (n, V), in the logits' memory."""
+    probabilities = logits.sub_(logsumexp[:, None]).exp_()
+    F.threshold(probabilities, SMALLEST_PROBABILITY, 0.0, inplace=True)
+    return probabilities.mul_(-grad[:, None]).scatter_add_(1, targets[:, None], grad[:, None])
+
+
+def _through_comparison(compare: Compare, rows: slice, logits: Tensor, grad: Tensor) -> Tensor:
+    """`grad · d compare / d logits`, (n, V)."""
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_()
+        (result,) = torch.autograd.grad(compare(rows, leaf), leaf, grad)
+    return F.hardshrink(result, SMALLEST_PROBABILITY)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from brim.errors import RunError
+from brim.models.adapters import (
+    ADAPTERS,
+    has_adapters,
+    load_adapters,
+    merged_state_dict,
+    save_adapters,
+)
 from brim.models.backbone import Backbone, DecoderOnly, EncoderDecoder
 from brim.models.decoding import Decoding, row_uniforms, write_completions
 from brim.models.encoding import Encoder, pad
-from brim.models.head import (
-    EXCLUDED,
-    Centering,
-    OutputHead,
-    action_statistics,
-    token_statistics,
-)
+from brim.models.head import EXCLUDED, Centering, OutputHead
 from brim.models.probe import head_weight, measure_scale, start_token_id
+from brim.models.reading import Comparison, Reading
 from brim.models.tokenizers import end_token_ids, rows_without_token
 from brim.models.tying import check_same_head, check_stored_head, protect_head, resize_rows
 from brim.types import ActionValues, Batch, Example, Rollout, TokenStatistics
@@ -70,6 +73,11 @@ class LanguageModel(nn.Module):
     def num_parameters(self) -> int:
         """Parameters, shared ones counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def num_trainable(self) -> int:
+        """Parameters that training changes: all of them, or those of the adapters."""
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
     def encode(
         self,
@@ -137,7 +145,7 @@ class LanguageModel(nn.Module):
         ids = torch.empty(len(batch), decoding.max_tokens, dtype=torch.long, device=device)
         lengths = torch.empty(len(batch), dtype=torch.long, device=device)
         truncated = torch.empty(len(batch), dtype=torch.bool, device=device)
-        with _evaluating(self):
+        with self.evaluating():
             for start in range(0, len(order), decoding.batch_size):
                 rows = order[start : start + decoding.batch_size]
                 written, lengths[rows], truncated[rows] = self._write(batch.select(rows), decoding)
@@ -147,26 +155,51 @@ class LanguageModel(nn.Module):
         completion_ids = ids[:, :longest].masked_fill(~mask, self.filler_id)
         return Rollout(batch, completion_ids, mask, truncated)
 
+    def read(self, rollout: Rollout, *, after: bool = False) -> Reading:
+        """The features that predict the rollout's tokens, before the output head.
+
+        In the model's own mode and with gradient where gradients are on.
+
+        Args:
+            rollout: B completions, of whoever wrote them.
+            after: also those of the state behind each completion's last token.
+        """
+        mask = rollout.mask
+        longest = max(int(rollout.lengths.max()), 1)
+        prompt_ids, prompt_mask = self._trim(rollout.batch)
+        hidden = self._backbone.hidden(
+            prompt_ids, prompt_mask, rollout.completion_ids[:, :longest], longest + after
+        )
+        rows = torch.arange(len(hidden), device=hidden.device)
+        return Reading(
+            features=hidden[:, :longest][mask[:, :longest]],
+            head=self._head(),
+            token_ids=rollout.completion_ids[mask],
+            mask=mask,
+            after=hidden[rows, rollout.lengths] if after else None,
+            truncated=rollout.truncated,
+        )
+
     def forward(
-        self, rollout: Rollout, *, temperature: float = 1.0, chunk_tokens: int | None = None
+        self,
+        rollout: Rollout,
+        *,
+        temperature: float = 1.0,
+        comparison: Comparison | None = None,
+        chunk_tokens: int | None = None,
     ) -> TokenStatistics:
         """Log-probabilities of the rollout's tokens, with gradient, and the policy's entropy.
 
         Args:
             rollout: B completions, of whoever wrote them.
             temperature: divides the logits; that of the sampling, for the policy that sampled.
+            comparison: with a teacher's logits along the same tokens, `teacher.read(rollout)`.
             chunk_tokens: tokens that pass the output head at once; by default what keeps the
                 logits in memory under 32 MiB.
         """
-        mask = rollout.mask
-        features, _ = self._read(rollout)
-        logprobs, entropy = token_statistics(
-            features,
-            self._head().at_temperature(temperature),
-            rollout.completion_ids[mask],
-            chunk_tokens=chunk_tokens,
+        return self.read(rollout).token_statistics(
+            temperature=temperature, comparison=comparison, chunk_tokens=chunk_tokens
         )
-        return TokenStatistics(_scatter(logprobs, mask), _scatter(entropy, mask))
 
     def logprobs(self, rollout: Rollout) -> Tensor:
         """`log π(a_t | s_t)`, (B, T) float32 with gradient; 0 where the mask is False."""
@@ -183,20 +216,29 @@ class LanguageModel(nn.Module):
                 values; it moves the return of that step alone (method: `q_centering`).
             bootstrap: also value the state behind completions that were cut.
         """
-        mask = rollout.mask
-        with _evaluating(self):
-            features, last = self._read(rollout, after=bootstrap)
-            head = self._head()
-            values = action_statistics(
-                features, head, rollout.completion_ids[mask], centering=centering
+        with self.evaluating():
+            return self.read(rollout, after=bootstrap).action_values(centering)
+
+    def measure(
+        self, rollout: Rollout, *, temperature: float = 1.0, comparison: Comparison | None = None
+    ) -> TokenStatistics:
+        """What `forward` gives, in evaluation mode without gradient."""
+        with self.evaluating():
+            return self.read(rollout).token_statistics(
+                temperature=temperature, comparison=comparison
             )
-            taken, best, logprobs = (_scatter(value, mask) for value in values)
-            following = None
-            if last is not None:
-                nothing = rollout.lengths.new_zeros(len(last))  # no action was taken there
-                _, following, _ = action_statistics(last, head, nothing, centering=centering)
-                following.masked_fill_(~rollout.truncated, 0)
-        return ActionValues(taken, best, logprobs, following)
+
+    def gradient_norms(self, rollout: Rollout, *, temperature: float = 1.0) -> Tensor:
+        """`‖∇ log π(a_t | s_t)‖²` with respect to the output layer, (B, T) float32.
+
+        In evaluation mode without gradient; 0 where the mask is False.
+        """
+        with self.evaluating():
+            return self.read(rollout).gradient_norms(temperature=temperature)
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """No gradient, no dropout while the block runs."""
+        return evaluating(self)
 
     def copy(self) -> LanguageModel:
         """An independent copy with the same weights.
@@ -217,15 +259,46 @@ class LanguageModel(nn.Module):
         rows_without_token(self.tokenizer, num_rows)
         resize_rows(self.model, num_rows)
 
-    def save(self, directory: str | Path) -> None:
+    def save(self, directory: str | Path, *, resumable: bool = False) -> None:
         """Write model and tokenizer so that `from_pretrained` and `load_model` read them.
+
+        Adapters are written merged into the weights; the live weights are not changed.
+
+        Args:
+            directory: made if need be.
+            resumable: also write what `restore` needs, the adapters as they are.
 
         Raises:
             ModelError: the head in the file is not the one in memory.
         """
-        self.model.save_pretrained(directory)
+        adapted = has_adapters(self.model)
+        merged = {"state_dict": merged_state_dict(self.model)} if adapted else {}
+        self.model.save_pretrained(directory, **merged)
         self.tokenizer.save_pretrained(directory)
         check_stored_head(self.model, Path(directory))
+        if adapted and resumable:
+            save_adapters(self.model, Path(directory))
+
+    def restore(self, directory: str | Path, load: Callable[[Path], LanguageModel]) -> None:
+        """Put the weights of a checkpoint into this model, in place and bit for bit.
+
+        Of a model with adapters only these are read: its frozen weights are what it began with.
+
+        Args:
+            directory: what `save` wrote with `resumable`.
+            load: reads the model of a directory.
+
+        Raises:
+            RunError: the adapters in the directory are missing or damaged, or belong to another
+                model than this one.
+        """
+        path = Path(directory)
+        if has_adapters(self.model):
+            load_adapters(self.model, path)
+        elif (path / ADAPTERS).exists():
+            raise RunError(f"{path}: is of a model with adapters; add them to this one first")
+        else:
+            self.model.load_state_dict(load(path).model.state_dict())
 
     def _head(self) -> OutputHead:
         head = self.model.get_output_embeddings()
@@ -240,17 +313,6 @@ class LanguageModel(nn.Module):
             excluded[self._holes] = EXCLUDED
             bias = excluded if bias is None else bias + excluded
         return OutputHead(head.weight, bias, self._num_rows, self._scale)
-
-    def _read(self, rollout: Rollout, *, after: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Features that predict the mask's tokens (N, d), and what follows each row (B, d)."""
-        longest = max(int(rollout.lengths.max()), 1)
-        prompt_ids, prompt_mask = self._trim(rollout.batch)
-        hidden = self._backbone.hidden(
-            prompt_ids, prompt_mask, rollout.completion_ids[:, :longest], longest + after
-        )
-        rows = torch.arange(len(hidden), device=hidden.device)
-        last = hidden[rows, rollout.lengths] if after else None
-        return hidden[:, :longest][rollout.mask[:, :longest]], last
 
     def _write(self, batch: Batch, decoding: Decoding) -> tuple[Tensor, Tensor, Tensor]:
         prompt_ids, prompt_mask = self._trim(batch)
@@ -269,8 +331,8 @@ class LanguageModel(nn.Module):
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """No gradient, no dropout; each submodule's mode is restored afterwards."""
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """No gradient, no dropout while the block runs; each submodule's mode is restored."""
     training = [part for part in module.modules() if part.training]
     module.eval()
     try:
@@ -279,8 +341,3 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
-
-
-def _scatter(values: Tensor, mask: Tensor) -> Tensor:
-    """(N,) values of the mask's True places as (B, T), 0 elsewhere."""
-    return values.new_zeros(mask.shape).masked_scatter(mask, values)

@@ -28,6 +28,7 @@ from transformers.utils import cached_file
 
 from brim.errors import ModelError
 from brim.models.language_model import LanguageModel
+from brim.models.quantization import Quantization, check_quantized, head_name
 from brim.models.smollm2 import SMOLLM2_NAME, load_smollm2
 from brim.models.tying import check_stored_head
 
@@ -55,6 +56,7 @@ def load_model(
     dtype: str = "float32",
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
+    quantization: Quantization | None = None,
 ) -> LanguageModel:
     """Load a model and its tokenizer from a directory or the Hugging Face hub.
 
@@ -68,13 +70,22 @@ def load_model(
         dtype: of the weights: `float32`, `bfloat16`, `float16`, or `auto` for the file's own.
         device: where the weights go.
         trust_remote_code: run Python code that the model brings along.
+        quantization: how to store the linear layers with fewer bits; the output head keeps its own.
 
     Raises:
-        ModelError: the model cannot be found or read, or is not a language model with a head.
+        ModelError: the model cannot be found or read, or is not a language model with a head, or
+            cannot be quantised as asked.
     """
     if dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+    if quantization is not None:
+        quantization.check(dtype=dtype, device=device)
     if str(name_or_path) == SMOLLM2_NAME and not Path(name_or_path).is_dir():
+        if quantization is not None:
+            raise ModelError(
+                f"quantization: {SMOLLM2_NAME} is read from a format of its own; save it with "
+                "LanguageModel.save and give that folder as the path"
+            )
         stored = DTYPES[dtype]
         return load_smollm2(
             dtype=stored if isinstance(stored, torch.dtype) else torch.float32, device=device
@@ -84,7 +95,9 @@ def load_model(
     try:
         # Marian's loader draws numbers that it then throws away.
         with _without_tying_advice(), torch.random.fork_rng(devices=[]):
-            model, tokenizer, missing = _read(name, DTYPES[dtype], options)
+            model, tokenizer, missing = _read(
+                name, DTYPES[dtype], torch.device(device), quantization, options
+            )
         directory = Path(cached_file(name, "config.json", revision=revision)).parent
     except ModelError:
         raise
@@ -98,7 +111,11 @@ def load_model(
             f"such as {min(missing)}; choose a checkpoint of a whole language model"
         )
     check_stored_head(model, directory)
-    return LanguageModel(model.to(device), tokenizer)
+    if quantization is None:
+        model = model.to(device)
+    else:  # it is on its device already
+        check_quantized(model, quantization)
+    return LanguageModel(model, tokenizer)
 
 
 def _find(name_or_path: str | Path, revision: str | None) -> str:
@@ -132,14 +149,28 @@ def _check_files(directory: Path) -> None:
 
 
 def _read(
-    name: str, dtype: torch.dtype | str, options: dict[str, Any]
+    name: str,
+    dtype: torch.dtype | str,
+    device: torch.device,
+    quantization: Quantization | None,
+    options: dict[str, Any],
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, set[str]]:
     """Model, tokenizer, and the names of the weights that the file lacks."""
     config = AutoConfig.from_pretrained(name, **options)
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     _check_has_head(name, config)
+    storage = {}
+    if quantization is not None:
+        head = head_name(auto_class, config, trust_remote_code=options["trust_remote_code"])
+        storage = quantization.options(head, device)
     model, info = auto_class.from_pretrained(
-        name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        name,
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+        **options,
+        **storage,
     )
     return model, _read_tokenizer(name, options), set(info["missing_keys"])
 

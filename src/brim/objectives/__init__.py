@@ -4,22 +4,39 @@ from typing import Annotated
 
 from pydantic import Field
 
-from brim.objectives.base import Objective, Policy
+from brim.objectives.adaptive_k import AdaptiveK
+from brim.objectives.base import Objective, Policy, Updates
 from brim.objectives.policy_gradient import BRIMConfig, LLMRConfig, PolicyGradient
+from brim.objectives.ppo import PPOBRIM, PPOLLMR, PPOBRIMConfig, PPOLLMRConfig
 from brim.objectives.seqkd import SeqKD, SeqKDConfig
 
-OBJECTIVES = {"seqkd": SeqKDConfig, "llmr": LLMRConfig, "brim": BRIMConfig}
+OBJECTIVES = {
+    "seqkd": SeqKDConfig,
+    "llmr": LLMRConfig,
+    "brim": BRIMConfig,
+    "ppo_llmr": PPOLLMRConfig,
+    "ppo_brim": PPOBRIMConfig,
+}
 
-ObjectiveConfig = Annotated[SeqKDConfig | LLMRConfig | BRIMConfig, Field(discriminator="name")]
+ObjectiveConfig = Annotated[
+    SeqKDConfig | LLMRConfig | BRIMConfig | PPOLLMRConfig | PPOBRIMConfig,
+    Field(discriminator="name"),
+]
 
 __all__ = [
     "OBJECTIVES",
+    "PPOBRIM",
+    "PPOLLMR",
+    "AdaptiveK",
     "BRIMConfig",
     "LLMRConfig",
     "Objective",
     "ObjectiveConfig",
+    "PPOBRIMConfig",
+    "PPOLLMRConfig",
     "Policy",
     "PolicyGradient",
     "SeqKD",
     "SeqKDConfig",
+    "Updates",
 ]

@@ -2,49 +2,119 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
 
-from torch import Tensor
+from torch import nn
 
-from brim.models import Decoding, LanguageModel
+from brim.models import Comparison, Decoding, LanguageModel
 from brim.types import Batch, LossOutput, Rollout, TokenStatistics
+
+Sums = Mapping[str, Any]
+"""Sums over rows and tokens by name: 0-dimensional tensors, or floats once they are added up."""
 
 
 class Policy(Protocol):
     """The student as the loss sees it: the `LanguageModel`, or what DDP or autocast made of it."""
 
-    def __call__(self, rollout: Rollout, *, temperature: float = 1.0) -> TokenStatistics:
-        """Log-probabilities of the tokens under `softmax(logits / temperature)`, and entropies."""
+    def __call__(
+        self, rollout: Rollout, *, temperature: float = 1.0, comparison: Comparison | None = None
+    ) -> TokenStatistics:
+        """Statistics of the tokens under `softmax(logits / temperature)`."""
 
 
-class Objective(Protocol):
-    """One method of distillation.
+@dataclass(frozen=True, slots=True)
+class Updates:
+    """How often the trainer uses one rollout batch, and how old its writer may be.
 
-    The trainer calls `collect` once a step for the whole rollout batch of this process and `loss`
-    once a micro-batch. All state lives in the weights: an objective is a pure description.
+    Attributes:
+        num_epochs: passes over a rollout batch.
+        num_minibatches: updates a pass; the rows are shuffled where there are several.
+        sync_every: steps between copies of the student into the policy that writes; 1 writes with
+            the student itself.
     """
 
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether `collect` asks the teacher; if not, the trainer gives it teacher outputs."""
+    num_epochs: int = 1
+    num_minibatches: int = 1
+    sync_every: int = 1
 
     @property
-    def decoding(self) -> Decoding:
-        """How completions are written, and the token limits of prompts and targets."""
+    def on_policy(self) -> bool:
+        """Whether every update's policy is the one that wrote."""
+        return self.num_epochs * self.num_minibatches * self.sync_every == 1
 
+
+class Objective(ABC):
+    """One method of distillation.
+
+    Once a step the trainer calls `collect` for the whole rollout batch of this process, then once
+    a micro-batch `loss`. What is learnt lives in the module of `prepare`; what else must outlive a
+    stop is in `state_dict`.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+    """Whether `collect` or `loss` asks the teacher."""
+
+    decoding: Decoding
+    """How completions are written, and the token limits of prompts and targets."""
+
+    targets: Literal["teacher", "data"] | None = None
+    """Whose completions the examples must carry as references; None for nobody's."""
+
+    @property
+    def updates(self) -> Updates:
+        """How often a rollout batch is used."""
+        return Updates()
+
+    def prepare(self, student: LanguageModel) -> nn.Module:
+        """What is trained: the student, or a module that holds it as its `student`.
+
+        Called once, before any checkpoint is read. The rest of the module is saved with the
+        checkpoints and is no part of the student that comes out.
+        """
+        return student
+
+    @abstractmethod
     def collect(
         self, batch: Batch, student: LanguageModel, teacher: LanguageModel | None
-    ) -> tuple[Rollout, Mapping[str, Tensor]]:
+    ) -> tuple[Rollout, Sums]:
         """Completions with the credit of each token, without gradients.
+
+        Args:
+            batch: the prompts of this process.
+            student: the policy that writes: the student, or an older copy of it.
+            teacher: the model that judges.
 
         Returns:
             The rollout, and sums over its rows and tokens that `describe` makes into metrics.
             The trainer adds them over processes.
         """
 
-    def loss(self, policy: Policy, rollout: Rollout) -> LossOutput:
+    @abstractmethod
+    def loss(
+        self, policy: Policy, rollout: Rollout, teacher: LanguageModel | None = None
+    ) -> LossOutput:
         """The loss of one micro-batch, summed over its tokens."""
 
+    @abstractmethod
     def describe(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Metrics of the whole rollout batch from the sums of all its parts."""
+        """Metrics of a step from the sums of `collect` and of all `loss` calls."""
+
+    def enough(self, sums: Mapping[str, float], num_tokens: float) -> bool:
+        """Whether an update, by its sums over all processes, should be the step's last."""
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must outlive a stop besides weights, as JSON."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` gave.
+
+        Raises:
+            ValueError: this objective keeps nothing.
+        """
+        if state:
+            raise ValueError(f"{type(self).__name__} keeps no state, but was given {list(state)}")

@@ -7,78 +7,76 @@ differs between methods of this family is a setting.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import reduce
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from brim.advantages import mean_baseline
-from brim.config import Config
-from brim.losses import policy_gradient_loss
-from brim.masking import masked_sum
-from brim.models import Centering, Decoding, LanguageModel
-from brim.objectives.base import Policy
-from brim.objectives.statistics import return_metrics, return_sums, total
-from brim.returns import block_returns
-from brim.timing import timed
-from brim.types import ActionValues, Batch, LossOutput, Rollout
+from brim.advantages import (
+    leave_one_out_baseline,
+    mean_baseline,
+    min_variance_baseline,
+    time_mean_baseline,
+)
+from brim.divergences import expected_value
+from brim.losses import importance_weights, policy_gradient_loss
+from brim.masking import masked_sum, zero_padding
+from brim.models import Decoding, LanguageModel
+from brim.objectives.base import Policy, Updates
+from brim.objectives.induction import (
+    BlockConfig,
+    InductionConfig,
+    ReturnInduction,
+    sum_over_processes,
+)
+from brim.objectives.statistics import total
+from brim.types import ActionValues, LossOutput, Rollout
 
-Tail = Literal["one_step", "none"]
+Baseline = Literal["none", "mean", "min_variance", "time_mean", "leave_one_out"]
 
 
-class ClipConfig(Config):
-    """Where the learning signal is bounded (the paper's Table 5: [-100, 100])."""
+class PolicyGradientConfig(InductionConfig):
+    """Settings that LLMR and BRIM share."""
 
-    target: Literal["reward", "return"] = "return"
-    """`return` clips the weight of a token, as LLMR's code does; `reward` clips each induced
-    (block) reward before they are summed, as the paper's table reads."""
-    range: float | None = Field(100.0, gt=0)
-    """Bound of the absolute value; null for none."""
-
-
-class PolicyGradientConfig(Config):
-    """Settings that LLMR and BRIM share; the open points of the paper with our choices."""
-
-    q_centering: Centering = "mean"
-    """What is subtracted from a state's logits: a state-only baseline, so the expected gradient
-    stays (but for `truncated: bootstrap`), its variance does not. `none` is the paper's Eq 2;
-    `mean` is LLMR's code."""
-    clip: ClipConfig = ClipConfig()
-    """Bound of the learning signal."""
-    baseline: Literal["none", "mean"] = "none"
-    """What is subtracted from the clipped returns: `mean` is their mean over the tokens of the
-    whole rollout batch. The paper has none for LLMR and BRIM."""
-    truncated: Literal["keep", "drop", "bootstrap"] = "keep"
-    """Completions cut at the length limit: `keep` ends the return at the last action
-    (Algorithm 1), `drop` leaves them out (LLMR's code), `bootstrap` gives the last action the
-    reward of Eq 2, less the teacher's best value of the state behind the cut, which is not
-    clipped with the rewards."""
+    baseline: Baseline = "none"
+    """What is subtracted from the clipped returns. `mean`: their mean over the tokens of the whole
+    rollout batch. `min_variance`: the number that makes the variance of the output layer's
+    gradient least. `time_mean`: at each step, the mean of the other completions. `leave_one_out`:
+    the mean of the prompt's other completions (`num_generations` > 1). The paper has none for
+    LLMR and BRIM."""
+    immediate: Literal["sampled", "expected"] = "sampled"
+    """How a token's own Q-value counts: as sampled, or as its expectation under the student, which
+    is differentiated exactly and leaves only the future to sampling; the clip and the baseline
+    are then the future's."""
+    rollout_reuse: int = Field(1, ge=1)
+    """Updates on each rollout batch; from the second on tokens are weighted by π now / π then."""
+    sync_every: int = Field(1, ge=1)
+    """Steps between copies of the student into the policy that writes."""
+    max_importance_weight: float | None = Field(2.0, ge=1)
+    """Bound of π now / π then for reused or old rollouts; null for none."""
 
     @model_validator(mode="after")
-    def _bootstrap_is_not_centred_away(self) -> Self:
-        if self.truncated == "bootstrap" and self.q_centering == "max":
+    def _leave_one_out_of_several(self) -> Self:
+        if self.baseline == "leave_one_out" and self.num_generations < 2:
             raise ValueError(
-                "truncated=bootstrap charges a best value, which q_centering=max makes 0; "
-                "choose another of the two"
+                "baseline=leave_one_out compares completions of one prompt; set num_generations "
+                "to 2 or more"
             )
         return self
 
-    def _build(self, decoding: Decoding, k: int, tail: Tail) -> PolicyGradient:
+    def build(self, decoding: Decoding) -> PolicyGradient:
+        """The objective, writing its rollouts by `decoding`."""
         return PolicyGradient(
             decoding,
-            k=k,
-            tail=tail,
-            q_centering=self.q_centering,
-            clip_target=self.clip.target,
-            clip_range=self.clip.range,
+            **self.induction(),
             baseline=self.baseline,
-            truncated=self.truncated,
+            immediate=self.immediate,
+            rollout_reuse=self.rollout_reuse,
+            sync_every=self.sync_every,
+            max_importance_weight=self.max_importance_weight,
         )
 
 
@@ -87,125 +85,118 @@ class LLMRConfig(PolicyGradientConfig):
 
     name: Literal["llmr"] = "llmr"
 
-    def build(self, decoding: Decoding) -> PolicyGradient:
-        """The objective, writing its rollouts by `decoding`."""
-        return self._build(decoding, k=1, tail="one_step")
 
-
-class BRIMConfig(PolicyGradientConfig):
+class BRIMConfig(PolicyGradientConfig, BlockConfig):
     """BRIM: returns induced over blocks of K steps."""
 
     name: Literal["brim"] = "brim"
-    k: int = Field(2, ge=1)
-    """Steps in a block. With `tail: one_step`, K longer than a completion is K = 1 for it: larger
-    is not monotone on short outputs."""
-    tail: Tail = "one_step"
-    """Last steps that fill no block: one-step rewards (Algorithm 1) or none of them (Eq 7)."""
-
-    def build(self, decoding: Decoding) -> PolicyGradient:
-        """The objective, writing its rollouts by `decoding`."""
-        return self._build(decoding, k=self.k, tail=self.tail)
 
 
-@dataclass(frozen=True)
-class PolicyGradient:
+@dataclass
+class PolicyGradient(ReturnInduction):
     """`∇J ≈ E[Σ_t Ĝ_t ∇ log π(a_t | s_t)]` (Eq 8) with `Ĝ` from `block_returns`."""
 
-    decoding: Decoding
-    k: int = 1
-    tail: Tail = "one_step"
-    q_centering: Centering = "mean"
-    clip_target: Literal["reward", "return"] = "return"
-    clip_range: float | None = 100.0
-    baseline: Literal["none", "mean"] = "none"
-    truncated: Literal["keep", "drop", "bootstrap"] = "keep"
+    baseline: Baseline = "none"
+    immediate: Literal["sampled", "expected"] = "sampled"
+    rollout_reuse: int = 1
+    sync_every: int = 1
+    max_importance_weight: float | None = 2.0
 
-    needs_teacher: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.decoding.strategy == "greedy":
-            warnings.warn(
-                "greedy rollouts: the policy gradient is an expectation over samples, so its "
-                "estimate is biased; set decoding.strategy=sampling unless the paper's greedy "
-                "selection is what you study",
-                stacklevel=2,
-            )
-
-    def collect(
-        self, batch: Batch, student: LanguageModel, teacher: LanguageModel | None
-    ) -> tuple[Rollout, Mapping[str, Tensor]]:
-        """Write, ask the teacher, induce the returns."""
-        if teacher is None:
-            raise ValueError("the policy gradient needs a teacher to induce rewards from")
-        with timed("rollout"):
-            rollout = student.generate(batch, self.decoding)
-        with timed("teacher"):
-            values = ActionValues.concatenate(
-                teacher.action_values(
-                    part, centering=self.q_centering, bootstrap=self.truncated == "bootstrap"
-                )
-                for part in rollout.split(self.decoding.batch_size)
-            )
-        return self.assign_credit(rollout, values)
+    @property
+    def updates(self) -> Updates:
+        """As many as the rollouts are reused."""
+        return Updates(num_epochs=self.rollout_reuse, sync_every=self.sync_every)
 
     def assign_credit(
-        self, rollout: Rollout, values: ActionValues
+        self, rollout: Rollout, values: ActionValues, student: LanguageModel | None = None
     ) -> tuple[Rollout, Mapping[str, Tensor]]:
-        """The rollout with the weight of each token, and what is logged of it."""
-        returns = self._returns(values, rollout.mask, reward_range=None)
-        advantages = returns
-        if self.clip_range is not None and self.clip_target == "reward":
-            advantages = self._returns(values, rollout.mask, reward_range=self.clip_range)
-        elif self.clip_range is not None:
-            advantages = returns.clamp(-self.clip_range, self.clip_range)
+        """The rollout with the weight of each token, and what is logged of it.
 
-        rollout = replace(rollout, values=values, returns=returns)
-        sums = return_sums(rollout)
-        sums["clipped"] = total(advantages != returns)
+        Args:
+            rollout: what `student` wrote.
+            values: the teacher's view of it.
+            student: asked where a baseline or old rollouts need its probabilities.
+        """
+        rollout, credit, sums = self.induce(rollout, values)
+        if self.immediate == "expected":
+            credit = torch.where(rollout.mask, credit - values.taken, 0.0)
+        advantages = self.clip(credit, sums)
+        advantages = advantages - self._baseline(advantages, rollout, student)
+        if not self.updates.on_policy:
+            assert student is not None
+            rollout = replace(rollout, logprobs=self.measure_logprobs(rollout, student))
+        sums["advantage"] = total(zero_padding(advantages, rollout.mask))
+        sums["squared_advantage"] = total(zero_padding(advantages, rollout.mask), power=2)
+        sums["weighed"] = total(rollout.mask)
+        return replace(rollout, advantages=advantages), sums
+
+    def _baseline(
+        self, returns: Tensor, rollout: Rollout, student: LanguageModel | None
+    ) -> Tensor | float:
         mask = rollout.mask
-        if self.truncated == "drop":
-            mask = mask & ~rollout.truncated[:, None]
-        if self.baseline == "mean":
-            baseline = mean_baseline(advantages, mask, total=_sum_over_processes)
-            advantages = advantages - baseline
-        return replace(rollout, mask=mask, advantages=advantages), sums
+        match self.baseline:
+            case "none":
+                return 0.0
+            case "mean":
+                return mean_baseline(returns, mask, total=sum_over_processes)
+            case "time_mean":
+                return time_mean_baseline(
+                    returns, mask, num_steps=self.decoding.max_tokens, total=sum_over_processes
+                )
+            case "leave_one_out":
+                return leave_one_out_baseline(returns, mask, group_size=self.num_generations)
+            case "min_variance":
+                assert student is not None
+                norms = torch.cat(
+                    [
+                        student.gradient_norms(part, temperature=self.decoding.temperature)
+                        for part in rollout.split(self.decoding.batch_size)
+                    ]
+                )
+                return min_variance_baseline(returns, mask, norms, total=sum_over_processes)
 
-    def _returns(self, values: ActionValues, mask: Tensor, reward_range: float | None) -> Tensor:
-        returns = block_returns(
-            values.taken, values.best, mask, k=self.k, tail=self.tail, reward_range=reward_range
-        )
-        if values.bootstrap is not None:
-            # Every chain of blocks ends in the last state, whose best value Algorithm 1 takes as 0.
-            returns = torch.where(mask, returns - values.bootstrap[:, None], 0.0)
-        return returns
-
-    def loss(self, policy: Policy, rollout: Rollout) -> LossOutput:
+    def loss(
+        self, policy: Policy, rollout: Rollout, teacher: LanguageModel | None = None
+    ) -> LossOutput:
         """`−Σ_t Ĝ_t log π(a_t | s_t)`, whose gradient is minus Eq 8."""
         if rollout.advantages is None or rollout.values is None:
             raise ValueError("loss needs a rollout that collect has scored")
+        comparison = None
+        if self.immediate == "expected":
+            assert teacher is not None
+            with teacher.evaluating():
+                comparison = teacher.read(rollout).comparison(expected_value)
         # The policy that is improved is the one that sampled; top_k and top_p are left aside.
-        tokens = policy(rollout, temperature=self.decoding.temperature)
-        logprobs = tokens.logprobs.detach()
-        return LossOutput(
-            loss=policy_gradient_loss(tokens.logprobs, rollout.advantages, rollout.mask),
-            sums={
-                "policy/entropy": tokens.entropy.sum(),
-                # Mean over the student's samples of log π − log teacher: the reverse KL of the
-                # policy that sampled (at its temperature) from the teacher (at 1).
-                "policy/kl_to_teacher": masked_sum(
-                    logprobs - rollout.values.logprobs, rollout.mask
-                ),
-            },
-        )
+        tokens = policy(rollout, temperature=self.decoding.temperature, comparison=comparison)
+        logprobs, mask = tokens.logprobs.detach(), rollout.mask
+        sums = {
+            "policy/entropy": tokens.entropy.sum(),
+            # Mean over the student's samples of log π − log teacher: the reverse KL of the
+            # policy that sampled (at its temperature) from the teacher (at 1).
+            "policy/kl_to_teacher": masked_sum(logprobs - rollout.values.logprobs, mask),
+        }
+        weights = None
+        if rollout.logprobs is not None:
+            weights = importance_weights(
+                logprobs, rollout.logprobs, mask, max_weight=self.max_importance_weight
+            )
+            sums["policy/importance_weight"] = weights.sum()
+            sums["squared_weights"] = weights.square().sum()
+            sums["weighted_tokens"] = mask.sum()
+        loss = policy_gradient_loss(tokens.logprobs, rollout.advantages, mask, weights)
+        if tokens.compared is not None:
+            loss = loss - masked_sum(tokens.compared, mask)
+        return LossOutput(loss, sums)
 
     def describe(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Return, reward, length, and what K and the clip did."""
-        clipped = sums["clipped"] / max(sums["tokens"], 1.0)
-        return {**return_metrics(sums), "rollout/clipped": clipped}
-
-
-def _sum_over_processes(partial: Tensor) -> Tensor:
-    if PartialState().num_processes == 1:
-        return partial
-    total: Tensor = reduce(partial, "sum")
-    return total
+        """Return, reward, length, what K and the clip did, and how old rollouts weigh."""
+        metrics = super().describe(sums)
+        weighed = max(sums["weighed"], 1.0)
+        metrics["rollout/var_advantage"] = (
+            sums["squared_advantage"] / weighed - (sums["advantage"] / weighed) ** 2
+        )
+        if sums.get("squared_weights"):
+            # (Σ w)² / Σ w² samples of equal weight would be as good (Kish 1965); as a fraction.
+            effective = sums["policy/importance_weight"] ** 2 / sums["squared_weights"]
+            metrics["policy/effective_sample_size"] = effective / sums["weighted_tokens"]
+        return metrics

@@ -15,7 +15,7 @@ from torch import Tensor
 from brim.config import Config
 from brim.losses import cross_entropy
 from brim.models import Decoding, LanguageModel
-from brim.objectives.base import Policy
+from brim.objectives.base import Objective, Policy
 from brim.objectives.statistics import length_metrics, length_sums
 from brim.types import Batch, LossOutput, Rollout
 
@@ -24,17 +24,21 @@ class SeqKDConfig(Config):
     """Sequence-level distillation: cross-entropy on the teacher's completions."""
 
     name: Literal["seqkd"] = "seqkd"
+    targets: Literal["teacher", "data"] = "teacher"
+    """Whose completions are learnt: the teacher's, or the data set's own targets, which is
+    ordinary supervised training."""
 
     def build(self, decoding: Decoding) -> SeqKD:
         """The objective; targets are cut at `decoding.max_tokens`."""
-        return SeqKD(decoding)
+        return SeqKD(decoding, self.targets)
 
 
 @dataclass(frozen=True)
-class SeqKD:
+class SeqKD(Objective):
     """Cross-entropy on the first reference of each example."""
 
     decoding: Decoding
+    targets: Literal["teacher", "data"] = "teacher"
     needs_teacher: ClassVar[bool] = False
 
     def collect(
@@ -45,7 +49,9 @@ class SeqKD:
         rollout = student.encode_completions(batch, targets, max_tokens=self.decoding.max_tokens)
         return rollout, length_sums(rollout)
 
-    def loss(self, policy: Policy, rollout: Rollout) -> LossOutput:
+    def loss(
+        self, policy: Policy, rollout: Rollout, teacher: LanguageModel | None = None
+    ) -> LossOutput:
         """`−Σ_t log π(a_t | s_t)` over the targets' tokens."""
         tokens = policy(rollout)
         return LossOutput(

@@ -98,7 +98,7 @@ def test_loss_is_the_weighted_sum_at_the_rollouts_temperature():
     rollout, _ = assign(k=2)
     asked = {}
 
-    def policy(rollout, *, temperature=1.0):
+    def policy(rollout, *, temperature=1.0, comparison=None):
         asked["temperature"] = temperature
         logprobs = torch.full(rollout.mask.shape, -0.5, requires_grad=True)
         return TokenStatistics(logprobs, torch.zeros_like(logprobs))
