@@ -11,44 +11,27 @@ the words to test have another form among those to train on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from brim.tasks.base import BundledSettings, Progress, Split
-from brim.tasks.bundled import read_table
-from brim.tasks.templates import Template
-from brim.types import Example
+from brim.tasks.base import BundledSettings, Progress
+from brim.tasks.bundled import BundledTask
 
 
-class CMUdict:
+class CMUdict(BundledTask):
     """112,730 words to train on, 1,735 to validate, 2,901 to test.
 
-    Args:
-        prompt: template; `{source}` is the word's letters with spaces between them.
-        max_examples: keep the first so many examples of a split.
-
-    Raises:
-        ConfigError: the template cannot be used.
+    `{source}` is the word's letters with spaces between them.
     """
 
     name = "cmudict"
     metrics: tuple[str, ...] = ("exact_match", "ter", "bleu")
 
-    def __init__(
-        self, *, prompt: str = "{source}", max_examples: Mapping[Split, int] | None = None
-    ) -> None:
-        self.template = Template(prompt)
-        self.template.check(["source"])
-        self.max_examples = dict(max_examples or {})
-
-    def load(self, split: Split) -> Sequence[Example]:
-        """The examples of a split; a word is its own id."""
-        rows = read_table("cmudict", split)[: self.max_examples.get(split)]
-        return [
-            Example(word, self.template.render({"source": " ".join(word)}), tuple(pronunciations))
-            for word, *pronunciations in rows
-        ]
+    def read(self, row: Sequence[str]) -> tuple[str, str, tuple[str, ...]]:
+        """A word is its own id."""
+        word, *pronunciations = row
+        return word, " ".join(word), tuple(pronunciations)
 
 
 class CMUdictConfig(BundledSettings):

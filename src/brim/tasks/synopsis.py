@@ -12,44 +12,24 @@ the same source never fall into different splits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from brim.tasks.base import BundledSettings, Progress, Split
-from brim.tasks.bundled import read_table
-from brim.tasks.templates import Template
-from brim.types import Example
+from brim.tasks.base import BundledSettings, Progress
+from brim.tasks.bundled import BundledTask
 
 
-class Synopsis:
-    """11,640 packages to train on, 520 to validate, 780 to test.
-
-    Args:
-        prompt: template; `{source}` is the description.
-        max_examples: keep the first so many examples of a split.
-
-    Raises:
-        ConfigError: the template cannot be used.
-    """
+class Synopsis(BundledTask):
+    """11,640 packages to train on, 520 to validate, 780 to test; `{source}` is the description."""
 
     name = "synopsis"
     metrics: tuple[str, ...] = ("rougeL", "rouge1", "rouge2")
 
-    def __init__(
-        self, *, prompt: str = "{source}", max_examples: Mapping[Split, int] | None = None
-    ) -> None:
-        self.template = Template(prompt)
-        self.template.check(["source"])
-        self.max_examples = dict(max_examples or {})
-
-    def load(self, split: Split) -> Sequence[Example]:
-        """The examples of a split; a package's name is its id."""
-        rows = read_table("synopsis", split)[: self.max_examples.get(split)]
-        return [
-            Example(package, self.template.render({"source": description}), (synopsis,))
-            for package, description, synopsis in rows
-        ]
+    def read(self, row: Sequence[str]) -> tuple[str, str, tuple[str, ...]]:
+        """A package's name is its id."""
+        package, description, synopsis = row
+        return package, description, (synopsis,)
 
 
 class SynopsisConfig(BundledSettings):
