@@ -211,10 +211,8 @@ def normalize(
     centered = zero_padding(promote(advantages) - mean, mask)
     sums = torch.stack([centered.sum(), centered.square().sum(), mask.sum().to(centered.dtype)])
     rest, squares, num_tokens = total(sums)
-    # The mean of float32 numbers is rounded: what it missed is in `rest`.
+    # The first mean is rounded, and the division would blow up what it missed: the mean of the
+    # differences is that, and exact where the advantages are equal.
     rest = rest / num_tokens
     deviation = (squares / num_tokens - rest.square()).clamp(min=0).sqrt()
-    # Equal advantages leave rounding errors, which the division would blow up.
-    is_flat = deviation <= torch.finfo(mean.dtype).eps * mean.abs()
-    scaled = torch.where(is_flat, 0.0, (centered - rest) / (deviation + eps))
-    return zero_padding(scaled, mask)
+    return zero_padding((centered - rest) / (deviation + eps), mask)

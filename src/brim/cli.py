@@ -5,8 +5,10 @@ Torch takes seconds to import, so commands import what they need when they run.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,14 +83,14 @@ def train(
     """Run a recipe: teacher, teacher outputs, pre-distillation, distillation, test."""
     from brim.config import load_config
     from brim.progress import Reporter
-    from brim.recipes import find_recipe
+    from brim.recipes import find_recipe, run_directory
     from brim.report import summary
     from brim.runs import train
     from brim.settings import RunConfig
 
     path = find_recipe(recipe)
     config = load_config(RunConfig, path, overrides or [], search=find_recipe)
-    out = out or Path("runs") / path.parent.name / path.stem
+    out = out or run_directory(path)
     with _running(quiet):
         results = train(
             config,
@@ -101,6 +103,27 @@ def train(
     if not quiet and _is_main_process():
         typer.echo(summary(results))
         typer.echo(f"run directory: {out}\nnext: brim evaluate {out} · brim generate {out}")
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (brim recipes) or a YAML file.")],
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Bytes and operations as JSON.")] = False,
+    memory: Annotated[
+        float | None, typer.Option(min=0, metavar="GIB", help="Warn of phases that need more.")
+    ] = None,
+) -> None:
+    """Say what a recipe will do and take, without weights, data or network."""
+    from brim.config import load_config
+    from brim.plan import as_dict, as_text, plan
+    from brim.recipes import find_recipe
+    from brim.settings import RunConfig
+
+    config = load_config(RunConfig, find_recipe(recipe), overrides or [], search=find_recipe)
+    found = plan(config, memory_limit=memory)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    typer.echo(json.dumps(as_dict(found), indent=2) if as_json else as_text(found, width=width))
 
 
 @app.command()

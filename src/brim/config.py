@@ -7,6 +7,7 @@ names the file and line, or the override, and the setting that was probably mean
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,8 @@ from brim.yaml12 import Document, KeyPath, dump, parse
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 _Search = Callable[[str], Path]
+
+_VARIANTS = "variants"
 
 
 class Config(BaseModel):
@@ -52,6 +55,9 @@ def load_config(
     is replaced. A mapping is replaced whole where its `name` tells classes apart and changes, for
     another method has other settings. Types are strict: `"1"` is no number and `true` is not 1.
 
+    `variants: {size: {small: {…}, large: {…}}}` at the top of a file gives names to settings that
+    belong together; the override `size=small` puts them on top of the file, below all others.
+
     Args:
         cls: the class of the settings.
         source: the YAML file.
@@ -64,7 +70,7 @@ def load_config(
         ConfigError: a file, key or value that cannot be used.
     """
     commands, written = _read_overrides(overrides)
-    document = _merge(_read_file(source, [cls], search), commands, [cls])
+    document = _merge(_vary(_read_file(source, [cls], search), commands, cls), commands, [cls])
     while True:
         try:
             # Through JSON: strict types there still take a list for a tuple and text for a path.
@@ -135,6 +141,38 @@ def _read_file(
         return _merge(_read_file(base, models, search, chain), document, models)
     except ConfigError as error:
         raise ConfigError(f"{origin}: extends: {error}") from None
+
+
+def _vary(document: Document, commands: Document, cls: type[BaseModel]) -> Document:
+    """The document with those of its variants on top that the overrides choose."""
+    origin, variants = document.origin((_VARIANTS,)), document.data.pop(_VARIANTS, None)
+    for name, choices in _check_variants({} if variants is None else variants, cls, origin):
+        if name not in commands.data:
+            continue
+        place, value = commands.origin((name,)), str(commands.data.pop(name))
+        known = {str(key): key for key in choices}
+        if value not in known:
+            near = difflib.get_close_matches(value, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"{place}: {name} is one of {', '.join(known)}{hint}")
+        path = (_VARIANTS, name, known[value])
+        origins = {key[3:]: at for key, at in document.origins.items() if key[:3] == path}
+        document = _merge(document, Document(choices[known[value]], origins), [cls])
+    return document
+
+
+def _check_variants(
+    variants: Any, cls: type[BaseModel], origin: str
+) -> list[tuple[str, dict[Any, Any]]]:
+    """Names with their choices, each a mapping of settings."""
+    named = variants.items() if isinstance(variants, dict) else [("", None)]
+    for name, choices in named:
+        blocks = choices.values() if isinstance(choices, dict) else [None]
+        if not all(isinstance(block, dict) for block in blocks):
+            raise ConfigError(f"{origin}: variants: write `name: {{value: {{settings}}}}`")
+        if name in cls.model_fields:
+            raise ConfigError(f"{origin}: variants: {name} is a setting; choose another name")
+    return list(variants.items())
 
 
 def _read_overrides(overrides: Sequence[str]) -> tuple[Document, dict[KeyPath, str]]:

@@ -174,7 +174,9 @@ class TabularReading(Reading):
         }[centering]
         values = self.features - center
         logprobs = self.features.log_softmax(-1)
-        taken, logprob = (x.gather(1, self.token_ids[:, None]).squeeze(1) for x in (values, logprobs))
+        taken, logprob = (
+            x.gather(1, self.token_ids[:, None]).squeeze(1) for x in (values, logprobs)
+        )
         best = values.amax(-1)
         return ActionValues(self.scatter(taken), self.scatter(best), self.scatter(logprob))
 

@@ -1,5 +1,7 @@
 """`immediate: expected` by the objective's own loss, on every completion of an MDP."""
 
+import statistics
+
 import pytest
 import torch
 from mdp import PrefixMDP, TabularModel, expectation, gradients_by_row
@@ -45,11 +47,21 @@ def test_the_expected_gradient_is_that_of_sampling(returns, temperature):
     assert (some - others).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("returns", RETURNS[:5], ids=str)
-@pytest.mark.parametrize("seed", SEEDS)
-def test_the_variance_is_smaller(returns, seed):
-    mdp = PrefixMDP(horizon=3, seed=seed)
-    assert moments(mdp, "expected", **returns)[1] < 0.9 * moments(mdp, "sampled", **returns)[1]
+@pytest.mark.parametrize("q_centering", ["none", "mean", "policy"])
+@pytest.mark.parametrize("k", [1, 2])
+def test_the_variance_is_mostly_smaller(q_centering, k):
+    # No law: where a token's own value and its future are opposed, sampling both cancels some.
+    ratios = []
+    for seed in range(25):
+        mdp = PrefixMDP(horizon=3, seed=seed)
+        variances = (
+            moments(mdp, immediate, q_centering=q_centering, k=k)[1]
+            for immediate in ("expected", "sampled")
+        )
+        ratios.append(next(variances) / next(variances))
+    assert statistics.median(ratios) < 0.85
+    assert sum(ratio < 1 for ratio in ratios) >= 19
+    assert max(ratios) > 1
 
 
 def test_without_a_future_nothing_is_left_to_chance():
@@ -64,7 +76,7 @@ def test_without_a_future_nothing_is_left_to_chance():
 
 
 def test_what_is_left_to_sampling_does_not_know_the_centring():
-    """Centring moves a return by what its own value moves: the future is the same."""
+    # Centring moves a return by what its own value moves: the future is the same.
     mdp = PrefixMDP(horizon=3, seed=SEEDS[2])
     gradients = [
         moments(mdp, "expected", k=2, q_centering=centering)[2]

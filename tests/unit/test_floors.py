@@ -16,7 +16,7 @@ FLOORS = [
     {"objectives"},
     {"ordering", "settings", "optimization", "checkpoints", "tracking", "evaluation", "stages", "trainer"},
     {"rundir", "materials", "pipeline", "runs"},
-    {"report", "recipes", "quickstart"},
+    {"report", "recipes", "quickstart", "plan"},
     {"cli"},
     {"__main__"},
 ]

@@ -7,7 +7,7 @@ from brim.models.head import Centering
 from brim.models.language_model import LanguageModel, evaluating
 from brim.models.layers import keep_layers
 from brim.models.loading import load_model
-from brim.models.quantization import Quantization, q_drift
+from brim.models.quantization import Quantization, plain_tensors, q_drift
 from brim.models.reading import Comparison, Reading
 from brim.models.scratch import build_model
 from brim.models.tokenizer_training import train_tokenizer
@@ -29,6 +29,7 @@ __all__ = [
     "evaluating",
     "keep_layers",
     "load_model",
+    "plain_tensors",
     "q_drift",
     "set_dropout",
     "train_tokenizer",

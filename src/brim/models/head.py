@@ -24,7 +24,7 @@ Compare = Callable[[slice, Tensor], Tensor]
 # Larger chunks gain nothing: the matrix product is already far past its break-even size.
 CHUNK_BYTES = 32 * 2**20
 
-# Probabilities below this are zero in the backward pass, and so are a comparison's gradients. Peaked
+# Probabilities below this, and gradients of comparisons, are zero in the backward pass. Peaked
 # distributions are full of denormal floats, and a matrix product over denormals is ten times slower
 # on a CPU; next to float32's relative precision of 1e-7 the change cannot be seen.
 SMALLEST_PROBABILITY = 1e-20
@@ -94,7 +94,7 @@ def token_statistics(
 def compared_statistics(
     hidden: Tensor, head: OutputHead, targets: Tensor, compare: Compare | None, chunk_tokens: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """`token_statistics`, and what `compare` makes of the same logits, differentiable once."""
+    """`token_statistics`, and what `compare` makes of the same logits, differentiable once too."""
     return _TokenStatistics.apply(  # type: ignore[no-any-return, no-untyped-call]
         head.scaled(hidden),
         head.weight,

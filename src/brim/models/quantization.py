@@ -109,21 +109,51 @@ def head_name(auto_class: Any, config: PreTrainedConfig, *, trust_remote_code: b
 
 
 def check_quantized(model: PreTrainedModel, quantization: Quantization) -> None:
-    """Look whether all is quantised that should be, and the head is not.
+    """Look at a model as it was read: the head must not be quantised, and something must be.
 
     Raises:
-        ModelError: the output head is quantised, or nothing is.
+        ModelError: the output head is quantised, or nothing is, or a layer would be read wrongly.
     """
+    name = type(model).__name__
     if _is_quantized(model.get_output_embeddings().weight):
         raise ModelError(
-            f"quantization: {quantization.backend} quantised the output head, which gives the "
-            "Q-values; choose another backend"
+            f"quantization: {quantization.backend} quantised the output head of {name}, which "
+            "gives the Q-values; choose another backend"
         )
     if not any(map(_is_quantized, model.parameters())):
         raise ModelError(
-            f"quantization: {quantization.backend} found no layer of a {type(model).__name__} "
-            "that it can quantise; choose another backend"
+            f"quantization: {quantization.backend} found no layer of {name} that it can quantise; "
+            "choose another backend"
         )
+    if quantization == Quantization("bitsandbytes", 4) and model.device.type == "cpu":
+        _check_on_cpu(model)
+
+
+def _check_on_cpu(model: PreTrainedModel) -> None:
+    """Keep 4-bit layers of bitsandbytes (0.50) from what its products do wrong on a CPU."""
+    for path, module in model.named_modules():
+        if not hasattr(module, "quant_state"):
+            continue
+        # With AVX-512, blocks of 64 weights that end in the next row are read with wrong scales.
+        if module.in_features % 64:
+            raise ModelError(
+                f"quantization: bitsandbytes reads 4 bits wrongly on a CPU where a layer's width "
+                f"is no multiple of 64, and that of {path} is {module.in_features}; choose 8 bits"
+            )
+        # Or the first product would pack them anew and be made in bfloat16, whatever was asked for.
+        module.support_avx512bf16_for_cpu = False
+
+
+def plain_tensors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with torchao's tensors taken apart into the plain ones inside them."""
+    plain: dict[str, Tensor] = {}
+    for name, tensor in state_dict.items():
+        if hasattr(tensor, "__tensor_flatten__"):
+            parts, _ = tensor.__tensor_flatten__()
+            plain |= plain_tensors({f"{name}.{part}": getattr(tensor, part) for part in parts})
+        else:
+            plain[name] = tensor
+    return plain
 
 
 def q_drift(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -14,11 +13,8 @@ from brim.models.head import (
     gradient_norms,
     token_statistics,
 )
-from brim.models.pairs import pair_statistics
+from brim.models.pairs import RowFunction, pair_statistics
 from brim.types import ActionValues, TokenStatistics
-
-RowFunction = Callable[[Tensor, Tensor], Tensor]
-"""Of the policy's and the teacher's logits, (n, V) each, to one number a row, (n,)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +25,13 @@ class Comparison:
         function: such as those of `brim.divergences`; called on a chunk of tokens at a time.
         features: (N, d) of the other model, for the same N tokens.
         head: the other model's head.
+        arguments: (N, …) each, what else the function takes of a token.
     """
 
     function: RowFunction
     features: Tensor
     head: OutputHead
+    arguments: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +77,7 @@ class Reading:
             comparison.features,
             comparison.head,
             comparison.function,
+            comparison.arguments,
             chunk_tokens=chunk_tokens,
         )
         return TokenStatistics(*(self.scatter(value) for value in values))
@@ -88,9 +87,19 @@ class Reading:
         head = self.head.at_temperature(temperature)
         return self.scatter(gradient_norms(self.features, head, self.token_ids))
 
-    def comparison(self, function: RowFunction, *, temperature: float = 1.0) -> Comparison:
-        """This model's logits, divided by `temperature`, as what a policy is compared with."""
-        return Comparison(function, self.features, self.head.at_temperature(temperature))
+    def comparison(
+        self, function: RowFunction, *arguments: Tensor, temperature: float = 1.0
+    ) -> Comparison:
+        """This model's logits, divided by `temperature`, as what a policy is compared with.
+
+        Args:
+            function: called as `function(logits, these_logits, *arguments)` on n of the N tokens.
+            arguments: (B, T) each, what else the function takes of a token.
+            temperature: of this model.
+        """
+        tokens = tuple(argument[self.mask] for argument in arguments)
+        head = self.head.at_temperature(temperature)
+        return Comparison(function, self.features, head, tokens)
 
     def action_values(self, centering: Centering = "none") -> ActionValues:
         """The logits as Q-values, without gradient; see `LanguageModel.action_values`."""
@@ -99,9 +108,7 @@ class Reading:
         following = None
         if self.after is not None and self.truncated is not None:
             nothing = self.token_ids.new_zeros(len(self.after))  # no action was taken there
-            _, following, _ = action_statistics(
-                self.after, self.head, nothing, centering=centering
-            )
+            _, following, _ = action_statistics(self.after, self.head, nothing, centering=centering)
             following.masked_fill_(~self.truncated, 0)
         return ActionValues(taken, best, logprobs, following)
 

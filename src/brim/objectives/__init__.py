@@ -6,12 +6,17 @@ from pydantic import Field
 
 from brim.objectives.adaptive_k import AdaptiveK
 from brim.objectives.base import Objective, Policy, Updates
+from brim.objectives.divergence import Divergence, JSConfig, KLConfig, RKLConfig, TVDConfig
 from brim.objectives.policy_gradient import BRIMConfig, LLMRConfig, PolicyGradient
 from brim.objectives.ppo import PPOBRIM, PPOLLMR, PPOBRIMConfig, PPOLLMRConfig
 from brim.objectives.seqkd import SeqKD, SeqKDConfig
 
 OBJECTIVES = {
     "seqkd": SeqKDConfig,
+    "kl": KLConfig,
+    "rkl": RKLConfig,
+    "js": JSConfig,
+    "tvd": TVDConfig,
     "llmr": LLMRConfig,
     "brim": BRIMConfig,
     "ppo_llmr": PPOLLMRConfig,
@@ -19,7 +24,15 @@ OBJECTIVES = {
 }
 
 ObjectiveConfig = Annotated[
-    SeqKDConfig | LLMRConfig | BRIMConfig | PPOLLMRConfig | PPOBRIMConfig,
+    SeqKDConfig
+    | KLConfig
+    | RKLConfig
+    | JSConfig
+    | TVDConfig
+    | LLMRConfig
+    | BRIMConfig
+    | PPOLLMRConfig
+    | PPOBRIMConfig,
     Field(discriminator="name"),
 ]
 
@@ -29,6 +42,9 @@ __all__ = [
     "PPOLLMR",
     "AdaptiveK",
     "BRIMConfig",
+    "Divergence",
+    "JSConfig",
+    "KLConfig",
     "LLMRConfig",
     "Objective",
     "ObjectiveConfig",
@@ -36,7 +52,9 @@ __all__ = [
     "PPOLLMRConfig",
     "Policy",
     "PolicyGradient",
+    "RKLConfig",
     "SeqKD",
     "SeqKDConfig",
+    "TVDConfig",
     "Updates",
 ]

@@ -47,9 +47,9 @@ class InductionConfig(Config):
 
     q_centering: Centering | Literal["policy"] = "mean"
     """What is subtracted from a state's logits: a state-only baseline, so the expected gradient
-    stays (but for `truncated: bootstrap`), its variance does not. `none` is the paper's Eq 2;
-    `mean` is LLMR's code; `policy` is the student's expected Q-value, at the price of one more
-    pass of the student."""
+    stays (but for `truncated: drop` and `bootstrap`, and where the clip cuts), its variance does
+    not. `none` is the paper's Eq 2; `mean` is LLMR's code; `policy` is the student's expected
+    Q-value, at the price of one more pass of the student."""
     clip: ClipConfig = ClipConfig()
     """Bound of the learning signal."""
     truncated: Truncated = "keep"

@@ -50,7 +50,8 @@ class PolicyGradientConfig(InductionConfig):
     immediate: Literal["sampled", "expected"] = "sampled"
     """How a token's own Q-value counts: as sampled, or as its expectation under the student, which
     is differentiated exactly and leaves only the future to sampling; the clip and the baseline
-    are then the future's."""
+    are then the future's. The expected gradient stays (but for `truncated: drop`, and where the
+    clip cuts); its variance is mostly smaller, not always."""
     rollout_reuse: int = Field(1, ge=1)
     """Updates on each rollout batch; from the second on tokens are weighted by π now / π then."""
     sync_every: int = Field(1, ge=1)

@@ -127,6 +127,7 @@ class PPO(ReturnInduction):
             differences = rollout.logprobs - self.measure_logprobs(rollout, self.start)
             charges = self.kl_coefficient * zero_padding(differences, rollout.mask)
             sums["kl_to_start"] = total(zero_padding(differences, rollout.mask))
+            sums["kl_tokens"] = total(rollout.mask)  # without those of dropped completions
         rollout = self.with_advantages(rollout, credit, charges, sums)
         assert rollout.advantages is not None
         advantages = normalize(rollout.advantages, rollout.mask, total=sum_over_processes)
@@ -210,7 +211,7 @@ class PPO(ReturnInduction):
         """Those of every induced return, and the distance from the start."""
         metrics = super().describe(sums)
         if "kl_to_start" in sums:
-            metrics["ppo/kl_to_start"] = sums["kl_to_start"] / max(sums["tokens"], 1.0)
+            metrics["ppo/kl_to_start"] = sums["kl_to_start"] / max(sums["kl_tokens"], 1.0)
         return metrics
 
 
@@ -254,11 +255,11 @@ class PPOLLMR(PPO):
         assert old is not None
         # Of each whole row: `truncated: drop` masks whole rows, so that no row has holes.
         rewards = induced_rewards(values.taken, values.best, mask)
+        if self.clip_range is not None and self.clip_target == "reward":
+            rewards = rewards.clamp(-self.clip_range, self.clip_range)
         if values.bootstrap is not None:
             last = rollout.lengths[:, None] - 1 == torch.arange(mask.shape[1], device=mask.device)
             rewards = rewards - torch.where(last & mask, values.bootstrap[:, None], 0.0)
-        if self.clip_range is not None and self.clip_target == "reward":
-            rewards = rewards.clamp(-self.clip_range, self.clip_range)
         rewards = rewards - charges
         advantages = gae(rewards, old, mask, discount=self.discount, trace=self.gae_lambda)
         targets = self.clip(zero_padding(advantages + old, mask), sums)

@@ -1,4 +1,4 @@
-"""The recipes that come with the package, named `task/method`."""
+"""The recipes that come with the package, named `task/method` or `task/pair/method`."""
 
 from __future__ import annotations
 
@@ -32,10 +32,21 @@ def find_recipe(name: str) -> Path:
 def list_recipes() -> list[tuple[str, str]]:
     """Names and descriptions; files that begin with `_` are what recipes have in common."""
     return [
-        (f"{path.parent.name}/{path.stem}", _description(path))
-        for path in sorted(ROOT.glob("*/*.yaml"))
+        (_name(path), _description(path))
+        for path in sorted(ROOT.rglob("*.yaml"))
         if not path.name.startswith("_")
     ]
+
+
+def run_directory(recipe: Path) -> Path:
+    """Where a recipe runs unless told otherwise: `runs/task/method`, or by its file's name."""
+    if recipe.is_relative_to(ROOT):
+        return Path("runs") / _name(recipe)
+    return Path("runs") / recipe.parent.name / recipe.stem
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).with_suffix("").as_posix()
 
 
 def _description(path: Path) -> str:

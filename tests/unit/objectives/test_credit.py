@@ -70,6 +70,35 @@ def test_clipped_reward():
     torch.testing.assert_close(rollout.advantages, expected)
 
 
+def test_clipped_rewards_are_counted_by_the_returns_that_they_change():
+    rollout, sums = assign(k=2, clip_range=2.0, clip_target="reward")
+    changed = (rollout.advantages != rollout.returns).sum()
+    assert sums["clipped"] == changed > 0
+    metrics = PolicyGradient(DECODING, k=2).describe({k: float(v) for k, v in sums.items()})
+    assert metrics["rollout/clipped"] == pytest.approx(int(changed) / sum(LENGTHS))
+
+
+@pytest.mark.parametrize("target", ["reward", "return"])
+def test_without_a_range_nothing_is_clipped(target):
+    rollout, sums = assign(k=2, clip_range=None, clip_target=target)
+    assert torch.equal(rollout.advantages, rollout.returns)
+    assert sums["clipped"] == 0
+
+
+def test_the_bootstrap_value_is_not_clipped_with_the_rewards():
+    clipped, _ = assign(k=2, clip_range=2.0, clip_target="reward")
+    bootstrapped, _ = assign(k=2, clip_range=2.0, clip_target="reward", truncated="bootstrap")
+    difference = clipped.advantages - bootstrapped.advantages
+    torch.testing.assert_close(difference[0], torch.full((6,), 2.5))
+    assert not difference[1:].any()
+
+
+def test_returns_need_a_teacher():
+    rollout, _ = make_rollout()
+    with pytest.raises(ValueError, match="teacher"):
+        PolicyGradient(DECODING).collect(rollout.batch, None, None)
+
+
 @pytest.mark.parametrize("truncated", ["keep", "drop"])
 def test_mean_baseline_is_over_the_tokens_that_count(truncated):
     rollout, _ = assign(k=2, baseline="mean", truncated=truncated)

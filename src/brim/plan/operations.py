@@ -1,0 +1,118 @@
+"""Floating-point operations of a step, from shapes; docs/plan.md has the formulas.
+
+A product of a token's features with a weight matrix is two operations a weight. Attention is two
+products for each pair of a query and a key. Everything else (norms, softmax, sampling) is left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from brim.plan.passes import Passes
+from brim.plan.shapes import ModelShape, Products, Size
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Of one step.
+
+    Attributes:
+        rollout: the student writes.
+        teacher: the teacher reads.
+        student: the student, or a copy of it, reads without gradient.
+        update: forward and backward passes.
+    """
+
+    rollout: int
+    teacher: int
+    student: int
+    update: int
+
+    @property
+    def total(self) -> int:
+        """Of all phases."""
+        return self.rollout + self.teacher + self.student + self.update
+
+
+def read_operations(shape: ModelShape, size: Size) -> int:
+    """One forward pass over prompts and completions, with the output head."""
+    return _products(shape.products(), shape, size) + _attention(shape, size) + _head(shape, size)
+
+
+def generate_operations(shape: ModelShape, size: Size) -> int:
+    """Writing completions token by token with a cache.
+
+    The weights meet as many tokens as in one pass. Each query meets the keys up to its own.
+    """
+    prompt, length = size.num_prompt_tokens, size.num_tokens
+    layers = shape.num_layers
+    if shape.is_encoder_decoder:
+        pairs = layers["encoder"] * prompt**2
+        pairs += layers["decoder"] * (length * (length + 1) // 2 + length * prompt)
+    else:
+        pairs = prompt**2 + (length - 1) * prompt + length * (length - 1) // 2
+        pairs *= layers["decoder"]
+    attention = 4 * size.rows * shape.query_width * pairs
+    return _products(shape.products(), shape, size) + attention + _head(shape, size)
+
+
+def update_operations(shape: ModelShape, size: Size, *, with_head: bool = True) -> int:
+    """A forward and a backward pass.
+
+    Backward, each weight is met once for the gradient of its input and, if it is trained, once for
+    its own; attention twice. The head's logits are made again first.
+    """
+    passes = 2 * _products(shape.products(), shape, size)
+    passes += _products(shape.products(trainable=True), shape, size) + 3 * _attention(shape, size)
+    if with_head:
+        passes += (3 + shape.head.requires_grad) * _head(shape, size)
+    return passes
+
+
+def step_operations(
+    passes: Passes, student: ModelShape, teacher: ModelShape | None, size: Size
+) -> Operations:
+    """One step of a stage; `size` is that of all its completions."""
+    written = replace(size, rows=round(passes.written * size.rows))
+    update = passes.updates * update_operations(student, size)
+    if passes.critic == "separate":
+        update += passes.updates * update_operations(student, size, with_head=False)
+    judged = 0
+    if teacher is not None:
+        judged = passes.teacher_reads * read_operations(teacher, size)
+        # Its logits are made again in the backward pass, like the student's.
+        once = read_operations(teacher, size) + _head(teacher, size)
+        update += passes.compared * once
+    reads = passes.student_reads + passes.copy_reads + (passes.critic == "separate")
+    return Operations(
+        rollout=generate_operations(student, written),
+        teacher=judged,
+        student=reads * read_operations(student, size),
+        update=update,
+    )
+
+
+def _products(weights: Products, shape: ModelShape, size: Size) -> int:
+    per_row = (weights.encoder + weights.cross) * size.num_prompt_tokens
+    per_row += weights.decoder * _decoder_tokens(shape, size)
+    return 2 * size.rows * per_row
+
+
+def _attention(shape: ModelShape, size: Size) -> int:
+    length, prompt = _decoder_tokens(shape, size), size.num_prompt_tokens
+    pairs = shape.num_layers["decoder"] * length**2
+    if shape.is_encoder_decoder:
+        pairs += shape.num_layers["decoder"] * length * prompt
+        pairs += shape.num_layers["encoder"] * prompt**2
+    return 4 * size.rows * shape.query_width * pairs
+
+
+def _head(shape: ModelShape, size: Size) -> int:
+    return 2 * size.rows * size.num_tokens * shape.head.numel()
+
+
+def _decoder_tokens(shape: ModelShape, size: Size) -> int:
+    """Of a row; the last token of a completion is predicted and not read."""
+    if shape.is_encoder_decoder:
+        return size.num_tokens
+    return size.num_prompt_tokens + size.num_tokens - 1

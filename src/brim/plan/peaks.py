@@ -1,0 +1,183 @@
+"""How much memory a pass takes beside the weights: the model's own code, run on shapes alone.
+
+On the meta device every operation makes tensors of the right size that hold nothing. Adding up
+those that are alive at once gives what the real pass needs, the tensors that autograd keeps
+included, for any family of models and without a formula for each.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from brim.models import LanguageModel, set_dropout
+from brim.plan.shapes import ModelShape, Size
+
+# What autocast makes in its type.
+_PRODUCTS = (F.linear, torch.matmul, torch.addmm, F.scaled_dot_product_attention)
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the tensors that are made while it is on, and takes away those that are freed.
+
+    Args:
+        known: tensors that were there before, and do not count.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._alive = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage())
+        self.peak = max(self.peak, self.now)
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._alive:
+            self._alive.add(key)
+            self.now += size
+            weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self.now -= size
+
+
+class AsOnDevice(TorchFunctionMode):
+    """What the meta device leaves out: autocast, and attention that keeps no scores.
+
+    Attention is fused where torch's CPU kernel is: without dropout, and without a gradient for the
+    mask (T5's position bias has one). Elsewhere the scores are counted.
+
+    Args:
+        autocast: the type of matrix products; None for that of their inputs.
+    """
+
+    def __init__(self, autocast: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.autocast = autocast
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in _PRODUCTS and self.autocast is not None:
+            args = tuple(_cast(value, self.autocast) for value in args)
+            kwargs = {name: _cast(value, self.autocast) for name, value in kwargs.items()}
+        if func is F.scaled_dot_product_attention:
+            mask = kwargs.get("attn_mask")
+            if not kwargs.get("dropout_p") and not (mask is not None and mask.requires_grad):
+                query, key, value = args[:3]
+                return _fused_attention(query, key, value, mask, kwargs.get("is_causal", False))
+        return func(*args, **kwargs)
+
+
+@lru_cache(maxsize=256)
+def peak_bytes(
+    shape: ModelShape,
+    size: Size,
+    *,
+    gradient: bool = False,
+    dropout: float | None = None,
+    autocast: torch.dtype | None = None,
+) -> int:
+    """Peak of a forward pass over padded rows; weights, gradients and the output head apart.
+
+    Args:
+        shape: the model.
+        size: of the rows that are passed at once.
+        gradient: whether a backward pass follows, for which tensors are kept.
+        dropout: of the model in training; None for what its config says.
+        autocast: the type of matrix products under autocast.
+    """
+    model = shape.model
+    if gradient and dropout is not None:
+        model = copy.deepcopy(model)
+        # Of what it is given it looks at nothing but `model`.
+        set_dropout(cast(LanguageModel, replace(shape, model=model)), dropout)
+    model.train(gradient)
+    run = _encode_and_decode if shape.is_encoder_decoder else _decode
+    live = LiveBytes([*model.parameters(), *model.buffers()])
+    with torch.set_grad_enabled(gradient), AsOnDevice(autocast), live:
+        run(model, size)
+    return live.peak
+
+
+# The passes of `brim.models.backbone`, with masks that need no look at numbers.
+
+
+def _decode(model: Any, size: Size) -> Tensor:
+    length = size.num_prompt_tokens + size.num_tokens - 1
+    hidden: Tensor = model.get_decoder()(
+        input_ids=_ids(size.rows, length),
+        attention_mask=_mask(size.rows, length, length),
+        use_cache=False,
+    ).last_hidden_state
+    return hidden
+
+
+def _encode_and_decode(model: Any, size: Size) -> Tensor:
+    rows, prompt = size.rows, size.num_prompt_tokens
+    encoded = model.get_encoder()(
+        input_ids=_ids(rows, prompt), attention_mask=_mask(rows, prompt, prompt)
+    ).last_hidden_state
+    hidden: Tensor = model.get_decoder()(
+        input_ids=_ids(rows, size.num_tokens),
+        encoder_hidden_states=encoded,
+        encoder_attention_mask=_mask(rows, size.num_tokens, prompt),
+        use_cache=False,
+    ).last_hidden_state
+    return hidden
+
+
+def _ids(rows: int, length: int) -> Tensor:
+    return torch.empty(rows, length, dtype=torch.long, device="meta")
+
+
+def _mask(rows: int, num_queries: int, num_keys: int) -> Tensor:
+    return torch.empty(rows, 1, num_queries, num_keys, dtype=torch.bool, device="meta")
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    real = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(dtype) if real else value
+
+
+def _fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool
+) -> Tensor:
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+    if mask is not None:
+        mask = mask.to(query.dtype)
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    output: Tensor = attend(query, key, value, 0.0, causal, attn_mask=mask)[0]
+    return output

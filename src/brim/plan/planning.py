@@ -1,0 +1,313 @@
+"""What a run will do, and what it takes, before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from brim.objectives import ObjectiveConfig
+from brim.optimization import count_steps
+from brim.plan.memory import Learner, Memory, Room, phases
+from brim.plan.operations import Operations, generate_operations, step_operations
+from brim.plan.passes import Passes, passes_of
+from brim.plan.shapes import ModelShape, Size
+from brim.plan.sources import student_shape, teacher_shape
+from brim.plan.warnings import UNLIMITED_PROMPT_TOKENS, position_warnings, settings_warnings
+from brim.settings import LoopConfig, RunConfig
+from brim.tasks import FilesConfig, WordProblemsConfig
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """One of the two models.
+
+    Attributes:
+        role: `teacher` or `student`.
+        name: what the settings call it.
+        num_parameters: shared ones counted once, adapters apart.
+        num_adapters: parameters of LoRA's adapters.
+        num_trainable: parameters that training changes; of a teacher that is not trained, none.
+        weight_bytes: in memory.
+        stored: the type of the weights, or how they are quantised.
+    """
+
+    role: str
+    name: str
+    num_parameters: int
+    num_adapters: int
+    num_trainable: int
+    weight_bytes: int
+    stored: str
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of the run; counts are None where the number of examples is not known.
+
+    Attributes:
+        name: as in the run directory; of the objective, its own.
+        does: in a few words.
+        passes: of a step through the models; None where nothing is trained.
+        num_examples: training examples, at most.
+        num_steps: steps of the trainer.
+        num_completions: that all steps together learn from, or that are written.
+        max_tokens: of these with their prompts, at most.
+        memory: the peak of each phase.
+        operations: of one step.
+        total_operations: of all steps; evaluations are left out.
+        checkpoint_bytes: of one checkpoint.
+        kept_bytes: of the checkpoints that stay, and the best model.
+    """
+
+    name: str
+    does: str
+    passes: Passes | None
+    num_examples: int | None
+    num_steps: int | None
+    num_completions: int | None
+    max_tokens: int | None
+    memory: dict[str, Memory]
+    operations: Operations | None
+    total_operations: int | None
+    checkpoint_bytes: int = 0
+    kept_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run on paper.
+
+    Attributes:
+        models: teacher and student.
+        stages: in the order of the run.
+        warnings: what will probably not go as it was meant.
+    """
+
+    models: tuple[ModelPlan, ...]
+    stages: tuple[StagePlan, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory of any phase."""
+        return max(memory.total for stage in self.stages for memory in stage.memory.values())
+
+    @property
+    def kept_bytes(self) -> int:
+        """What all stages leave on the disk."""
+        return sum(stage.kept_bytes for stage in self.stages)
+
+
+def plan(config: RunConfig, *, memory_limit: float | None = None) -> Plan:
+    """Count a run without weights, data or network.
+
+    Args:
+        config: the run's settings.
+        memory_limit: in GiB; a phase that needs more is warned of.
+
+    Raises:
+        ModelError: the shapes of a model are not known without downloading it.
+        ConfigError: a model's description cannot be used.
+    """
+    planner = Planner(config)
+    stages = tuple(planner.stages())
+    models = (
+        _model("teacher", planner.teacher, trained=config.teacher.train is not None),
+        _model("student", planner.student, trained=True),
+    )
+    warnings = [
+        *settings_warnings(config, planner.num_examples),
+        *(
+            w
+            for shape in (planner.teacher, planner.student)
+            for w in position_warnings(shape, planner.size(1))
+        ),
+        *(
+            f"{stage.name}: {phase} needs {memory.total / GIB:.1f} GiB, more than {memory_limit:g}"
+            for stage in stages
+            for phase, memory in stage.memory.items()
+            if memory_limit is not None and memory.total > memory_limit * GIB
+        ),
+    ]
+    return Plan(models, stages, tuple(warnings))
+
+
+class Planner:
+    """The stages of `brim.pipeline`, counted."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.teacher = teacher_shape(config)
+        self.student = student_shape(config, self.teacher)
+        self.num_examples = count_examples(config)
+        self.num_prompt_tokens = config.decoding.max_prompt_tokens or UNLIMITED_PROMPT_TOKENS
+        bfloat16 = config.trainer.precision == "bfloat16"
+        self.autocast = torch.bfloat16 if bfloat16 else None
+
+    def size(self, rows: int) -> Size:
+        """So many prompts and completions, all as long as they may be."""
+        return Size(rows, self.num_prompt_tokens, self.config.decoding.max_tokens)
+
+    def stages(self) -> Iterator[StagePlan]:
+        """What the run does, in order."""
+        config, teacher, student = self.config, self.teacher, self.student
+        loaded = 0 if config.student.keep_layers else student.stored_bytes
+        idle = 0
+        if config.teacher.train:
+            yield self._training(
+                "teacher",
+                f"trains {teacher.name} on the data's targets",
+                teacher,
+                asked=None,
+                settings=config.teacher.train.trainer,
+                passes=Passes(),
+                beside=loaded,
+                idle=0,
+            )
+            idle += teacher.weight_bytes
+        if config.student.predistill or _learns_from_teacher(config.objective):
+            yield self._teacher_outputs(loaded, idle)
+        if config.student.predistill:
+            yield self._training(
+                "predistill",
+                f"trains {student.name} on the teacher's outputs",
+                student,
+                asked=teacher,
+                settings=config.student.predistill.trainer,
+                passes=Passes(),
+                beside=0,
+                idle=idle,
+            )
+            idle += student.weight_bytes
+        passes = passes_of(config.objective)
+        yield self._training(
+            config.objective.name,
+            describe_passes(passes),
+            student,
+            asked=teacher,
+            settings=config.trainer,
+            passes=passes,
+            beside=0,
+            idle=idle,
+        )
+
+    def _training(
+        self,
+        name: str,
+        does: str,
+        learner: ModelShape,
+        *,
+        asked: ModelShape | None,
+        settings: LoopConfig,
+        passes: Passes,
+        beside: int,
+        idle: int,
+    ) -> StagePlan:
+        config = self.config
+        rows = settings.rollout_batch_size * passes.generations
+        trained = Learner(
+            learner,
+            passes,
+            settings.dropout,
+            self.size(min(settings.micro_batch_size, -(-rows // passes.minibatches))),
+        )
+        memory = phases(
+            Room(trained, asked, beside, idle, self.autocast),
+            self.size(min(config.decoding.batch_size, rows)),
+            self.size(config.evaluation.batch_size),
+            returns=config.evaluation.returns,
+        )
+        operations = step_operations(passes, learner, asked, self.size(rows))
+        known = settings.max_steps is not None or self.num_examples is not None
+        steps = count_steps(settings, self.num_examples or 0) if known else None
+        saved = settings.keep_checkpoints
+        if steps is not None:
+            saved = min(saved, -(-steps // settings.save_every))
+        return StagePlan(
+            name=name,
+            does=does,
+            passes=passes,
+            num_examples=self.num_examples,
+            num_steps=steps,
+            num_completions=None if steps is None else steps * rows,
+            max_tokens=None if steps is None else steps * rows * self._row_tokens,
+            memory=memory,
+            operations=operations,
+            total_operations=None if steps is None else steps * operations.total,
+            checkpoint_bytes=trained.checkpoint,
+            kept_bytes=saved * trained.checkpoint + learner.stored_bytes,
+        )
+
+    def _teacher_outputs(self, beside: int, idle: int) -> StagePlan:
+        teacher, count = self.teacher, self.num_examples
+        room = Room(None, teacher, beside, idle, None)
+        total = None if count is None else generate_operations(teacher, self.size(count))
+        return StagePlan(
+            name="teacher_outputs",
+            does=f"{teacher.name} writes one completion a training prompt",
+            passes=None,
+            num_examples=count,
+            num_steps=None,
+            num_completions=count,
+            max_tokens=None if count is None else count * self._row_tokens,
+            memory={"rollout": room.write(teacher, self.size(self.config.evaluation.batch_size))},
+            operations=None,
+            total_operations=total,
+        )
+
+    @property
+    def _row_tokens(self) -> int:
+        return self.num_prompt_tokens + self.config.decoding.max_tokens
+
+
+def count_examples(config: RunConfig) -> int | None:
+    """Training examples, at most; None if only the user's data could tell."""
+    task = config.task
+    if task.max_train_examples is not None or isinstance(task, FilesConfig):
+        return task.max_train_examples
+    if isinstance(task, WordProblemsConfig):  # it would take seconds to write them
+        return task.num_train
+    return len(task.build().load("train"))
+
+
+def _learns_from_teacher(objective: ObjectiveConfig) -> bool:
+    """Whether the objective's targets are the teacher's completions."""
+    by_student: float = getattr(objective, "student_fraction", 0.0)
+    return getattr(objective, "targets", None) == "teacher" and by_student < 1
+
+
+def describe_passes(passes: Passes) -> str:
+    """What a step does, in a few words."""
+    parts = []
+    if passes.written:
+        share = "" if passes.written == 1 else f"{passes.written:.0%} of the text, "
+        parts.append(f"student writes {share}".rstrip(", "))
+    if passes.teacher_reads + passes.compared:
+        parts.append("teacher reads" + _times(passes.teacher_reads + passes.compared))
+    if passes.student_reads:
+        parts.append("student reads" + _times(passes.student_reads))
+    if passes.copy_reads:
+        parts.append("a copy of its start reads")
+    parts.append("student learns" + _times(passes.updates))
+    return ", ".join(parts)
+
+
+def _times(count: int) -> str:
+    return "" if count == 1 else f" {count} times"
+
+
+def _model(role: str, shape: ModelShape, *, trained: bool) -> ModelPlan:
+    types = {str(p.dtype).removeprefix("torch.") for p in shape.model.parameters()}
+    return ModelPlan(
+        role=role,
+        name=shape.name,
+        num_parameters=shape.num_parameters,
+        num_adapters=shape.num_adapters,
+        num_trainable=shape.num_trainable if trained else 0,
+        weight_bytes=shape.weight_bytes,
+        stored=str(shape.quantization or " and ".join(sorted(types))),
+    )

@@ -1,0 +1,221 @@
+"""Models without their weights: on the meta device, where tensors have shapes and no numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from brim.errors import ModelError
+from brim.models import Quantization
+
+# Cross-attention of T5, and of BART and Marian: its keys and values are made of the prompt.
+_CROSS_ATTENTION = {"EncDecAttention", "encoder_attn"}
+_KEYS_AND_VALUES = {"k", "v", "k_proj", "v_proj"}
+
+
+@dataclass(frozen=True)
+class Size:
+    """Prompts with a completion each, all as long as they may be."""
+
+    rows: int
+    num_prompt_tokens: int
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Products:
+    """Weights that tokens are multiplied by, each two operations.
+
+    Attributes:
+        encoder: by each token of a prompt, in the encoder.
+        cross: by each token of a prompt, for the decoder's cross-attention.
+        decoder: by each token of the decoder: of completions, or of prompts and completions.
+    """
+
+    encoder: int
+    cross: int
+    decoder: int
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The shapes of one model, and how its weights are kept.
+
+    Attributes:
+        name: what the settings call it.
+        model: on the meta device, its weights of the types that they are loaded in; if adapters
+            are trained, it has them.
+        quantization: how the weights of its linear layers are kept, if not as they are.
+    """
+
+    name: str
+    model: PreTrainedModel
+    quantization: Quantization | None = None
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether prompts are read by an encoder."""
+        return bool(self.model.config.is_encoder_decoder)
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence; None where positions are relative."""
+        limit: int | None = getattr(self.model.config, "max_position_embeddings", None)
+        return limit
+
+    @property
+    def head(self) -> torch.Tensor:
+        """The weight (V, d) of the output head."""
+        return _weight(self.model.get_output_embeddings())
+
+    @cached_property
+    def num_parameters(self) -> int:
+        """Of the model, shared ones counted once, without adapters."""
+        return sum(p.numel() for p in self._parameters(adapters=False))
+
+    @cached_property
+    def num_adapters(self) -> int:
+        """Of the adapters."""
+        return sum(p.numel() for p in self._parameters(adapters=True))
+
+    @cached_property
+    def num_trainable(self) -> int:
+        """That training changes."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+    @cached_property
+    def trainable_bytes(self) -> int:
+        """Of the parameters that training changes; gradients take as much, moments twice."""
+        return sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
+
+    @cached_property
+    def adapter_bytes(self) -> int:
+        """Of the adapters."""
+        return sum(p.nbytes for p in self._parameters(adapters=True))
+
+    @cached_property
+    def stored_bytes(self) -> int:
+        """Of the weights in a file, adapters merged."""
+        return sum(p.nbytes for p in self._parameters(adapters=False))
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """Of the weights in memory, adapters included."""
+        return self.stored_bytes + self.adapter_bytes - self._saved_bytes()
+
+    @cached_property
+    def num_layers(self) -> dict[str, int]:
+        """Layers of each stack."""
+        return {name: len(layers_of(stack)) for name, stack in stacks_of(self.model).items()}
+
+    @property
+    def query_width(self) -> int:
+        """Heads times their dimensions."""
+        return _num_heads(self.model.config) * _head_width(self.model.config)
+
+    @property
+    def key_width(self) -> int:
+        """The same of keys; less than of queries where heads share them."""
+        config = self.model.config
+        heads: int = getattr(config, "num_key_value_heads", None) or _num_heads(config)
+        return heads * _head_width(config)
+
+    def products(self, *, trainable: bool = False) -> Products:
+        """Weights that tokens are multiplied by, all of them or those that are trained."""
+        counts = {"encoder": 0, "cross": 0, "decoder": 0}
+        for stack, module in stacks_of(self.model).items():
+            for name, layer in linear_layers(module):
+                parts = set(name.split("."))
+                cross = parts & _CROSS_ATTENTION and parts & _KEYS_AND_VALUES
+                weight = _weight(layer)
+                if weight.requires_grad or not trainable:
+                    counts["cross" if cross else stack] += weight.numel()
+        return Products(**counts)
+
+    def cache_bytes(self, size: Size, *, itemsize: int | None = None) -> int:
+        """Of keys and values when the last token is written.
+
+        That one is never read; an encoder-decoder reads one before the first.
+        """
+        length = size.num_prompt_tokens + size.num_tokens - (not self.is_encoder_decoder)
+        width = 2 * self.num_layers["decoder"] * self.key_width
+        return size.rows * length * width * (itemsize or self.model.dtype.itemsize)
+
+    def _parameters(self, *, adapters: bool) -> Iterator[nn.Parameter]:
+        for name, parameter in self.model.named_parameters():
+            if (".lora_" in name) == adapters:
+                yield parameter
+
+    def _saved_bytes(self) -> int:
+        """What quantisation saves; it leaves alone the head and layers that are kept in float32."""
+        if self.quantization is None:
+            return 0
+        kept = set(self.model._keep_in_fp32_modules or ())
+        weights = [
+            _weight(layer)
+            for stack in stacks_of(self.model).values()
+            for name, layer in linear_layers(stack)
+            if isinstance(layer, nn.Linear) and not kept & set(name.split("."))
+        ]
+        return sum(w.nbytes - _quantized_bytes(w, self.quantization) for w in weights)
+
+
+def layers_of(stack: nn.Module) -> nn.ModuleList:
+    """The layers of an encoder or a decoder.
+
+    Raises:
+        ModelError: there is no list of them.
+    """
+    for child in stack.children():
+        if isinstance(child, nn.ModuleList):
+            return child
+    raise ModelError(f"the layers of a {type(stack).__name__} are not known; choose another model")
+
+
+def stacks_of(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Encoder and decoder, or the decoder alone; the output head is in none of them."""
+    encoder = {"encoder": model.get_encoder()} if model.config.is_encoder_decoder else {}
+    return {**encoder, "decoder": model.get_decoder()}
+
+
+def linear_layers(stack: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The layers that are a matrix product, by name."""
+    for name, part in stack.named_modules():
+        if isinstance(part, nn.Linear | Conv1D):
+            yield name, part
+
+
+def _quantized_bytes(weight: torch.Tensor, quantization: Quantization) -> int:
+    """Of a linear layer's weight (out, in), with the scales that belong to it."""
+    rows, count = weight.shape[0], weight.numel()
+    match quantization.backend, quantization.bits:
+        case "bitsandbytes", 8:  # a float32 a row
+            return count + 4 * rows
+        case "bitsandbytes", 4:  # a float32 for each 64 weights, and the code book of 16
+            return -(-count // 2) + 4 * -(-count // 64) + 4 * 16
+        case "torchao", 8:  # a scale a row, in the type of the weights
+            return count + weight.element_size() * rows
+        case _:  # scale and zero point for each 128 weights of a row
+            return count // 2 + 2 * weight.element_size() * rows * -(-weight.shape[1] // 128)
+
+
+def _weight(layer: nn.Module) -> torch.Tensor:
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
+
+
+def _num_heads(config: PreTrainedConfig) -> int:
+    heads: int = config.num_attention_heads
+    return heads
+
+
+def _head_width(config: PreTrainedConfig) -> int:
+    width: int = getattr(config, "head_dim", None) or config.hidden_size // _num_heads(config)
+    return width

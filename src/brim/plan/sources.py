@@ -1,0 +1,177 @@
+"""Where the shapes of a run's models come from.
+
+A folder's config.json, the description of a model from scratch, or, for hub names, the files in
+`brim/data/model_configs` and what was downloaded before.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+)
+
+from brim.errors import ConfigError, ModelError
+from brim.models import LanguageModel, add_adapters
+from brim.models.scratch import _T5, _parse, _set_head
+from brim.plan.shapes import ModelShape, layers_of, stacks_of
+from brim.settings import RunConfig, StudentConfig, TeacherConfig
+
+CONFIGS = Path(__file__).parents[1] / "data" / "model_configs"
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def teacher_shape(config: RunConfig) -> ModelShape:
+    """The teacher of a run.
+
+    Raises:
+        ModelError: its shapes are not known without downloading it.
+        ConfigError: a description that cannot be used.
+    """
+    settings = config.teacher
+    if settings.build is None:
+        shape = _load(settings)
+    else:
+        assert settings.tokenizer is not None
+        shape = _build("teacher", settings.build, settings.tokenizer.vocab_size)
+    bits = settings.quantization
+    return shape if bits is None else replace(shape, quantization=bits.build())
+
+
+def student_shape(config: RunConfig, teacher: ModelShape) -> ModelShape:
+    """The student of a run; of one from scratch the vocabulary is at most the teacher's.
+
+    Raises:
+        ModelError: its shapes are not known without downloading it, or it keeps more layers than
+            the teacher has.
+        ConfigError: a description that cannot be used.
+    """
+    settings = config.student
+    if settings.keep_layers is not None:
+        shape = _keep(teacher, settings.keep_layers)
+    elif settings.build is not None:
+        shape = _build("student", settings.build, len(teacher.head))
+    else:
+        shape = _load(settings)
+    if settings.lora is not None:
+        shape = replace(shape, model=copy.deepcopy(shape.model))
+        # Of what it is given it looks at nothing but `model`.
+        add_adapters(cast(LanguageModel, shape), **settings.lora.model_dump(), seed=0)
+    return shape
+
+
+def known_models() -> list[str]:
+    """Hub names whose shapes come with the package."""
+    return sorted(path.stem.replace("--", "/") for path in CONFIGS.glob("*.json"))
+
+
+def _load(settings: TeacherConfig | StudentConfig) -> ModelShape:
+    assert settings.path is not None
+    text = _find_config(settings).read_text(encoding="utf-8")
+    return ModelShape(settings.path, _from_config(settings.path, text, settings.dtype))
+
+
+@lru_cache(maxsize=8)
+def _from_config(name: str, text: str, dtype_name: str) -> PreTrainedModel:
+    """The model that a config.json describes, on the meta device."""
+    raw = json.loads(text)
+    try:
+        config = CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
+        own = str(raw.get("dtype") or raw.get("torch_dtype") or "float32")
+        dtype = _DTYPES[(own if dtype_name == "auto" else dtype_name).removeprefix("torch.")]
+        auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        with torch.device("meta"):
+            model: PreTrainedModel = auto_class.from_config(config, dtype=dtype)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{name}: its config.json describes no language model that transformers knows "
+            f"({str(error).splitlines()[0]})"
+        ) from None
+    # Every T5 says that its head is the embedding; one that does not scale its input has its own.
+    if getattr(config, "scale_decoder_outputs", True) is False:
+        head = model.get_output_embeddings()
+        head.weight = nn.Parameter(torch.empty_like(head.weight))
+    _keep_in_float32(model, dtype)
+    return model
+
+
+def _find_config(settings: TeacherConfig | StudentConfig) -> Path:
+    name = str(settings.path)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{folder}: has no config.json, so its shapes are not known")
+        return folder / "config.json"
+    shipped = CONFIGS / f"{name.replace('/', '--')}.json"
+    if shipped.is_file():
+        return shipped
+    cached = None
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        cached = try_to_load_from_cache(name, "config.json", revision=settings.revision)
+    if isinstance(cached, str):
+        return Path(cached)
+    near = difflib.get_close_matches(name, known_models(), n=1)
+    hint = f"did you mean {near[0]}? Otherwise put" if near else "put"
+    raise ModelError(
+        f"{name}: its shapes are not known without downloading it; {hint} its config.json into a "
+        "folder and give that as the path"
+    )
+
+
+def _keep_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """The layers that transformers loads as float32 whatever is asked for."""
+    kept = set(model._keep_in_fp32_modules_strict or ()) if dtype != torch.float32 else set()
+    if dtype == torch.float16:
+        kept |= set(model._keep_in_fp32_modules or ())
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in kept:
+            module.float()
+
+
+def _build(role: str, description: Mapping[str, Any], vocab_size: int) -> ModelShape:
+    try:
+        model = _from_description(json.dumps(description), vocab_size)
+    except ConfigError as error:
+        raise ConfigError(f"{role}.build: {error}") from None
+    return ModelShape(f"{description['family']} from scratch", model)
+
+
+@lru_cache(maxsize=8)
+def _from_description(text: str, vocab_size: int) -> PreTrainedModel:
+    """What `build_model` makes of a description, on the meta device."""
+    description = _parse(json.loads(text))
+    special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0)
+    common = {**special, "vocab_size": vocab_size, "tie_word_embeddings": description.tied}
+    with torch.device("meta"):
+        model = description.model_class(description.config(common))
+        if isinstance(description, _T5):
+            _set_head(model, tied=description.tied)
+    return model
+
+
+def _keep(teacher: ModelShape, number: int) -> ModelShape:
+    """So many of the teacher's layers; which ones makes no difference to their shapes."""
+    model = copy.deepcopy(teacher.model)
+    for stack in stacks_of(model).values():
+        layers = layers_of(stack)
+        if number > len(layers):
+            raise ModelError(
+                f"student.keep_layers: {number} is not between 1 and the teacher's {len(layers)}"
+            )
+        del layers[number:]
+    return ModelShape(f"{number} layers of the teacher", model)

@@ -1,0 +1,88 @@
+"""Squared gradient norms of the output layer against autograd, token by token."""
+
+import pytest
+import torch
+from tiny import encoded, tiny_language_model
+
+from brim.models import Decoding, LanguageModel
+from brim.models.head import EXCLUDED, OutputHead, gradient_norms
+from brim.types import Rollout
+
+
+def norms_by_autograd(model: LanguageModel, rollout: Rollout, temperature: float) -> torch.Tensor:
+    """(B, T): the head's weight is a copy, so that an embedding that shares it stays out."""
+    with torch.no_grad():
+        reading = model.read(rollout)
+    head = reading.head.at_temperature(temperature)
+    weight = head.weight.detach().double().requires_grad_()
+    bias = 0.0 if head.bias is None else head.bias.double()
+    norms = []
+    for features, token in zip(reading.features.double(), reading.token_ids, strict=True):
+        logits = (head.scale * features) @ weight[: head.num_rows].t() + bias
+        (gradient,) = torch.autograd.grad(logits.log_softmax(0)[token], weight)
+        norms.append(gradient.square().sum())
+    return reading.scatter(torch.stack(norms)).float()
+
+
+# t5 scales its features, gpt2 and llama share the head, phi and marian have a bias.
+@pytest.mark.parametrize("family", ["t5", "t5_v1_1", "gpt2", "llama", "phi", "marian"])
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
+def test_norms_are_those_of_autograd(family: str, temperature: float) -> None:
+    model = tiny_language_model(family, spread=0.3).eval()
+    rollout = model.generate(encoded(model), Decoding(max_tokens=6))
+    norms = model.gradient_norms(rollout, temperature=temperature)
+    expected = norms_by_autograd(model, rollout, temperature)
+    torch.testing.assert_close(norms, expected, rtol=1e-3, atol=1e-5)
+    assert norms.dtype == torch.float32
+    assert not norms[~rollout.mask].any()
+    assert (norms[rollout.mask] >= 0).all()
+    assert norms.max() > 0.01
+
+
+@pytest.mark.parametrize("family", ["t5_v1_1", "qwen2"])
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_norms_are_those_of_the_whole_models_backward_pass(family: str, temperature: float) -> None:
+    model = tiny_language_model(family, spread=0.3).eval()
+    rollout = model.generate(encoded(model), Decoding(max_tokens=4))
+    head = model.model.get_output_embeddings().weight
+    norms = model.gradient_norms(rollout, temperature=temperature)
+    logprobs = model(rollout, temperature=temperature).logprobs
+    for row, step in rollout.mask.nonzero().tolist():
+        (gradient,) = torch.autograd.grad(logprobs[row, step], head, retain_graph=True)
+        assert float(norms[row, step]) == pytest.approx(
+            float(gradient.square().sum()), rel=1e-3, abs=1e-5
+        )
+
+
+def test_no_trace_is_left_and_dropout_is_off() -> None:
+    model = tiny_language_model("t5").train()
+    rollout = model.generate(encoded(model), Decoding(max_tokens=4))
+    norms = [model.gradient_norms(rollout) for _ in range(2)]
+    assert torch.equal(*norms)
+    assert not norms[0].requires_grad
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_chunks_and_rows_without_token_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(23, 8, generator=generator)
+    weight = torch.randn(50, 8, generator=generator)
+    targets = torch.randint(40, (23,), generator=generator)
+    bias = torch.zeros(44)
+    bias[40:] = EXCLUDED
+    whole = gradient_norms(hidden, OutputHead(weight, None, 40), targets)
+    torch.testing.assert_close(
+        gradient_norms(hidden, OutputHead(weight, bias, 44), targets), whole, rtol=1e-5, atol=1e-5
+    )
+    monkeypatch.setattr("brim.models.head.CHUNK_BYTES", 4 * 40 * 7)
+    torch.testing.assert_close(gradient_norms(hidden, OutputHead(weight, None, 40), targets), whole)
+
+
+def test_what_is_certain_moves_nothing() -> None:
+    weight = 50 * torch.eye(4)
+    hidden = torch.eye(4)[:2]
+    assert not gradient_norms(hidden, OutputHead(weight, None, 4), torch.tensor([0, 1])).any()
+    # And the opposite is as wrong as can be: ‖onehot(a) - onehot(b)‖² ‖h‖² = 2.
+    surprised = gradient_norms(hidden, OutputHead(weight, None, 4), torch.tensor([1, 0]))
+    torch.testing.assert_close(surprised, torch.tensor([2.0, 2.0]))

@@ -1,0 +1,290 @@
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from test_head import CASES, HOLES, ROWS, USED, N, PeakMemory, make, naive_logits
+from tiny import encoded, tiny_language_model
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+
+from brim.divergences import (
+    expected_value,
+    forward_kl,
+    jensen_shannon,
+    reverse_kl,
+    student_to_mixture,
+    teacher_to_mixture,
+    total_variation,
+)
+from brim.models import Decoding
+from brim.models.head import EXCLUDED, OutputHead, token_statistics
+from brim.models.pairs import BUFFERS, PAIR_BYTES, pair_statistics
+
+
+def halves(student: Tensor, teacher: Tensor, by_student: Tensor) -> Tensor:
+    """Two functions of two kinds of rows, each called on its own."""
+    values = student.new_empty(len(student))
+    for rows, function in ((by_student, student_to_mixture), (~by_student, teacher_to_mixture)):
+        values = values.masked_scatter(rows, function(student[rows], teacher[rows]))
+    return values
+
+
+FUNCTIONS = [
+    forward_kl,
+    reverse_kl,
+    partial(jensen_shannon, beta=0.3),
+    teacher_to_mixture,
+    student_to_mixture,
+    total_variation,
+    expected_value,
+]
+each_function = pytest.mark.parametrize("function", FUNCTIONS, ids=str)
+PLAIN: dict[str, Any] = {"bias": False, "holes": False, "scale": 1.0}
+WIDTH = 5  # of the other model
+
+
+def make_other(case: dict[str, Any], peak: float = 1.0) -> tuple[Tensor, OutputHead]:
+    """Features and head of another model, of another size, with the same rows without a token."""
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(N, WIDTH, generator=generator).requires_grad_()
+    weight = (peak * torch.randn(ROWS + 3, WIDTH, generator=generator)).requires_grad_()
+    bias = None
+    if case["holes"]:
+        bias = torch.zeros(USED)
+        bias[HOLES] = EXCLUDED
+    return hidden, OutputHead(weight, bias, USED, 0.7)
+
+
+@each_function
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("chunk_tokens", [None, 7])
+def test_values_and_gradients_equal_those_of_full_logits(
+    function: Callable[..., Tensor], case: dict[str, Any], chunk_tokens: int | None
+) -> None:
+    hidden, head, targets = make(**case)
+    other_hidden, other_head = make_other(case)
+    head, other_head = head.at_temperature(2.0), other_head.at_temperature(0.8)
+    leaves = [t for t in (hidden, head.weight, head.bias) if t is not None]
+    logprobs, entropy, compared = pair_statistics(
+        hidden, head, targets, other_hidden, other_head, function, chunk_tokens=chunk_tokens
+    )
+    up, down = torch.linspace(-1, 1, N), torch.linspace(1, -1, N).square()
+    gradients = torch.autograd.grad((up * logprobs + down * compared).sum(), leaves)
+
+    logits = naive_logits(hidden, head)
+    expected = function(logits, naive_logits(other_hidden, other_head))
+    log_softmax = logits.log_softmax(1)
+    expected_logprobs = log_softmax.gather(1, targets[:, None]).squeeze(1)
+    total = (up * expected_logprobs + down * expected).sum()
+    expected_gradients = torch.autograd.grad(total, leaves)
+    near = {"rtol": 1e-5, "atol": 1e-5 * case.get("peak", 1.0)}
+    assert logprobs.dtype == entropy.dtype == compared.dtype == torch.float32
+    assert not entropy.requires_grad
+    torch.testing.assert_close(compared.double(), expected, **near)
+    torch.testing.assert_close(logprobs.double(), expected_logprobs, **near)
+    torch.testing.assert_close(entropy.double(), -(log_softmax.exp() * log_softmax).sum(1), **near)
+    for gradient, reference in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=near["atol"])
+
+
+@each_function
+def test_nothing_flows_into_the_other_model(function: Callable[..., Tensor]) -> None:
+    case = {"bias": True, "holes": True, "scale": 1.0}
+    hidden, head, targets = make(**case)
+    other_hidden, other_head = make_other(case)
+    _, _, compared = pair_statistics(hidden, head, targets, other_hidden, other_head, function)
+    compared.sum().backward()
+    assert other_hidden.grad is None
+    assert other_head.weight.grad is None
+    assert head.weight.grad is not None
+    excluded = [*range(USED, ROWS), *HOLES]
+    assert (head.weight.grad[excluded] == 0).all()
+    used = [i for i in range(ROWS) if i not in excluded]
+    assert (head.weight.grad[used] != 0).any(dim=1).all()
+
+
+@pytest.mark.parametrize("function", FUNCTIONS[:-1], ids=str)
+def test_a_policy_that_is_its_teacher_has_nothing_to_learn(function: Callable[..., Tensor]) -> None:
+    hidden, head, targets = make(**PLAIN)
+    _, _, compared = pair_statistics(hidden, head, targets, hidden, head, function)
+    compared.sum().backward()
+    assert hidden.grad is not None
+    assert compared.abs().max() < 1e-6
+    assert hidden.grad.abs().max() < 1e-5
+
+
+def test_what_is_not_asked_for_is_not_computed() -> None:
+    hidden, head, targets = make(**PLAIN)
+    other = make_other(PLAIN)
+    calls = []
+
+    def counted(student: Tensor, teacher: Tensor) -> Tensor:
+        calls.append(len(student))
+        return forward_kl(student, teacher)
+
+    logprobs, _, compared = pair_statistics(hidden, head, targets, *other, counted, chunk_tokens=N)
+    (alone,) = torch.autograd.grad(logprobs.sum(), hidden, retain_graph=True)
+    assert calls == [N]
+    (plain,) = torch.autograd.grad(token_statistics(hidden, head, targets)[0].sum(), hidden)
+    torch.testing.assert_close(alone, plain)
+    torch.autograd.grad(compared.sum(), hidden)
+    assert calls == [N, N]
+
+
+def test_arguments_follow_their_tokens_through_the_chunks() -> None:
+    hidden, head, targets = make(**PLAIN)
+    other_hidden, other_head = make_other(PLAIN)
+    by_student = torch.arange(N) % 3 == 0
+    pair = (hidden, head, targets, other_hidden, other_head)
+    values = {}
+    for function in (student_to_mixture, teacher_to_mixture):
+        compared = pair_statistics(*pair, function)[2]
+        values[function] = (compared, torch.autograd.grad(compared.sum(), hidden)[0])
+    both = pair_statistics(*pair, halves, [by_student], chunk_tokens=4)[2]
+    (gradient,) = torch.autograd.grad(both.sum(), hidden)
+    for rows, function in ((by_student, student_to_mixture), (~by_student, teacher_to_mixture)):
+        torch.testing.assert_close(both[rows], values[function][0][rows])
+        torch.testing.assert_close(gradient[rows], values[function][1][rows])
+
+
+def test_a_function_that_does_not_keep_the_rows_apart_is_refused() -> None:
+    hidden, head, targets = make(**PLAIN)
+
+    def mean(student: Tensor, teacher: Tensor) -> Tensor:
+        return forward_kl(student, teacher).mean()
+
+    with pytest.raises(ValueError, match="one number a row"):
+        pair_statistics(hidden, head, targets, *make_other(PLAIN), mean)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS[:-1], ids=str)
+def test_no_denormal_numbers_enter_the_products(function: Callable[..., Tensor]) -> None:
+    seen: list[float] = []
+
+    class Smallest(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm_.default):
+                for leaf in tree_leaves(args):
+                    if isinstance(leaf, Tensor):
+                        sizes = leaf.detach().abs()
+                        seen.append(float(sizes[sizes > 0].min()) if (sizes > 0).any() else 1.0)
+            return func(*args, **(kwargs or {}))
+
+    hidden, head, targets = make(**PLAIN, peak=12.0)
+    other_hidden, other_head = make_other(PLAIN, peak=15.0)
+    logits, other_logits = (
+        naive_logits(*model).detach().float()
+        for model in ((hidden, head), (other_hidden, other_head))
+    )
+    leaf = logits.requires_grad_()
+    (plain,) = torch.autograd.grad(function(leaf, other_logits).sum(), leaf)
+    assert ((plain != 0) & (plain.abs() < 1e-37)).any(), "the case must be peaked enough"
+    _, _, compared = pair_statistics(hidden, head, targets, other_hidden, other_head, function)
+    with Smallest():
+        compared.sum().backward()
+    assert seen
+    assert min(seen) > torch.finfo(torch.float32).tiny
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("function", FUNCTIONS[:-1], ids=str)
+def test_pairs_in_low_precision(function: Callable[..., Tensor], stored: torch.dtype) -> None:
+    hidden, head, targets = make(**PLAIN)
+    other_hidden, other_head = make_other(PLAIN)
+    weight = head.weight.detach().to(stored).requires_grad_()
+    low = OutputHead(weight, None, USED)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, _, compared = pair_statistics(hidden, low, targets, other_hidden, other_head, function)
+    reference = function(naive_logits(hidden, head), naive_logits(other_hidden, other_head))
+    assert compared.dtype == torch.float32
+    torch.testing.assert_close(compared.double(), reference, rtol=0.02, atol=0.02)
+    exact = torch.autograd.grad(reference.sum(), head.weight)[0]
+    (gradient,) = torch.autograd.grad(compared.sum(), weight)
+    assert gradient.dtype == stored
+    torch.testing.assert_close(gradient.float(), exact, rtol=0.05, atol=0.03)
+
+
+def test_pairs_can_be_checkpointed() -> None:
+    hidden, head, targets = make(bias=True, holes=False, scale=0.5)
+    other = make_other({"holes": False})
+
+    def loss(hidden: Tensor) -> Tensor:
+        return pair_statistics(hidden, head, targets, *other, reverse_kl, chunk_tokens=5)[2].sum()
+
+    (plain,) = torch.autograd.grad(loss(hidden), hidden)
+    (saved,) = torch.autograd.grad(checkpoint(loss, hidden, use_reentrant=False), hidden)
+    assert torch.equal(plain, saved)
+
+
+def test_a_pair_without_tokens() -> None:
+    hidden, head, targets = make(**PLAIN)
+    other_hidden, other_head = make_other(PLAIN)
+    results = pair_statistics(
+        hidden[:0], head, targets[:0], other_hidden[:0], other_head, forward_kl
+    )
+    (results[0].sum() + results[2].sum()).backward()
+    assert {tuple(result.shape) for result in results} == {(0,)}
+    assert head.weight.grad is not None
+    assert (head.weight.grad == 0).all()
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_a_policy_is_compared_with_a_teacher_along_its_tokens(family: str) -> None:
+    student = tiny_language_model(family).eval()
+    teacher = tiny_language_model(family, spread=0.7)
+    rollout = student.generate(encoded(student), Decoding(max_tokens=7))
+    with teacher.evaluating():
+        reading = teacher.read(rollout)
+    weights = rollout.mask * torch.linspace(1, 2, rollout.mask.shape[1])
+    comparison = reading.comparison(
+        lambda q, p, weight: weight * reverse_kl(q, p), weights, temperature=0.5
+    )
+    compared = student(rollout, temperature=2.0, comparison=comparison).compared
+    own = student.read(rollout)
+    logits = own.head.logits(own.features) / 2.0
+    teacher_logits = reading.head.logits(reading.features) / 0.5
+    expected = own.scatter(reverse_kl(logits, teacher_logits)) * weights
+    torch.testing.assert_close(compared, expected)
+    assert compared[rollout.mask].min() > 0
+    plain = student(rollout, temperature=2.0)
+    together = student(rollout, temperature=2.0, comparison=comparison)
+    torch.testing.assert_close(together.logprobs, plain.logprobs)
+    torch.testing.assert_close(together.entropy, plain.entropy)
+
+
+def measure(
+    function: Callable[..., Tensor], arguments: list[Tensor], num_tokens: int, num_rows: int, **how
+) -> tuple[PeakMemory, int]:
+    """Peak of a forward and a backward pass, and the bytes of the head's gradient and its copy."""
+    generator = torch.Generator().manual_seed(0)
+    width = 4
+    hidden = torch.randn(num_tokens, width, generator=generator).requires_grad_()
+    weight = torch.randn(num_rows, width, generator=generator).requires_grad_()
+    other_hidden = torch.randn(num_tokens, width, generator=generator)
+    other_weight = torch.randn(num_rows, width, generator=generator)
+    targets = torch.randint(num_rows, (num_tokens,), generator=generator)
+    head, other_head = (OutputHead(w, None, num_rows) for w in (weight, other_weight))
+    with PeakMemory() as memory:
+        logprobs, _, compared = pair_statistics(
+            hidden, head, targets, other_hidden, other_head, function, arguments, **how
+        )
+        (logprobs.sum() + compared.sum()).backward()
+    return memory, 2 * 4 * num_rows * width
+
+
+def test_memory_of_a_pair_is_bounded_at_a_vocabulary_of_152_000() -> None:
+    num_tokens, num_rows = 64, 152_000
+    memory, parameters = measure(jensen_shannon, [], num_tokens, num_rows)
+    assert PAIR_BYTES / 2 < memory.peak < PAIR_BYTES + parameters
+    assert memory.peak < 7 * 4 * num_tokens * num_rows  # it is 11 such buffers without chunks
+
+
+@pytest.mark.parametrize("function", [*FUNCTIONS, halves], ids=str)
+def test_the_buffers_of_a_chunk_are_counted(function: Callable[..., Tensor]) -> None:
+    arguments = [torch.arange(8) % 2 == 0] if function is halves else []
+    memory, parameters = measure(function, arguments, 8, 20_000, chunk_tokens=8)
+    assert memory.peak < BUFFERS * 4 * 8 * 20_000 + parameters

@@ -1,0 +1,281 @@
+"""The policy gradient's settings: what is refused, and what real models make of them."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from enumerable import (
+    DECODING,
+    EXAMPLES,
+    build,
+    every_completion,
+    expected_return,
+    highest_return,
+    make_trainer,
+    pair,
+    probabilities,
+)
+from pydantic import TypeAdapter, ValidationError
+
+from brim.config import Config, load_config
+from brim.errors import ConfigError
+from brim.models import Decoding
+from brim.objectives import (
+    AdaptiveK,
+    BRIMConfig,
+    LLMRConfig,
+    ObjectiveConfig,
+    PolicyGradient,
+    Updates,
+)
+from brim.seeding import derive_seed
+
+BOTH = ["llmr", "brim"]
+ALL = [*BOTH, "ppo_llmr", "ppo_brim"]
+BLOCKS = ["brim", "ppo_brim"]
+REFUSED = [
+    *((name, {"baseline": "leave_one_out"}, "set num_generations to 2 or more") for name in BOTH),
+    *(
+        (
+            name,
+            {"truncated": "bootstrap", "q_centering": centering},
+            f"q_centering={centering} does not leave as it is",
+        )
+        for name in ALL
+        for centering in ("max", "policy")
+    ),
+    *(
+        (name, {"phase": "average", "clip": {"target": "reward"}}, "no block rewards to clip")
+        for name in BLOCKS
+    ),
+    *(
+        (name, {"adaptive": {"candidates": candidates}}, "ascending and begin with 1")
+        for name in BLOCKS
+        for candidates in ([2, 4], [1, 4, 2], [1, 2, 2], [0, 1])
+    ),
+    ("brim", {"adaptive": {"candidates": []}}, "candidates"),
+    ("brim", {"adaptive": {"smoothing": 1.0}}, "smoothing"),
+    ("brim", {"adaptive": {"num_samples": 0}}, "num_samples"),
+    ("brim", {"k": 0}, "k"),
+    ("brim", {"k": "automatic"}, "k"),
+    ("llmr", {"k": 2}, "k"),
+    ("llmr", {"rollout_reuse": 0}, "rollout_reuse"),
+    ("llmr", {"sync_every": 0}, "sync_every"),
+    ("llmr", {"num_generations": 0}, "num_generations"),
+    ("llmr", {"max_importance_weight": 0.5}, "max_importance_weight"),
+    ("llmr", {"clip": {"range": 0}}, "clip"),
+    ("llmr", {"target_kl": 0.1}, "target_kl"),
+    ("ppo_llmr", {"baseline": "mean"}, "baseline"),
+    ("ppo_llmr", {"k": 2}, "k"),
+    ("ppo_llmr", {"gae_lambda": 1.5}, "gae_lambda"),
+    ("ppo_llmr", {"discount": 0}, "discount"),
+    ("ppo_llmr", {"value_coefficient": 0}, "value_coefficient"),
+    ("ppo_llmr", {"value_clip_range": 0}, "value_clip_range"),
+    ("ppo_llmr", {"critic": "none"}, "critic"),
+    ("ppo_brim", {"critic": "shared"}, "critic"),
+    ("ppo_brim", {"num_minibatches": 0}, "num_minibatches"),
+    ("ppo_brim", {"num_epochs": 0}, "num_epochs"),
+    ("ppo_brim", {"clip_range": 0}, "clip_range"),
+    ("ppo_brim", {"kl_coefficient": -0.1}, "kl_coefficient"),
+    ("ppo_brim", {"target_kl": 0}, "target_kl"),
+]
+ACCEPTED = [
+    ("llmr", {"baseline": "leave_one_out", "num_generations": 2}),
+    ("brim", {"truncated": "bootstrap", "q_centering": "logsumexp"}),
+    ("ppo_llmr", {"truncated": "bootstrap"}),
+    ("brim", {"phase": "average"}),
+    ("ppo_brim", {"phase": "average", "clip": {"target": "reward", "range": None}}),
+    ("brim", {"k": "auto", "adaptive": {"candidates": [1, 3, 9]}}),
+    ("ppo_brim", {"k": "auto"}),
+]
+
+
+class Holder(Config):
+    objective: ObjectiveConfig
+
+
+@pytest.mark.parametrize(("name", "settings", "message"), REFUSED, ids=str)
+def test_what_does_not_fit_together_is_refused_in_one_line(name, settings, message, tmp_path):
+    with pytest.raises(ValidationError, match=message):
+        TypeAdapter(ObjectiveConfig).validate_python({"name": name, **settings})
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"objective: { ({'name': name, **settings})!r}".replace("None", "null"))
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(Holder, recipe)
+    assert str(recipe) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "settings"), ACCEPTED, ids=str)
+def test_what_fits_together_is_built(name, settings):
+    config = TypeAdapter(ObjectiveConfig).validate_python({"name": name, **settings})
+    objective = config.build(DECODING)
+    assert objective.truncated == settings.get("truncated", "keep")
+    assert objective.num_generations == settings.get("num_generations", 1)
+
+
+def test_configs_hand_all_settings_over():
+    built = BRIMConfig(
+        k=4, tail="none", phase="average", q_centering="policy", baseline="time_mean",
+        immediate="expected", rollout_reuse=3, sync_every=2, max_importance_weight=None,
+        truncated="drop", num_generations=5, clip={"range": 50.0},
+    ).build(DECODING)  # fmt: skip
+    assert built == PolicyGradient(
+        DECODING, k=4, tail="none", phase="average", q_centering="policy", baseline="time_mean",
+        immediate="expected", rollout_reuse=3, sync_every=2, max_importance_weight=None,
+        truncated="drop", num_generations=5, clip_range=50.0, clip_target="return",
+    )  # fmt: skip
+    assert built.updates == Updates(num_epochs=3, num_minibatches=1, sync_every=2)
+    llmr = LLMRConfig(clip={"target": "reward", "range": None}).build(DECODING)
+    assert llmr == PolicyGradient(DECODING, k=1, clip_target="reward", clip_range=None)
+    assert llmr.updates.on_policy
+
+
+def test_an_automatic_k_has_the_settings_of_its_own_and_no_shared_memory():
+    adaptive = {"candidates": (1, 3), "smoothing": 0.5, "num_samples": 7}
+    config = BRIMConfig(k="auto", adaptive=adaptive)
+    one, other = config.build(DECODING), config.build(DECODING)
+    assert one.k == AdaptiveK(candidates=(1, 3), smoothing=0.5, num_samples=7.0)
+    one.k.choose(torch.ones(2, 1, 1), torch.ones(1, 1, dtype=torch.bool))
+    assert one.k.sums.any()
+    assert not other.k.sums.any()
+
+
+# Several completions of a prompt
+
+
+def encoded(model, rows=4):
+    examples = list(itertools.islice(itertools.cycle(EXAMPLES), rows))
+    return replace(model.encode(examples, max_tokens=None), seeds=tuple(range(100, 100 + rows)))
+
+
+def test_generations_are_adjacent_differ_and_begin_with_the_one_there_would_be():
+    student, teacher = pair()
+    decoding = Decoding(max_tokens=6)
+    batch = encoded(student)
+    single, _ = PolicyGradient(decoding).collect(batch, student, teacher)
+    several, sums = PolicyGradient(decoding, num_generations=5).collect(batch, student, teacher)
+    assert len(several) == sums["rows"] == 20
+    assert [e.id for e in several.batch.examples] == [e.id for e in batch.examples for _ in "12345"]
+    width = single.completion_ids.shape[1]
+    assert torch.equal(several.completion_ids[::5, :width] * several.mask[::5, :width],
+                       single.completion_ids * single.mask)  # fmt: skip
+    assert several.batch.seeds[5:8] == (101, *(derive_seed(101, "generation", i) for i in (1, 2)))
+    texts = [tuple(row) for row in several.completion_ids.tolist()]
+    for start in range(0, 20, 5):
+        assert len(set(texts[start : start + 5])) >= 3
+
+
+@pytest.mark.parametrize("immediate", ["sampled", "expected"])
+def test_leave_one_out_subtracts_the_mean_of_the_prompts_other_tokens(immediate):
+    student, teacher = pair()
+    settings = {"num_generations": 3, "k": 2, "clip_range": 2.0, "immediate": immediate}
+    batch = encoded(student)
+    plain, _ = PolicyGradient(DECODING, **settings).collect(batch, student, teacher)
+    others, _ = PolicyGradient(DECODING, baseline="leave_one_out", **settings).collect(
+        batch, student, teacher
+    )
+    assert torch.equal(plain.completion_ids, others.completion_ids)
+    for row in range(len(plain)):
+        group = range(row - row % 3, row - row % 3 + 3)
+        tokens = [plain.advantages[other][plain.mask[other]] for other in group if other != row]
+        expected = plain.advantages[row] - torch.cat(tokens).mean()
+        keep = plain.mask[row]
+        torch.testing.assert_close(others.advantages[row][keep], expected[keep])
+
+
+# Baselines of real models
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_min_variance_weighs_by_the_output_layers_gradients(family, temperature):
+    student, teacher = pair(family)
+    decoding = replace(DECODING, temperature=temperature, batch_size=3)
+    batch = encoded(student, 8)
+    plain, _ = PolicyGradient(decoding, k=1).collect(batch, student, teacher)
+    rollout, _ = PolicyGradient(decoding, k=1, baseline="min_variance").collect(
+        batch, student, teacher
+    )
+    head = student.model.get_output_embeddings().weight
+    weighted = total = 0.0
+    for row, step in rollout.mask.nonzero().tolist():
+        logprob = student(rollout, temperature=temperature).logprobs[row, step]
+        norm = float(torch.autograd.grad(logprob, head)[0].square().sum())
+        weighted += norm * float(plain.advantages[row, step])
+        total += norm
+    shift = (plain.advantages - rollout.advantages)[rollout.mask]
+    torch.testing.assert_close(shift, torch.full_like(shift, weighted / total), rtol=1e-4, atol=0)
+
+
+# Expected immediate credit, with real models
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_expected_credit_has_the_expected_gradient_of_sampling(temperature):
+    student, teacher = pair()
+    decoding = replace(DECODING, temperature=temperature)
+    rollout = every_completion(student)
+    weights = probabilities(student, rollout, temperature).float()[:, None]
+    gradients = []
+    for immediate in ("sampled", "expected"):
+        objective = PolicyGradient(decoding, k=2, immediate=immediate, clip_range=None)
+        values = objective.judge(rollout, student, teacher)
+        scored, _ = objective.assign_credit(rollout, values, student)
+
+        def policy(rollout, *, temperature=1.0, comparison=None):
+            tokens = student(rollout, temperature=temperature, comparison=comparison)
+            compared = None if tokens.compared is None else weights * tokens.compared
+            return replace(tokens, logprobs=weights * tokens.logprobs, compared=compared)
+
+        loss = objective.loss(policy, scored, teacher).loss
+        parameters = list(student.parameters())
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-4)
+    assert gradients[0].norm() > 0.1
+
+
+# Through the real trainer
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"k": 1, "immediate": "expected", "q_centering": "policy", "baseline": "time_mean"},
+        {"k": 2, "phase": "average", "baseline": "min_variance"},
+        {"k": AdaptiveK((1, 2)), "num_generations": 4, "baseline": "leave_one_out"},
+        {"k": 1, "rollout_reuse": 3},
+        {"k": 1, "sync_every": 3},
+    ],
+    ids=str,
+)
+def test_training_raises_the_exact_expected_return(settings, tmp_path):
+    student, teacher = pair()
+    before = expected_return(student, teacher)
+    rows = 32 // settings.get("num_generations", 1)
+    objective = PolicyGradient(DECODING, **settings)
+    trainer, logged = make_trainer(objective, student, teacher, tmp_path, rows=rows, lr=0.02)
+    trainer.train()
+    after = expected_return(student, teacher)
+    assert after > before + 0.75 * (highest_return(teacher) - before)
+    sizes = [metrics.get("policy/effective_sample_size") for metrics in logged]
+    if objective.updates.on_policy:
+        assert sizes == [None] * 10
+    elif objective.updates.sync_every == 3:  # every third step writes with the student as it is
+        assert all((size < 0.999) == bool(step % 3) for step, size in enumerate(sizes[:9]))
+    else:
+        assert min(sizes) < 1
+    assert {metrics["optim/updates"] for metrics in logged} == {settings.get("rollout_reuse", 1)}
+
+
+def test_weights_are_those_of_the_policy_that_wrote():
+    writer, (student, teacher) = build("t5", 5), pair()
+    objective = PolicyGradient(DECODING, k=1, sync_every=2, max_importance_weight=None)
+    rollout, _ = objective.collect(encoded(writer, 8), writer, teacher)
+    torch.testing.assert_close(rollout.logprobs, writer.measure(rollout).logprobs)
+    sums = objective.loss(student, rollout, teacher).sums
+    ratios = (student.measure(rollout).logprobs - writer.measure(rollout).logprobs).exp()
+    assert float(sums["policy/importance_weight"]) == pytest.approx(
+        float(ratios[rollout.mask].sum()), rel=1e-5
+    )

@@ -1,0 +1,134 @@
+"""Batches and rollouts are cut, joined and repeated row by row."""
+
+from dataclasses import fields, replace
+
+import torch
+
+from brim.seeding import derive_seed
+from brim.types import ActionValues, Batch, Example, Rollout
+
+
+def make_batch(rows: int = 3) -> Batch:
+    return Batch(
+        examples=tuple(Example(f"e{i}", f"prompt {i}") for i in range(rows)),
+        prompt_ids=torch.arange(2 * rows).view(rows, 2),
+        prompt_mask=torch.tensor([[True, i % 2 == 0] for i in range(rows)]),
+        seeds=tuple(10 + i for i in range(rows)),
+        num_truncated_prompts=2,
+    )
+
+
+def make_rollout(rows: int = 5) -> Rollout:
+    """With every field there is, each of another content in each row."""
+
+    def numbers(offset: float) -> torch.Tensor:
+        return offset + torch.arange(3.0 * rows).view(rows, 3)
+
+    return Rollout(
+        batch=make_batch(rows),
+        completion_ids=torch.arange(3 * rows).view(rows, 3),
+        mask=torch.arange(3) < torch.tensor([1 + i % 3 for i in range(rows)])[:, None],
+        truncated=torch.tensor([i % 2 == 1 for i in range(rows)]),
+        values=ActionValues(
+            numbers(0.1), numbers(0.2), numbers(0.3), bootstrap=torch.arange(rows) * 1.5
+        ),
+        returns=numbers(0.4),
+        advantages=numbers(0.5),
+        logprobs=numbers(0.6),
+        state_values=numbers(0.7),
+        value_targets=numbers(0.8),
+        by_student=torch.tensor([i % 3 == 0 for i in range(rows)]),
+    )
+
+
+def tensors(value) -> dict[str, torch.Tensor]:
+    found = {}
+    for field in fields(value):
+        item = getattr(value, field.name)
+        if isinstance(item, torch.Tensor):
+            found[field.name] = item
+        elif isinstance(item, ActionValues | Batch):
+            found |= {f"{field.name}.{name}": tensor for name, tensor in tensors(item).items()}
+    return found
+
+
+# Batch.repeat
+
+
+def test_repeated_rows_are_adjacent_and_the_first_keeps_its_seed():
+    batch = make_batch(2)
+    repeated = batch.repeat(3)
+    assert [example.id for example in repeated.examples] == ["e0"] * 3 + ["e1"] * 3
+    assert repeated.prompt_ids.tolist() == [[0, 1]] * 3 + [[2, 3]] * 3
+    assert repeated.prompt_mask.tolist() == [[True, True]] * 3 + [[True, False]] * 3
+    assert repeated.seeds == (
+        10, derive_seed(10, "generation", 1), derive_seed(10, "generation", 2),
+        11, derive_seed(11, "generation", 1), derive_seed(11, "generation", 2),
+    )  # fmt: skip
+    assert len(repeated) == 6
+    assert repeated.num_truncated_prompts == 2  # prompts, however often they are answered
+
+
+def test_once_is_the_batch_itself():
+    batch = make_batch()
+    assert batch.repeat(1) is batch
+
+
+def test_all_seeds_differ_and_more_completions_add_to_fewer():
+    batch = make_batch(50)
+    many = batch.repeat(8).seeds
+    assert len(set(many)) == 400
+    few = batch.repeat(3).seeds
+    assert [many[8 * i : 8 * i + 3] for i in range(50)] == [
+        few[3 * i : 3 * i + 3] for i in range(50)
+    ]
+
+
+def test_a_share_of_the_rows_repeats_as_in_the_whole():
+    batch = make_batch(4)
+    share = batch.select([1, 3]).repeat(2)
+    whole = batch.repeat(2).select([2, 3, 6, 7])
+    assert share.examples == whole.examples
+    assert share.seeds == whole.seeds
+    assert torch.equal(share.prompt_ids, whole.prompt_ids)
+    assert torch.equal(share.prompt_mask, whole.prompt_mask)
+
+
+# Rows of a rollout
+
+
+def test_every_tensor_of_a_rollout_follows_its_row():
+    rollout = make_rollout()
+    assert all(getattr(rollout, field.name) is not None for field in fields(rollout))
+    rows = [3, 0, 3]
+    chosen = rollout.select(rows)
+    originals = tensors(rollout)
+    assert len(originals) == 15
+    for name, tensor in tensors(chosen).items():
+        assert torch.equal(tensor, originals[name][rows]), name
+    assert [example.id for example in chosen.batch.examples] == ["e3", "e0", "e3"]
+    assert chosen.batch.seeds == (13, 10, 13)
+    assert chosen.lengths.tolist() == [1, 1, 1]
+
+
+def test_pieces_are_consecutive_and_join_to_the_whole():
+    rollout = make_rollout(5)
+    pieces = rollout.split(2)
+    assert [len(piece) for piece in pieces] == [2, 2, 1]
+    for name, tensor in tensors(rollout).items():
+        assert torch.equal(torch.cat([tensors(piece)[name] for piece in pieces]), tensor), name
+    joined = ActionValues.concatenate(piece.values for piece in pieces)
+    for name, tensor in tensors(rollout.values).items():
+        assert torch.equal(tensors(joined)[name], tensor), name
+    assert sum(piece.num_tokens for piece in pieces) == rollout.num_tokens
+
+
+def test_what_is_not_known_stays_unknown():
+    rollout = make_rollout(2)
+    plain = Rollout(rollout.batch, rollout.completion_ids, rollout.mask, rollout.truncated)
+    chosen = plain.select([1])
+    assert {f.name for f in fields(chosen) if getattr(chosen, f.name) is None} == {
+        f.name for f in fields(plain) if getattr(plain, f.name) is None
+    }
+    ended = replace(rollout.values, bootstrap=None)
+    assert ActionValues.concatenate([ended, ended]).bootstrap is None
