@@ -183,6 +183,7 @@ def main() -> None:
         rows = measure(args, Reporter(quiet=args.quiet))
         table = as_markdown(args, rows)
         atomic_write_text(args.out / "results.md", table)
+        print(table, end="")
         if args.docs:
             fill_pages(args, rows)
     except BrimError as error:
@@ -190,7 +191,6 @@ def main() -> None:
     except KeyboardInterrupt as stop:
         print(f"methods.py: {str(stop) or 'stopped'}", file=sys.stderr)
         sys.exit(130)
-    print(table, end="")
 
 
 if __name__ == "__main__":

@@ -266,7 +266,8 @@ class Trainer:
         for i, part in enumerate(parts):
             synchronize = i == len(parts) - 1
             with nullcontext() if synchronize else self.accelerator.no_sync(self.policy):
-                out = self.objective.loss(self.policy, part, self.teacher)
+                with self.accelerator.autocast():
+                    out = self.objective.loss(self.policy, part, self.teacher)
                 self.accelerator.backward(out.loss * scale)
             for key, value in {"loss": out.loss.detach(), **out.sums}.items():
                 totals[key] = totals.get(key, 0.0) + value.cpu().double()
@@ -403,9 +404,12 @@ class Trainer:
 
 
 def name_suspects(rollout: Rollout) -> str:
-    """Ids of the examples whose weights are not finite; of all, if it is not the weights."""
+    """Ids of the examples whose returns or weights are not finite; of all, if it is neither."""
     ids = [example.id for example in rollout.batch.examples]
-    if rollout.advantages is not None:
-        bad = (~rollout.advantages.isfinite() & rollout.mask).any(dim=1).tolist()
-        ids = [name for name, is_bad in zip(ids, bad, strict=True) if is_bad] or ids
+    # Returns first: one of them that is not finite spoils the baseline, and so all weights.
+    for numbers in (rollout.returns, rollout.advantages):
+        if numbers is not None:
+            bad = (~numbers.isfinite() & rollout.mask).any(dim=1).tolist()
+            if any(bad):
+                return ", ".join(name for name, is_bad in zip(ids, bad, strict=True) if is_bad)
     return ", ".join(ids)

@@ -1,7 +1,9 @@
 """Every method with each of its important settings: trained, stopped, resumed, handed on."""
 
 import json
+import runpy
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -161,3 +163,40 @@ def test_the_student_comes_out_alone(case, model, finished, stages):
     critic = checkpoint / "objective.safetensors"
     assert critic.exists() == CASES[case][0].startswith("{name: ppo_llmr")
     assert (checkpoint / "writer").exists() == (case == "stale")
+
+
+ONE_STEP = (
+    "task.max_train_examples=32", "task.max_validation_examples=4", "task.max_test_examples=4",
+    "teacher.train.trainer.max_steps=1", "student.predistill.trainer.max_steps=1",
+    "trainer.max_steps=1", "trainer.rollout_batch_size=4",
+)  # fmt: skip
+
+
+def test_the_benchmark_fills_the_pages_and_repeats_nothing(tmp_path, monkeypatch, capsys):
+    out, pages = tmp_path / "out", tmp_path / "pages"
+    pages.mkdir()
+    page = pages / "results.md"
+    page.write_text(
+        "before\n<!-- results: cmudict -->\nold\n<!-- end -->\n<!-- results: synopsis -->\nkept\n"
+        "<!-- end -->\n<!-- results: cmudict brim -->\n<!-- end -->\nafter\n"
+    )
+    arguments = ["cmudict", "--methods", "js,brim", "--out", str(out), "--docs", "--quiet"]
+    monkeypatch.setattr(sys, "argv", ["methods.py", *arguments, "--set", *ONE_STEP])
+    script = Path(__file__).parents[2] / "benchmarks" / "methods.py"
+    main = runpy.run_path(str(script))["main"]
+    monkeypatch.setitem(main.__globals__, "PAGES", pages)
+    main()
+    table, text = (out / "results.md").read_text(), page.read_text()
+    assert capsys.readouterr().out == table
+    labels = [line.split(" | ")[0].strip("| ") for line in table.splitlines() if line[:1] == "|"]
+    assert labels[2:] == ["teacher", "pre-distilled student", "js", "brim"]
+    assert text.startswith(f"before\n<!-- results: cmudict -->\n\n{table}\n<!-- end -->\n")
+    assert "\nkept\n" in text
+    assert text.count("| js |") == 1
+    assert text.count("| brim |") == 2
+    assert text.endswith("<!-- end -->\nafter\n")
+
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.json*")}
+    main()
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.json*")}
+    assert ((out / "results.md").read_text(), page.read_text()) == (table, text)

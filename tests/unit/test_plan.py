@@ -31,7 +31,6 @@ from brim.plan.memory import Learner, Room
 from brim.plan.operations import generate_operations, read_operations, update_operations
 from brim.plan.passes import Passes, passes_of
 from brim.plan.peaks import LiveBytes, peak_bytes
-from brim.plan.planning import Planner
 from brim.plan.shapes import ModelShape, Size
 from brim.plan.sources import known_models, student_shape, teacher_shape
 from brim.recipes import find_recipe, list_recipes
@@ -203,27 +202,21 @@ def test_quantized_weights(name, backend, bits, tmp_path):
     build(name, d_model=128, d_ff=256).save(tmp_path)
     loaded = load_model(tmp_path, quantization=quantization)
     shape = replace(shape_at(tmp_path), quantization=quantization)
-    assert shape.weight_bytes == pytest.approx(sum(map(held_bytes, modules(loaded))), rel=0.01)
+    assert shape.weight_bytes == held_bytes(loaded)
 
 
-def modules(model: LanguageModel):
-    seen = set()
+# Of all parameters, quantised or not, with what belongs to them.
+def held_bytes(model: LanguageModel) -> int:
+    total = sum(p.nbytes for p in model.parameters() if not hasattr(p, "qdata"))
     for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield parameter
-
-
-# Of a parameter, quantised or not, with what belongs to it.
-def held_bytes(weight: torch.Tensor) -> int:
-    if hasattr(weight, "SCB") and weight.SCB is not None:
-        return weight.nbytes + weight.SCB.nbytes
-    if getattr(weight, "quant_state", None) is not None:
-        return weight.nbytes + weight.quant_state.absmax.nbytes + weight.quant_state.code.nbytes
-    if hasattr(weight, "qdata"):
-        return weight.qdata.nbytes + weight.scale.nbytes
-    return weight.nbytes
+        weight, state = getattr(module, "weight", None), getattr(module, "state", None)
+        parts = [getattr(state, "SCB", None)]  # bitsandbytes in 8 bits
+        if quant_state := getattr(weight, "quant_state", None):  # and in 4
+            parts += [quant_state.absmax, quant_state.code]
+        if hasattr(weight, "qdata"):  # torchao
+            parts += [weight.qdata, weight.scale, weight.zero_point]
+        total += sum(part.nbytes for part in parts if part is not None)
+    return total
 
 
 # -- memory ----------------------------------------------------------------------------------------
@@ -285,9 +278,13 @@ def live_bytes(model: LanguageModel, run) -> int:
     return live.peak
 
 
-@pytest.mark.parametrize("name", [*DESCRIPTIONS, "bart"])
-@pytest.mark.parametrize("gradient", [False, True])
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("name", "gradient", "dropout"),
+    [
+        *((name, gradient, 0.0) for name in (*DESCRIPTIONS, "bart") for gradient in (False, True)),
+        *((name, True, 0.1) for name in ("t5", "bart", "qwen2")),
+    ],
+)
 def test_activations(name, gradient, dropout):
     model = bart() if name == "bart" else build(name)
     set_dropout(model, dropout)
@@ -337,7 +334,7 @@ def test_memory_of_an_update(name):
         model.logprobs(rollout).sum().backward()
     learner = Learner(on_paper(model), Passes(), 0.0, SIZE)
     memory = Room(learner, None, 0, 0, None).update()
-    assert memory.activations + memory.head == pytest.approx(live.peak, rel=0.25)
+    assert memory.activations + memory.head == pytest.approx(live.peak, rel=0.05)
 
 
 # -- operations ------------------------------------------------------------------------------------
@@ -354,7 +351,7 @@ def count(run) -> int:
 def test_operations_of_reading(name):
     model = build(name)
     real = count(lambda: model.action_values(completions(model)))
-    assert read_operations(shape_of(model), SIZE) == pytest.approx(real, rel=0.1)
+    assert read_operations(shape_of(model), SIZE) == real
 
 
 @pytest.mark.parametrize("name", DESCRIPTIONS)
@@ -362,7 +359,7 @@ def test_operations_of_writing(name):
     model = never_ends(build(name))
     decoding = Decoding(max_tokens=LENGTH)
     real = count(lambda: model.generate(encode(model), decoding))
-    assert generate_operations(shape_of(model), SIZE) == pytest.approx(real, rel=0.1)
+    assert generate_operations(shape_of(model), SIZE) == real
 
 
 @pytest.mark.parametrize("name", DESCRIPTIONS)
@@ -373,7 +370,7 @@ def test_operations_of_an_update(name):
     # The counter does not know `addmm_`, which the head's gradient is added up with.
     shape = shape_of(model)
     real += 2 * ROWS * LENGTH * shape.head.numel()
-    assert update_operations(shape, SIZE) == pytest.approx(real, rel=0.1)
+    assert update_operations(shape, SIZE) == real
 
 
 def test_operations_with_adapters():
@@ -382,7 +379,8 @@ def test_operations_with_adapters():
     add_adapters(model, r=4, seed=0)
     model.train()
     real = count(lambda: model.logprobs(completions(model)).sum().backward())
-    assert update_operations(shape_of(model), SIZE) == pytest.approx(real, rel=0.1)
+    # Below the lowest adapters no gradient is needed, which is not looked for.
+    assert real < update_operations(shape_of(model), SIZE) < 1.1 * real
 
 
 # -- passes ----------------------------------------------------------------------------------------
@@ -488,7 +486,6 @@ def test_every_recipe_can_be_planned(name, without_peaks):
     assert names[-1] == config.objective.name
     assert all(stage.num_completions for stage in found.stages)
     assert json.loads(json.dumps(as_dict(found)))["peak_bytes"] == found.peak_bytes
-    assert found.stages[-1].name in as_text(found)
 
 
 def test_memory_of_a_run_that_was_measured():
@@ -546,12 +543,16 @@ def test_memory_limit(without_peaks):
     assert not any("GiB" in w for w in plan(config, memory_limit=peak * 1.01).warnings)
 
 
-def test_quantization_saves_memory(without_peaks):
-    full, eighth = (
-        Planner(configure("xsum/brim", *overrides)).teacher.weight_bytes
-        for overrides in ([], ["teacher.quantization={backend: bitsandbytes, bits: 4}"])
-    )
-    assert full / 8 < eighth < full / 2
+def test_drift_of_a_quantized_teacher_needs_the_full_one_too(without_peaks):
+    quantized = "teacher.quantization={backend: bitsandbytes, bits: 4}"
+    with_drift = plan(configure("xsum/brim", quantized))
+    without = plan(configure("xsum/brim", quantized, "teacher.quantization.drift_examples=0"))
+    assert with_drift.stages[0].name == "drift"
+    assert with_drift.stages[1:] == without.stages
+    few, full, student = without.models[0].weight_bytes, 4 * 2_849_757_184, 4 * 222_903_552
+    assert full / 8 < few < full / 3
+    assert with_drift.stages[0].memory["teacher"].weights == few + full + student
+    assert without.stages[-1].memory["teacher"].weights == few + student
 
 
 def test_command(without_peaks, tmp_path):

@@ -1,31 +1,51 @@
 """Every recipe that is shipped loads, and the methods of a task differ in their objective only."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 
 from brim.config import dump_config, load_config
 from brim.errors import ConfigError
 from brim.objectives import OBJECTIVES
+from brim.objectives.induction import InductionConfig
 from brim.recipes import find_recipe, list_recipes
 from brim.settings import RunConfig
 
+ROOT = Path(__file__).parents[2]
 NAMES = [name for name, _ in list_recipes()]
+TASKS = ("cmudict", "synopsis", "wordproblems")
+DIVERGENCES = {"seqkd", "kl", "rkl", "js", "tvd"}
+VARIANTS = {"llmr_mean": "llmr", "llmr_min_var": "llmr", "brim_auto": "brim", "brim_plus": "brim"}
+METHODS = {*OBJECTIVES, *VARIANTS}
+
+each_task = pytest.mark.parametrize("task", TASKS)
 
 
 def load(name: str) -> RunConfig:
     return load_config(RunConfig, find_recipe(name), search=find_recipe)
 
 
-def test_names():
-    bundled = {f"{t}/{m}" for t in ("cmudict", "synopsis", "wordproblems") for m in OBJECTIVES}
-    assert set(NAMES) == bundled | {"wordproblems/brim_smollm2"}
+def objective(name: str, *leave_out: str) -> dict:
+    return load(name).objective.model_dump(exclude=set(leave_out))
+
+
+def test_each_task_has_a_recipe_of_each_method():
+    bundled = {name for name in NAMES if name.startswith(TASKS)}
+    expected = {f"{task}/{method}" for task in TASKS for method in METHODS}
+    assert bundled == expected | {"wordproblems/brim_smollm2"}
+
+
+def test_the_benchmark_runs_each_method():
+    script = runpy.run_path(str(ROOT / "benchmarks" / "methods.py"))
+    assert set(script["METHODS"]) == METHODS
+    assert set(script["TASKS"]) == set(TASKS)
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore:greedy rollouts")
 def test_recipe_loads(name, tmp_path):
     config = load(name)
-    task, method = name.split("/")
-    assert config.task.name == task
-    assert config.objective.name == method.split("_")[0]
     assert config.description
     assert config.objective.build(config.decoding.build())
     # What is written into a run directory can be run again.
@@ -34,13 +54,39 @@ def test_recipe_loads(name, tmp_path):
     assert load_config(RunConfig, path) == config
 
 
-@pytest.mark.parametrize("task", ["cmudict", "synopsis", "wordproblems"])
-def test_methods_differ_in_the_objective_only(task):
-    llmr, brim = load(f"{task}/llmr"), load(f"{task}/brim")
-    different = {"objective", "description"}
-    assert llmr.model_dump(exclude=different) == brim.model_dump(exclude=different)
-    own = {"name", "k", "tail"}
-    assert llmr.objective.model_dump(exclude=own) == brim.objective.model_dump(exclude=own)
+@each_task
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_methods_differ_in_the_objective_only(task, method):
+    config, llmr = load(f"{task}/{method}"), load(f"{task}/llmr")
+    assert config.task.name == task
+    assert config.objective.name == VARIANTS.get(method, method)
+    assert config.student.predistill is not None
+    own = {"description", "objective", "optim"}
+    assert config.model_dump(exclude=own) == llmr.model_dump(exclude=own)
+    # Gradients of a divergence are of another size, so one learning rate is that family's.
+    of_family = load(f"{task}/kl") if method in DIVERGENCES else llmr
+    assert config.optim == of_family.optim
+
+
+@each_task
+def test_variants_differ_in_what_they_are_named_for(task):
+    for name in ("llmr_mean", "llmr_min_var"):
+        assert objective(f"{task}/{name}", "baseline") == objective(f"{task}/llmr", "baseline")
+    assert load(f"{task}/llmr_mean").objective.baseline == "mean"
+    assert load(f"{task}/llmr_min_var").objective.baseline == "min_variance"
+    assert load(f"{task}/brim_auto").objective.k == "auto"
+    assert objective(f"{task}/brim_auto", "k") == objective(f"{task}/brim", "k")
+    of_blocks = ("name", "k", "tail", "phase", "adaptive")
+    assert objective(f"{task}/brim", *of_blocks) == objective(f"{task}/llmr", "name")
+
+
+@each_task
+def test_returns_are_induced_alike(task):
+    shared = set(InductionConfig.model_fields)
+    llmr = load(f"{task}/llmr").objective.model_dump(include=shared)
+    for method in ("brim", "ppo_llmr", "ppo_brim"):
+        assert load(f"{task}/{method}").objective.model_dump(include=shared) == llmr
+    assert load(f"{task}/ppo_brim").objective.k == load(f"{task}/brim").objective.k
 
 
 def test_unknown_recipe_names_the_nearest():

@@ -7,6 +7,7 @@ from brim.models.head import Centering
 from brim.models.language_model import LanguageModel, evaluating
 from brim.models.layers import keep_layers
 from brim.models.loading import load_model
+from brim.models.pairs import RowFunction
 from brim.models.quantization import Quantization, plain_tensors, q_drift
 from brim.models.reading import Comparison, Reading
 from brim.models.scratch import build_model
@@ -22,6 +23,7 @@ __all__ = [
     "LanguageModel",
     "Quantization",
     "Reading",
+    "RowFunction",
     "add_adapters",
     "build_model",
     "check_adapters",

@@ -27,8 +27,7 @@ from brim.divergences import (
     total_variation,
 )
 from brim.masking import masked_sum
-from brim.models import Decoding, LanguageModel
-from brim.models.pairs import RowFunction
+from brim.models import Decoding, LanguageModel, RowFunction
 from brim.objectives.base import Objective, Policy
 from brim.objectives.statistics import length_metrics, length_sums, total
 from brim.seeding import derive_seed

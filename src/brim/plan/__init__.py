@@ -1,6 +1,7 @@
 """A run on paper: what it will do and what it takes, without weights, data or network."""
 
-from brim.plan.planning import ModelPlan, Plan, StagePlan, plan
+from brim.plan.planning import plan
 from brim.plan.render import as_dict, as_text
+from brim.plan.types import ModelPlan, Plan, StagePlan
 
 __all__ = ["ModelPlan", "Plan", "StagePlan", "as_dict", "as_text", "plan"]

@@ -70,7 +70,8 @@ class AsOnDevice(TorchFunctionMode):
     """What the meta device leaves out: autocast, and attention that keeps no scores.
 
     Attention is fused where torch's CPU kernel is: without dropout, and without a gradient for the
-    mask (T5's position bias has one). Elsewhere the scores are counted.
+    mask (T5's position bias has one). Elsewhere the scores are counted. The one question that a
+    model asks of numbers, whether texts are packed into one row, is answered as for any of ours.
 
     Args:
         autocast: the type of matrix products; None for that of their inputs.
@@ -88,6 +89,8 @@ class AsOnDevice(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
+        if func is Tensor.__bool__ and args[0].is_meta:
+            return True  # that positions ascend all along
         if func in _PRODUCTS and self.autocast is not None:
             args = tuple(_cast(value, self.autocast) for value in args)
             kwargs = {name: _cast(value, self.autocast) for name, value in kwargs.items()}

@@ -3,103 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import lru_cache
 
 import torch
 
 from brim.objectives import ObjectiveConfig
 from brim.optimization import count_steps
-from brim.plan.memory import Learner, Memory, Room, phases
-from brim.plan.operations import Operations, generate_operations, step_operations
+from brim.plan.memory import Learner, Room, phases
+from brim.plan.operations import (
+    generate_operations,
+    read_operations,
+    step_operations,
+)
 from brim.plan.passes import Passes, passes_of
 from brim.plan.shapes import ModelShape, Size
 from brim.plan.sources import student_shape, teacher_shape
+from brim.plan.types import GIB, ModelPlan, Plan, StagePlan
 from brim.plan.warnings import UNLIMITED_PROMPT_TOKENS, position_warnings, settings_warnings
 from brim.settings import LoopConfig, RunConfig
-from brim.tasks import FilesConfig, WordProblemsConfig
-
-GIB = 2**30
-
-
-@dataclass(frozen=True)
-class ModelPlan:
-    """One of the two models.
-
-    Attributes:
-        role: `teacher` or `student`.
-        name: what the settings call it.
-        num_parameters: shared ones counted once, adapters apart.
-        num_adapters: parameters of LoRA's adapters.
-        num_trainable: parameters that training changes; of a teacher that is not trained, none.
-        weight_bytes: in memory.
-        stored: the type of the weights, or how they are quantised.
-    """
-
-    role: str
-    name: str
-    num_parameters: int
-    num_adapters: int
-    num_trainable: int
-    weight_bytes: int
-    stored: str
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """One stage of the run; counts are None where the number of examples is not known.
-
-    Attributes:
-        name: as in the run directory; of the objective, its own.
-        does: in a few words.
-        passes: of a step through the models; None where nothing is trained.
-        num_examples: training examples, at most.
-        num_steps: steps of the trainer.
-        num_completions: that all steps together learn from, or that are written.
-        max_tokens: of these with their prompts, at most.
-        memory: the peak of each phase.
-        operations: of one step.
-        total_operations: of all steps; evaluations are left out.
-        checkpoint_bytes: of one checkpoint.
-        kept_bytes: of the checkpoints that stay, and the best model.
-    """
-
-    name: str
-    does: str
-    passes: Passes | None
-    num_examples: int | None
-    num_steps: int | None
-    num_completions: int | None
-    max_tokens: int | None
-    memory: dict[str, Memory]
-    operations: Operations | None
-    total_operations: int | None
-    checkpoint_bytes: int = 0
-    kept_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run on paper.
-
-    Attributes:
-        models: teacher and student.
-        stages: in the order of the run.
-        warnings: what will probably not go as it was meant.
-    """
-
-    models: tuple[ModelPlan, ...]
-    stages: tuple[StagePlan, ...]
-    warnings: tuple[str, ...]
-
-    @property
-    def peak_bytes(self) -> int:
-        """The most memory of any phase."""
-        return max(memory.total for stage in self.stages for memory in stage.memory.values())
-
-    @property
-    def kept_bytes(self) -> int:
-        """What all stages leave on the disk."""
-        return sum(stage.kept_bytes for stage in self.stages)
+from brim.tasks import FilesConfig, TaskConfig, WordProblemsConfig
 
 
 def plan(config: RunConfig, *, memory_limit: float | None = None) -> Plan:
@@ -143,7 +66,7 @@ class Planner:
         self.config = config
         self.teacher = teacher_shape(config)
         self.student = student_shape(config, self.teacher)
-        self.num_examples = count_examples(config)
+        self.num_examples = count_examples(config.task)
         self.num_prompt_tokens = config.decoding.max_prompt_tokens or UNLIMITED_PROMPT_TOKENS
         bfloat16 = config.trainer.precision == "bfloat16"
         self.autocast = torch.bfloat16 if bfloat16 else None
@@ -169,6 +92,8 @@ class Planner:
                 idle=0,
             )
             idle += teacher.weight_bytes
+        if config.teacher.quantization is not None and config.teacher.quantization.drift_examples:
+            yield self._drift(config.teacher.quantization.drift_examples, loaded)
         if config.student.predistill or _learns_from_teacher(config.objective):
             yield self._teacher_outputs(loaded, idle)
         if config.student.predistill:
@@ -259,14 +184,32 @@ class Planner:
             total_operations=total,
         )
 
+    def _drift(self, num_examples: int, beside: int) -> StagePlan:
+        """The quantised teacher and the one that it was made of read some targets."""
+        full = replace(self.teacher, quantization=None)
+        room = Room(None, self.teacher, beside + full.weight_bytes, 0, None)
+        size = self.size(min(self.config.decoding.batch_size, num_examples))
+        return StagePlan(
+            name="drift",
+            does=f"{self.teacher.name}, quantised and as it was, read some targets",
+            passes=None,
+            num_examples=num_examples,
+            num_steps=None,
+            num_completions=num_examples,
+            max_tokens=num_examples * self._row_tokens,
+            memory={"teacher": room.read(full, size)},
+            operations=None,
+            total_operations=2 * read_operations(full, self.size(num_examples)),
+        )
+
     @property
     def _row_tokens(self) -> int:
         return self.num_prompt_tokens + self.config.decoding.max_tokens
 
 
-def count_examples(config: RunConfig) -> int | None:
+@lru_cache(maxsize=8)
+def count_examples(task: TaskConfig) -> int | None:
     """Training examples, at most; None if only the user's data could tell."""
-    task = config.task
     if task.max_train_examples is not None or isinstance(task, FilesConfig):
         return task.max_train_examples
     if isinstance(task, WordProblemsConfig):  # it would take seconds to write them
@@ -284,8 +227,8 @@ def describe_passes(passes: Passes) -> str:
     """What a step does, in a few words."""
     parts = []
     if passes.written:
-        share = "" if passes.written == 1 else f"{passes.written:.0%} of the text, "
-        parts.append(f"student writes {share}".rstrip(", "))
+        share = "" if passes.written == 1 else f" {passes.written:.0%} of the text"
+        parts.append(f"student writes{share}")
     if passes.teacher_reads + passes.compared:
         parts.append("teacher reads" + _times(passes.teacher_reads + passes.compared))
     if passes.student_reads:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from brim.plan.memory import Memory
-from brim.plan.planning import GIB, Plan
+from brim.plan.types import GIB, Plan
 
 Cell = str | int | None
 

@@ -153,10 +153,12 @@ class ModelShape:
                 yield parameter
 
     def _saved_bytes(self) -> int:
-        """What quantisation saves; it leaves alone the head and layers that are kept in float32."""
+        """What quantisation saves; it leaves the output head alone."""
         if self.quantization is None:
             return 0
-        kept = set(self.model._keep_in_fp32_modules or ())
+        kept: set[str] = set()
+        if self.quantization.backend == "bitsandbytes":  # and layers that are always float32
+            kept = set(self.model._keep_in_fp32_modules or ())
         weights = [
             _weight(layer)
             for stack in stacks_of(self.model).values()
@@ -199,8 +201,8 @@ def _quantized_bytes(weight: torch.Tensor, quantization: Quantization) -> int:
             return count + 4 * rows
         case "bitsandbytes", 4:  # a float32 for each 64 weights, and the code book of 16
             return -(-count // 2) + 4 * -(-count // 64) + 4 * 16
-        case "torchao", 8:  # a scale a row, in the type of the weights
-            return count + weight.element_size() * rows
+        case "torchao", 8:  # a scale a row in the type of the weights, and a zero point
+            return count + (weight.element_size() + 1) * rows
         case _:  # scale and zero point for each 128 weights of a row
             return count // 2 + 2 * weight.element_size() * rows * -(-weight.shape[1] // 128)
 

@@ -17,11 +17,13 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from safetensors import safe_open
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
@@ -82,12 +84,16 @@ def known_models() -> list[str]:
 
 def _load(settings: TeacherConfig | StudentConfig) -> ModelShape:
     assert settings.path is not None
-    text = _find_config(settings).read_text(encoding="utf-8")
-    return ModelShape(settings.path, _from_config(settings.path, text, settings.dtype))
+    path = _find_config(settings)
+    text, names = path.read_text(encoding="utf-8"), _stored_names(path.parent)
+    model = _from_config(settings.path, text, settings.dtype, names)
+    return ModelShape(settings.path, model)
 
 
 @lru_cache(maxsize=8)
-def _from_config(name: str, text: str, dtype_name: str) -> PreTrainedModel:
+def _from_config(
+    name: str, text: str, dtype_name: str, stored_names: frozenset[str]
+) -> PreTrainedModel:
     """The model that a config.json describes, on the meta device."""
     raw = json.loads(text)
     try:
@@ -102,12 +108,30 @@ def _from_config(name: str, text: str, dtype_name: str) -> PreTrainedModel:
             f"{name}: its config.json describes no language model that transformers knows "
             f"({str(error).splitlines()[0]})"
         ) from None
-    # Every T5 says that its head is the embedding; one that does not scale its input has its own.
-    if getattr(config, "scale_decoder_outputs", True) is False:
+    if _has_own_head(config, stored_names):
         head = model.get_output_embeddings()
         head.weight = nn.Parameter(torch.empty_like(head.weight))
     _keep_in_float32(model, dtype)
     return model
+
+
+def _has_own_head(config: PreTrainedConfig, stored_names: frozenset[str]) -> bool:
+    """Whether a T5 or mT5 has one, of which transformers' configs say that none has."""
+    if config.model_type not in ("t5", "mt5"):
+        return False
+    if stored_names:
+        return "lm_head.weight" in stored_names
+    # The first T5 scales what the embedding reads; every mT5 has a head of its own.
+    return not getattr(config, "scale_decoder_outputs", False)
+
+
+def _stored_names(folder: Path) -> frozenset[str]:
+    """Names of the weights in a folder, if it has any; they are not read."""
+    names: set[str] = set()
+    for file in folder.glob("model*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            names.update(tensors.keys())
+    return frozenset(names)
 
 
 def _find_config(settings: TeacherConfig | StudentConfig) -> Path:

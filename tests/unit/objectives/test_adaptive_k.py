@@ -82,6 +82,14 @@ def test_of_equal_errors_the_smallest_k_wins():
     assert k.choose(constant([3.0] * 5, noise=1.0), mask_of([2, 2])).tolist() == [1, 1]
 
 
+def test_rounding_makes_no_variance_negative():
+    for number in (0.1, 1234.567, -98765.4321, 1e-3):
+        k = AdaptiveK((1, 2))
+        k.choose(torch.full((2, 9, 7), number), mask_of([7] * 9))
+        assert (k.errors()[2] >= 0).all()
+        assert k.describe()["k/4-7/variance_1"] <= 1e-12 * number**2
+
+
 @pytest.mark.parametrize("length", range(1, 9))
 def test_blocks_that_do_not_fit_are_the_return_itself_and_so_never_chosen(length):
     k = AdaptiveK((1, 2, 4, 8, 16))

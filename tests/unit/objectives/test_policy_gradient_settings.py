@@ -269,6 +269,27 @@ def test_training_raises_the_exact_expected_return(settings, tmp_path):
     assert {metrics["optim/updates"] for metrics in logged} == {settings.get("rollout_reuse", 1)}
 
 
+def test_a_resumed_run_goes_on_to_the_same_bits_with_its_old_writer_and_its_k(tmp_path):
+    def run(directory, *steps):
+        for last in steps:
+            student, teacher = pair()
+            objective = PolicyGradient(
+                DECODING, k=AdaptiveK((1, 2)), sync_every=3, rollout_reuse=2, num_generations=2
+            )
+            trainer, logged = make_trainer(
+                objective, student, teacher, directory, steps=last, rows=8
+            )
+            trainer.train()
+        return student.state_dict(), trainer.writer.state_dict(), objective, logged[-1]
+
+    whole, resumed = run(tmp_path / "whole", 5), run(tmp_path / "resumed", 2, 5)
+    for one, other in zip(whole[:2], resumed[:2], strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert whole[2].state_dict() == resumed[2].state_dict() != {}
+    assert whole[3] == resumed[3]
+    assert whole[3]["policy/effective_sample_size"] < 1
+
+
 def test_weights_are_those_of_the_policy_that_wrote():
     writer, (student, teacher) = build("t5", 5), pair()
     objective = PolicyGradient(DECODING, k=1, sync_every=2, max_importance_weight=None)

@@ -1,0 +1,282 @@
+"""The paper's settings, Tables 4 to 8, as the recipes have them; and named variants of recipes."""
+
+import pytest
+
+from brim.config import load_config
+from brim.errors import ConfigError
+from brim.objectives import OBJECTIVES
+from brim.recipes import find_recipe, list_recipes, run_directory
+from brim.settings import OptimConfig, RunConfig, SupervisedConfig, TrainerConfig
+
+TASKS = ("xsum", "europarl", "gsm8k")
+DIVERGENCES = ("seqkd", "kl", "rkl", "js", "tvd")
+REINFORCEMENT = ("llmr", "llmr_mean", "llmr_min_var", "brim", "ppo_llmr", "ppo_brim")
+QWEN = ("kl", "tvd", "llmr", "brim")
+
+COUNTS = {  # Table 4
+    "xsum": (202_926, 11_332, 11_333),
+    "europarl": (1_167_808, 10_014, 10_016),
+    "gsm8k": (6_705, 768, 1_319),
+}
+LENGTHS = {"xsum": (1024, 64), "europarl": (80, 80), "gsm8k": (200, 300)}  # Tables 5 and 6
+K = {"xsum": 2, "europarl": 2, "gsm8k": 8}  # Table 8
+K_QWEN = {"xsum": 2, "europarl": 2, "gsm8k": 16}
+METRICS = {
+    "xsum": ("rouge1", "rouge2", "rougeL"),
+    "europarl": ("bleu", "chrf", "ter"),
+    "gsm8k": ("answer_accuracy",),
+}
+
+T5 = [f"{task}/{method}" for task in TASKS for method in (*DIVERGENCES, *REINFORCEMENT)]
+PAIRS = T5 + [f"{task}/qwen/{method}" for task in TASKS for method in QWEN]
+ALONE = [*(f"{task}/predistill" for task in TASKS), "europarl/teacher", "gsm8k/teacher"]
+
+
+def load(name: str, *overrides: str) -> RunConfig:
+    return load_config(RunConfig, find_recipe(name), overrides, search=find_recipe)
+
+
+def method_of(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def test_names():
+    names = {name for name, _ in list_recipes() if name.partition("/")[0] in TASKS}
+    assert names == {*PAIRS, *ALONE}
+
+
+def test_each_method_of_table_1_and_7_is_its_own():
+    for name in PAIRS:
+        objective, method = load(name).objective, method_of(name)
+        assert objective.name == (method if method in OBJECTIVES else "llmr")
+        assert objective.name in OBJECTIVES
+
+
+@pytest.mark.parametrize("name", PAIRS + ALONE)
+def test_table_4(name):
+    task = load(name).task
+    limits = (task.max_train_examples, task.max_validation_examples, task.max_test_examples)
+    assert limits == COUNTS[name.partition("/")[0]]
+    assert task.metrics == METRICS[name.partition("/")[0]]
+
+
+def check_table_6(optim: OptimConfig, loop: TrainerConfig) -> None:
+    assert (loop.num_epochs, loop.max_steps) == (2, None)
+    assert loop.micro_batch_size == 32
+    assert loop.rollout_batch_size == 32 * 16
+    assert loop.dropout == 0.25
+    assert optim.lr == 0.00005
+    assert_common(optim)
+
+
+def assert_common(optim: OptimConfig) -> None:
+    assert optim.betas == (0.9, 0.999)
+    assert optim.warmup_steps == 5000
+    assert optim.schedule == "constant"
+
+
+@pytest.mark.parametrize("name", [n for n in PAIRS if method_of(n) in REINFORCEMENT])
+def test_table_5(name):
+    config = load(name)
+    loop, optim = config.trainer, config.optim
+    assert (loop.num_epochs, loop.max_steps) == (3, None)
+    assert loop.micro_batch_size == 8
+    assert loop.rollout_batch_size == 8 * 32
+    assert loop.dropout == 0.0
+    assert optim.lr == 0.00001
+    assert_common(optim)
+    assert config.objective.clip.range == 100
+
+
+@pytest.mark.parametrize("name", [n for n in PAIRS + ALONE if method_of(n) not in REINFORCEMENT])
+def test_table_6(name):
+    config = load(name)
+    check_table_6(config.optim, config.trainer)
+
+
+@pytest.mark.parametrize("name", PAIRS + ALONE)
+def test_limits_and_evaluation(name):
+    config = load(name)
+    decoding = config.decoding
+    assert (decoding.max_prompt_tokens, decoding.max_tokens) == LENGTHS[name.partition("/")[0]]
+    assert config.evaluation.batch_size == 32
+    assert config.evaluation.metric is None  # the task's first
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_students_are_pre_distilled_alike(name):
+    config = load(name)
+    predistill = config.student.predistill
+    check_table_6(predistill.optim, predistill.trainer)
+    assert predistill == load(f"{name.partition('/')[0]}/brim").student.predistill
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_teachers(name):
+    config = load(name)
+    task, *pair, _ = name.split("/")
+    if pair:
+        assert (config.teacher.path, config.student.path) == (
+            "Qwen/Qwen1.5-4B",
+            "Qwen/Qwen1.5-0.5B",
+        )
+    else:
+        assert (config.teacher.path, config.student.path) == (
+            "google/flan-t5-xl",
+            "google-t5/t5-base",
+        )
+    if task == "xsum" and not pair:  # prompted
+        assert config.teacher.train is None
+        assert config.task.prompt == "summarize: {document}"
+    else:
+        check_table_6(config.teacher.train.optim, config.teacher.train.trainer)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_k(task):
+    assert load(f"{task}/brim").objective.k == load(f"{task}/ppo_brim").objective.k == K[task]
+    assert load(f"{task}/qwen/brim").objective.k == K_QWEN[task]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_baselines(task):
+    baselines = {
+        method: load(f"{task}/{method}").objective.baseline
+        for method in ("llmr", "llmr_mean", "llmr_min_var", "brim")
+    }
+    assert baselines == {
+        "llmr": "none",
+        "llmr_mean": "mean",
+        "llmr_min_var": "min_variance",
+        "brim": "none",
+    }
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_methods_differ_in_the_objective_only(task):
+    for methods in (DIVERGENCES, REINFORCEMENT):
+        configs = [load(f"{task}/{method}") for method in methods]
+        rest = [config.model_dump(exclude={"objective", "description"}) for config in configs]
+        assert all(other == rest[0] for other in rest)
+
+
+@pytest.mark.parametrize("task", ["europarl", "gsm8k"])
+def test_teacher_alone_is_trained_as_in_the_other_recipes(task):
+    alone, other = load(f"{task}/teacher"), load(f"{task}/brim").teacher
+    assert alone.student.path == other.path
+    assert alone.objective.targets == "data"
+    trained = SupervisedConfig.model_validate(other.train)
+    assert alone.optim == trained.optim
+    loop = alone.trainer.model_dump(exclude={"precision"})
+    assert loop == trained.trainer.model_dump()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_predistill_alone_is_trained_as_in_the_other_recipes(task):
+    alone, other = load(f"{task}/predistill"), load(f"{task}/brim").student
+    assert alone.student.path == other.path
+    assert (alone.student.predistill, alone.objective.targets) == (None, "teacher")
+    assert alone.optim == other.predistill.optim
+    assert alone.trainer.model_dump(exclude={"precision"}) == other.predistill.trainer.model_dump()
+
+
+@pytest.mark.parametrize("size", ["small", "base", "large"])
+@pytest.mark.parametrize("name", T5)
+def test_students_of_figure_2(name, size):
+    config = load(name, f"size={size}")
+    assert config.student == load(name).student.model_copy(
+        update={"path": f"google/flan-t5-{size}"}
+    )
+    assert config.model_copy(update={"student": load(name).student}) == load(name)
+
+
+def test_run_directories_are_apart():
+    directories = {run_directory(find_recipe(name)) for name, _ in list_recipes()}
+    assert len(directories) == len(list_recipes())
+    assert str(run_directory(find_recipe("xsum/qwen/brim"))) == "runs/xsum/qwen/brim"
+
+
+# -- variants --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str, name: str = "mine.yaml"):
+        path = tmp_path / name
+        path.write_text(f"extends: cmudict/brim\n{text}", encoding="utf-8")
+        return path
+
+    return write
+
+
+def read(path, *overrides: str) -> RunConfig:
+    return load_config(RunConfig, path, overrides, search=find_recipe)
+
+
+SIZES = """
+optim: {lr: 1.0}
+variants:
+  size:
+    small: {optim: {lr: 2.0}, trainer: {max_steps: 7}}
+    large: {optim: {lr: 3.0}, objective: {name: llmr}}
+  speed:
+    fast: {trainer: {max_steps: 5}}
+"""
+
+
+def test_variant_is_above_the_file_and_below_the_overrides(write):
+    path = write(SIZES)
+    assert read(path).optim.lr == 1.0
+    assert read(path, "size=small").optim.lr == 2.0
+    for overrides in (("size=small", "optim.lr=4.0"), ("optim.lr=4.0", "size=small")):
+        config = read(path, *overrides)
+        assert (config.optim.lr, config.trainer.max_steps) == (4.0, 7)
+
+
+def test_variant_may_change_the_method(write):
+    assert read(write(SIZES), "size=large").objective.name == "llmr"
+
+
+def test_variants_of_different_names_are_combined(write):
+    config = read(write(SIZES), "speed=fast", "size=large")
+    assert (config.optim.lr, config.trainer.max_steps) == (3.0, 5)
+
+
+def test_variants_of_an_extended_file(write, tmp_path):
+    write(SIZES)
+    path = tmp_path / "other.yaml"
+    path.write_text("extends: mine.yaml\nvariants: {size: {small: {optim: {lr: 9.0}}}}")
+    config = read(path, "size=small")
+    assert (config.optim.lr, config.trainer.max_steps) == (9.0, 7)
+    path.write_text("extends: mine.yaml\nvariants: null")
+    with pytest.raises(ConfigError, match="size=small: unknown key"):
+        read(path, "size=small")
+
+
+@pytest.mark.parametrize("value", ["smal", "9", "true", "{small: 1}"])
+def test_unknown_variant_names_those_that_are_known(write, value):
+    with pytest.raises(ConfigError, match=r"^command line: size=.*: size is one of small, large"):
+        read(write(SIZES), f"size={value}")
+    with pytest.raises(ConfigError, match="did you mean small"):
+        read(write(SIZES), "size=smal")
+
+
+def test_mistake_in_a_variant_has_its_line(write):
+    path = write("variants:\n  size:\n    small: {optim: {learning_rate: 2.0}}\n")
+    assert read(path).optim
+    with pytest.raises(ConfigError, match=r"mine.yaml:4: optim.learning_rate: unknown key"):
+        read(path, "size=small")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["variants: 3", "variants: [small]", "variants: {size: small}", "variants: {size: {small: 3}}"],
+)
+def test_variants_of_another_form(write, text):
+    with pytest.raises(ConfigError, match=r"mine.yaml:2: variants: write"):
+        read(write(text))
+
+
+def test_variant_cannot_be_called_as_a_setting_is(write):
+    with pytest.raises(ConfigError, match="variants: optim is a setting"):
+        read(write("variants: {optim: {small: {seed: 1}}}"))
