@@ -62,6 +62,7 @@ class Pipeline(Materials):
                 examples=self.train_examples,
                 inputs={"model": fingerprint_model(self.initial_teacher)},
             )
+            self._forget("initial_teacher")
         return model.requires_grad_(False).eval()
 
     @cached_property
@@ -112,7 +113,7 @@ class Pipeline(Materials):
         if settings is None:
             return self.initial_student
         outputs = self.teacher_outputs
-        return self._supervised_stage(
+        model = self._supervised_stage(
             "predistill",
             settings,
             student=self.initial_student,
@@ -124,6 +125,13 @@ class Pipeline(Materials):
                 "lora": None if lora is None else lora.model_dump(mode="json"),
             },
         )
+        self._forget("initial_student", "loaded_student")
+        return model
+
+    def _forget(self, *names: str) -> None:
+        """Free models that a stage was made of and no later one needs."""
+        for name in names:
+            self.__dict__.pop(name, None)
 
     def _supervised_stage(
         self,

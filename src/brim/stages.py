@@ -26,7 +26,7 @@ from brim.config import config_hash
 from brim.errors import RunError
 from brim.evaluation import predict
 from brim.files import atomic_write_json, disk_errors
-from brim.models import Decoding, LanguageModel
+from brim.models import Decoding, LanguageModel, plain_tensors
 from brim.progress import Meter
 from brim.types import Example
 
@@ -97,7 +97,7 @@ class Stage:
 def fingerprint_model(model: LanguageModel) -> str:
     """Hash of a model's configuration and of every byte of its weights."""
     digest = hashlib.blake2b(model.model.config.to_json_string().encode(), digest_size=16)
-    for name, tensor in sorted(model.model.state_dict().items()):
+    for name, tensor in sorted(plain_tensors(model.model.state_dict()).items()):
         digest.update(name.encode())
         raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         digest.update(memoryview(raw.numpy()))

@@ -172,8 +172,8 @@ def poison(monkeypatch, steps: set[int]) -> None:
     """Let the weights of some steps' tokens be NaN; a step is known by its first row's seed."""
     original, calls = PolicyGradient.assign_credit, iter(range(1, 1000))
 
-    def poisoned(self, rollout, values):
-        rollout, sums = original(self, rollout, values)
+    def poisoned(self, rollout, values, student=None):
+        rollout, sums = original(self, rollout, values, student)
         if next(calls) in steps:
             rollout.advantages[0, 0] = float("nan")
         return rollout, sums

@@ -81,7 +81,9 @@ def _measure_scale(backbone: Backbone) -> float:
 
     state = backbone.start(prompt, mask, 2)
     state.step(completion[:, 0])
-    if not _close(state.hidden, hidden[:, -1]):
+    # Quantised products take other paths for one token than for three.
+    loose = getattr(model, "hf_quantizer", None) is not None
+    if not _close(state.hidden, hidden[:, -1], loose=loose):
         raise ModelError(
             f"{name} predicts another token with a cache than without; "
             "choose an autoregressive language model"
@@ -143,8 +145,9 @@ def _watch_head(backbone: Backbone, tokens: Tensor) -> Tensor:
     return head_input[:, -1]
 
 
-def _close(left: Tensor, right: Tensor) -> bool:
+def _close(left: Tensor, right: Tensor, *, loose: bool = False) -> bool:
     tolerance = _TOLERANCE.get(left.dtype, _LOW_PRECISION_TOLERANCE)
+    tolerance = _LOW_PRECISION_TOLERANCE if loose else tolerance
     return bool((left - right).abs().max() <= tolerance * right.abs().max())
 
 

@@ -191,19 +191,33 @@ def build_model(
     plan = _parse(description)
     if tokenizer.pad_token_id is None and isinstance(plan, _T5):
         raise ModelError(f"{plan.family}: the decoder starts with the padding token; set pad_token")
-    common = {
-        "vocab_size": max(tokenizer.get_vocab().values()) + 1,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "tie_word_embeddings": plan.tied,
-    }
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "weights"))
-        model = plan.model_class(plan.config(common))
-        if isinstance(plan, _T5):
-            _set_head(model, tied=plan.tied)
+        model = _build(
+            plan,
+            vocab_size=max(tokenizer.get_vocab().values()) + 1,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
     return LanguageModel(model.eval(), copy.deepcopy(tokenizer))
+
+
+def build_without_tokenizer(description: Mapping[str, Any], *, vocab_size: int) -> PreTrainedModel:
+    """What `build_model` makes, on torch's current default device, for counting its weights.
+
+    Raises:
+        ConfigError: an unknown family or key, or a value that cannot be used.
+    """
+    special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0)
+    return _build(_parse(description), vocab_size=vocab_size, **special)
+
+
+def _build(plan: _Description, **vocabulary: int | None) -> PreTrainedModel:
+    model = plan.model_class(plan.config({**vocabulary, "tie_word_embeddings": plan.tied}))
+    if isinstance(plan, _T5):
+        _set_head(model, tied=plan.tied)
+    return model
 
 
 def _parse(description: Mapping[str, Any]) -> _Description:

@@ -23,7 +23,6 @@ class Memory:
 
     Attributes:
         weights: of the models that the stage works with.
-        idle: of models that earlier stages left in memory.
         gradients: of the trained parameters.
         optimizer: both moments of AdamW.
         activations: what a pass holds beside weights; for an update, what the backward pass needs.
@@ -33,7 +32,6 @@ class Memory:
     """
 
     weights: int = 0
-    idle: int = 0
     gradients: int = 0
     optimizer: int = 0
     activations: int = 0
@@ -102,14 +100,12 @@ class Room:
         learner: the model that is trained; None where nothing is.
         teacher: the model that is asked, if it is asked.
         beside: bytes of models that are there and have no part in this.
-        idle: bytes of models that earlier stages left.
         autocast: the type of matrix products in training steps; evaluations have none.
     """
 
     learner: Learner | None
     teacher: ModelShape | None
     beside: int
-    idle: int
     autocast: torch.dtype | None
 
     @property
@@ -117,9 +113,9 @@ class Room:
         """What is held in every phase, once the first step is done."""
         weights = self.beside + (self.teacher.weight_bytes if self.teacher else 0)
         if self.learner is None:
-            return Memory(weights=weights, idle=self.idle)
+            return Memory(weights=weights)
         weights += self.learner.weights
-        return Memory(weights=weights, idle=self.idle, optimizer=self.learner.optimizer)
+        return Memory(weights=weights, optimizer=self.learner.optimizer)
 
     def write(self, shape: ModelShape, size: Size, *, training: bool = False) -> Memory:
         """`shape` writes; `training` if that is part of a step."""

@@ -79,7 +79,6 @@ class Planner:
         """What the run does, in order."""
         config, teacher, student = self.config, self.teacher, self.student
         loaded = 0 if config.student.keep_layers else student.stored_bytes
-        idle = 0
         if config.teacher.train:
             yield self._training(
                 "teacher",
@@ -89,13 +88,11 @@ class Planner:
                 settings=config.teacher.train.trainer,
                 passes=Passes(),
                 beside=loaded,
-                idle=0,
             )
-            idle += teacher.weight_bytes
         if config.teacher.quantization is not None and config.teacher.quantization.drift_examples:
             yield self._drift(config.teacher.quantization.drift_examples, loaded)
         if config.student.predistill or _learns_from_teacher(config.objective):
-            yield self._teacher_outputs(loaded, idle)
+            yield self._teacher_outputs(loaded)
         if config.student.predistill:
             yield self._training(
                 "predistill",
@@ -105,9 +102,7 @@ class Planner:
                 settings=config.student.predistill.trainer,
                 passes=Passes(),
                 beside=0,
-                idle=idle,
             )
-            idle += student.weight_bytes
         passes = passes_of(config.objective)
         yield self._training(
             config.objective.name,
@@ -117,7 +112,6 @@ class Planner:
             settings=config.trainer,
             passes=passes,
             beside=0,
-            idle=idle,
         )
 
     def _training(
@@ -130,7 +124,6 @@ class Planner:
         settings: LoopConfig,
         passes: Passes,
         beside: int,
-        idle: int,
     ) -> StagePlan:
         config = self.config
         rows = settings.rollout_batch_size * passes.generations
@@ -141,7 +134,7 @@ class Planner:
             self.size(min(settings.micro_batch_size, -(-rows // passes.minibatches))),
         )
         memory = phases(
-            Room(trained, asked, beside, idle, self.autocast),
+            Room(trained, asked, beside, self.autocast),
             self.size(min(config.decoding.batch_size, rows)),
             self.size(config.evaluation.batch_size),
             returns=config.evaluation.returns,
@@ -167,9 +160,9 @@ class Planner:
             kept_bytes=saved * trained.checkpoint + learner.stored_bytes,
         )
 
-    def _teacher_outputs(self, beside: int, idle: int) -> StagePlan:
+    def _teacher_outputs(self, beside: int) -> StagePlan:
         teacher, count = self.teacher, self.num_examples
-        room = Room(None, teacher, beside, idle, None)
+        room = Room(None, teacher, beside, None)
         total = None if count is None else generate_operations(teacher, self.size(count))
         return StagePlan(
             name="teacher_outputs",
@@ -187,7 +180,7 @@ class Planner:
     def _drift(self, num_examples: int, beside: int) -> StagePlan:
         """The quantised teacher and the one that it was made of read some targets."""
         full = replace(self.teacher, quantization=None)
-        room = Room(None, self.teacher, beside + full.weight_bytes, 0, None)
+        room = Room(None, self.teacher, beside + full.weight_bytes, None)
         size = self.size(min(self.config.decoding.batch_size, num_examples))
         return StagePlan(
             name="drift",

@@ -29,7 +29,7 @@ from transformers import (
 
 from brim.errors import ConfigError, ModelError
 from brim.models import LanguageModel, add_adapters
-from brim.models.scratch import _T5, _parse, _set_head
+from brim.models.scratch import build_without_tokenizer
 from brim.plan.shapes import ModelShape, layers_of, stacks_of
 from brim.settings import RunConfig, StudentConfig, TeacherConfig
 
@@ -178,14 +178,8 @@ def _build(role: str, description: Mapping[str, Any], vocab_size: int) -> ModelS
 @lru_cache(maxsize=8)
 def _from_description(text: str, vocab_size: int) -> PreTrainedModel:
     """What `build_model` makes of a description, on the meta device."""
-    description = _parse(json.loads(text))
-    special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0)
-    common = {**special, "vocab_size": vocab_size, "tie_word_embeddings": description.tied}
     with torch.device("meta"):
-        model = description.model_class(description.config(common))
-        if isinstance(description, _T5):
-            _set_head(model, tied=description.tied)
-    return model
+        return build_without_tokenizer(json.loads(text), vocab_size=vocab_size)
 
 
 def _keep(teacher: ModelShape, number: int) -> ModelShape:
