@@ -24,6 +24,7 @@ from brim.models import (
     q_drift,
     train_tokenizer,
 )
+from brim.objectives import Objective
 from brim.progress import Reporter
 from brim.rundir import read_manifest, update_manifest
 from brim.seeding import derive_seed
@@ -70,6 +71,11 @@ class Materials:
     def test_examples(self) -> Sequence[Example]:
         """What the best checkpoint is tested on."""
         return self.task.load("test")
+
+    @cached_property
+    def objective(self) -> Objective:
+        """The method."""
+        return self.config.objective.build(self.config.decoding.build())
 
     @cached_property
     def metric(self) -> str:
@@ -127,8 +133,9 @@ class Materials:
             ):
                 if not all(example.references for example in examples):
                     raise ConfigError(f"teacher.train: needs a target for each {name} example")
-        targets = getattr(config.objective, "targets", None)
-        if targets == "data" and not all(example.references for example in self.train_examples):
+        if self.objective.targets == "data" and not all(
+            example.references for example in self.train_examples
+        ):
             raise ConfigError("objective.targets: data needs a target for each training example")
         data = self.data  # reads every split, the test split too
         if read_manifest(self.out).get("data", data) != data:

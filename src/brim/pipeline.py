@@ -182,7 +182,7 @@ class Pipeline(Materials):
     def run(self) -> None:
         """All the stages; the last one's best checkpoint is in `out/best`."""
         config = self.config
-        objective = config.objective.build(config.decoding.build())
+        objective = self.objective
         self.record_drift()
         student = self.student
         # The text that the objective learns from, beside what the student writes.

@@ -293,3 +293,12 @@ class RunConfig(Config):
     """Metrics, intervals, checkpoint choice."""
     tracking: TrackingConfig = TrackingConfig()
     """Optional trackers."""
+
+    @model_validator(mode="after")
+    def _a_row_for_each_minibatch(self) -> Self:
+        rows = self.trainer.rollout_batch_size * getattr(self.objective, "num_generations", 1)
+        if getattr(self.objective, "num_minibatches", 1) > rows:
+            raise ValueError(
+                f"objective.num_minibatches: more than the {rows} rows of a rollout batch; lower it"
+            )
+        return self

@@ -10,10 +10,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from brim.advantages import gae, normalize
@@ -70,6 +70,15 @@ class PPOLLMRConfig(PPOConfig):
     value_clip_range: float | None = Field(0.2, gt=0)
     """How far a value may move from the one at the rollout, in units of `clip.range`; null for no
     limit."""
+
+    @model_validator(mode="after")
+    def _critic_has_a_unit(self) -> Self:
+        if self.clip.range is None:
+            raise ValueError(
+                "the critic counts returns in units of clip.range; give it a bound, such as the "
+                "largest return that you expect"
+            )
+        return self
 
     def build(self, decoding: Decoding) -> PPOLLMR:
         """The objective, writing its rollouts by `decoding`."""
@@ -191,15 +200,13 @@ class PPO(ReturnInduction):
             "ppo/approx_kl": (difference.exp() - 1 - difference).sum(),
             "ppo/clip_fraction": outside.sum(),
         }
-        critic_loss = self.critic_loss(tokens.state_values, rollout)
-        if critic_loss is not None:
-            sums["ppo/value_loss"] = critic_loss.detach()
-            loss = loss + critic_loss
-        return LossOutput(loss, sums)
+        return LossOutput(loss + self.critic_loss(tokens.state_values, rollout, sums), sums)
 
-    def critic_loss(self, values: Tensor | None, rollout: Rollout) -> Tensor | None:
-        """What the critic loses on a micro-batch; None without one."""
-        return None
+    def critic_loss(
+        self, values: Tensor | None, rollout: Rollout, sums: dict[str, Tensor]
+    ) -> Tensor | float:
+        """What the critic adds to the loss of a micro-batch; nothing without one."""
+        return 0.0
 
     def enough(self, sums: Mapping[str, float], num_tokens: float) -> bool:
         """Whether the policy has moved as far as `target_kl`."""
@@ -272,19 +279,23 @@ class PPOLLMR(PPO):
             sums[f"squared_{name}"] = total(tokens, power=2)
         return replace(rollout, advantages=targets - old, value_targets=targets)
 
-    def critic_loss(self, values: Tensor | None, rollout: Rollout) -> Tensor | None:
-        """The clipped squared error, in units of the clip range."""
+    def critic_loss(
+        self, values: Tensor | None, rollout: Rollout, sums: dict[str, Tensor]
+    ) -> Tensor | float:
+        """The clipped squared error, in units of the clip range, times its coefficient."""
         old, targets = rollout.state_values, rollout.value_targets
         assert values is not None
         assert old is not None
         assert targets is not None
-        return self.value_coefficient * value_loss(
+        loss = value_loss(
             values / self.unit,
             old / self.unit,
             targets / self.unit,
             rollout.mask,
             clip_range=self.value_clip_range,
         )
+        sums["ppo/value_loss"] = loss.detach()
+        return self.value_coefficient * loss
 
     def describe(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Also how good the critic was when the rollout was judged."""

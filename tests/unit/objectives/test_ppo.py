@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from enumerable import DECODING, EXAMPLES, build, pair
+from pydantic import ValidationError
 
 from brim.losses import clipped_surrogate_loss
 from brim.models import ActorCritic, Decoding
@@ -255,10 +256,10 @@ def test_the_critics_loss_is_in_units_of_the_clip():
     with_state_values(objective, 1)
     out = objective.loss(objective.module, rollout)
     errors = (objective.module(rollout).state_values - rollout.value_targets)[rollout.mask] / 5
-    expected = 0.3 * errors.square().sum() / 2
+    expected = errors.square().sum() / 2
     torch.testing.assert_close(out.sums["ppo/value_loss"], expected.detach())
     surrogate = PPOBRIM.loss(objective_without_critic(objective), student, rollout).loss
-    torch.testing.assert_close(out.loss, surrogate + expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(out.loss, surrogate + 0.3 * expected, rtol=1e-4, atol=1e-4)
     assert PPOLLMR(DECODING, clip_range=None).unit == 1
 
 
@@ -273,10 +274,10 @@ def test_a_value_far_from_the_old_one_has_no_gradient():
     # At the rollout all values were 0; now each is past the bound, on the target's side.
     values = (2.0 * rollout.value_targets.sign()).requires_grad_()
     rollout = replace(rollout, value_targets=10 * rollout.value_targets.sign())
-    (gradient,) = torch.autograd.grad(objective.critic_loss(values, rollout), values)
+    (gradient,) = torch.autograd.grad(objective.critic_loss(values, rollout, {}), values)
     assert not gradient.any()
     unclipped = replace(objective, value_clip_range=None)
-    (gradient,) = torch.autograd.grad(unclipped.critic_loss(values, rollout), values)
+    (gradient,) = torch.autograd.grad(unclipped.critic_loss(values, rollout, {}), values)
     assert gradient[rollout.mask].all()
 
 
@@ -288,7 +289,7 @@ def test_the_critic_learns_what_each_state_is_worth(critic):
     optimizer = torch.optim.Adam(objective.module.parameters(), lr=0.01)
     losses = []
     for _ in range(60):
-        loss = objective.critic_loss(objective.module(rollout).state_values, rollout)
+        loss = objective.critic_loss(objective.module(rollout).state_values, rollout, {})
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -421,12 +422,14 @@ def test_configs_hand_all_settings_over():
     )  # fmt: skip
     llmr = PPOLLMRConfig(
         critic="separate", gae_lambda=0.5, discount=0.9, value_coefficient=0.7,
-        value_clip_range=None, num_epochs=1, num_minibatches=1, clip={"range": None},
+        value_clip_range=None, num_epochs=1, num_minibatches=1, clip={"range": 7.0},
     ).build(DECODING)  # fmt: skip
     assert llmr == PPOLLMR(
         DECODING, critic="separate", gae_lambda=0.5, discount=0.9, value_coefficient=0.7,
-        value_clip_range=None, num_epochs=1, num_minibatches=1, clip_range=None,
+        value_clip_range=None, num_epochs=1, num_minibatches=1, clip_range=7.0,
     )  # fmt: skip
     assert llmr.k == 1
+    with pytest.raises(ValidationError, match="units of clip.range"):
+        PPOLLMRConfig(clip={"range": None})
     assert llmr.updates.on_policy
     assert not brim.updates.on_policy
