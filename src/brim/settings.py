@@ -78,7 +78,8 @@ class LoopConfig(Config):
     save_every: int = Field(100, ge=1)
     """Steps between checkpoints; the last step is always saved."""
     dropout: float | None = Field(None, ge=0, lt=1)
-    """Dropout of the model that is trained; null for what its config says."""
+    """Dropout of the model that is trained; null for what its config says. Objectives that compare
+    the policy with the one that wrote (PPO, reused or old rollouts) train without."""
     keep_checkpoints: int = Field(2, ge=1)
     """How many of the newest checkpoints stay."""
     max_nonfinite_steps: int = Field(5, ge=1)
@@ -293,6 +294,15 @@ class RunConfig(Config):
     """Metrics, intervals, checkpoint choice."""
     tracking: TrackingConfig = TrackingConfig()
     """Optional trackers."""
+
+    @model_validator(mode="after")
+    def _no_dropout_between_policies(self) -> Self:
+        if self.trainer.dropout and self.objective.build(self.decoding.build()).compares_policies:
+            raise ValueError(
+                "trainer.dropout: has no effect where updates compare the policy with the one that "
+                "wrote, as PPO and reused or old rollouts do; set it to 0 or null"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_row_for_each_minibatch(self) -> Self:

@@ -258,7 +258,7 @@ class Trainer:
 
     def _backward(self, rollout: Rollout, num_tokens: float) -> dict[str, Tensor]:
         """Accumulate the gradient of the loss per token of the whole batch of an update."""
-        self.module.train()
+        self.module.train(not self.objective.compares_policies)
         totals: dict[str, Tensor] = {}
         parts = rollout.split(self.settings.micro_batch_size)
         # DDP averages over processes; the loss is a sum over all of them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import nn
 
@@ -54,9 +54,6 @@ class Objective(ABC):
     stop is in `state_dict`.
     """
 
-    needs_teacher: ClassVar[bool] = True
-    """Whether `collect` or `loss` asks the teacher."""
-
     decoding: Decoding
     """How completions are written, and the token limits of prompts and targets."""
 
@@ -67,6 +64,14 @@ class Objective(ABC):
     def updates(self) -> Updates:
         """How often a rollout batch is used."""
         return Updates()
+
+    @property
+    def compares_policies(self) -> bool:
+        """Whether the loss compares the policy with the one that wrote, token by token.
+
+        Its updates then run without dropout, or the two would differ before the first update.
+        """
+        return not self.updates.on_policy
 
     def prepare(self, student: LanguageModel) -> nn.Module:
         """What is trained: the student, or a module that holds it as its `student`.

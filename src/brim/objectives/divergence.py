@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from brim.config import Config
@@ -55,6 +55,15 @@ class DivergenceConfig(Config):
     temperature: float = Field(1.0, gt=0)
     """Divides the logits of both models in the divergence, not those of the sampling; the loss is
     not multiplied by its square."""
+
+    @model_validator(mode="after")
+    def _somebody_reads_the_targets(self) -> Self:
+        if self.student_fraction == 1 and self.targets == "data":
+            raise ValueError(
+                "targets=data has no effect where the student writes all text; leave it out, or "
+                "lower student_fraction"
+            )
+        return self
 
     def _build(
         self, decoding: Decoding, divergence: RowFunction, on_student: RowFunction | None = None

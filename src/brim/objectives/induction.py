@@ -114,6 +114,14 @@ class BlockConfig(InductionConfig):
     """How `k: auto` chooses."""
 
     @model_validator(mode="after")
+    def _nothing_without_effect(self) -> Self:
+        if self.phase == "average" and self.tail == "none":
+            raise ValueError("tail=none has no effect with phase=average; leave it out")
+        if self.k != "auto" and self.adaptive != AdaptiveKConfig():
+            raise ValueError("adaptive has an effect with k=auto only; leave it out, or set k=auto")
+        return self
+
+    @model_validator(mode="after")
     def _average_has_no_block_rewards(self) -> Self:
         if self.phase == "average" and self.clip.target == "reward" and self.clip.range:
             raise ValueError(
@@ -205,25 +213,31 @@ class ReturnInduction(Objective):
             The rollout with values and returns; the returns of rewards that are clipped, where
             rewards are what is clipped, else the returns again; and what is logged of both.
         """
-        returns, chosen = self._choose_returns(values, rollout.mask)
+        mask = rollout.mask
+        returns, chosen = self._choose_returns(values, mask)
         rollout = replace(rollout, values=values, returns=returns)
         sums = return_sums(rollout)
         if chosen is not None:
             sums["chosen_k"] = total(chosen)
         credit = returns
         if self.clip_range is not None and self.clip_target == "reward":
-            credit, _ = self._choose_returns(values, rollout.mask, self.clip_range, chosen)
+            credit, _ = self._choose_returns(values, mask, self.clip_range, chosen)
         sums["clipped"] = total(credit != returns)
         if self.truncated == "drop":
             rollout = replace(rollout, mask=rollout.mask & ~rollout.truncated[:, None])
         return rollout, credit, sums
 
-    def clip(self, credit: Tensor, sums: dict[str, Tensor]) -> Tensor:
+    def weight(self, returns: Tensor, values: ActionValues, mask: Tensor) -> Tensor:
+        """What is to be clipped of a return, before baselines: all of it, (B, T)."""
+        return returns
+
+    def clip(self, credit: Tensor, sums: dict[str, Tensor] | None = None) -> Tensor:
         """The credit within its range, if that is what is clipped; counted in `sums`."""
         if self.clip_range is None or self.clip_target == "reward":
             return credit
         clipped = credit.clamp(-self.clip_range, self.clip_range)
-        sums["clipped"] = total(clipped != credit)
+        if sums is not None:
+            sums["clipped"] = total(clipped != credit)
         return clipped
 
     def _choose_returns(
@@ -240,7 +254,8 @@ class ReturnInduction(Objective):
             [self._returns(values, mask, k, reward_range) for k in self.k.candidates]
         )
         if chosen is None:
-            chosen = self.k.choose(candidates, mask, total=sum_over_processes)
+            weights = torch.stack([self.clip(self.weight(c, values, mask)) for c in candidates])
+            chosen = self.k.choose(weights, mask, total=sum_over_processes)
         index = (chosen[:, None] == chosen.new_tensor(self.k.candidates)).long().argmax(dim=1)
         return candidates[index, torch.arange(len(mask), device=mask.device)], chosen
 
@@ -254,7 +269,7 @@ class ReturnInduction(Objective):
                 values.taken, values.best, mask, k=k, tail=self.tail, reward_range=reward_range
             )
         if values.bootstrap is not None:
-            # Every chain of blocks ends in the last state, whose best value Algorithm 1 takes as 0.
+            # What follows the last action is charged once to every return before it.
             returns = torch.where(mask, returns - values.bootstrap[:, None], 0.0)
         return returns
 

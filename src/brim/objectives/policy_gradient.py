@@ -119,9 +119,7 @@ class PolicyGradient(ReturnInduction):
             student: asked where a baseline or old rollouts need its probabilities.
         """
         rollout, credit, sums = self.induce(rollout, values)
-        if self.immediate == "expected":
-            credit = torch.where(rollout.mask, credit - values.taken, 0.0)
-        advantages = self.clip(credit, sums)
+        advantages = self.clip(self.weight(credit, values, rollout.mask), sums)
         advantages = advantages - self._baseline(advantages, rollout, student)
         if not self.updates.on_policy:
             assert student is not None
@@ -130,6 +128,12 @@ class PolicyGradient(ReturnInduction):
         sums["squared_advantage"] = total(zero_padding(advantages, rollout.mask), power=2)
         sums["weighed"] = total(rollout.mask)
         return replace(rollout, advantages=advantages), sums
+
+    def weight(self, returns: Tensor, values: ActionValues, mask: Tensor) -> Tensor:
+        """The return, or its future part where the immediate one is an expectation."""
+        if self.immediate == "sampled":
+            return returns
+        return torch.where(mask, returns - values.taken, 0.0)
 
     def _baseline(
         self, returns: Tensor, rollout: Rollout, student: LanguageModel | None

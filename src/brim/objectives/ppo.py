@@ -39,8 +39,8 @@ class PPOConfig(InductionConfig):
     """Passes over each rollout batch."""
     num_minibatches: int = Field(4, ge=1)
     """Updates of a pass, each on an equal part of the rows."""
-    clip_range: float = Field(0.2, gt=0)
-    """ε: π now / π then counts within [1 - ε, 1 + ε] only."""
+    epsilon: float = Field(0.2, gt=0, lt=1)
+    """π now / π then counts within [1 - ε, 1 + ε] only."""
     kl_coefficient: float = Field(0.0, ge=0)
     """Each token is charged this much times log π - log π of the student at the start of training,
     of which a copy is kept; 0 for no charge and no copy."""
@@ -50,9 +50,8 @@ class PPOConfig(InductionConfig):
 
     def ppo(self) -> dict[str, Any]:
         """The settings as arguments of `PPO`."""
-        own = ("num_epochs", "num_minibatches", "kl_coefficient", "target_kl")
-        surrogate = {"surrogate_range": self.clip_range}
-        return {**self.induction(), **surrogate, **{name: getattr(self, name) for name in own}}
+        own = ("num_epochs", "num_minibatches", "epsilon", "kl_coefficient", "target_kl")
+        return {**self.induction(), **{name: getattr(self, name) for name in own}}
 
 
 class PPOLLMRConfig(PPOConfig):
@@ -73,10 +72,10 @@ class PPOLLMRConfig(PPOConfig):
 
     @model_validator(mode="after")
     def _critic_has_a_unit(self) -> Self:
-        if self.clip.range is None:
+        if self.clip.range is None or self.clip.target == "reward":
             raise ValueError(
-                "the critic counts returns in units of clip.range; give it a bound, such as the "
-                "largest return that you expect"
+                "the critic counts returns in units of clip.range, so it must bound returns: set "
+                "clip.target=return, and clip.range to about the largest return that you expect"
             )
         return self
 
@@ -102,11 +101,13 @@ class PPO(ReturnInduction):
 
     num_epochs: int = 4
     num_minibatches: int = 4
-    surrogate_range: float = 0.2
+    epsilon: float = 0.2
     kl_coefficient: float = 0.0
     target_kl: float | None = None
     module: nn.Module | None = field(default=None, init=False, repr=False, compare=False)
     start: LanguageModel | None = field(default=None, init=False, repr=False, compare=False)
+
+    compares_policies = True
 
     @property
     def updates(self) -> Updates:
@@ -187,11 +188,11 @@ class PPO(ReturnInduction):
             rollout.logprobs,
             rollout.advantages,
             mask,
-            clip_range=self.surrogate_range,
+            clip_range=self.epsilon,
         )
         logprobs = tokens.logprobs.detach()
         difference = zero_padding(logprobs - rollout.logprobs, mask)
-        outside = (difference.exp() - 1).abs() > self.surrogate_range
+        outside = (difference.exp() - 1).abs() > self.epsilon
         sums = {
             "policy/entropy": tokens.entropy.sum(),
             "policy/kl_to_teacher": masked_sum(logprobs - rollout.values.logprobs, mask),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -39,7 +39,6 @@ class SeqKD(Objective):
 
     decoding: Decoding
     targets: Literal["teacher", "data"] = "teacher"
-    needs_teacher: ClassVar[bool] = False
 
     def collect(
         self, batch: Batch, student: LanguageModel, teacher: LanguageModel | None

@@ -43,14 +43,15 @@ def return_sums(rollout: Rollout) -> dict[str, Tensor]:
     if values is None or estimate is None:
         raise ValueError("return_sums needs a rollout with values and returns")
     exact = rewards_to_go(values.taken, values.best, mask)
+    reward = total(induced_rewards(values.taken, values.best, mask))
     if values.bootstrap is not None:
         exact = torch.where(mask, exact - values.bootstrap[:, None], 0.0)
-    rewards = induced_rewards(values.taken, values.best, mask)
+        reward = reward - total(values.bootstrap)
     sums = length_sums(rollout)
     for name, tokens in {"estimate": estimate, "exact": exact}.items():
         sums[name] = total(tokens)
         sums[f"{name}_squared"] = total(tokens, power=2)
-    sums["reward"] = total(rewards)
+    sums["reward"] = reward
     sums["return"] = total(exact[:, 0])
     sums["estimated_return"] = total(estimate[:, 0])
     sums["teacher_logprob"] = total(torch.where(mask, values.logprobs, 0.0))

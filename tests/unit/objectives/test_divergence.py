@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import ValidationError
 from enumerable import build, every_completion, make_trainer, pair, probabilities
 from torch import Tensor
 
@@ -149,7 +150,9 @@ def test_nobody_is_asked_to_write_nothing(monkeypatch):
 def test_targets_are_asked_for_where_there_are_any():
     assert KLConfig().build(DECODING).targets == "teacher"
     assert TVDConfig(targets="data").build(DECODING).targets == "data"
-    assert RKLConfig(targets="data").build(DECODING).targets is None
+    assert RKLConfig().build(DECODING).targets is None
+    with pytest.raises(ValidationError, match="no effect"):
+        RKLConfig(targets="data")
     assert RKLConfig(student_fraction=0.9).build(DECODING).targets == "teacher"
 
 

@@ -117,12 +117,12 @@ def test_what_fits_together_is_built(name, settings):
 
 def test_configs_hand_all_settings_over():
     built = BRIMConfig(
-        k=4, tail="none", phase="average", q_centering="policy", baseline="time_mean",
+        k=4, tail="none", phase="aligned", q_centering="policy", baseline="time_mean",
         immediate="expected", rollout_reuse=3, sync_every=2, max_importance_weight=None,
         truncated="drop", num_generations=5, clip={"range": 50.0},
     ).build(DECODING)  # fmt: skip
     assert built == PolicyGradient(
-        DECODING, k=4, tail="none", phase="average", q_centering="policy", baseline="time_mean",
+        DECODING, k=4, tail="none", phase="aligned", q_centering="policy", baseline="time_mean",
         immediate="expected", rollout_reuse=3, sync_every=2, max_importance_weight=None,
         truncated="drop", num_generations=5, clip_range=50.0, clip_target="return",
     )  # fmt: skip

@@ -61,7 +61,7 @@ def test_at_ratio_1_the_gradient_is_that_of_the_policy_gradient(temperature):
 
 def test_what_is_logged_of_the_ratios():
     student, teacher = pair()
-    objective = PPOBRIM(DECODING, k=1, surrogate_range=0.2)
+    objective = PPOBRIM(DECODING, k=1, epsilon=0.2)
     rollout, _ = credited(objective, written(student), student, teacher)
     moves = torch.tensor([0.0, 0.19, -0.24, 0.1, -0.1, 0.5])
     tokens = rollout.mask.nonzero()[: len(moves)]
@@ -264,7 +264,7 @@ def test_the_critics_loss_is_in_units_of_the_clip():
 
 
 def objective_without_critic(objective):
-    return PPOBRIM(objective.decoding, surrogate_range=objective.surrogate_range)
+    return PPOBRIM(objective.decoding, epsilon=objective.epsilon)
 
 
 def test_a_value_far_from_the_old_one_has_no_gradient():
@@ -411,12 +411,12 @@ def test_dropout_neither_writes_nor_judges():
 
 def test_configs_hand_all_settings_over():
     brim = PPOBRIMConfig(
-        k=4, tail="none", num_epochs=2, num_minibatches=3, clip_range=0.1, kl_coefficient=0.2,
+        k=4, tail="none", num_epochs=2, num_minibatches=3, epsilon=0.1, kl_coefficient=0.2,
         target_kl=0.3, num_generations=2, truncated="drop", q_centering="max",
         clip={"target": "return", "range": 50.0},
     ).build(DECODING)  # fmt: skip
     assert brim == PPOBRIM(
-        DECODING, k=4, tail="none", num_epochs=2, num_minibatches=3, surrogate_range=0.1,
+        DECODING, k=4, tail="none", num_epochs=2, num_minibatches=3, epsilon=0.1,
         kl_coefficient=0.2, target_kl=0.3, num_generations=2, truncated="drop",
         q_centering="max", clip_target="return", clip_range=50.0,
     )  # fmt: skip
