@@ -79,7 +79,7 @@ class Batch:
         )
 
     def repeat(self, times: int) -> Batch:
-        """Each row `times` times, adjacent: the first with its own seed, the others with new ones."""
+        """Each row `times` times, adjacent: the first has its own seed, the others new ones."""
         if times == 1:
             return self
         return Batch(

@@ -14,16 +14,8 @@ FLOORS = [
     {"errors", "types", "yaml12", "config_errors", "config", "files", "timing", "progress"},
     {"models", "tasks", "metrics"},
     {"objectives"},
-    {
-        "ordering",
-        "settings",
-        "optimization",
-        "checkpoints",
-        "tracking",
-        "evaluation",
-        "stages",
-        "trainer",
-    },
+    {"ordering", "settings", "optimization", "checkpoints", "tracking", "evaluation", "stages"}
+    | {"trainer"},
     {"rundir", "materials", "pipeline", "runs"},
     {"report", "recipes", "quickstart", "plan"},
     {"cli"},

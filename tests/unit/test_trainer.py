@@ -5,10 +5,10 @@ import collections
 import pytest
 import torch
 
+from brim.optimization import count_steps, learning_rate
 from brim.ordering import batch_positions, example_index
 from brim.seeding import derive_seed
 from brim.settings import LoopConfig, OptimConfig
-from brim.optimization import count_steps, learning_rate
 
 
 def epoch(number: int, size: int, seed: int = 0) -> list[int]:

@@ -195,7 +195,7 @@ class LanguageModel(nn.Module):
             temperature: divides the logits; that of the sampling, for the policy that sampled.
             comparison: with a teacher's logits along the same tokens, `teacher.read(rollout)`.
             chunk_tokens: tokens that pass the output head at once; by default what keeps the
-                logits in memory under 32 MiB.
+                logits in memory under 32 MiB, in a comparison all that is made of them under 224.
         """
         return self.read(rollout).token_statistics(
             temperature=temperature, comparison=comparison, chunk_tokens=chunk_tokens

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pydantic import ValidationError
 from enumerable import build, every_completion, make_trainer, pair, probabilities
+from pydantic import ValidationError
 from torch import Tensor
 
 from brim.divergences import (
