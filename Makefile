@@ -19,8 +19,9 @@ lint: $(VENV)/installed-dev
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
+# A thread a process: tiny models gain nothing from more, and spinning threads hinder each other.
 unit: $(VENV)/installed-dev
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 # Minutes long: the real LLM. Needs the extra smollm2.
 slow: $(VENV)/installed-dev
