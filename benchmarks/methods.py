@@ -2,6 +2,7 @@
 
     python benchmarks/methods.py cmudict
     python benchmarks/methods.py cmudict --methods llmr,brim --seeds 0,1,2 --set optim.lr=1e-4
+    python benchmarks/methods.py cmudict --methods brim,brim+objective.k=4,brim+optim.lr=1e-3
 
 Each method's recipe is trained into OUT/{method}-{seed}; runs of a seed share the stages before.
 Finished runs are kept and stopped ones go on. The table is printed and written to OUT/results.md.
@@ -55,7 +56,9 @@ def measure(args: argparse.Namespace, reporter: Reporter) -> Rows:
     for seed in args.seeds:
         for method in args.methods:
             reporter.say(f"== {method}, seed {seed} ==")
-            recipe, overrides = find_recipe(f"{args.task}/{method}"), [*args.set, f"seed={seed}"]
+            name, *changes = method.split("+")
+            recipe = find_recipe(f"{args.task}/{name}")
+            overrides = [*changes, *args.set, f"seed={seed}"]
             config = load_config(RunConfig, recipe, overrides, search=find_recipe)
             run = args.out / f"{method}-{seed}"
             if not is_finished(run, config):

@@ -42,7 +42,13 @@ FUNCTIONS = [
     total_variation,
     expected_value,
 ]
-each_function = pytest.mark.parametrize("function", FUNCTIONS, ids=str)
+
+
+def name_of(function) -> str:
+    return getattr(function, "func", function).__name__
+
+
+each_function = pytest.mark.parametrize("function", FUNCTIONS, ids=name_of)
 PLAIN: dict[str, Any] = {"bias": False, "holes": False, "scale": 1.0}
 WIDTH = 5  # of the other model
 
@@ -107,7 +113,7 @@ def test_nothing_flows_into_the_other_model(function: Callable[..., Tensor]) -> 
     assert (head.weight.grad[used] != 0).any(dim=1).all()
 
 
-@pytest.mark.parametrize("function", FUNCTIONS[:-1], ids=str)
+@pytest.mark.parametrize("function", FUNCTIONS[:-1], ids=name_of)
 def test_a_policy_that_is_its_teacher_has_nothing_to_learn(function: Callable[..., Tensor]) -> None:
     hidden, head, targets = make(**PLAIN)
     _, _, compared = pair_statistics(hidden, head, targets, hidden, head, function)
@@ -161,7 +167,7 @@ def test_a_function_that_does_not_keep_the_rows_apart_is_refused() -> None:
         pair_statistics(hidden, head, targets, *make_other(PLAIN), mean)
 
 
-@pytest.mark.parametrize("function", FUNCTIONS[:-1], ids=str)
+@pytest.mark.parametrize("function", FUNCTIONS[:-1], ids=name_of)
 def test_no_denormal_numbers_enter_the_products(function: Callable[..., Tensor]) -> None:
     seen: list[float] = []
 
@@ -191,7 +197,7 @@ def test_no_denormal_numbers_enter_the_products(function: Callable[..., Tensor])
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("function", FUNCTIONS[:-1], ids=str)
+@pytest.mark.parametrize("function", FUNCTIONS[:-1], ids=name_of)
 def test_pairs_in_low_precision(function: Callable[..., Tensor], stored: torch.dtype) -> None:
     hidden, head, targets = make(**PLAIN)
     other_hidden, other_head = make_other(PLAIN)
@@ -283,7 +289,7 @@ def test_memory_of_a_pair_is_bounded_at_a_vocabulary_of_152_000() -> None:
     assert memory.peak < 7 * 4 * num_tokens * num_rows  # it is 11 such buffers without chunks
 
 
-@pytest.mark.parametrize("function", [*FUNCTIONS, halves], ids=str)
+@pytest.mark.parametrize("function", [*FUNCTIONS, halves], ids=name_of)
 def test_the_buffers_of_a_chunk_are_counted(function: Callable[..., Tensor]) -> None:
     arguments = [torch.arange(8) % 2 == 0] if function is halves else []
     memory, parameters = measure(function, arguments, 8, 20_000, chunk_tokens=8)
