@@ -246,3 +246,15 @@ def main() -> None:
     except BrimError as error:
         typer.echo(f"brim: {error}", err=True)
         sys.exit(2)
+    finally:
+        _leave_processes()
+
+
+def _leave_processes() -> None:
+    """Part from the other processes of a launch, or their threads may abort this one's exit."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        # A thread of gloo that is still letting go of its last exchange needs the interpreter,
+        # which the destruction of the group holds while it waits for that thread.
+        time.sleep(0.2)
+        distributed.destroy_process_group()
