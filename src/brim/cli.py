@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -247,10 +248,10 @@ def main() -> None:
         typer.echo(f"brim: {error}", err=True)
         sys.exit(2)
     finally:
-        _leave_processes()
+        leave_processes()
 
 
-def _leave_processes() -> None:
+def leave_processes() -> None:
     """Part from the other processes of a launch, or their threads may abort this one's exit."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():

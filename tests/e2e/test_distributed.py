@@ -11,7 +11,7 @@ import pytest
 from pairs import GPT2, T5
 from test_train import rows
 
-from brim.cli import _leave_processes
+from brim.cli import leave_processes
 from brim.config import load_config
 from brim.runs import train
 from brim.settings import RunConfig
@@ -116,4 +116,4 @@ def test_methods_on_two_processes_equal_one(compared, case, model):
 
 if __name__ == "__main__":
     run_all(Path(sys.argv[1]), sys.argv[2])
-    _leave_processes()
+    leave_processes()
