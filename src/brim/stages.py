@@ -100,7 +100,7 @@ def fingerprint_model(model: LanguageModel) -> str:
     for name, tensor in sorted(plain_tensors(model.model.state_dict()).items()):
         digest.update(name.encode())
         raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        digest.update(memoryview(raw.numpy()))
+        digest.update(raw.numpy().data)
     return digest.hexdigest()
 
 
