@@ -162,7 +162,7 @@ class Materials:
             source = self.initial_teacher
             keep_layers(source, layers=config.student.keep_layers)
         if config.student.lora is not None:
-            check_adapters(source, config.student.lora.target_modules)
+            check_adapters(source.model, config.student.lora.target_modules)
 
     @cached_property
     def initial_teacher(self) -> LanguageModel:

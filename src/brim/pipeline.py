@@ -169,7 +169,7 @@ class Pipeline(Materials):
                     stage.directory,
                     student=student,
                     teacher=teacher,
-                    objective=SeqKD(config.decoding.build(), targets="data"),
+                    objective=SeqKD(config.decoding.build()),
                     examples=examples,
                     metric=self.supervised_metric,
                     optim=settings.optim,
@@ -227,7 +227,7 @@ class Pipeline(Materials):
         num_steps = count_steps(loop, len(examples))
         if stage != "teacher" and config.student.lora is not None:
             seed = derive_seed(config.seed, "adapters", stage)
-            add_adapters(student, **config.student.lora.model_dump(), seed=seed)
+            add_adapters(student.model, **config.student.lora.model_dump(), seed=seed)
         with (
             Tracker(
                 directory,

@@ -6,7 +6,6 @@ folder, unchanged ones find the finished work. `done.json` is written last.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from filelock import FileLock, Timeout
 
@@ -26,7 +24,7 @@ from brim.config import config_hash
 from brim.errors import RunError
 from brim.evaluation import predict
 from brim.files import atomic_write_json, disk_errors
-from brim.models import Decoding, LanguageModel, plain_tensors
+from brim.models import Decoding, LanguageModel, hash_tensors, plain_tensors
 from brim.progress import Meter
 from brim.types import Example
 
@@ -96,12 +94,8 @@ class Stage:
 
 def fingerprint_model(model: LanguageModel) -> str:
     """Hash of a model's configuration and of every byte of its weights."""
-    digest = hashlib.blake2b(model.model.config.to_json_string().encode(), digest_size=16)
-    for name, tensor in sorted(plain_tensors(model.model.state_dict()).items()):
-        digest.update(name.encode())
-        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        digest.update(raw.numpy().data)
-    return digest.hexdigest()
+    weights = plain_tensors(model.model.state_dict())
+    return hash_tensors(weights, also=model.model.config.to_json_string())
 
 
 def write_completions(

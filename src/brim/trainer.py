@@ -11,30 +11,26 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from brim.checkpoints import (
     latest_checkpoint,
-    load_optimizer,
-    load_parameters,
     replace_directory,
     save_checkpoint,
-    save_optimizer,
-    save_parameters,
 )
 from brim.errors import NonFiniteError, RunError
 from brim.evaluation import Evaluation
 from brim.files import atomic_write_json, read_json
-from brim.models import LanguageModel, load_model, set_dropout
+from brim.learner import Learner
+from brim.models import LanguageModel, load_model
 from brim.objectives import Objective
-from brim.optimization import build_optimizer, count_steps, learning_rate
-from brim.ordering import batch_positions, example_index, minibatch_numbers
+from brim.optimization import count_steps, learning_rate
+from brim.ordering import batch_positions, example_index
 from brim.seeding import derive_seed
 from brim.settings import LoopConfig, OptimConfig
 from brim.timing import phases, timed
@@ -69,26 +65,6 @@ class TrainerState:
     best_step: int | None = None
     best_score: float | None = None
     nonfinite_steps: int = 0
-
-
-@dataclass
-class _Updates:
-    """What the updates of one step add up to."""
-
-    finite: bool
-    count: int = 0
-    num_tokens: float = 0.0
-    grad_norm: float = 0.0
-    sums: dict[str, float] = field(default_factory=dict)
-
-    def add(self, sums: Mapping[str, float], grad_norm: float, num_tokens: float) -> None:
-        """Count one more update."""
-        self.finite &= math.isfinite(grad_norm) and all(map(math.isfinite, sums.values()))
-        self.count += 1
-        self.num_tokens += num_tokens
-        self.grad_norm += grad_norm
-        for key, value in sums.items():
-            self.sums[key] = self.sums.get(key, 0.0) + value
 
 
 @dataclass
@@ -140,16 +116,15 @@ class Trainer:
     stop_requested: bool = False
 
     def __post_init__(self) -> None:
-        if self.settings.dropout is not None:
-            set_dropout(self.student, self.settings.dropout)
-        self.module = self.objective.prepare(self.student)
-        self.optimizer = build_optimizer(self.module, self.optim)
-        # The policy is the module as the loss sees it: wrapped for DDP and autocast.
-        self.policy, self._stepper = self.accelerator.prepare(self.module, self.optimizer)
-        # Who writes: the student, or a copy of it that is some steps old.
-        self.writer = self.student
-        if self.objective.updates.sync_every > 1:
-            self.writer = self.student.copy().requires_grad_(False)
+        self.learner = Learner(
+            self.student,
+            self.teacher,
+            self.objective,
+            self.optim,
+            self.settings,
+            self.accelerator,
+            self.seed,
+        )
         self.num_steps = count_steps(self.settings, len(self.examples))
         self.state = TrainerState()
 
@@ -181,18 +156,17 @@ class Trainer:
     def _train_step(self) -> None:
         step = self.state.step
         lr = learning_rate(self.optim, step, self.num_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self._sync_writer(step)
+        self.learner.begin_step(step, lr)
         with phases() as seconds, timed("step"), self._random_streams(step):
             batch = self._batch(step)
             with torch.no_grad(), self.accelerator.autocast():
-                rollout, rollout_sums = self.objective.collect(batch, self.writer, self.teacher)
-            sums = self._total(
-                {**rollout_sums, "truncated_prompts": float(batch.num_truncated_prompts)}
-            )
+                rollout, rollout_sums = self.objective.collect(
+                    batch, self.learner.writer, self.teacher
+                )
+            cut = {"truncated_prompts": float(batch.num_truncated_prompts)}
+            sums = self.learner.total({**rollout_sums, **cut})
             with timed("update"):
-                updates = self._update_often(rollout, step, all(map(math.isfinite, sums.values())))
+                updates = self.learner.learn(rollout, step, all(map(math.isfinite, sums.values())))
         suspects = "" if updates.finite else name_suspects(rollout)
         self._count_step(updates.finite, suspects)
         per_token = 1 / max(updates.num_tokens, 1.0)
@@ -210,72 +184,6 @@ class Trainer:
         timings["time/tokens_per_second"] = sums["tokens"] / seconds["step"]
         self._log(metrics, timings)
         self._give_up_on(suspects)
-
-    def _update_often(self, rollout: Rollout, step: int, finite: bool) -> _Updates:
-        """Update the weights from one rollout batch, as often as the objective says."""
-        done = _Updates(finite=finite)
-        for epoch in range(self.objective.updates.num_epochs):
-            for part in self._minibatches(rollout, step, epoch):
-                num_tokens = self._total({"tokens": part.mask.sum()})["tokens"]
-                sums, grad_norm = self._update(part, num_tokens, finite)
-                done.add(sums, grad_norm, num_tokens)
-                if self.objective.enough(sums, num_tokens):
-                    return done
-        return done
-
-    def _update(
-        self, rollout: Rollout, num_tokens: float, finite: bool
-    ) -> tuple[dict[str, float], float]:
-        """One update, left out where anything is not finite; its sums and its gradient's norm."""
-        loss_sums = self._backward(rollout, num_tokens)
-        max_norm = self.optim.max_grad_norm or math.inf
-        grad_norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), max_norm))
-        sums = self._total(loss_sums)
-        if finite and math.isfinite(grad_norm) and all(map(math.isfinite, sums.values())):
-            self._stepper.step()
-        self._stepper.zero_grad(set_to_none=True)
-        return sums, grad_norm
-
-    def _minibatches(self, rollout: Rollout, step: int, epoch: int) -> Iterator[Rollout]:
-        """This process's share of each minibatch; which rows it holds is the same for all."""
-        count = self.objective.updates.num_minibatches
-        if count == 1:
-            yield rollout
-            return
-        rank, num_processes = self.accelerator.process_index, self.accelerator.num_processes
-        num_prompts = self.settings.rollout_batch_size
-        copies = len(rollout) // len(range(rank, num_prompts, num_processes))
-        numbers = minibatch_numbers(
-            num_prompts * copies, count, derive_seed(self.seed, "minibatch", step, epoch)
-        ).reshape(num_prompts, copies)[rank::num_processes]
-        for number in range(count):
-            rows = (numbers.reshape(-1) == number).nonzero()[0].tolist()
-            if rows:
-                yield rollout.select(rows)
-            else:  # the other processes wait for this one's gradient, be it zero
-                nothing = rollout.select([0])
-                yield replace(nothing, mask=torch.zeros_like(nothing.mask))
-
-    def _backward(self, rollout: Rollout, num_tokens: float) -> dict[str, Tensor]:
-        """Accumulate the gradient of the loss per token of the whole batch of an update."""
-        self.module.train(not self.objective.compares_policies)
-        totals: dict[str, Tensor] = {}
-        parts = rollout.split(self.settings.micro_batch_size)
-        # DDP averages over processes; the loss is a sum over all of them.
-        scale = self.accelerator.num_processes / max(num_tokens, 1.0)
-        for i, part in enumerate(parts):
-            synchronize = i == len(parts) - 1
-            with nullcontext() if synchronize else self.accelerator.no_sync(self.policy):
-                with self.accelerator.autocast():
-                    out = self.objective.loss(self.policy, part, self.teacher)
-                self.accelerator.backward(out.loss * scale)
-            for key, value in {"loss": out.loss.detach(), **out.sums}.items():
-                totals[key] = totals.get(key, 0.0) + value.cpu().double()
-        return totals
-
-    def _sync_writer(self, step: int) -> None:
-        if self.writer is not self.student and step % self.objective.updates.sync_every == 0:
-            self.writer.load_state_dict(self.student.state_dict())
 
     def _count_step(self, finite: bool, suspects: str) -> None:
         skipped = 0 if finite else self.state.nonfinite_steps + 1
@@ -318,15 +226,8 @@ class Trainer:
             torch.manual_seed(derive_seed(self.seed, "dropout", step, rank))
             yield
 
-    def _total(self, sums: Mapping[str, Tensor | float]) -> dict[str, float]:
-        """Sums over all processes, in float64, by one exchange."""
-        values = torch.tensor([float(value) for value in sums.values()], dtype=torch.float64)
-        if self.accelerator.num_processes > 1:
-            values = self.accelerator.reduce(values.to(self.accelerator.device), "sum")
-        return dict(zip(sums, values.tolist(), strict=True))
-
     def _any_process(self, flag: bool) -> bool:
-        return self._total({"flag": float(flag)})["flag"] > 0
+        return self.learner.total({"flag": float(flag)})["flag"] > 0
 
     # -- evaluation, log, checkpoints -------------------------------------------------------
 
@@ -367,20 +268,8 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _write_checkpoint(self, path: Path) -> None:
-        self.student.save(path, resumable=True)
-        save_optimizer(self.optimizer, path)
-        save_parameters(self._beside_student(), path / "objective.safetensors")
-        atomic_write_json(path / "objective.json", self.objective.state_dict())
-        if self.writer is not self.student:
-            self.writer.save(path / "writer", resumable=True)
+        self.learner.save(path)
         atomic_write_json(path / "trainer_state.json", asdict(self.state))
-
-    def _beside_student(self) -> dict[str, Tensor]:
-        """What is trained beside the student, such as a critic; no part of what comes out."""
-        if self.module is self.student:
-            return {}
-        parameters = self.module.named_parameters()
-        return {name: value for name, value in parameters if not name.startswith("student.")}
 
     def _resume(self) -> None:
         """Continue from the newest sound checkpoint, if there is one."""
@@ -388,12 +277,7 @@ class Trainer:
         if path is None:
             self._rewind(-1)
             return
-        self.student.restore(path, self.load)
-        load_optimizer(self.optimizer, path)
-        load_parameters(self._beside_student(), path / "objective.safetensors")
-        self.objective.load_state_dict(read_json(path / "objective.json"))
-        if self.writer is not self.student:
-            self.writer.restore(path / "writer", self.load)
+        self.learner.restore(path, self.load)
         self.state = TrainerState(**read_json(path / "trainer_state.json"))
         self._rewind(self.state.step)
         if self.state.step > self.num_steps:

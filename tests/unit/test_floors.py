@@ -15,7 +15,7 @@ FLOORS = [
     {"models", "tasks", "metrics"},
     {"objectives"},
     {"ordering", "settings", "optimization", "checkpoints", "tracking", "evaluation", "stages"}
-    | {"trainer"},
+    | {"learner", "trainer"},
     {"rundir", "materials", "pipeline", "runs"},
     {"report", "recipes", "quickstart", "plan"},
     {"cli"},

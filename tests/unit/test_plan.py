@@ -186,7 +186,7 @@ def test_adapters(name, targets, tmp_path):
     model = build(name)
     model.save(tmp_path)
     shape = shape_at(tmp_path, lora=lora)
-    add_adapters(model, **lora.model_dump(), seed=0)
+    add_adapters(model.model, **lora.model_dump(), seed=0)
     assert shape.num_trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert shape.weight_bytes == sum(p.nbytes for p in model.parameters())
     assert shape.num_parameters + shape.num_adapters == model.num_parameters
@@ -227,7 +227,7 @@ def test_gradients_and_moments(trained):
     model = build("t5_v1_1")
     if trained == "adapters":
         pytest.importorskip("peft")
-        add_adapters(model, seed=0)
+        add_adapters(model.model, seed=0)
     optimizer = build_optimizer(model, OptimConfig())
     model.logprobs(completions(model)).sum().backward()
     optimizer.step()
@@ -287,7 +287,7 @@ def live_bytes(model: LanguageModel, run) -> int:
 )
 def test_activations(name, gradient, dropout):
     model = bart() if name == "bart" else build(name)
-    set_dropout(model, dropout)
+    set_dropout(model.model, dropout)
     model.train(gradient)
     size = Size(6, 40, 20)
     rollout = completions(model, size)
@@ -376,7 +376,7 @@ def test_operations_of_an_update(name):
 def test_operations_with_adapters():
     pytest.importorskip("peft")
     model = build("qwen2")
-    add_adapters(model, r=4, seed=0)
+    add_adapters(model.model, r=4, seed=0)
     model.train()
     real = count(lambda: model.logprobs(completions(model)).sum().backward())
     # Below the lowest adapters no gradient is needed, which is not looked for.

@@ -13,6 +13,7 @@ from brim.models.reading import Comparison, Reading
 from brim.models.scratch import build_model
 from brim.models.tokenizer_training import train_tokenizer
 from brim.models.tokenizers import check_same_tokenizer
+from brim.models.tying import hash_tensors
 from brim.models.value import ActorCritic
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "check_adapters",
     "check_same_tokenizer",
     "evaluating",
+    "hash_tensors",
     "keep_layers",
     "load_model",
     "plain_tensors",

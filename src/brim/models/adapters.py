@@ -7,10 +7,9 @@ else. What is saved is the merged model, `W + (alpha / r) B A`.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,10 +19,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from brim.errors import ModelError, RunError
+from brim.models.tying import hash_tensors
 from brim.seeding import derive_seed
-
-if TYPE_CHECKING:
-    from brim.models.language_model import LanguageModel
 
 ADAPTERS = "adapters.safetensors"
 
@@ -31,7 +28,7 @@ _NAME = "default"  # peft's name for the only adapter of a layer
 
 
 def add_adapters(
-    model: LanguageModel,
+    model: PreTrainedModel,
     *,
     r: int = 8,
     alpha: float = 16.0,
@@ -44,7 +41,8 @@ def add_adapters(
     What the model says does not change, for `B` is 0. Adapters are float32, whatever the model is.
 
     Args:
-        model: any language model; its embeddings and its output head are never adapted.
+        model: of transformers, such as a `LanguageModel`'s `model`; its embeddings and its output
+            head are never adapted.
         r: rank of the adapters.
         alpha: the adapters' product is multiplied by `alpha / r`.
         dropout: of an adapter's input, in training mode.
@@ -55,9 +53,9 @@ def add_adapters(
         ModelError: peft is not installed, the model has adapters already, or a name fits no layer.
     """
     peft = _import_peft()
-    if has_adapters(model.model):
+    if has_adapters(model):
         raise ModelError("the model has adapters already; save it and load what was saved")
-    targets = find_targets(model.model, target_modules)
+    targets = find_targets(model, target_modules)
     config = peft.LoraConfig(
         r=r,
         lora_alpha=alpha,
@@ -68,10 +66,10 @@ def add_adapters(
     )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "adapters"))
-        peft.inject_adapter_in_model(config, model.model)
-    for parameter in _adapters(model.model).values():
+        peft.inject_adapter_in_model(config, model)
+    for parameter in _adapters(model).values():
         parameter.data = parameter.data.float()
-    model.model.train(model.model.training)
+    model.train(model.training)
 
 
 def find_targets(model: PreTrainedModel, names: Sequence[str] | None) -> dict[str, nn.Module]:
@@ -85,11 +83,7 @@ def find_targets(model: PreTrainedModel, names: Sequence[str] | None) -> dict[st
         ModelError: a name fits no linear layer but the output head.
     """
     head = model.get_output_embeddings()
-    linear = {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
-    }
+    linear = {path: layer for path, layer in linear_layers(model) if layer is not head}
     if names is None:
         return linear
     found = {path: m for path, m in linear.items() if any(_fits(path, name) for name in names)}
@@ -103,13 +97,20 @@ def find_targets(model: PreTrainedModel, names: Sequence[str] | None) -> dict[st
     return found
 
 
-def check_adapters(model: LanguageModel, target_modules: Sequence[str] | None) -> None:
+def linear_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The layers that are a matrix product, by their full names."""
+    for path, layer in module.named_modules():
+        if isinstance(layer, nn.Linear | Conv1D):
+            yield path, layer
+
+
+def check_adapters(model: PreTrainedModel, target_modules: Sequence[str] | None) -> None:
     """Meet what `add_adapters` would raise, without adding any.
 
     Raises:
         ModelError: peft is not installed, or a name fits no layer.
     """
-    find_targets(model.model, target_modules)
+    find_targets(model, target_modules)
     _import_peft()
 
 
@@ -131,7 +132,7 @@ def merged_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
 def save_adapters(model: PreTrainedModel, directory: Path) -> None:
     """Write `adapters.safetensors`: the adapters, and a hash of the weights they stand beside."""
     tensors = {name: value.detach().contiguous() for name, value in _adapters(model).items()}
-    save_file(tensors, directory / ADAPTERS, metadata={"frozen": _hash(_frozen(model))})
+    save_file(tensors, directory / ADAPTERS, metadata={"frozen": hash_tensors(_frozen(model))})
 
 
 def load_adapters(model: PreTrainedModel, directory: Path) -> None:
@@ -159,7 +160,7 @@ def load_adapters(model: PreTrainedModel, directory: Path) -> None:
             f"{path}: its adapters do not fit the model's; r, target_modules and the model must be "
             "those that the run was begun with"
         )
-    if frozen != _hash(_frozen(model)):
+    if frozen != hash_tensors(_frozen(model)):
         raise RunError(
             f"{path}: its adapters belong to other weights than the model's; bring back the model "
             "that the run was begun with"
@@ -200,12 +201,3 @@ def _frozen(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def _is_adapter(name: str) -> bool:
     return ".lora_" in name
-
-
-def _hash(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        digest.update(raw.numpy().data)
-    return digest.hexdigest()

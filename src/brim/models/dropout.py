@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from torch import nn
 
 from brim.errors import ModelError
-from brim.models.language_model import LanguageModel
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
-def set_dropout(model: LanguageModel, probability: float) -> None:
+def set_dropout(model: nn.Module, probability: float) -> None:
     """Give all dropout of the model this probability; its config keeps what it says.
 
     That is the `nn.Dropout` modules, and the numbers that a family's code hands to functional
@@ -20,7 +19,7 @@ def set_dropout(model: LanguageModel, probability: float) -> None:
     Layers that are left out as a whole (`layerdrop`) and the dropout of adapters are not touched.
 
     Args:
-        model: changed in place.
+        model: such as a `LanguageModel`'s `model`; changed in place.
         probability: of a zero, in [0, 1); it counts in training mode only.
 
     Raises:
@@ -28,10 +27,10 @@ def set_dropout(model: LanguageModel, probability: float) -> None:
     """
     if not 0 <= probability < 1:
         raise ValueError(f"probability must be in [0, 1), got {probability}")
-    places = list(_places(model.model))
+    places = list(_places(model))
     if not places and probability:
         raise ModelError(
-            f"dropout: {type(model.model).__name__} has no dropout to set; leave the setting out"
+            f"dropout: {type(model).__name__} has no dropout to set; leave the setting out"
         )
     for module, name in places:
         setattr(module, name, probability)

@@ -52,7 +52,7 @@ def keep_layers(
     copies: dict[int, Any] = {}
     kept: list[list[int]] = []
     for name, stack, choice in choices:
-        everything = _layers_of(stack)
+        everything = layers_of(stack)
         kept.append(_choose(name, choice, len(everything)))
         copies[id(everything)] = _copy_layers(everything, kept[-1], copies)
     student = copy.deepcopy(source, copies)
@@ -70,7 +70,12 @@ def keep_layers(
     return LanguageModel(student, copy.deepcopy(teacher.tokenizer))
 
 
-def _layers_of(stack: nn.Module) -> nn.ModuleList:
+def layers_of(stack: nn.Module) -> nn.ModuleList:
+    """The layers of an encoder or a decoder.
+
+    Raises:
+        ModelError: they are not known.
+    """
     for name in _LIST_NAMES:
         layers = getattr(stack, name, None)
         if isinstance(layers, nn.ModuleList):

@@ -10,7 +10,7 @@ head's hash is compared wherever the weights pass through other hands.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -82,9 +82,18 @@ def _head_rows(model: PreTrainedModel) -> Tensor:
     return model.get_output_embeddings().weight.detach()  # type: ignore[no-any-return]
 
 
+def hash_tensors(tensors: Mapping[str, Tensor], *, also: str = "") -> str:
+    """Hash of every byte of the tensors, of their names, and of a text."""
+    digest = hashlib.blake2b(also.encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(raw.numpy().data)
+    return digest.hexdigest()
+
+
 def _hash(weight: Tensor) -> str:
-    flat = weight.detach().cpu().contiguous().view(torch.uint8)
-    return hashlib.sha256(flat.numpy().data).hexdigest()
+    return hash_tensors({"head": weight})
 
 
 def _names(model: PreTrainedModel, weight: Tensor) -> Iterator[str]:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from brim.models import LanguageModel, set_dropout
+from brim.models import set_dropout
 from brim.plan.shapes import ModelShape, Size
 
 # What autocast makes in its type.
@@ -123,8 +122,7 @@ def peak_bytes(
     model = shape.model
     if gradient and dropout is not None:
         model = copy.deepcopy(model)
-        # Of what it is given it looks at nothing but `model`.
-        set_dropout(cast(LanguageModel, replace(shape, model=model)), dropout)
+        set_dropout(model, dropout)
     model.train(gradient)
     run = _encode_and_decode if shape.is_encoder_decoder else _decode
     live = LiveBytes([*model.parameters(), *model.buffers()])

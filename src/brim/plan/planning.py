@@ -8,7 +8,6 @@ from functools import lru_cache
 
 import torch
 
-from brim.objectives import ObjectiveConfig
 from brim.optimization import count_steps
 from brim.plan.memory import Learner, Room, phases
 from brim.plan.operations import (
@@ -91,7 +90,8 @@ class Planner:
             )
         if config.teacher.quantization is not None and config.teacher.quantization.drift_examples:
             yield self._drift(config.teacher.quantization.drift_examples, loaded)
-        if config.student.predistill or _learns_from_teacher(config.objective):
+        objective = config.objective.build(config.decoding.build())
+        if config.student.predistill or objective.targets == "teacher":
             yield self._teacher_outputs(loaded)
         if config.student.predistill:
             yield self._training(
@@ -208,12 +208,6 @@ def count_examples(task: TaskConfig) -> int | None:
     if isinstance(task, WordProblemsConfig):  # it would take seconds to write them
         return task.num_train
     return len(task.build().load("train"))
-
-
-def _learns_from_teacher(objective: ObjectiveConfig) -> bool:
-    """Whether the objective's targets are the teacher's completions."""
-    by_student: float = getattr(objective, "student_fraction", 0.0)
-    return getattr(objective, "targets", None) == "teacher" and by_student < 1
 
 
 def describe_passes(passes: Passes) -> str:

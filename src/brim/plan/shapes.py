@@ -9,10 +9,10 @@ from functools import cached_property
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from brim.errors import ModelError
 from brim.models import Quantization
+from brim.models.adapters import linear_layers
+from brim.models.layers import layers_of
 
 # Cross-attention of T5, and of BART and Marian: its keys and values are made of the prompt.
 _CROSS_ATTENTION = {"EncDecAttention", "encoder_attn"}
@@ -168,29 +168,10 @@ class ModelShape:
         return sum(w.nbytes - _quantized_bytes(w, self.quantization) for w in weights)
 
 
-def layers_of(stack: nn.Module) -> nn.ModuleList:
-    """The layers of an encoder or a decoder.
-
-    Raises:
-        ModelError: there is no list of them.
-    """
-    for child in stack.children():
-        if isinstance(child, nn.ModuleList):
-            return child
-    raise ModelError(f"the layers of a {type(stack).__name__} are not known; choose another model")
-
-
 def stacks_of(model: PreTrainedModel) -> dict[str, nn.Module]:
     """Encoder and decoder, or the decoder alone; the output head is in none of them."""
     encoder = {"encoder": model.get_encoder()} if model.config.is_encoder_decoder else {}
     return {**encoder, "decoder": model.get_decoder()}
-
-
-def linear_layers(stack: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The layers that are a matrix product, by name."""
-    for name, part in stack.named_modules():
-        if isinstance(part, nn.Linear | Conv1D):
-            yield name, part
 
 
 def _quantized_bytes(weight: torch.Tensor, quantization: Quantization) -> int:

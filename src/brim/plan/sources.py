@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -28,14 +28,14 @@ from transformers import (
 )
 
 from brim.errors import ConfigError, ModelError
-from brim.models import LanguageModel, add_adapters
+from brim.models import add_adapters
+from brim.models.layers import layers_of
+from brim.models.loading import DTYPES
 from brim.models.scratch import build_without_tokenizer
-from brim.plan.shapes import ModelShape, layers_of, stacks_of
+from brim.plan.shapes import ModelShape, stacks_of
 from brim.settings import RunConfig, StudentConfig, TeacherConfig
 
 CONFIGS = Path(__file__).parents[1] / "data" / "model_configs"
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def teacher_shape(config: RunConfig) -> ModelShape:
@@ -72,8 +72,7 @@ def student_shape(config: RunConfig, teacher: ModelShape) -> ModelShape:
         shape = _load(settings)
     if settings.lora is not None:
         shape = replace(shape, model=copy.deepcopy(shape.model))
-        # Of what it is given it looks at nothing but `model`.
-        add_adapters(cast(LanguageModel, shape), **settings.lora.model_dump(), seed=0)
+        add_adapters(shape.model, **settings.lora.model_dump(), seed=0)
     return shape
 
 
@@ -99,7 +98,9 @@ def _from_config(
     try:
         config = CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
         own = str(raw.get("dtype") or raw.get("torch_dtype") or "float32")
-        dtype = _DTYPES[(own if dtype_name == "auto" else dtype_name).removeprefix("torch.")]
+        name_of_dtype = own if dtype_name == "auto" else dtype_name
+        dtype = DTYPES[name_of_dtype.removeprefix("torch.")]
+        assert isinstance(dtype, torch.dtype)
         auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         with torch.device("meta"):
             model: PreTrainedModel = auto_class.from_config(config, dtype=dtype)

@@ -45,7 +45,7 @@ def test_every_dropout_gets_the_probability(family: str, monkeypatch: pytest.Mon
     model, rollout = written(family)
     config = model.model.config.to_json_string()
     for probability in (0.3, 0.0, 0.2):
-        set_dropout(model, probability)
+        set_dropout(model.model, probability)
         seen = probabilities(model, rollout, monkeypatch)
         assert seen
         assert set(seen) == {probability}
@@ -56,10 +56,10 @@ def test_every_dropout_gets_the_probability(family: str, monkeypatch: pytest.Mon
 def test_without_dropout_training_mode_is_evaluation_mode(family: str) -> None:
     model, rollout = written(family)
     evaluated = model.logprobs(rollout).detach()
-    set_dropout(model, 0.0)
+    set_dropout(model.model, 0.0)
     model.train()
     torch.testing.assert_close(model.logprobs(rollout).detach(), evaluated, rtol=0, atol=2e-5)
-    set_dropout(model, 0.5)
+    set_dropout(model.model, 0.5)
     assert not torch.allclose(model.logprobs(rollout), evaluated, atol=1e-2)
     assert not torch.equal(model.logprobs(rollout), model.logprobs(rollout))
     model.eval()
@@ -69,7 +69,7 @@ def test_without_dropout_training_mode_is_evaluation_mode(family: str) -> None:
 def test_layers_that_are_left_out_as_a_whole_are_another_matter() -> None:
     model, _ = written("bart")
     model.model.model.encoder.layerdrop = 0.25
-    set_dropout(model, 0.1)
+    set_dropout(model.model, 0.1)
     assert model.model.model.encoder.layerdrop == 0.25
     assert model.model.model.encoder.layers[0].activation_dropout == 0.1
 
@@ -78,10 +78,10 @@ def test_adapters_keep_a_dropout_of_their_own(monkeypatch: pytest.MonkeyPatch) -
     for set_first in (True, False):
         model, rollout = written("t5")
         if set_first:
-            set_dropout(model, 0.0)
-        add_adapters(model, dropout=0.4, seed=0)
+            set_dropout(model.model, 0.0)
+        add_adapters(model.model, dropout=0.4, seed=0)
         if not set_first:
-            set_dropout(model, 0.0)
+            set_dropout(model.model, 0.0)
         assert set(probabilities(model, rollout, monkeypatch)) == {0.0, 0.4}
 
 
@@ -90,8 +90,8 @@ def test_a_model_without_dropout_says_so() -> None:
     for module in model.modules():
         if hasattr(module, "attention_dropout"):
             del module.attention_dropout
-    set_dropout(model, 0.0)
+    set_dropout(model.model, 0.0)
     with pytest.raises(ModelError, match="LlamaForCausalLM has no dropout to set"):
-        set_dropout(model, 0.1)
+        set_dropout(model.model, 0.1)
     with pytest.raises(ValueError, match="must be in"):
-        set_dropout(model, 1.0)
+        set_dropout(model.model, 1.0)

@@ -242,7 +242,7 @@ def test_a_file_of_something_else_is_refused_and_changes_nothing(tmp_path: Path)
 def test_with_adapters_every_trainable_weight_gets_a_gradient(family: str, trunk: str) -> None:
     pytest.importorskip("peft")
     student = tiny_language_model(family, spread=0.15).eval()
-    add_adapters(student, r=2, seed=0)
+    add_adapters(student.model, r=2, seed=0)
     rollout = student.generate(encoded(student), Decoding(max_tokens=5))
     critic = ActorCritic(student, trunk=trunk)  # type: ignore[arg-type]
     let_it_speak(critic)

@@ -280,7 +280,7 @@ def test_a_resumed_run_goes_on_to_the_same_bits_with_its_old_writer_and_its_k(tm
                 objective, student, teacher, directory, steps=last, rows=8
             )
             trainer.train()
-        return student.state_dict(), trainer.writer.state_dict(), objective, logged[-1]
+        return student.state_dict(), trainer.learner.writer.state_dict(), objective, logged[-1]
 
     whole, resumed = run(tmp_path / "whole", 5), run(tmp_path / "resumed", 2, 5)
     for one, other in zip(whole[:2], resumed[:2], strict=True):

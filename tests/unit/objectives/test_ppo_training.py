@@ -103,7 +103,7 @@ def test_a_resumed_critic_goes_on_to_the_same_bits(tmp_path):
             )
             trainer, logged = make_trainer(objective, student, teacher, directory, steps=last)
             trainer.train()
-        return trainer.module.state_dict(), logged[-1]
+        return trainer.learner.module.state_dict(), logged[-1]
 
     whole, last = run(tmp_path / "whole", 3)
     resumed, again = run(tmp_path / "resumed", 2, 3)

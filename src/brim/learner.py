@@ -1,0 +1,183 @@
+"""From a rollout batch to new weights: what the trainer does between two batches of prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from brim.checkpoints import load_optimizer, load_parameters, save_optimizer, save_parameters
+from brim.files import atomic_write_json, read_json
+from brim.models import LanguageModel, set_dropout
+from brim.objectives import Objective
+from brim.optimization import build_optimizer
+from brim.ordering import minibatch_numbers
+from brim.seeding import derive_seed
+from brim.settings import LoopConfig, OptimConfig
+from brim.types import Rollout
+
+
+@dataclass
+class Learnt:
+    """What the updates of one step add up to."""
+
+    finite: bool
+    count: int = 0
+    num_tokens: float = 0.0
+    grad_norm: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, sums: Mapping[str, float], grad_norm: float, num_tokens: float) -> None:
+        """Count one more update."""
+        self.finite &= math.isfinite(grad_norm) and all(map(math.isfinite, sums.values()))
+        self.count += 1
+        self.num_tokens += num_tokens
+        self.grad_norm += grad_norm
+        for key, value in sums.items():
+            self.sums[key] = self.sums.get(key, 0.0) + value
+
+
+@dataclass
+class Learner:
+    """The student, all that is trained with it, and the optimizer.
+
+    Attributes:
+        student: the model that is trained, in place.
+        teacher: the model that the loss may ask.
+        objective: what the loss is.
+        optim, settings: of the optimizer and the loop.
+        accelerator: devices, processes, precision.
+        seed: of the minibatches.
+        module: what is trained: the student, or a module of the objective's that holds it.
+        writer: who writes the rollouts: the student, or a copy of it that is some steps old.
+    """
+
+    student: LanguageModel
+    teacher: LanguageModel | None
+    objective: Objective
+    optim: OptimConfig
+    settings: LoopConfig
+    accelerator: Accelerator
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.settings.dropout is not None:
+            set_dropout(self.student.model, self.settings.dropout)
+        self.module = self.objective.prepare(self.student)
+        self.optimizer = build_optimizer(self.module, self.optim)
+        # The policy is the module as the loss sees it: wrapped for DDP and autocast.
+        self.policy, self._stepper = self.accelerator.prepare(self.module, self.optimizer)
+        self.writer = self.student
+        if self.objective.updates.sync_every > 1:
+            self.writer = self.student.copy().requires_grad_(False)
+
+    def begin_step(self, step: int, lr: float) -> None:
+        """Set the learning rate, and bring the writer up to date if it is time."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        if self.writer is not self.student and step % self.objective.updates.sync_every == 0:
+            self.writer.load_state_dict(self.student.state_dict())
+
+    def learn(self, rollout: Rollout, step: int, finite: bool) -> Learnt:
+        """Update the weights from one rollout batch, as often as the objective says."""
+        done = Learnt(finite=finite)
+        for epoch in range(self.objective.updates.num_epochs):
+            for part in self._minibatches(rollout, step, epoch):
+                num_tokens = self.total({"tokens": part.mask.sum()})["tokens"]
+                sums, grad_norm = self._update(part, num_tokens, finite)
+                done.add(sums, grad_norm, num_tokens)
+                if self.objective.enough(sums, num_tokens):
+                    return done
+        return done
+
+    def _update(
+        self, rollout: Rollout, num_tokens: float, finite: bool
+    ) -> tuple[dict[str, float], float]:
+        """One update, left out where anything is not finite; its sums and its gradient's norm."""
+        loss_sums = self._backward(rollout, num_tokens)
+        max_norm = self.optim.max_grad_norm or math.inf
+        grad_norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), max_norm))
+        sums = self.total(loss_sums)
+        if finite and math.isfinite(grad_norm) and all(map(math.isfinite, sums.values())):
+            self._stepper.step()
+        self._stepper.zero_grad(set_to_none=True)
+        return sums, grad_norm
+
+    def _minibatches(self, rollout: Rollout, step: int, epoch: int) -> Iterator[Rollout]:
+        """This process's share of each minibatch; which rows it holds is the same for all."""
+        count = self.objective.updates.num_minibatches
+        if count == 1:
+            yield rollout
+            return
+        rank, num_processes = self.accelerator.process_index, self.accelerator.num_processes
+        num_prompts = self.settings.rollout_batch_size
+        copies = len(rollout) // len(range(rank, num_prompts, num_processes))
+        numbers = minibatch_numbers(
+            num_prompts * copies, count, derive_seed(self.seed, "minibatch", step, epoch)
+        ).reshape(num_prompts, copies)[rank::num_processes]
+        for number in range(count):
+            rows = (numbers.reshape(-1) == number).nonzero()[0].tolist()
+            if rows:
+                yield rollout.select(rows)
+            else:  # the other processes wait for this one's gradient, be it zero
+                nothing = rollout.select([0])
+                yield replace(nothing, mask=torch.zeros_like(nothing.mask))
+
+    def _backward(self, rollout: Rollout, num_tokens: float) -> dict[str, Tensor]:
+        """Accumulate the gradient of the loss per token of the whole batch of an update."""
+        self.module.train(not self.objective.compares_policies)
+        totals: dict[str, Tensor] = {}
+        parts = rollout.split(self.settings.micro_batch_size)
+        # DDP averages over processes; the loss is a sum over all of them.
+        scale = self.accelerator.num_processes / max(num_tokens, 1.0)
+        for i, part in enumerate(parts):
+            synchronize = i == len(parts) - 1
+            with nullcontext() if synchronize else self.accelerator.no_sync(self.policy):
+                with self.accelerator.autocast():
+                    out = self.objective.loss(self.policy, part, self.teacher)
+                self.accelerator.backward(out.loss * scale)
+            for key, value in {"loss": out.loss.detach(), **out.sums}.items():
+                totals[key] = totals.get(key, 0.0) + value.cpu().double()
+        return totals
+
+    def total(self, sums: Mapping[str, Tensor | float]) -> dict[str, float]:
+        """Sums over all processes, in float64, by one exchange."""
+        values = torch.tensor([float(value) for value in sums.values()], dtype=torch.float64)
+        if self.accelerator.num_processes > 1:
+            values = self.accelerator.reduce(values.to(self.accelerator.device), "sum")
+        return dict(zip(sums, values.tolist(), strict=True))
+
+    def save(self, path: Path) -> None:
+        """Write into a checkpoint's folder all that `restore` needs."""
+        self.student.save(path, resumable=True)
+        save_optimizer(self.optimizer, path)
+        save_parameters(self._beside_student(), path / "objective.safetensors")
+        atomic_write_json(path / "objective.json", self.objective.state_dict())
+        if self.writer is not self.student:
+            self.writer.save(path / "writer", resumable=True)
+
+    def restore(self, path: Path, load: Callable[[Path], LanguageModel]) -> None:
+        """Take up what `save` wrote, bit for bit; `load` reads the model of a folder.
+
+        Raises:
+            RunError: a file is missing, or is of other settings.
+        """
+        self.student.restore(path, load)
+        load_optimizer(self.optimizer, path)
+        load_parameters(self._beside_student(), path / "objective.safetensors")
+        self.objective.load_state_dict(read_json(path / "objective.json"))
+        if self.writer is not self.student:
+            self.writer.restore(path / "writer", load)
+
+    def _beside_student(self) -> dict[str, Tensor]:
+        """What is trained beside the student, such as a critic; no part of what comes out."""
+        if self.module is self.student:
+            return {}
+        parameters = self.module.named_parameters()
+        return {name: value for name, value in parameters if not name.startswith("student.")}
