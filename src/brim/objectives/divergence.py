@@ -73,7 +73,7 @@ class DivergenceConfig(Config):
             divergence,
             on_student,
             student_fraction=self.student_fraction,
-            targets=self.targets,
+            targets=None if self.student_fraction == 1 else self.targets,
             temperature=self.temperature,
         )
 
@@ -150,10 +150,6 @@ class Divergence(Objective):
     student_fraction: float = 0.5
     targets: Literal["teacher", "data"] | None = "teacher"
     temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.student_fraction == 1:
-            object.__setattr__(self, "targets", None)  # frozen; nobody has to write them
 
     def collect(
         self, batch: Batch, student: LanguageModel, teacher: LanguageModel | None

@@ -69,15 +69,11 @@ class InductionConfig(Config):
             )
         return self
 
-    def induction(self) -> dict[str, Any]:
-        """The settings as arguments of `ReturnInduction`."""
-        return {
-            "q_centering": self.q_centering,
-            "clip_target": self.clip.target,
-            "clip_range": self.clip.range,
-            "truncated": self.truncated,
-            "num_generations": self.num_generations,
-        }
+    def arguments(self) -> dict[str, Any]:
+        """The settings as arguments of the objective's class, which has them under these names."""
+        own = {name: getattr(self, name) for name in type(self).model_fields}
+        clip = {"clip_target": self.clip.target, "clip_range": self.clip.range}
+        return {name: value for name, value in own.items() if name not in ("name", "clip")} | clip
 
 
 class AdaptiveKConfig(Config):
@@ -130,10 +126,11 @@ class BlockConfig(InductionConfig):
             )
         return self
 
-    def induction(self) -> dict[str, Any]:
-        """The settings as arguments of `ReturnInduction`."""
-        k = AdaptiveK(**self.adaptive.model_dump()) if self.k == "auto" else self.k
-        return {**super().induction(), "k": k, "tail": self.tail, "phase": self.phase}
+    def arguments(self) -> dict[str, Any]:
+        """The settings as arguments of the objective's class."""
+        arguments = super().arguments()
+        adaptive = AdaptiveK(**arguments.pop("adaptive").model_dump())
+        return {**arguments, "k": adaptive if self.k == "auto" else self.k}
 
 
 @dataclass

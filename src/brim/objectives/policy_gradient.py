@@ -70,15 +70,7 @@ class PolicyGradientConfig(InductionConfig):
 
     def build(self, decoding: Decoding) -> PolicyGradient:
         """The objective, writing its rollouts by `decoding`."""
-        return PolicyGradient(
-            decoding,
-            **self.induction(),
-            baseline=self.baseline,
-            immediate=self.immediate,
-            rollout_reuse=self.rollout_reuse,
-            sync_every=self.sync_every,
-            max_importance_weight=self.max_importance_weight,
-        )
+        return PolicyGradient(decoding, **self.arguments())
 
 
 class LLMRConfig(PolicyGradientConfig):

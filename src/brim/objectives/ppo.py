@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -48,11 +48,6 @@ class PPOConfig(InductionConfig):
     """End a step's updates once the KL between the policy that wrote and the one now, as estimated
     on an update's tokens, exceeds it; null for never."""
 
-    def ppo(self) -> dict[str, Any]:
-        """The settings as arguments of `PPO`."""
-        own = ("num_epochs", "num_minibatches", "epsilon", "kl_coefficient", "target_kl")
-        return {**self.induction(), **{name: getattr(self, name) for name in own}}
-
 
 class PPOLLMRConfig(PPOConfig):
     """PPO on one-step rewards with a learned critic."""
@@ -81,8 +76,7 @@ class PPOLLMRConfig(PPOConfig):
 
     def build(self, decoding: Decoding) -> PPOLLMR:
         """The objective, writing its rollouts by `decoding`."""
-        own = ("critic", "gae_lambda", "discount", "value_coefficient", "value_clip_range")
-        return PPOLLMR(decoding, **self.ppo(), **{name: getattr(self, name) for name in own})
+        return PPOLLMR(decoding, **self.arguments())
 
 
 class PPOBRIMConfig(PPOConfig, BlockConfig):
@@ -92,7 +86,7 @@ class PPOBRIMConfig(PPOConfig, BlockConfig):
 
     def build(self, decoding: Decoding) -> PPOBRIM:
         """The objective, writing its rollouts by `decoding`."""
-        return PPOBRIM(decoding, **self.ppo())
+        return PPOBRIM(decoding, **self.arguments())
 
 
 @dataclass
