@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, get_args
@@ -60,6 +61,7 @@ class TaskSettings(Config):
         limits = {split: getattr(self, f"max_{split}_examples") for split in SPLITS}
         return {split: limit for split, limit in limits.items() if limit is not None}
 
+    @abstractmethod
     def build(self, *, cache_dir: Path | None = None, on_progress: Progress | None = None) -> Task:
         """The task; a task that needs no reading of files has no use for the arguments.
 
@@ -67,7 +69,6 @@ class TaskSettings(Config):
             cache_dir: where what was made of the user's files is kept; None for memory.
             on_progress: told how far the reading is.
         """
-        raise NotImplementedError
 
 
 class BundledSettings(TaskSettings):

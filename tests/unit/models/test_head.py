@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from operands import SmallestOperands
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -111,25 +112,14 @@ def test_action_statistics_equal_the_naive_ones(case: dict[str, Any], centering:
 
 
 def test_peaked_distributions_leave_no_denormal_numbers_in_the_backward_pass() -> None:
-    seen: list[float] = []
-
-    class Smallest(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
-            if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm_.default):
-                for leaf in tree_leaves(args):
-                    if isinstance(leaf, Tensor):
-                        sizes = leaf.detach().abs()
-                        seen.append(float(sizes[sizes > 0].min()) if (sizes > 0).any() else 1.0)
-            return func(*args, **(kwargs or {}))
-
     hidden, head, targets = make(bias=False, holes=False, scale=1.0, peak=12.0)
     denormal = naive_logits(hidden, head).softmax(1)
     assert ((denormal > 0) & (denormal < 1e-38)).any(), "the case must be peaked enough"
     logprobs, _ = token_statistics(hidden, head, targets)
-    with Smallest():
+    with SmallestOperands() as operands:
         logprobs.sum().backward()
-    assert seen
-    assert min(seen) > torch.finfo(torch.float32).tiny
+    assert operands.seen
+    assert min(operands.seen) > torch.finfo(torch.float32).tiny
 
 
 def test_a_nan_is_not_hidden() -> None:

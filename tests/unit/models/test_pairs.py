@@ -4,11 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from operands import SmallestOperands
 from test_head import CASES, HOLES, ROWS, USED, N, PeakMemory, make, naive_logits
 from tiny import encoded, tiny_language_model
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from brim.divergences import (
@@ -169,17 +168,6 @@ def test_a_function_that_does_not_keep_the_rows_apart_is_refused() -> None:
 
 @pytest.mark.parametrize("function", FUNCTIONS[:-1], ids=name_of)
 def test_no_denormal_numbers_enter_the_products(function: Callable[..., Tensor]) -> None:
-    seen: list[float] = []
-
-    class Smallest(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
-            if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm_.default):
-                for leaf in tree_leaves(args):
-                    if isinstance(leaf, Tensor):
-                        sizes = leaf.detach().abs()
-                        seen.append(float(sizes[sizes > 0].min()) if (sizes > 0).any() else 1.0)
-            return func(*args, **(kwargs or {}))
-
     hidden, head, targets = make(**PLAIN, peak=12.0)
     other_hidden, other_head = make_other(PLAIN, peak=15.0)
     logits, other_logits = (
@@ -190,10 +178,10 @@ def test_no_denormal_numbers_enter_the_products(function: Callable[..., Tensor])
     (plain,) = torch.autograd.grad(function(leaf, other_logits).sum(), leaf)
     assert ((plain != 0) & (plain.abs() < 1e-37)).any(), "the case must be peaked enough"
     _, _, compared = pair_statistics(hidden, head, targets, other_hidden, other_head, function)
-    with Smallest():
+    with SmallestOperands() as operands:
         compared.sum().backward()
-    assert seen
-    assert min(seen) > torch.finfo(torch.float32).tiny
+    assert operands.seen
+    assert min(operands.seen) > torch.finfo(torch.float32).tiny
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
