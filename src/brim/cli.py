@@ -167,7 +167,7 @@ def generate(
     top_k: Annotated[int | None, typer.Option(min=1, help="Likeliest tokens only.")] = None,
     top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Nucleus.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 32,
+    block: Annotated[int, typer.Option(min=1, help="Prompts before the first comes out.")] = 32,
 ) -> None:
     r"""Complete prompts: one line in, one line out (line breaks come out as \n)."""
     from brim.errors import ConfigError
@@ -182,12 +182,11 @@ def generate(
             top_k=top_k,
             top_p=top_p,
             max_tokens=max_tokens,
-            batch_size=batch_size,
         )
     except ValueError as error:
         raise ConfigError(f"command line: {error}") from None
     with _running():
-        for text in generate(source, prompts, decoding=decoding, seed=seed):
+        for text in generate(source, prompts, decoding=decoding, seed=seed, block=block):
             typer.echo(escape_line(text))
 
 

@@ -19,6 +19,9 @@ from brim.types import Example, Rollout
 
 Advance = Callable[[int], None]
 
+# Examples that are encoded, decoded and judged together, in passes of what their tokens allow.
+BLOCK = 512
+
 
 class Interval(TypedDict):
     """Arguments of every score's bootstrap interval."""
@@ -93,8 +96,8 @@ def predict(
     mine = range(state.process_index, len(examples), state.num_processes)
     predictions: list[tuple[int, Prediction]] = []
     num_truncated_prompts = 0
-    for start in range(0, len(mine), decoding.batch_size):
-        rows = mine[start : start + decoding.batch_size]
+    for start in range(0, len(mine), BLOCK):
+        rows = mine[start : start + BLOCK]
         batch = model.encode(
             [examples[i] for i in rows],
             max_tokens=max_prompt_tokens,
@@ -208,6 +211,6 @@ def _finite(returns: list[float | None], predictions: list[Prediction]) -> list[
 def _teacher_returns(teacher: LanguageModel | None, rollout: Rollout) -> list[float]:
     if teacher is None:
         return []
-    values = teacher.action_values(rollout)
+    values = rollout.map(teacher.action_values, teacher.batch_tokens)
     returns: list[float] = rewards_to_go(values.taken, values.best, rollout.mask)[:, 0].tolist()
     return returns

@@ -69,6 +69,7 @@ class Learner:
     def __post_init__(self) -> None:
         if self.settings.dropout is not None:
             set_dropout(self.student.model, self.settings.dropout)
+        self.student.batch_tokens = self.settings.micro_batch_tokens
         self.module = self.objective.prepare(self.student)
         self.optimizer = build_optimizer(self.module, self.optim)
         # The policy is the module as the loss sees it: wrapped for DDP and autocast.
@@ -133,10 +134,11 @@ class Learner:
         """Accumulate the gradient of the loss per token of the whole batch of an update."""
         self.module.train(not self.objective.compares_policies)
         totals: dict[str, Tensor] = {}
-        parts = rollout.split(self.settings.micro_batch_size)
+        parts = rollout.buckets(self.settings.micro_batch_tokens)
         # DDP averages over processes; the loss is a sum over all of them.
         scale = self.accelerator.num_processes / max(num_tokens, 1.0)
-        for i, part in enumerate(parts):
+        for i, rows in enumerate(parts):
+            part = rollout.select(rows)
             synchronize = i == len(parts) - 1
             with nullcontext() if synchronize else self.accelerator.no_sync(self.policy):
                 with self.accelerator.autocast():

@@ -179,7 +179,8 @@ class Materials:
                 vocab_size=settings.tokenizer.vocab_size,
             )
             model = self._build("teacher", settings.build, tokenizer)
-        return self.place(model)
+        # One that is not trained stays where `teacher.device` had it loaded.
+        return model if settings.train is None else self.place(model)
 
     @cached_property
     def loaded_student(self) -> LanguageModel:
@@ -210,11 +211,11 @@ class Materials:
         reference = self._load(self.config.teacher)
 
         def rollouts() -> Iterator[Rollout]:
-            for start in range(0, len(examples), decoding.batch_size):
-                rows = examples[start : start + decoding.batch_size]
-                batch = teacher.encode(rows, max_tokens=decoding.max_prompt_tokens)
-                texts = [row.references[0] for row in rows]
-                yield teacher.encode_completions(batch, texts, max_tokens=decoding.max_tokens)
+            batch = teacher.encode(examples, max_tokens=decoding.max_prompt_tokens)
+            texts = [row.references[0] for row in examples]
+            rollout = teacher.encode_completions(batch, texts, max_tokens=decoding.max_tokens)
+            for rows in rollout.buckets(teacher.batch_tokens):
+                yield rollout.select(rows)
 
         drift = q_drift(teacher, reference, rollouts())
         update_manifest(self.out, {"quantization": {"num_examples": len(examples), **drift}})
@@ -241,7 +242,7 @@ class Materials:
             settings.path,
             revision=settings.revision,
             dtype=settings.dtype,
-            device=self.accelerator.device,
+            device=getattr(settings, "device", None) or self.accelerator.device,
             trust_remote_code=settings.trust_remote_code,
             quantization=quantization,
         )

@@ -63,13 +63,19 @@ class Pipeline(Materials):
                 inputs={"model": fingerprint_model(self.initial_teacher)},
             )
             self._forget("initial_teacher")
-        return model.requires_grad_(False).eval()
+        return self.as_teacher(model)
+
+    def as_teacher(self, model: LanguageModel) -> LanguageModel:
+        """The model frozen, where and in passes as large as `teacher` says."""
+        settings = self.config.teacher
+        model.batch_tokens = settings.batch_tokens
+        return model.requires_grad_(False).eval().to(settings.device or self.accelerator.device)
 
     @cached_property
     def teacher_outputs(self) -> Sequence[Example]:
         """The training prompts with the teacher's greedy completions as their targets."""
         config, teacher = self.config, self.teacher
-        decoding = config.decoding.greedy(config.evaluation.batch_size)
+        decoding = config.decoding.greedy(config.evaluation.batch_tokens)
         stage = Stage.open(
             self.stages_dir,
             "teacher_outputs",
@@ -282,10 +288,10 @@ class Pipeline(Materials):
         return evaluate(
             model,
             examples,
-            decoding.greedy(settings.batch_size),
+            decoding.greedy(settings.batch_tokens),
             self.task.metrics,
             teacher=teacher if settings.returns else None,
-            sampling=decoding.build(batch_size=settings.batch_size)
+            sampling=decoding.build(batch_tokens=settings.batch_tokens)
             if settings.expected_returns
             else None,
             max_prompt_tokens=decoding.max_prompt_tokens,

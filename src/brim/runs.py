@@ -143,7 +143,7 @@ def evaluate_run(
         split: which split.
         model: a folder or hub name to evaluate in place of the run's best checkpoint.
         out: where predictions and results go; the run directory, if the model is its own.
-        overrides: settings to change, such as `evaluation.batch_size=8`.
+        overrides: settings to change, such as `evaluation.batch_tokens=2048`.
         reporter: tells the person who watches.
 
     Raises:
@@ -212,7 +212,7 @@ def open_pipeline(
         best = stages_dir / manifest.get("stages", {}).get("teacher", "teacher") / "best"
         if not best.exists():
             raise RunError(f"{best}: the run's teacher is missing; bring back its stages folder")
-        pipeline.teacher = pipeline.reload(best, config.teacher).requires_grad_(False)
+        pipeline.teacher = pipeline.as_teacher(pipeline.reload(best, config.teacher))
     return pipeline
 
 
@@ -222,6 +222,7 @@ def generate(
     *,
     decoding: Decoding,
     seed: int = 0,
+    block: int = 32,
 ) -> Iterator[str]:
     """Complete prompts, in order, as batches get done.
 
@@ -230,12 +231,13 @@ def generate(
         prompts: rendered prompts.
         decoding: how to write.
         seed: of the sampling.
+        block: prompts that are completed before the first of them is given out.
     """
     best = Path(source) / "best"
     model = load_model(best if best.exists() else source)
     model = model.to(Accelerator().device)
-    for start in range(0, len(prompts), decoding.batch_size):
-        rows = range(start, min(start + decoding.batch_size, len(prompts)))
+    for start in range(0, len(prompts), block):
+        rows = range(start, min(start + block, len(prompts)))
         batch = model.encode(
             [Example(id=str(i), prompt=prompts[i]) for i in rows],
             max_tokens=None,

@@ -30,16 +30,17 @@ class DecodingConfig(Config):
     """Sample among the k likeliest tokens only."""
     top_p: float | None = Field(None, gt=0, le=1)
     """Sample among the likeliest tokens that make up this probability."""
-    batch_size: int = Field(128, ge=1)
-    """Rows that generation, and the teacher's pass, hold at once."""
+    batch_tokens: int = Field(32768, ge=1)
+    """Tokens that generation holds at once: of each row its prompt, padding, and all that it may
+    write. A matter of memory and speed only."""
 
     def build(self, **changes: Any) -> Decoding:
         """The library's own class, with some arguments changed."""
         return Decoding(**{**self.model_dump(exclude={"max_prompt_tokens"}), **changes})
 
-    def greedy(self, batch_size: int) -> Decoding:
+    def greedy(self, batch_tokens: int) -> Decoding:
         """Greedy decoding under the same limits, for evaluation and teacher outputs."""
-        return Decoding(strategy="greedy", max_tokens=self.max_tokens, batch_size=batch_size)
+        return Decoding(strategy="greedy", max_tokens=self.max_tokens, batch_tokens=batch_tokens)
 
 
 class OptimConfig(Config):
@@ -71,8 +72,9 @@ class LoopConfig(Config):
     """Passes over the training split; alternatively `max_steps`."""
     rollout_batch_size: int = Field(64, ge=1)
     """Prompts of one step, over all processes."""
-    micro_batch_size: int = Field(64, ge=1)
-    """Rows of one forward and backward pass; a matter of memory only."""
+    micro_batch_tokens: int = Field(8192, ge=1)
+    """Tokens of one forward and backward pass: rows of similar length, with their prompts and
+    padding. A matter of memory and speed only."""
     evaluate_every: int = Field(100, ge=1)
     """Steps between evaluations on the validation split; the last step is always evaluated."""
     save_every: int = Field(100, ge=1)
@@ -174,6 +176,11 @@ class QuantizationConfig(Config):
 class TeacherConfig(_ModelConfig):
     """The model whose logits are the Q-values."""
 
+    device: str | None = None
+    """Where the teacher is, such as `cuda:1` or `cpu`; null for where the student is."""
+    batch_tokens: int = Field(8192, ge=1)
+    """Tokens of one pass of the teacher: rows of similar length, with their prompts and padding. A
+    matter of memory and speed only."""
     tokenizer: TokenizerConfig | None = None
     """Tokenizer to train, where the model is built from scratch."""
     train: SupervisedConfig | None = None
@@ -240,8 +247,8 @@ class StudentConfig(_ModelConfig):
 class EvaluationConfig(Config):
     """What is measured on the validation and test splits."""
 
-    batch_size: int = Field(256, ge=1)
-    """Rows decoded at once."""
+    batch_tokens: int = Field(32768, ge=1)
+    """Tokens that generation holds at once, see `decoding.batch_tokens`."""
     max_validation_examples: int | None = Field(None, ge=1)
     """Only the first so many during training; null for all."""
     metric: str | None = None

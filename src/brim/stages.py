@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from brim._version import __version__
 from brim.config import config_hash
 from brim.errors import RunError
-from brim.evaluation import predict
+from brim.evaluation import BLOCK, predict
 from brim.files import atomic_write_json, disk_errors
 from brim.models import Decoding, LanguageModel, hash_tensors, plain_tensors
 from brim.progress import Meter
@@ -109,7 +109,7 @@ def write_completions(
 ) -> None:
     """Decode `examples` into a JSONL file of `id` and `text`, going on where a stop left it."""
     state = PartialState()
-    block = decoding.batch_size * state.num_processes
+    block = BLOCK * state.num_processes
     if state.is_main_process:
         _keep_whole_blocks(path, block)
     state.wait_for_everyone()

@@ -10,16 +10,17 @@ counts. Everything is frozen; a changed copy is made with `dataclasses.replace`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from brim.bucketing import length_buckets
 from brim.seeding import derive_seed
 
-_Record = TypeVar("_Record", bound=Any)
+_Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,20 +119,10 @@ class ActionValues:
     logprobs: Tensor
     bootstrap: Tensor | None = None
 
-    @staticmethod
-    def concatenate(parts: Iterable[ActionValues]) -> ActionValues:
-        """The values of consecutive pieces of one rollout, as one."""
-        pieces = list(parts)
-
-        def joined(name: str) -> Tensor:
-            return torch.cat([getattr(piece, name) for piece in pieces])
-
-        return ActionValues(
-            taken=joined("taken"),
-            best=joined("best"),
-            logprobs=joined("logprobs"),
-            bootstrap=None if pieces[0].bootstrap is None else joined("bootstrap"),
-        )
+    def to(self, device: torch.device | str) -> ActionValues:
+        """The same values with their tensors on `device`."""
+        moved: ActionValues = _change_tensors(self, lambda tensor: tensor.to(device))
+        return moved
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,12 +171,31 @@ class Rollout:
     def select(self, rows: Sequence[int]) -> Rollout:
         """The rollout of these rows, in this order."""
         index = torch.as_tensor(rows, dtype=torch.long, device=self.mask.device)
-        return replace(_index_tensors(self, index), batch=self.batch.select(rows))
+        chosen: Rollout = _change_tensors(self, lambda tensor: tensor[index])
+        return replace(chosen, batch=self.batch.select(rows))
 
-    def split(self, max_rows: int) -> list[Rollout]:
-        """Consecutive pieces of at most `max_rows` rows."""
-        starts = range(0, len(self), max_rows)
-        return [self.select(range(i, min(i + max_rows, len(self)))) for i in starts]
+    def to(self, device: torch.device | str) -> Rollout:
+        """The same rollout with its tensors on `device`."""
+        moved: Rollout = _change_tensors(self, lambda tensor: tensor.to(device))
+        return replace(moved, batch=self.batch.to(device))
+
+    def buckets(self, max_tokens: int) -> list[list[int]]:
+        """The rows, grouped by length; a group has at most `max_tokens`, padding included."""
+        prompts = self.batch.prompt_mask.sum(dim=1)
+        return length_buckets(prompts.tolist(), self.lengths.tolist(), max_tokens)
+
+    def map(self, function: Callable[[Rollout], _Record], max_tokens: int) -> _Record:
+        """What `function` makes of each row, asked for a bucket of rows at a time.
+
+        Args:
+            function: from a rollout of n rows to a tensor (n, …), or a dataclass of such.
+            max_tokens: of a bucket, padding included.
+        """
+        groups = self.buckets(max_tokens)
+        if len(groups) == 1:
+            return function(self)
+        order = torch.tensor([row for rows in groups for row in rows]).argsort()
+        return _concatenate([function(self.select(rows)) for rows in groups], order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,13 +231,27 @@ class LossOutput:
     sums: Mapping[str, Tensor]
 
 
-def _index_tensors(value: _Record, index: Tensor) -> _Record:
-    """A dataclass with each of its tensors, nested ones too, indexed along the first axis."""
+def _change_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A dataclass with each of its tensors changed, those of the teacher's values too."""
     changes: dict[str, Any] = {}
     for field in fields(value):
         item = getattr(value, field.name)
         if isinstance(item, Tensor):
-            changes[field.name] = item[index]
+            changes[field.name] = change(item)
         elif isinstance(item, ActionValues):
-            changes[field.name] = _index_tensors(item, index)
+            changes[field.name] = _change_tensors(item, change)
     return replace(value, **changes)
+
+
+def _concatenate(parts: Sequence[Any], order: Tensor) -> Any:
+    """Tensors, or dataclasses of tensors, one after the other, and their rows in `order`."""
+    first = parts[0]
+    if first is None:
+        return None
+    if isinstance(first, Tensor):
+        joined = torch.cat(list(parts))
+        return joined[order.to(joined.device)]
+    names = [field.name for field in fields(first)]
+    return type(first)(
+        **{name: _concatenate([getattr(part, name) for part in parts], order) for name in names}
+    )

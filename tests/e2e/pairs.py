@@ -19,18 +19,18 @@ teacher:
   build: {model}
   train:
     optim: {{lr: 3e-3, schedule: linear}}
-    trainer: {{max_steps: 4, rollout_batch_size: 16, micro_batch_size: 16, evaluate_every: 4}}
+    trainer: {{max_steps: 4, rollout_batch_size: 16, evaluate_every: 4}}
 student:
   build: {model}
   predistill:
     optim: {{lr: 3e-3}}
-    trainer: {{max_steps: 3, rollout_batch_size: 16, micro_batch_size: 16, evaluate_every: 3}}
+    trainer: {{max_steps: 3, rollout_batch_size: 16, evaluate_every: 3}}
 objective: {{name: brim, k: 2}}
-decoding: {{max_prompt_tokens: 40, max_tokens: 8, batch_size: 32}}
+decoding: {{max_prompt_tokens: 40, max_tokens: 8}}
 optim: {{lr: 1e-3, warmup_steps: 2}}
-trainer: {{max_steps: 6, rollout_batch_size: 8, micro_batch_size: 3, evaluate_every: 2,
+trainer: {{max_steps: 6, rollout_batch_size: 8, micro_batch_tokens: 100, evaluate_every: 2,
           save_every: 1}}
-evaluation: {{batch_size: 32, num_samples: 2}}
+evaluation: {{num_samples: 2}}
 """
 
 

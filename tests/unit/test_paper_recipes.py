@@ -60,9 +60,14 @@ def test_table_4(name):
     assert task.metrics == METRICS[name.partition("/")[0]]
 
 
-def check_table_6(optim: OptimConfig, loop: TrainerConfig) -> None:
+def longest_row(config: RunConfig) -> int:
+    """Tokens of a prompt and a completion of full length."""
+    return config.decoding.max_prompt_tokens + config.decoding.max_tokens
+
+
+def check_table_6(optim: OptimConfig, loop: TrainerConfig, row: int) -> None:
     assert (loop.num_epochs, loop.max_steps) == (2, None)
-    assert loop.micro_batch_size == 32
+    assert loop.micro_batch_tokens == 32 * row
     assert loop.rollout_batch_size == 32 * 16
     assert loop.dropout == 0.25
     assert optim.lr == 0.00005
@@ -80,7 +85,7 @@ def test_table_5(name):
     config = load(name)
     loop, optim = config.trainer, config.optim
     assert (loop.num_epochs, loop.max_steps) == (3, None)
-    assert loop.micro_batch_size == 8
+    assert loop.micro_batch_tokens == 8 * longest_row(config)
     assert loop.rollout_batch_size == 8 * 32
     assert loop.dropout == 0.0
     assert optim.lr == 0.00001
@@ -91,7 +96,7 @@ def test_table_5(name):
 @pytest.mark.parametrize("name", [n for n in PAIRS + ALONE if method_of(n) not in REINFORCEMENT])
 def test_table_6(name):
     config = load(name)
-    check_table_6(config.optim, config.trainer)
+    check_table_6(config.optim, config.trainer, longest_row(config))
 
 
 @pytest.mark.parametrize("name", PAIRS + ALONE)
@@ -99,7 +104,6 @@ def test_limits_and_evaluation(name):
     config = load(name)
     decoding = config.decoding
     assert (decoding.max_prompt_tokens, decoding.max_tokens) == LENGTHS[name.partition("/")[0]]
-    assert config.evaluation.batch_size == 32
     assert config.evaluation.metric is None  # the task's first
 
 
@@ -107,7 +111,7 @@ def test_limits_and_evaluation(name):
 def test_students_are_pre_distilled_alike(name):
     config = load(name)
     predistill = config.student.predistill
-    check_table_6(predistill.optim, predistill.trainer)
+    check_table_6(predistill.optim, predistill.trainer, longest_row(config))
     assert predistill == load(f"{name.partition('/')[0]}/brim").student.predistill
 
 
@@ -129,7 +133,7 @@ def test_teachers(name):
         assert config.teacher.train is None
         assert config.task.prompt == "summarize: {document}"
     else:
-        check_table_6(config.teacher.train.optim, config.teacher.train.trainer)
+        check_table_6(config.teacher.train.optim, config.teacher.train.trainer, longest_row(config))
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -9,13 +9,34 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from brim.errors import ModelError
+from brim.models.cache import decoder_cache, encoder_decoder_cache, expand_rows, keep_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """P prompts that B completions continue; one that several continue is read once.
+
+    Attributes:
+        ids: (P, S) int64, padded on `Backbone.prompt_side`.
+        mask: (P, S) bool.
+        rows: (B,) int64, the prompt of each completion; None where each has its own.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    rows: Tensor | None = None
+
+    def each(self, values: Tensor) -> Tensor:
+        """(P, …) values of the prompts as (B, …), those of each completion's."""
+        return values if self.rows is None else values[self.rows]
 
 
 class DecodingState(ABC):
@@ -38,10 +59,9 @@ class DecodingState(ABC):
     def advance(self, inputs: Tensor) -> Tensor:
         """Append `inputs` (B, P) and return their features (B, P, d)."""
 
-    def select(self, rows: Tensor) -> None:
-        """Keep only these rows (n,) of the batch."""
-        self.cache.batch_select_indices(rows)
-        self.hidden = self.hidden[rows]
+    def keep(self, count: int, holes: Tensor, movers: Tensor) -> None:
+        """Put the rows `movers` into the rows `holes`, then keep the first `count`."""
+        keep_rows(self.cache, count, holes, movers)
 
 
 class Backbone(ABC):
@@ -53,14 +73,11 @@ class Backbone(ABC):
         self.model = model
 
     @abstractmethod
-    def hidden(
-        self, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, num_positions: int
-    ) -> Tensor:
+    def hidden(self, prompts: Prompts, completion_ids: Tensor, num_positions: int) -> Tensor:
         """Features that predict completion tokens 0 … num_positions - 1.
 
         Args:
-            prompt_ids: (B, S), padded on `prompt_side`.
-            prompt_mask: (B, S) bool.
+            prompts: what the completions continue.
             completion_ids: (B, T) right-padded, T ≥ num_positions - 1.
             num_positions: P ≤ T + 1; position T is the state after the last token.
 
@@ -72,7 +89,7 @@ class Backbone(ABC):
         """
 
     @abstractmethod
-    def start(self, prompt_ids: Tensor, prompt_mask: Tensor, max_tokens: int) -> DecodingState:
+    def start(self, prompts: Prompts, max_tokens: int) -> DecodingState:
         """Read the prompts, ready to predict the first of at most `max_tokens` tokens.
 
         Raises:
@@ -98,32 +115,31 @@ class EncoderDecoder(Backbone):
         super().__init__(model)
         self.start_token_id = start_token_id
 
-    def hidden(
-        self, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, num_positions: int
-    ) -> Tensor:
+    def hidden(self, prompts: Prompts, completion_ids: Tensor, num_positions: int) -> Tensor:
         """See `Backbone.hidden`."""
         self.check_length(num_positions)
-        encoded, mask = self.encode(prompt_ids, prompt_mask)
-        inputs = torch.cat([self.first(prompt_ids), completion_ids[:, : num_positions - 1]], dim=1)
+        encoded, mask = self.encode(prompts)
+        inputs = torch.cat([self.first(encoded), completion_ids[:, : num_positions - 1]], dim=1)
         # The decoder's own padding needs no mask: it lies on the right, where causal attention
         # never looks.
         return self.decode(inputs, encoded, mask, use_cache=False)
 
-    def start(self, prompt_ids: Tensor, prompt_mask: Tensor, max_tokens: int) -> DecodingState:
+    def start(self, prompts: Prompts, max_tokens: int) -> DecodingState:
         """See `Backbone.start`."""
         self.check_length(max_tokens)
-        return _EncoderDecoderState(self, prompt_ids, prompt_mask)
+        return _EncoderDecoderState(self, prompts, max_tokens)
 
-    def first(self, prompt_ids: Tensor) -> Tensor:
-        """(B, 1) of the token that opens every completion."""
-        return prompt_ids.new_full((len(prompt_ids), 1), self.start_token_id)
+    def first(self, rows: Tensor) -> Tensor:
+        """(B, 1) of the token that opens every completion, for (B, …) of anything."""
+        return torch.full((len(rows), 1), self.start_token_id, device=rows.device)
 
-    def encode(self, prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    def encode(self, prompts: Prompts) -> tuple[Tensor, Tensor | None]:
         """Encoder output (B, S, d) and the mask to attend to it with."""
-        self.check_length(prompt_ids.shape[1])
-        mask = None if bool(prompt_mask.all()) else prompt_mask.long()
+        self.check_length(prompts.ids.shape[1])
+        mask = None if bool(prompts.mask.all()) else prompts.mask.long()
         encoder = self.model.get_encoder()
-        return encoder(input_ids=prompt_ids, attention_mask=mask).last_hidden_state, mask
+        encoded = encoder(input_ids=prompts.ids, attention_mask=mask).last_hidden_state
+        return prompts.each(encoded), None if mask is None else prompts.each(mask)
 
     def decode(self, inputs: Tensor, encoded: Tensor, mask: Tensor | None, **cache: Any) -> Tensor:
         """Decoder output (B, P, d)."""
@@ -134,24 +150,25 @@ class EncoderDecoder(Backbone):
 
 
 class _EncoderDecoderState(DecodingState):
-    def __init__(self, backbone: EncoderDecoder, prompt_ids: Tensor, prompt_mask: Tensor) -> None:
+    def __init__(self, backbone: EncoderDecoder, prompts: Prompts, max_tokens: int) -> None:
         config = backbone.model.get_decoder().config  # T5's says how deep the decoder is
-        super().__init__(
-            EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
-        )
+        super().__init__(encoder_decoder_cache(config, max_tokens))
         self._backbone = backbone
-        self._encoded, self._mask = backbone.encode(prompt_ids, prompt_mask)
-        self.hidden = self.advance(backbone.first(prompt_ids))[:, -1]
+        self._encoded, self._mask = backbone.encode(prompts)
+        self.hidden = self.advance(backbone.first(self._encoded))[:, -1]
 
     def advance(self, inputs: Tensor) -> Tensor:
         return self._backbone.decode(
             inputs, self._encoded, self._mask, past_key_values=self.cache, use_cache=True
         )
 
-    def select(self, rows: Tensor) -> None:
-        super().select(rows)
-        self._encoded = self._encoded[rows]
-        self._mask = None if self._mask is None else self._mask[rows]
+    def keep(self, count: int, holes: Tensor, movers: Tensor) -> None:
+        super().keep(count, holes, movers)
+        # The decoder has read the encoder's output; it only looks at the shape from here on.
+        self._encoded = self._encoded[:count]
+        if self._mask is not None:
+            self._mask[holes] = self._mask[movers]
+            self._mask = self._mask[:count]
 
 
 class DecoderOnly(Backbone):
@@ -164,19 +181,18 @@ class DecoderOnly(Backbone):
         parameters = inspect.signature(model.get_decoder().forward).parameters
         self._takes_positions = "position_ids" in parameters
 
-    def hidden(
-        self, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, num_positions: int
-    ) -> Tensor:
+    def hidden(self, prompts: Prompts, completion_ids: Tensor, num_positions: int) -> Tensor:
         """See `Backbone.hidden`."""
+        prompt_ids = prompts.each(prompts.ids)
         inputs = torch.cat([prompt_ids, completion_ids[:, : num_positions - 1]], dim=1)
         self.check_length(inputs.shape[1])
-        mask = _extend(prompt_mask, num_positions - 1)
+        mask = _extend(prompts.each(prompts.mask), num_positions - 1)
         return self.decode(inputs, mask, use_cache=False)[:, prompt_ids.shape[1] - 1 :]
 
-    def start(self, prompt_ids: Tensor, prompt_mask: Tensor, max_tokens: int) -> DecodingState:
+    def start(self, prompts: Prompts, max_tokens: int) -> DecodingState:
         """See `Backbone.start`."""
-        self.check_length(prompt_ids.shape[1] + max_tokens - 1)
-        return _DecoderOnlyState(self, prompt_ids, _extend(prompt_mask, max_tokens - 1))
+        self.check_length(prompts.ids.shape[1] + max_tokens - 1)
+        return _DecoderOnlyState(self, prompts, max_tokens)
 
     def decode(self, inputs: Tensor, mask: Tensor | None, **cache: Any) -> Tensor:
         """Output (B, P, d) for `inputs` (B, P), the last P of the L positions of `mask` (B, L).
@@ -191,19 +207,27 @@ class DecoderOnly(Backbone):
 
 
 class _DecoderOnlyState(DecodingState):
-    def __init__(self, backbone: DecoderOnly, prompt_ids: Tensor, mask: Tensor | None) -> None:
-        super().__init__(DynamicCache(config=backbone.model.config))
-        self._backbone, self._mask, self._length = backbone, mask, 0
-        self.hidden = self.advance(prompt_ids)[:, -1]
+    def __init__(self, backbone: DecoderOnly, prompts: Prompts, max_tokens: int) -> None:
+        # The last token is written, and never read.
+        capacity = prompts.ids.shape[1] + max_tokens - 1
+        super().__init__(decoder_cache(backbone.model.config, capacity))
+        self._backbone, self._length = backbone, 0
+        self._mask = _extend(prompts.mask, max_tokens - 1)
+        self.hidden = prompts.each(self.advance(prompts.ids)[:, -1])
+        if prompts.rows is not None:
+            expand_rows(self.cache, prompts.rows)
+            self._mask = None if self._mask is None else self._mask[prompts.rows]
 
     def advance(self, inputs: Tensor) -> Tensor:
         self._length += inputs.shape[1]
         mask = None if self._mask is None else self._mask[:, : self._length]
         return self._backbone.decode(inputs, mask, past_key_values=self.cache, use_cache=True)
 
-    def select(self, rows: Tensor) -> None:
-        super().select(rows)
-        self._mask = None if self._mask is None else self._mask[rows]
+    def keep(self, count: int, holes: Tensor, movers: Tensor) -> None:
+        super().keep(count, holes, movers)
+        if self._mask is not None:
+            self._mask[holes] = self._mask[movers]
+            self._mask = self._mask[:count]
 
 
 def _extend(prompt_mask: Tensor, num_tokens: int) -> Tensor | None:

@@ -12,6 +12,9 @@ from torch import Tensor
 from brim.models.backbone import DecodingState
 from brim.models.head import OutputHead
 
+# Tokens between two looks at which rows have ended, on devices that the host does not wait for.
+LOOK_EVERY = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
@@ -23,7 +26,8 @@ class Decoding:
         temperature: divides the logits before they are cut; sampling only.
         top_k: keep the k most probable tokens (and what ties with the k-th); sampling only.
         top_p: keep the fewest most probable tokens that hold this much probability; sampling only.
-        batch_size: rows decoded at once; changes memory and speed, not the text.
+        batch_tokens: tokens of the rows that are decoded at once, each counted with its prompt,
+            padding and all that it may write; changes memory and speed, not the text.
 
     Raises:
         ValueError: a limit is out of its range.
@@ -34,13 +38,13 @@ class Decoding:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
-    batch_size: int = 256
+    batch_tokens: int = 32768
 
     def __post_init__(self) -> None:
         if self.strategy not in ("sampling", "greedy"):
             raise ValueError(f"strategy must be 'sampling' or 'greedy', not {self.strategy!r}")
-        if self.max_tokens < 1 or self.batch_size < 1:
-            raise ValueError("max_tokens and batch_size must be at least 1")
+        if self.max_tokens < 1 or self.batch_tokens < 1:
+            raise ValueError("max_tokens and batch_tokens must be at least 1")
         if not self.temperature > 0:
             raise ValueError("temperature must be positive; for the maximum use strategy='greedy'")
         if self.top_k is not None and self.top_k < 1:
@@ -98,6 +102,9 @@ def write_completions(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Advance `state` until every row has ended or met the limit.
 
+    A row that has ended leaves the batch: at once on a CPU, elsewhere at the next look, for looking
+    makes the host wait for the device. What it writes until then is ignored.
+
     Args:
         state: B rows, ready to predict their first token.
         head: the output head.
@@ -109,25 +116,34 @@ def write_completions(
         ids (B, T) int64 (arbitrary behind a row's length), lengths (B,) int64 with EOS, and
         truncated (B,) bool.
     """
-    ids = uniforms.new_empty(len(uniforms), decoding.max_tokens, dtype=torch.long)
-    all_lengths = torch.full_like(ids[:, 0], decoding.max_tokens)
-    all_alive = torch.ones_like(all_lengths, dtype=torch.bool)
-    # The rows still decoded. Those that ended stay until they are many; what they write is ignored.
-    rows, lengths, alive = torch.arange(len(ids), device=ids.device), all_lengths, all_alive
-    for step in range(decoding.max_tokens):
+    num_rows, limit = uniforms.shape
+    device = uniforms.device
+    look_every = 1 if device.type == "cpu" else LOOK_EVERY
+    ids = torch.empty(num_rows, limit, dtype=torch.long, device=device)
+    lengths = torch.full((num_rows,), limit, device=device)
+    truncated = torch.ones(num_rows, dtype=torch.bool, device=device)
+    rows = torch.arange(num_rows, device=device)  # which row each place of the batch holds
+    ended = torch.zeros_like(truncated)
+    for step in range(limit):
         tokens = choose_tokens(head.logits(state.hidden), uniforms[rows, step], decoding)
         ids[rows, step] = tokens
-        ended = alive & torch.isin(tokens, eos_ids)
-        lengths = lengths.masked_fill(ended, step + 1)
-        alive = alive & ~ended
-        num_alive = int(alive.sum())
-        if num_alive == 0 or step + 1 == decoding.max_tokens:
+        just_ended = torch.isin(tokens, eos_ids) & ~ended
+        lengths[rows] = lengths[rows].masked_fill(just_ended, step + 1)
+        truncated[rows] &= ~just_ended
+        ended |= just_ended
+        if step + 1 == limit:
             break
-        if num_alive <= len(rows) // 2:
-            all_lengths[rows], all_alive[rows] = lengths, alive
-            kept = alive.nonzero().squeeze(1)
-            state.select(kept)
-            rows, lengths, alive, tokens = rows[kept], lengths[kept], alive[kept], tokens[kept]
+        if step % look_every == look_every - 1:
+            count = len(rows) - int(ended.sum())
+            if count == 0:
+                break
+            if count < len(rows):
+                # The last rows take the places of those that have ended.
+                holes = ended[:count].nonzero().squeeze(1)
+                movers = (~ended[count:]).nonzero().squeeze(1) + count
+                state.keep(count, holes, movers)
+                rows[holes], tokens[holes] = rows[movers], tokens[movers]
+                rows, tokens = rows[:count], tokens[:count]
+                ended = torch.zeros_like(rows, dtype=torch.bool)
         state.step(tokens)
-    all_lengths[rows], all_alive[rows] = lengths, alive
-    return ids[:, : step + 1], all_lengths, all_alive
+    return ids[:, : step + 1], lengths, truncated

@@ -49,6 +49,11 @@ class OutputHead:
     num_rows: int
     scale: float = 1.0
 
+    def to(self, device: torch.device | str) -> OutputHead:
+        """The same head on `device`."""
+        bias = None if self.bias is None else self.bias.to(device)
+        return replace(self, weight=self.weight.to(device), bias=bias)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """(n, d) -> (n, V) float32 logits; for a few positions at a time."""
         dtype = compute_dtype(self.weight)

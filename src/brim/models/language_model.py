@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from brim.bucketing import length_buckets
 from brim.errors import RunError
 from brim.models.adapters import (
     ADAPTERS,
@@ -19,7 +20,7 @@ from brim.models.adapters import (
     merged_state_dict,
     save_adapters,
 )
-from brim.models.backbone import Backbone, DecoderOnly, EncoderDecoder
+from brim.models.backbone import Backbone, DecoderOnly, EncoderDecoder, Prompts
 from brim.models.decoding import Decoding, row_uniforms, write_completions
 from brim.models.encoding import Encoder, pad
 from brim.models.head import EXCLUDED, Centering, OutputHead
@@ -28,6 +29,10 @@ from brim.models.reading import Comparison, Reading
 from brim.models.tokenizers import end_token_ids, rows_without_token
 from brim.models.tying import check_same_head, check_stored_head, protect_head, resize_rows
 from brim.types import ActionValues, Batch, Example, Rollout, TokenStatistics
+
+
+# On two cores a pass of so many tokens is as fast, token by token, as a larger one.
+BATCH_TOKENS = 8192
 
 
 class LanguageModel(nn.Module):
@@ -39,6 +44,10 @@ class LanguageModel(nn.Module):
     Args:
         model: a sequence-to-sequence or causal language model of transformers.
         tokenizer: the tokenizer it was trained with.
+
+    Attributes:
+        batch_tokens: tokens, padding included, of one pass over a rollout without gradient, for
+            those who ask with `rollout.map`.
 
     Raises:
         ModelError: the model has no output head, does something to its logits that the chunked
@@ -62,6 +71,7 @@ class LanguageModel(nn.Module):
         else:
             self._backbone = DecoderOnly(model)
         self._scale = measure_scale(self._backbone)
+        self.batch_tokens = BATCH_TOKENS
         self.training = model.training
 
     @property
@@ -141,13 +151,19 @@ class LanguageModel(nn.Module):
         of different shapes). Rows of similar prompt length are decoded together.
         """
         device = self.device
-        order = batch.prompt_mask.sum(dim=1).argsort(stable=True).tolist()
+        prompt_lengths = batch.prompt_mask.sum(dim=1).tolist()
+        # One more pass costs as many steps as the longest completion: it is hardly ever worth it.
+        groups = length_buckets(
+            prompt_lengths,
+            [decoding.max_tokens] * len(batch),
+            decoding.batch_tokens,
+            overhead=decoding.batch_tokens,
+        )
         ids = torch.empty(len(batch), decoding.max_tokens, dtype=torch.long, device=device)
         lengths = torch.empty(len(batch), dtype=torch.long, device=device)
         truncated = torch.empty(len(batch), dtype=torch.bool, device=device)
         with self.evaluating():
-            for start in range(0, len(order), decoding.batch_size):
-                rows = order[start : start + decoding.batch_size]
+            for rows in groups:
                 written, lengths[rows], truncated[rows] = self._write(batch.select(rows), decoding)
                 ids[rows, : written.shape[1]] = written
         longest = int(lengths.max())
@@ -164,12 +180,11 @@ class LanguageModel(nn.Module):
             rollout: B completions, of whoever wrote them.
             after: also those of the state behind each completion's last token.
         """
+        rollout = rollout.to(self.device)
         mask = rollout.mask
         longest = max(int(rollout.lengths.max()), 1)
-        prompt_ids, prompt_mask = self._trim(rollout.batch)
-        hidden = self._backbone.hidden(
-            prompt_ids, prompt_mask, rollout.completion_ids[:, :longest], longest + after
-        )
+        prompts, completion_ids = self._prompts(rollout.batch), rollout.completion_ids[:, :longest]
+        hidden = self._backbone.hidden(prompts, completion_ids, longest + after)
         rows = torch.arange(len(hidden), device=hidden.device)
         return Reading(
             features=hidden[:, :longest][mask[:, :longest]],
@@ -217,7 +232,8 @@ class LanguageModel(nn.Module):
             bootstrap: also value the state behind completions that were cut.
         """
         with self.evaluating():
-            return self.read(rollout, after=bootstrap).action_values(centering)
+            values = self.read(rollout, after=bootstrap).action_values(centering)
+        return values.to(rollout.mask.device)
 
     def measure(
         self, rollout: Rollout, *, temperature: float = 1.0, comparison: Comparison | None = None
@@ -315,19 +331,25 @@ class LanguageModel(nn.Module):
         return OutputHead(head.weight, bias, self._num_rows, self._scale)
 
     def _write(self, batch: Batch, decoding: Decoding) -> tuple[Tensor, Tensor, Tensor]:
-        prompt_ids, prompt_mask = self._trim(batch)
-        state = self._backbone.start(prompt_ids, prompt_mask, decoding.max_tokens)
+        state = self._backbone.start(self._prompts(batch), decoding.max_tokens)
         uniforms = row_uniforms(batch.seeds, decoding.max_tokens).to(self.device)
         head = self._head()
         eos_ids = torch.tensor(self.end_ids, device=self.device)
         return write_completions(state, head, uniforms, decoding, eos_ids)
 
-    def _trim(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The batch's prompts without the padding that all of them share."""
+    def _prompts(self, batch: Batch) -> Prompts:
+        """The batch's prompts, each once, without the padding that all of them share."""
         width = int(batch.prompt_mask.sum(dim=1).max())
         left = self._backbone.prompt_side == "left"
         columns = slice(-width, None) if left else slice(width)
-        return batch.prompt_ids[:, columns], batch.prompt_mask[:, columns]
+        ids, mask = batch.prompt_ids[:, columns], batch.prompt_mask[:, columns]
+        numbers: dict[int, int] = {}  # of the distinct examples, in order of appearance
+        rows = [numbers.setdefault(id(example), len(numbers)) for example in batch.examples]
+        if len(numbers) == len(rows):
+            return Prompts(ids, mask)
+        index = torch.tensor(rows, device=ids.device)
+        first = [rows.index(number) for number in range(len(numbers))]
+        return Prompts(ids[first], mask[first], index)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from brim.errors import ModelError
-from brim.models.backbone import Backbone, EncoderDecoder
+from brim.models.backbone import Backbone, EncoderDecoder, Prompts
 
 # Largest tolerated difference between two ways to compute the same hidden states, relative to the
 # largest of them. A mask or a position that is wrong moves them by about 1.
@@ -73,13 +73,13 @@ def _measure_scale(backbone: Backbone) -> float:
     model = backbone.model
     name = _name(model)
     tokens = torch.tensor([_ordinary_ids(model)], device=model.device)
-    prompt, completion = tokens[:, :2], tokens[:, 2:]
-    mask = torch.ones_like(prompt, dtype=torch.bool)
-    hidden = backbone.hidden(prompt, mask, completion, 2)
+    ids, completion = tokens[:, :2], tokens[:, 2:]
+    prompts = Prompts(ids, torch.ones_like(ids, dtype=torch.bool))
+    hidden = backbone.hidden(prompts, completion, 2)
     if not hidden.isfinite().all():
         raise ModelError(f"{name} gives hidden states that are not finite; its weights are damaged")
 
-    state = backbone.start(prompt, mask, 2)
+    state = backbone.start(prompts, 2)
     state.step(completion[:, 0])
     # Quantised products take other paths for one token than for three.
     loose = getattr(model, "hf_quantizer", None) is not None

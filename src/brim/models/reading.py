@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from brim.models.head import (
@@ -55,6 +57,17 @@ class Reading:
     mask: Tensor
     after: Tensor | None = None
     truncated: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Reading:
+        """The same on `device`, with the head's weight; itself where it is there already."""
+        if self.mask.device == torch.device(device):
+            return self
+        moved: dict[str, Any] = {
+            field.name: value.to(device)
+            for field in fields(self)
+            if (value := getattr(self, field.name)) is not None
+        }
+        return replace(self, **moved)
 
     def token_statistics(
         self,

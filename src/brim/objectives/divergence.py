@@ -185,7 +185,7 @@ class Divergence(Objective):
             raise ValueError("a divergence needs a teacher and a rollout of `collect`")
         own = rollout.by_student[:, None] & rollout.mask
         with teacher.evaluating():
-            reading = teacher.read(rollout)
+            reading = teacher.read(rollout).to(rollout.mask.device)
         tokens = policy(
             rollout,
             temperature=self.temperature,

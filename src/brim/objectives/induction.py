@@ -180,18 +180,20 @@ class ReturnInduction(Objective):
     ) -> ActionValues:
         """The teacher's Q-values along the rollout, centred."""
         bootstrap = self.truncated == "bootstrap"
-        return ActionValues.concatenate(
-            self._judge_by_policy(part, student, teacher)
-            if self.q_centering == "policy"
-            else teacher.action_values(part, centering=self.q_centering, bootstrap=bootstrap)
-            for part in rollout.split(self.decoding.batch_size)
-        )
+        centering = self.q_centering
+
+        def judge(part: Rollout) -> ActionValues:
+            if centering == "policy":
+                return self._judge_by_policy(part, student, teacher)
+            return teacher.action_values(part, centering=centering, bootstrap=bootstrap)
+
+        return rollout.map(judge, teacher.batch_tokens)
 
     def _judge_by_policy(
         self, rollout: Rollout, student: LanguageModel, teacher: LanguageModel
     ) -> ActionValues:
         with teacher.evaluating():
-            reading = teacher.read(rollout)
+            reading = teacher.read(rollout).to(rollout.mask.device)
             values = reading.action_values()
         expected = student.measure(
             rollout,
@@ -272,9 +274,11 @@ class ReturnInduction(Objective):
 
     def measure_logprobs(self, rollout: Rollout, student: LanguageModel) -> Tensor:
         """Log-probabilities (B, T) under the policy that wrote."""
-        parts = rollout.split(self.decoding.batch_size)
         temperature = self.decoding.temperature
-        return torch.cat([student.measure(p, temperature=temperature).logprobs for p in parts])
+        return rollout.map(
+            lambda part: student.measure(part, temperature=temperature).logprobs,
+            student.batch_tokens,
+        )
 
     def describe(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Return, reward, length, and what K and the clip did."""

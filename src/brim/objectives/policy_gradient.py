@@ -144,11 +144,10 @@ class PolicyGradient(ReturnInduction):
                 return leave_one_out_baseline(returns, mask, group_size=self.num_generations)
             case "min_variance":
                 assert student is not None
-                norms = torch.cat(
-                    [
-                        student.gradient_norms(part, temperature=self.decoding.temperature)
-                        for part in rollout.split(self.decoding.batch_size)
-                    ]
+                temperature = self.decoding.temperature
+                norms = rollout.map(
+                    lambda part: student.gradient_norms(part, temperature=temperature),
+                    student.batch_tokens,
                 )
                 return min_variance_baseline(returns, mask, norms, total=sum_over_processes)
 
@@ -162,7 +161,8 @@ class PolicyGradient(ReturnInduction):
         if self.immediate == "expected":
             assert teacher is not None
             with teacher.evaluating():
-                comparison = teacher.read(rollout).comparison(expected_value)
+                reading = teacher.read(rollout).to(rollout.mask.device)
+                comparison = reading.comparison(expected_value)
         # The policy that is improved is the one that sampled; top_k and top_p are left aside.
         tokens = policy(rollout, temperature=self.decoding.temperature, comparison=comparison)
         logprobs, mask = tokens.logprobs.detach(), rollout.mask

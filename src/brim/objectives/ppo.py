@@ -29,7 +29,7 @@ from brim.objectives.induction import (
 )
 from brim.objectives.statistics import total
 from brim.returns import induced_rewards
-from brim.types import ActionValues, LossOutput, Rollout
+from brim.types import ActionValues, LossOutput, Rollout, TokenStatistics
 
 
 class PPOConfig(InductionConfig):
@@ -124,7 +124,8 @@ class PPO(ReturnInduction):
     ) -> tuple[Rollout, Mapping[str, Tensor]]:
         """The rollout with log-probabilities and advantages as of now, and what is logged."""
         rollout, credit, sums = self.induce(rollout, values)
-        rollout = self._remember(rollout)
+        assert student is not None
+        rollout = self._remember(rollout, student)
         assert rollout.logprobs is not None
         charges = torch.zeros_like(credit)
         if self.start is not None:
@@ -150,24 +151,18 @@ class PPO(ReturnInduction):
             sums: takes what is to be logged.
         """
 
-    def _remember(self, rollout: Rollout) -> Rollout:
+    def _remember(self, rollout: Rollout, student: LanguageModel) -> Rollout:
         """The rollout with log-probabilities and values of the policy that wrote it."""
-        assert self.module is not None, "prepare comes first"
-        logprobs, values = [], []
-        with evaluating(self.module):
-            for part in rollout.split(self.decoding.batch_size):
-                # Past the wrappers of DDP and autocast: the trainer's own autocast is on.
-                tokens = type(self.module).forward(
-                    self.module, part, temperature=self.decoding.temperature
-                )
-                logprobs.append(tokens.logprobs)
-                values.append(tokens.state_values)
-        has_critic = values[0] is not None
-        return replace(
-            rollout,
-            logprobs=torch.cat(logprobs),
-            state_values=torch.cat(values) if has_critic else None,
-        )
+        module = self.module
+        assert module is not None, "prepare comes first"
+
+        def forward(part: Rollout) -> TokenStatistics:
+            # Past the wrappers of DDP and autocast: the trainer's own autocast is on.
+            return type(module).forward(module, part, temperature=self.decoding.temperature)
+
+        with evaluating(module):
+            tokens = rollout.map(forward, student.batch_tokens)
+        return replace(rollout, logprobs=tokens.logprobs, state_values=tokens.state_values)
 
     def loss(
         self, policy: Policy, rollout: Rollout, teacher: LanguageModel | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -109,8 +110,12 @@ def peak_bytes(
     gradient: bool = False,
     dropout: float | None = None,
     autocast: torch.dtype | None = None,
+    checkpointing: bool = False,
 ) -> int:
-    """Peak of a forward pass over padded rows; weights, gradients and the output head apart.
+    """Peak of a pass over padded rows; weights, gradients and the output head apart.
+
+    That of the forward pass, after which the backward pass only frees; with gradient checkpointing
+    that of both, for then layers are passed again backwards.
 
     Args:
         shape: the model.
@@ -118,16 +123,29 @@ def peak_bytes(
         gradient: whether a backward pass follows, for which tensors are kept.
         dropout: of the model in training; None for what its config says.
         autocast: the type of matrix products under autocast.
+        checkpointing: whether the backward pass makes each layer's activations again.
     """
     model = shape.model
-    if gradient and dropout is not None:
+    if gradient and (dropout is not None or checkpointing):
         model = copy.deepcopy(model)
-        set_dropout(model, dropout)
+        if dropout is not None:
+            set_dropout(model, dropout)
+    again = gradient and checkpointing
+    if again:
+        contexts = {"context_fn": lambda: (nullcontext(), AsOnDevice(autocast))}
+        model.activation_checkpointing_enable({"use_reentrant": False, **contexts})
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.empty_like(parameter)
     model.train(gradient)
     run = _encode_and_decode if shape.is_encoder_decoder else _decode
-    live = LiveBytes([*model.parameters(), *model.buffers()])
-    with torch.set_grad_enabled(gradient), AsOnDevice(autocast), live:
-        run(model, size)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    live = LiveBytes([*model.parameters(), *model.buffers(), *gradients])
+    with torch.set_grad_enabled(gradient), live:
+        with AsOnDevice(autocast):
+            hidden = run(model, size)
+        if again:
+            torch.autograd.backward([hidden], [torch.empty_like(hidden)])
     return live.peak
 
 

@@ -117,7 +117,7 @@ def test_neighbouring_seeds_give_independent_streams() -> None:
         {"top_k": 0},
         {"top_p": 0.0},
         {"top_p": 1.1},
-        {"batch_size": 0},
+        {"batch_tokens": 0},
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:

@@ -64,7 +64,7 @@ def test_greedy_equals_transformers_generate(family: str) -> None:
     # Let the word that appears latest in any row end the text too: rows stop at different steps.
     _, latest = max((row.index(t), t) for row in free.completion_ids.tolist() for t in row)
     model.end_ids = (EOS, latest)
-    rollout = model.generate(batch, Decoding(max_tokens=12, strategy="greedy", batch_size=2))
+    rollout = model.generate(batch, Decoding(max_tokens=12, strategy="greedy", batch_tokens=40))
     theirs = model.model.generate(
         input_ids=batch.prompt_ids,
         attention_mask=batch.prompt_mask.long(),
@@ -170,7 +170,7 @@ def test_a_row_is_the_same_in_any_company(family: str) -> None:
     whole = model.generate(batch, decoding)
     order = [4, 0, 3, 1, 2]
     torch.rand(5)
-    shuffled = model.generate(batch.select(order), replace(decoding, batch_size=2))
+    shuffled = model.generate(batch.select(order), replace(decoding, batch_tokens=40))
     alone = [model.generate(batch.select([i]), decoding) for i in range(5)]
     texts = model.decode(whole)
     assert model.decode(shuffled) == [texts[i] for i in order]
@@ -263,7 +263,7 @@ def test_the_first_token_follows_the_policy() -> None:
     model = tiny_language_model("qwen2", spread=0.3)
     rows = 4000
     batch = model.encode(prompts((4,)) * rows, max_tokens=None)
-    rollout = model.generate(batch, Decoding(max_tokens=1, batch_size=1000))
+    rollout = model.generate(batch, Decoding(max_tokens=1))
     with torch.no_grad():
         one = rollout.select([0])
         expected = naive_logits(model.eval(), one)[0, 0].softmax(0)[:NUM_TOKENS].double() * rows
@@ -360,7 +360,7 @@ def test_ddp_gives_the_same_gradients(family: str) -> None:
     try:
         wrapped = DistributedDataParallel(model)
         wrapped.register_comm_hook(None, keep_gradients)
-        for micro in rollout.split(2):
+        for micro in (rollout.select([i]) for i in range(len(rollout))):
             with wrapped.no_sync():
                 wrapped(micro).logprobs.sum().backward()
         for name, parameter in model.named_parameters():

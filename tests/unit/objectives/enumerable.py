@@ -93,7 +93,7 @@ def make_trainer(
     *,
     steps: int = 10,
     rows: int = 32,
-    micro_batch_size: int = 64,
+    micro_batch_tokens: int = 8192,
     lr: float = 0.008,
 ) -> tuple[Trainer, list[dict[str, float]]]:
     """The real trainer, and the metrics of each step, to be filled; it evaluates J."""
@@ -116,7 +116,7 @@ def make_trainer(
         settings=LoopConfig(
             max_steps=steps,
             rollout_batch_size=rows,
-            micro_batch_size=micro_batch_size,
+            micro_batch_tokens=micro_batch_tokens,
             evaluate_every=steps,
             save_every=steps,
         ),

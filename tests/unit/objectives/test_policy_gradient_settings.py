@@ -192,7 +192,7 @@ def test_leave_one_out_subtracts_the_mean_of_the_prompts_other_tokens(immediate)
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_min_variance_weighs_by_the_output_layers_gradients(family, temperature):
     student, teacher = pair(family)
-    decoding = replace(DECODING, temperature=temperature, batch_size=3)
+    decoding = replace(DECODING, temperature=temperature, batch_tokens=30)
     batch = encoded(student, 8)
     plain, _ = PolicyGradient(decoding, k=1).collect(batch, student, teacher)
     rollout, _ = PolicyGradient(decoding, k=1, baseline="min_variance").collect(

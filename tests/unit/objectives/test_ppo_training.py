@@ -77,11 +77,11 @@ def test_a_kl_coefficient_keeps_the_student_near_its_start(tmp_path):
 
 def test_micro_batches_change_rounding_only(tmp_path):
     weights = []
-    for size in (64, 5):
+    for size in (8192, 30):
         student, teacher = pair()
         objective = PPOLLMR(DECODING, num_epochs=2, num_minibatches=2, clip_range=10.0)
         make_trainer(
-            objective, student, teacher, tmp_path / str(size), steps=2, micro_batch_size=size
+            objective, student, teacher, tmp_path / str(size), steps=2, micro_batch_tokens=size
         )[0].train()
         weights.append(torch.cat([p.detach().flatten() for p in objective.module.parameters()]))
     torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-3)
