@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -21,6 +19,7 @@ import typer
 
 from brim._version import __version__
 from brim.errors import BrimError
+from brim.process import flush_denormals, leave_processes, prepare_process
 
 app = typer.Typer(
     name="brim",
@@ -114,6 +113,15 @@ def plan(
     memory: Annotated[
         float | None, typer.Option(min=0, metavar="GIB", help="Warn of phases that need more.")
     ] = None,
+    devices: Annotated[int, typer.Option(min=1, help="Share the run out over so many.")] = 1,
+    tflops: Annotated[
+        float | None,
+        typer.Option(min=0, help="What a device computes, 10^12 operations a second: gives time."),
+    ] = None,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="GB/S", help="What a device sends, 10^9 bytes a second."),
+    ] = None,
 ) -> None:
     """Say what a recipe will do and take, without weights, data or network."""
     from brim.config import load_config
@@ -122,7 +130,7 @@ def plan(
     from brim.settings import RunConfig
 
     config = load_config(RunConfig, find_recipe(recipe), overrides or [], search=find_recipe)
-    found = plan(config, memory_limit=memory)
+    found = plan(config, devices=devices, memory_limit=memory, tflops=tflops, bandwidth=bandwidth)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     typer.echo(json.dumps(as_dict(found), indent=2) if as_json else as_text(found, width=width))
 
@@ -227,6 +235,7 @@ def _running(quiet: bool = False) -> Iterator[None]:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    flush_denormals()
     if quiet:
         logging.getLogger("brim").setLevel(logging.ERROR)
     try:
@@ -238,9 +247,7 @@ def _running(quiet: bool = False) -> Iterator[None]:
 
 def main() -> None:
     """Entry point: user mistakes are one line and exit code 2."""
-    # Threads that wait for each other give up their core. By default they spin, and with anything
-    # else running on the machine a step takes thirty times as long. Read when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    prepare_process()
     try:
         app()
     except BrimError as error:
@@ -248,13 +255,3 @@ def main() -> None:
         sys.exit(2)
     finally:
         leave_processes()
-
-
-def leave_processes() -> None:
-    """Part from the other processes of a launch, or their threads may abort this one's exit."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        # A thread of gloo that is still letting go of its last exchange needs the interpreter,
-        # which the destruction of the group holds while it waits for that thread.
-        time.sleep(0.2)
-        distributed.destroy_process_group()

@@ -191,6 +191,9 @@ class Pipeline(Materials):
         objective = self.objective
         self.record_drift()
         student = self.student
+        if config.trainer.compile:
+            student.compile()
+            self.teacher.compile()
         # The text that the objective learns from, beside what the student writes.
         by_teacher = objective.targets == "teacher"
         examples = self.teacher_outputs if by_teacher else self.train_examples

@@ -12,7 +12,7 @@ SOURCE = Path(brim.__file__).parent
 FLOORS = [
     {"_version", "seeding", "masking", "returns", "advantages", "divergences", "losses"},
     {"errors", "types", "yaml12", "config_errors", "config", "files", "timing", "progress"}
-    | {"bucketing"},
+    | {"bucketing", "process"},
     {"models", "tasks", "metrics"},
     {"objectives"},
     {"ordering", "settings", "optimization", "checkpoints", "tracking", "evaluation", "stages"}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +35,9 @@ from brim.types import ActionValues, Batch, Example, Rollout, TokenStatistics
 
 # On two cores a pass of so many tokens is as fast, token by token, as a larger one.
 BATCH_TOKENS = 8192
+
+# Kinds of passes that are compiled; what exceeds them is run as it is written.
+TRANSLATIONS = 32
 
 
 class LanguageModel(nn.Module):
@@ -265,6 +270,25 @@ class LanguageModel(nn.Module):
         clone = copy.deepcopy(self)
         check_same_head(clone.model, self.model)
         return clone
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Have `torch.compile` translate the layers, when they are first called, in place.
+
+        A rollout, a pass of a teacher and an update are a translation each, and so is every kind
+        of input (padded or not, cached or not). Sizes are not: those are left open.
+
+        Args:
+            args, kwargs: of `torch.compile`; by default only the sizes are left open.
+        """
+        if not (args or kwargs):
+            kwargs = {"dynamic": True}
+            if "recompile_limit" in inspect.signature(torch.compile).parameters:
+                kwargs["recompile_limit"] = TRANSLATIONS
+        parts = [self.model.get_decoder()]
+        if self.is_encoder_decoder:
+            parts.append(self.model.get_encoder())
+        for part in parts:
+            part.compile(*args, **kwargs)
 
     def resize(self, num_rows: int) -> None:
         """Give embedding and output head `num_rows` rows each; new ones are the mean of the old.
