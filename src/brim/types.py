@@ -195,7 +195,8 @@ class Rollout:
         if len(groups) == 1:
             return function(self)
         order = torch.tensor([row for rows in groups for row in rows]).argsort()
-        return _concatenate([function(self.select(rows)) for rows in groups], order)
+        joined: _Record = _concatenate([function(self.select(rows)) for rows in groups], order)
+        return joined
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,6 +120,7 @@ class TabularModel(LanguageModel):
 
     def __init__(self, table: Tensor, mdp: PrefixMDP):
         nn.Module.__init__(self)
+        self.batch_tokens = 8192
         self.table, self.mdp = nn.Parameter(table.detach().clone()), mdp
 
     def generate(self, batch: Batch, decoding: Decoding) -> Rollout:
@@ -184,7 +185,7 @@ class TabularReading(Reading):
 def gradients_by_row(objective, rollout: Rollout, student: TabularModel, teacher=None) -> Tensor:
     """(N, num_states, 3): minus the gradient of the objective's loss on each completion alone."""
     gradients = []
-    for row in rollout.split(1):
+    for row in (rollout.select([i]) for i in range(len(rollout))):
         loss = objective.loss(student, row, teacher).loss
         gradients.append(-torch.autograd.grad(loss, student.table)[0])
     return torch.stack(gradients)

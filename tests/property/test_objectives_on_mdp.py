@@ -351,7 +351,8 @@ def test_a_kl_charge_is_the_log_ratio_from_each_token_on():
     with torch.no_grad():
         student.table *= 0.3
     rollout = ALL.rollout()
-    credited, sums = objective.assign_credit(rollout, objective.judge(rollout, student, TEACHER))
+    values = objective.judge(rollout, student, TEACHER)
+    credited, sums = objective.assign_credit(rollout, values, student)
     ratios = (ALL.logprobs(0.3 * MDP.student) - ALL.logprobs(MDP.student)) * ALL.mask
     charged = credited.returns - 0.5 * ratios.flip(1).cumsum(1).flip(1)
     tokens = charged[ALL.mask]

@@ -24,6 +24,7 @@ from brim.models import (
     set_dropout,
     train_tokenizer,
 )
+from brim.models.backbone import Prompts
 from brim.objectives import OBJECTIVES
 from brim.optimization import build_optimizer
 from brim.plan import as_dict, as_text, plan
@@ -243,7 +244,7 @@ def test_cache(name):
     model = build(name)
     batch = encode(model)
     with torch.no_grad():
-        state = model._backbone.start(batch.prompt_ids, batch.prompt_mask, LENGTH)
+        state = model._backbone.start(Prompts(batch.prompt_ids, batch.prompt_mask), LENGTH)
         for _ in range(LENGTH - 1):
             state.step(batch.prompt_ids[:, 0])
     caches = [state.cache]
@@ -315,10 +316,57 @@ def test_activations_under_autocast(name, gradient):
     assert expected == pytest.approx(real, rel=0.15)
 
 
+@pytest.mark.parametrize("name", ["t5_v1_1", "qwen2"])
+@pytest.mark.parametrize("trained", [False, True])
+def test_autocast_keeps_copies_of_trained_weights_only(name, trained):
+    model = build(name, d_model=64, d_ff=256).requires_grad_(trained)
+    rollout = completions(model)
+
+    def read_twice() -> None:
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            model.read(rollout)
+            model.read(rollout)
+
+    shape, other = on_paper(model), on_paper(build("t5"))
+    learner = Learner(shape if trained else other, Passes(), 0.0, SIZE)
+    room = Room(learner, other if trained else shape, 0, torch.bfloat16)
+    expected = room.read(shape, SIZE, training=True).activations
+    assert expected == pytest.approx(live_bytes(model, read_twice), rel=0.15)
+
+
 def test_dropout_of_the_stage_takes_the_place_of_the_models():
     shape = on_paper(build("t5", dropout=0.1))
     with_it, without = (peak_bytes(shape, SIZE, gradient=True, dropout=p) for p in (0.25, 0.0))
     assert with_it == peak_bytes(shape, SIZE, gradient=True) > without
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_activations_with_gradient_checkpointing(name, dropout):
+    model = build(name, layers=5, dropout=dropout)
+    model.train()
+    model.model.activation_checkpointing_enable({"use_reentrant": False})
+    size = Size(6, 40, 20)
+    rollout = completions(model, size)
+
+    def run() -> None:
+        features = model.read(rollout).features
+        features.backward(torch.ones_like(features))
+
+    run()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    live = LiveBytes([*model.parameters(), *model.buffers(), *gradients])
+    with live:
+        run()
+    shape = on_paper(build(name, layers=5, dropout=dropout))
+    expected = peak_bytes(shape, size, gradient=True, checkpointing=True)
+    assert expected == pytest.approx(live.peak, rel=0.08)
+    assert expected < 0.5 * peak_bytes(shape, size, gradient=True)
+
+
+def test_gradient_checkpointing_changes_nothing_of_a_pass_without_gradient():
+    shape = on_paper(build("t5"))
+    assert peak_bytes(shape, SIZE, checkpointing=True) == peak_bytes(shape, SIZE)
 
 
 @pytest.mark.parametrize("name", ["t5_v1_1", "t5_tied", "qwen2"])
@@ -363,6 +411,15 @@ def test_operations_of_writing(name):
 
 
 @pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_operations_of_writing_several_completions_of_a_prompt(name):
+    model = never_ends(build(name))
+    batch = encode(model).select([i // 2 for i in range(2 * ROWS)])
+    real = count(lambda: model.generate(batch, Decoding(max_tokens=LENGTH)))
+    size = replace(SIZE, rows=2 * ROWS)
+    assert generate_operations(shape_of(model), size, generations=2) == real
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
 def test_operations_of_an_update(name):
     model = build(name)
     model.train()
@@ -371,6 +428,21 @@ def test_operations_of_an_update(name):
     shape = shape_of(model)
     real += 2 * ROWS * LENGTH * shape.head.numel()
     assert update_operations(shape, SIZE) == real
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_operations_with_gradient_checkpointing(name):
+    model = build(name)
+    model.train()
+    model.model.activation_checkpointing_enable({"use_reentrant": False})
+    real = count(lambda: model.logprobs(completions(model)).sum().backward())
+    shape = shape_of(model)
+    real += 2 * ROWS * LENGTH * shape.head.numel()
+    # A layer is passed again up to the last tensor that is needed, which spares its last product.
+    assert 0.9 * update_operations(shape, SIZE, checkpointing=True) < real
+    assert (
+        update_operations(shape, SIZE) < real <= update_operations(shape, SIZE, checkpointing=True)
+    )
 
 
 def test_operations_with_adapters():
@@ -408,7 +480,7 @@ SETTINGS = [
 @pytest.mark.parametrize(("name", "settings"), SETTINGS)
 def test_passes_are_those_that_are_made(name, settings):
     objective_config = OBJECTIVES[name](**settings)
-    objective = objective_config.build(Decoding(max_tokens=8, batch_size=64))
+    objective = objective_config.build(Decoding(max_tokens=8))
     student, teacher = build("t5"), build("t5")
     read, written = watch(student), []
     judged = watch(teacher)
@@ -424,7 +496,8 @@ def test_passes_are_those_that_are_made(name, settings):
     rollout, _ = objective.collect(batch, student, teacher)
     before = (len(judged), len(read), len(copied))
     for _ in range(objective.updates.num_epochs):
-        for part in rollout.split(len(rollout) // objective.updates.num_minibatches):
+        for i in range(objective.updates.num_minibatches):
+            part = rollout.select(range(i, len(rollout), objective.updates.num_minibatches))
             objective.loss(module, part, teacher)
 
     passes = passes_of(objective_config)

@@ -1,11 +1,14 @@
-"""Batches and rollouts are cut, joined and repeated row by row."""
+"""Batches and rollouts are repeated, chosen from, grouped and moved row by row."""
 
 from dataclasses import fields, replace
 
+import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from brim.seeding import derive_seed
-from brim.types import ActionValues, Batch, Example, Rollout
+from brim.types import ActionValues, Batch, Example, Rollout, TokenStatistics
 
 
 def make_batch(rows: int = 3) -> Batch:
@@ -111,24 +114,103 @@ def test_every_tensor_of_a_rollout_follows_its_row():
     assert chosen.lengths.tolist() == [1, 1, 1]
 
 
-def test_pieces_are_consecutive_and_join_to_the_whole():
-    rollout = make_rollout(5)
-    pieces = rollout.split(2)
-    assert [len(piece) for piece in pieces] == [2, 2, 1]
-    for name, tensor in tensors(rollout).items():
-        assert torch.equal(torch.cat([tensors(piece)[name] for piece in pieces]), tensor), name
-    joined = ActionValues.concatenate(piece.values for piece in pieces)
-    for name, tensor in tensors(rollout.values).items():
-        assert torch.equal(tensors(joined)[name], tensor), name
-    assert sum(piece.num_tokens for piece in pieces) == rollout.num_tokens
-
-
 def test_what_is_not_known_stays_unknown():
     rollout = make_rollout(2)
     plain = Rollout(rollout.batch, rollout.completion_ids, rollout.mask, rollout.truncated)
-    chosen = plain.select([1])
-    assert {f.name for f in fields(chosen) if getattr(chosen, f.name) is None} == {
-        f.name for f in fields(plain) if getattr(plain, f.name) is None
-    }
-    ended = replace(rollout.values, bootstrap=None)
-    assert ActionValues.concatenate([ended, ended]).bootstrap is None
+    for changed in (plain.select([1]), plain.to("meta")):
+        assert {f.name for f in fields(changed) if getattr(changed, f.name) is None} == {
+            f.name for f in fields(plain) if getattr(plain, f.name) is None
+        }
+    ended = replace(rollout, values=replace(rollout.values, bootstrap=None))
+    assert ended.select([0]).values.bootstrap is None
+
+
+@pytest.mark.parametrize(
+    "value", [make_rollout(), make_rollout().values], ids=["rollout", "values"]
+)
+def test_all_tensors_move_and_what_is_there_already_is_not_copied(value):
+    here, there = tensors(value.to("cpu")), tensors(value.to("meta"))
+    assert here.keys() == there.keys() == tensors(value).keys()
+    for name, tensor in tensors(value).items():
+        assert here[name] is tensor
+        assert there[name].is_meta
+        assert there[name].shape == tensor.shape
+
+
+# Rows by length
+
+
+def ragged(lengths, prompt_lengths) -> Rollout:
+    """Rows of these lengths, each with numbers of its own."""
+    rows, width, prompt_width = len(lengths), max(lengths), max(prompt_lengths)
+    numbers = torch.arange(rows)[:, None]
+    return Rollout(
+        batch=Batch(
+            examples=tuple(Example(f"e{i}", f"prompt {i}") for i in range(rows)),
+            prompt_ids=numbers.expand(rows, prompt_width),
+            prompt_mask=torch.arange(prompt_width) < torch.tensor(prompt_lengths)[:, None],
+            seeds=tuple(range(rows)),
+        ),
+        completion_ids=100 * numbers + torch.arange(width),
+        mask=torch.arange(width) < torch.tensor(lengths)[:, None],
+        truncated=numbers[:, 0] % 2 == 0,
+    )
+
+
+rollouts = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30)), min_size=1, max_size=40).map(
+    lambda rows: ragged(*zip(*rows, strict=True))
+)
+
+
+@given(rollouts, st.integers(1, 600))
+def test_buckets_hold_every_row_once_and_few_tokens_with_their_padding(rollout, max_tokens):
+    buckets = rollout.buckets(max_tokens)
+    assert sorted(row for rows in buckets for row in rows) == list(range(len(rollout)))
+    for rows in buckets:
+        part = rollout.select(rows)
+        longest = part.batch.prompt_mask.sum(1).max() + part.lengths.max()
+        assert len(rows) == 1 or len(rows) * longest <= max_tokens
+
+
+@given(rollouts, st.integers(1, 600))
+def test_what_is_asked_bucket_by_bucket_is_what_the_whole_says(rollout, max_tokens):
+    asked = []
+
+    def tensor(part):
+        return part.completion_ids.double() * part.lengths[:, None]
+
+    def record(part):
+        asked.append(part.batch.seeds)
+        ids = part.completion_ids.float()
+        return ActionValues(ids, ids + 1, -ids, part.truncated.float())
+
+    assert torch.equal(rollout.map(tensor, max_tokens), tensor(rollout))
+    values = rollout.map(record, max_tokens)
+    buckets = rollout.buckets(max_tokens)
+    assert sorted(map(sorted, asked)) == sorted(map(sorted, buckets))
+    assert isinstance(values, ActionValues)
+    for name, value in tensors(record(rollout)).items():
+        assert torch.equal(getattr(values, name), value), name
+
+
+@pytest.mark.parametrize("max_tokens", [1, 40, 10**6])
+def test_what_no_bucket_knows_stays_unknown(max_tokens):
+    rollout = ragged([3, 1, 7, 7, 2], [2, 9, 4, 4, 1])
+    statistics = rollout.map(
+        lambda part: TokenStatistics(part.mask.float(), part.completion_ids.float()), max_tokens
+    )
+    assert torch.equal(statistics.logprobs, rollout.mask.float())
+    assert torch.equal(statistics.entropy, rollout.completion_ids.float())
+    assert statistics.compared is None
+    assert statistics.state_values is None
+
+
+def test_a_gradient_passes_through_the_buckets():
+    rollout = ragged([3, 1, 7], [2, 2, 2])
+    weights = torch.ones(3, 7, requires_grad=True)
+
+    def function(part):
+        return weights[list(part.batch.seeds)] * part.completion_ids
+
+    rollout.map(function, 10).sum().backward()
+    assert torch.equal(weights.grad, rollout.completion_ids.float())

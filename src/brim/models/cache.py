@@ -15,7 +15,7 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedCon
 from transformers.cache_utils import DynamicLayer
 
 
-class PreallocatedLayer(DynamicLayer):
+class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
     """Keys and values of one layer, (B, heads, length, d) views of room for `capacity` tokens.
 
     Args:

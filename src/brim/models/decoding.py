@@ -98,12 +98,17 @@ def choose_tokens(logits: Tensor, uniforms: Tensor, decoding: Decoding) -> Tenso
 
 
 def write_completions(
-    state: DecodingState, head: OutputHead, uniforms: Tensor, decoding: Decoding, eos_ids: Tensor
+    state: DecodingState,
+    head: OutputHead,
+    uniforms: Tensor,
+    decoding: Decoding,
+    eos_ids: Tensor,
+    *,
+    look_every: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Advance `state` until every row has ended or met the limit.
 
-    A row that has ended leaves the batch: at once on a CPU, elsewhere at the next look, for looking
-    makes the host wait for the device. What it writes until then is ignored.
+    A row that has ended leaves the batch at the next look. What it writes until then is ignored.
 
     Args:
         state: B rows, ready to predict their first token.
@@ -111,6 +116,8 @@ def write_completions(
         uniforms: (B, max_tokens), see `row_uniforms`.
         decoding: the strategy and the limit.
         eos_ids: (E,) int64, the tokens that end a completion.
+        look_every: tokens between two looks at which rows have ended; by default 1 on a CPU and
+            `LOOK_EVERY` elsewhere, for looking makes the host wait for the device.
 
     Returns:
         ids (B, T) int64 (arbitrary behind a row's length), lengths (B,) int64 with EOS, and
@@ -118,7 +125,7 @@ def write_completions(
     """
     num_rows, limit = uniforms.shape
     device = uniforms.device
-    look_every = 1 if device.type == "cpu" else LOOK_EVERY
+    look_every = look_every or (1 if device.type == "cpu" else LOOK_EVERY)
     ids = torch.empty(num_rows, limit, dtype=torch.long, device=device)
     lengths = torch.full((num_rows,), limit, device=device)
     truncated = torch.ones(num_rows, dtype=torch.bool, device=device)

@@ -158,7 +158,10 @@ class PPO(ReturnInduction):
 
         def forward(part: Rollout) -> TokenStatistics:
             # Past the wrappers of DDP and autocast: the trainer's own autocast is on.
-            return type(module).forward(module, part, temperature=self.decoding.temperature)
+            tokens: TokenStatistics = type(module).forward(
+                module, part, temperature=self.decoding.temperature
+            )
+            return tokens
 
         with evaluating(module):
             tokens = rollout.map(forward, student.batch_tokens)

@@ -8,6 +8,7 @@ import torch
 
 from brim.models.head import CHUNK_BYTES
 from brim.models.pairs import BUFFERS, PAIR_BYTES
+from brim.plan.devices import ONE_DEVICE, Devices, at_work
 from brim.plan.passes import Passes
 from brim.plan.peaks import peak_bytes
 from brim.plan.shapes import ModelShape, Size
@@ -19,12 +20,14 @@ _NUM_BUFFERS = 3
 
 @dataclass(frozen=True)
 class Memory:
-    """Of one phase, in bytes.
+    """Of one phase, in bytes of one device.
 
     Attributes:
         weights: of the models that the stage works with.
         gradients: of the trained parameters.
         optimizer: both moments of AdamW.
+        exchange: what it takes to work with other devices: gathered weights of sharded models, and
+            gradients on their way.
         activations: what a pass holds beside weights; for an update, what the backward pass needs.
         cache: keys and values of the rows that are written at once.
         head: logits of a chunk of tokens, or of one token of each row that is written, and, while
@@ -34,6 +37,7 @@ class Memory:
     weights: int = 0
     gradients: int = 0
     optimizer: int = 0
+    exchange: int = 0
     activations: int = 0
     cache: int = 0
     head: int = 0
@@ -53,18 +57,31 @@ class Learner:
         passes: what its objective asks for.
         dropout: in training; None for what the model's config says.
         micro_batch: rows of one forward and backward pass.
+        checkpointing: whether the backward pass makes activations again.
+        moments_8bit: whether AdamW keeps its moments in 8 bits.
     """
 
     shape: ModelShape
     passes: Passes
     dropout: float | None
     micro_batch: Size
+    checkpointing: bool = False
+    moments_8bit: bool = False
 
     @property
-    def weights(self) -> int:
-        """With its copies, and the critic if there is one."""
-        copies = 1 + self.passes.copies + (self.passes.critic == "separate")
-        return copies * self.shape.weight_bytes + self._value_head
+    def num_trained(self) -> int:
+        """The student, and the critic if it is a model of its own."""
+        return 1 + (self.passes.critic == "separate")
+
+    @property
+    def trained(self) -> int:
+        """Bytes of their weights, the value head's included."""
+        return self.num_trained * self.shape.weight_bytes + self._value_head
+
+    @property
+    def copies(self) -> int:
+        """Bytes of the frozen copies of the student."""
+        return self.passes.copies * self.shape.weight_bytes
 
     @property
     def gradients(self) -> int:
@@ -79,17 +96,35 @@ class Learner:
     @property
     def optimizer(self) -> int:
         """Both moments of each trained parameter."""
+        if self.moments_8bit:
+            return self.gradients * self.shape.moment_bytes_8bit // self.shape.trainable_bytes
         return 2 * self.gradients
 
     @property
     def checkpoint(self) -> int:
         """Of one checkpoint: weights, moments, the critic, an older writer."""
-        copies = 1 + self.passes.writers + (self.passes.critic == "separate")
-        return copies * self.shape.weight_bytes + self._value_head + self.optimizer
+        return self.trained + self.passes.writers * self.shape.weight_bytes + self.optimizer
 
     @property
     def _value_head(self) -> int:
         return 4 * (self.shape.head.shape[1] + 1) if self.passes.critic else 0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What passes a model at once, if there is so much.
+
+    Attributes:
+        written: rows that the student writes in a step.
+        judged: rows that the teacher reads.
+        reread: rows that the student reads without gradient.
+        evaluated: rows that are written in an evaluation.
+    """
+
+    written: Size
+    judged: Size
+    reread: Size
+    evaluated: Size
 
 
 @dataclass(frozen=True)
@@ -101,21 +136,31 @@ class Room:
         teacher: the model that is asked, if it is asked.
         beside: bytes of models that are there and have no part in this.
         autocast: the type of matrix products in training steps; evaluations have none.
+        devices: over which the run is shared out.
     """
 
     learner: Learner | None
     teacher: ModelShape | None
     beside: int
     autocast: torch.dtype | None
+    devices: Devices = ONE_DEVICE
 
     @property
     def base(self) -> Memory:
         """What is held in every phase, once the first step is done."""
-        weights = self.beside + (self.teacher.weight_bytes if self.teacher else 0)
-        if self.learner is None:
+        devices, learner = self.devices, self.learner
+        weights = self.beside
+        if self.teacher is not None and not devices.teacher_apart:
+            weights += devices.teacher_bytes(self.teacher)
+        if learner is None:
             return Memory(weights=weights)
-        weights += self.learner.weights
-        return Memory(weights=weights, optimizer=self.learner.optimizer)
+        weights += learner.copies
+        if devices.student == "fsdp":
+            trained, optimizer = devices.share(learner.trained), devices.share(learner.optimizer)
+            return Memory(weights=weights + trained, optimizer=optimizer)
+        buckets = learner.gradients if devices.count > 1 else 0  # that DDP adds up in
+        weights += learner.trained
+        return Memory(weights=weights, optimizer=learner.optimizer, exchange=buckets)
 
     def write(self, shape: ModelShape, size: Size, *, training: bool = False) -> Memory:
         """`shape` writes; `training` if that is part of a step."""
@@ -123,8 +168,8 @@ class Room:
         first = replace(size, num_tokens=1)
         itemsize = None if autocast is None else autocast.itemsize
         return replace(
-            self.base,
-            activations=peak_bytes(shape, first, autocast=autocast) + _casts(shape, autocast),
+            self._with(shape, whole=True),
+            activations=peak_bytes(shape, first, autocast=autocast) + self._casts(shape, autocast),
             cache=shape.cache_bytes(size, itemsize=itemsize),
             head=_NUM_BUFFERS * 4 * size.rows * len(shape.head),
         )
@@ -133,8 +178,8 @@ class Room:
         """`shape` reads what was written, without gradient."""
         autocast = self.autocast if training else None
         return replace(
-            self.base,
-            activations=peak_bytes(shape, size, autocast=autocast) + _casts(shape, autocast),
+            self._with(shape),
+            activations=peak_bytes(shape, size, autocast=autocast) + self._casts(shape, autocast),
             head=_chunk(shape, size),
         )
 
@@ -143,42 +188,81 @@ class Room:
         learner = self.learner
         assert learner is not None
         shape, size = learner.shape, learner.micro_batch
-        activations = peak_bytes(
-            shape, size, gradient=True, dropout=learner.dropout, autocast=self.autocast
+        activations = learner.num_trained * peak_bytes(
+            shape,
+            size,
+            gradient=True,
+            dropout=learner.dropout,
+            autocast=self.autocast,
+            checkpointing=learner.checkpointing,
         )
-        activations *= 2 if learner.passes.critic == "separate" else 1
         head = _chunk(shape, size)
+        held = self._with(shape)
+        exchange, gradients = held.exchange, learner.gradients
+        if self.devices.shards_student:
+            # Of each model its own, and the gradients of what is at work.
+            exchange += at_work(shape, trainable=True)
+            exchange *= learner.num_trained
+        if self.devices.student == "fsdp":
+            gradients = self.devices.share(gradients)
         if learner.passes.compared and self.teacher is not None:
             # The teacher reads first; its features stay.
-            read = peak_bytes(self.teacher, size, autocast=self.autocast)
-            activations = max(activations, read) + _features(self.teacher, size)
+            if not self.devices.teacher_apart:
+                read = peak_bytes(self.teacher, size, autocast=self.autocast)
+                activations = max(activations, read)
+                exchange += self._gathered(self.teacher)
+            activations += _features(self.teacher, size)
             head = _chunk(shape, size, budget=PAIR_BYTES // BUFFERS, buffers=BUFFERS)
         head += 4 * shape.head.numel() * shape.head.requires_grad
-        return replace(self.base, gradients=learner.gradients, activations=activations, head=head)
+        return replace(
+            held, gradients=gradients, exchange=exchange, activations=activations, head=head
+        )
+
+    def _with(self, shape: ModelShape, *, whole: bool = False) -> Memory:
+        """What is held where `shape` works, its gathered weights included."""
+        if shape is self.teacher and self.devices.teacher_apart:
+            base = Memory(weights=self.devices.teacher_bytes(shape))
+        else:
+            base = self.base
+        return replace(base, exchange=base.exchange + self._gathered(shape, whole=whole))
+
+    def _gathered(self, shape: ModelShape, *, whole: bool = False) -> int:
+        devices = self.devices
+        asked = shape is self.teacher
+        if not (devices.gathers_teacher if asked else devices.shards_student):
+            return 0
+        return shape.weight_bytes if whole else at_work(shape)
+
+    def _casts(self, shape: ModelShape, autocast: torch.dtype | None) -> int:
+        """Autocast keeps its copies of weights that are trained until the rollout is judged."""
+        if autocast is None or shape is self.teacher or shape.model.dtype == autocast:
+            return 0
+        trained = shape.products(trainable=True)
+        return autocast.itemsize * (trained.encoder + trained.cross + trained.decoder)
 
 
-def phases(room: Room, rollout: Size, evaluation: Size, *, returns: bool) -> dict[str, Memory]:
+def phases(room: Room, rows: int, sizes: Sizes, *, returns: bool) -> dict[str, Memory]:
     """The peak of each phase of a training stage.
 
     Args:
         room: the stage.
-        rollout: rows that are written, and read by the teacher, at once in a step.
-        evaluation: the same in an evaluation.
+        rows: completions of a step that one device has.
+        sizes: how many of them pass a model at once.
         returns: whether evaluations ask the teacher.
     """
     learner, teacher = room.learner, room.teacher
     assert learner is not None
     found: dict[str, Memory] = {}
     if learner.passes.written:
-        found["rollout"] = room.write(learner.shape, rollout, training=True)
+        found["rollout"] = room.write(learner.shape, sizes.written.at_most(rows), training=True)
     if learner.passes.teacher_reads and teacher is not None:
-        found["teacher"] = room.read(teacher, rollout, training=True)
+        found["teacher"] = room.read(teacher, sizes.judged.at_most(rows), training=True)
     if learner.passes.student_reads + learner.passes.copy_reads:
-        found["student"] = room.read(learner.shape, rollout, training=True)
+        found["student"] = room.read(learner.shape, sizes.reread.at_most(rows), training=True)
     found["update"] = room.update()
-    evaluations = [room.write(learner.shape, evaluation)]
+    evaluations = [room.write(learner.shape, sizes.evaluated)]
     if returns and teacher is not None:
-        evaluations.append(room.read(teacher, evaluation))
+        evaluations.append(room.read(teacher, sizes.judged))
     found["evaluation"] = max(evaluations, key=lambda memory: memory.total)
     return found
 
@@ -195,11 +279,3 @@ def _chunk(
 def _features(shape: ModelShape, size: Size) -> int:
     itemsize: int = shape.model.dtype.itemsize
     return size.rows * size.num_tokens * shape.head.shape[1] * itemsize
-
-
-def _casts(shape: ModelShape, autocast: torch.dtype | None) -> int:
-    """Autocast keeps its copies of weights that are trained until the rollout is judged."""
-    if autocast is None:
-        return 0
-    trained = shape.products(trainable=True)
-    return autocast.itemsize * (trained.encoder + trained.cross + trained.decoder)

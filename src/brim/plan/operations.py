@@ -39,44 +39,58 @@ def read_operations(shape: ModelShape, size: Size) -> int:
     return _products(shape.products(), shape, size) + _attention(shape, size) + _head(shape, size)
 
 
-def generate_operations(shape: ModelShape, size: Size) -> int:
+def generate_operations(shape: ModelShape, size: Size, *, generations: int = 1) -> int:
     """Writing completions token by token with a cache.
 
-    The weights meet as many tokens as in one pass. Each query meets the keys up to its own.
+    The weights meet as many tokens as in one pass. Each query meets the keys up to its own. A
+    prompt with several completions is read once.
     """
     prompt, length = size.num_prompt_tokens, size.num_tokens
-    layers = shape.num_layers
+    rows, prompts, weights = size.rows, size.rows // generations, shape.products()
+    layers = shape.num_layers["decoder"]
     if shape.is_encoder_decoder:
-        pairs = layers["encoder"] * prompt**2
-        pairs += layers["decoder"] * (length * (length + 1) // 2 + length * prompt)
+        read_once, layers_once = weights.encoder, shape.num_layers["encoder"]
+        pairs = layers * (length * (length + 1) // 2 + length * prompt)
     else:
-        pairs = prompt**2 + (length - 1) * prompt + length * (length - 1) // 2
-        pairs *= layers["decoder"]
-    attention = 4 * size.rows * shape.query_width * pairs
-    return _products(shape.products(), shape, size) + attention + _head(shape, size)
+        read_once, layers_once = weights.decoder, layers
+        pairs = layers * ((length - 1) * prompt + length * (length - 1) // 2)
+    pairs = rows * pairs + prompts * layers_once * prompt**2
+    products = _products(weights, shape, size) - 2 * (rows - prompts) * read_once * prompt
+    return products + 4 * shape.query_width * pairs + _head(shape, size)
 
 
-def update_operations(shape: ModelShape, size: Size, *, with_head: bool = True) -> int:
+def update_operations(
+    shape: ModelShape, size: Size, *, with_head: bool = True, checkpointing: bool = False
+) -> int:
     """A forward and a backward pass.
 
     Backward, each weight is met once for the gradient of its input and, if it is trained, once for
-    its own; attention twice. The head's logits are made again first.
+    its own; attention twice. The head's logits are made again first; with gradient checkpointing
+    all layers are passed again.
     """
-    passes = 2 * _products(shape.products(), shape, size)
-    passes += _products(shape.products(trainable=True), shape, size) + 3 * _attention(shape, size)
+    passes = (2 + checkpointing) * _products(shape.products(), shape, size)
+    passes += _products(shape.products(trainable=True), shape, size)
+    passes += (3 + checkpointing) * _attention(shape, size)
     if with_head:
         passes += (3 + shape.head.requires_grad) * _head(shape, size)
     return passes
 
 
 def step_operations(
-    passes: Passes, student: ModelShape, teacher: ModelShape | None, size: Size
+    passes: Passes,
+    student: ModelShape,
+    teacher: ModelShape | None,
+    size: Size,
+    *,
+    checkpointing: bool = False,
 ) -> Operations:
     """One step of a stage; `size` is that of all its completions."""
     written = replace(size, rows=round(passes.written * size.rows))
-    update = passes.updates * update_operations(student, size)
+    update = passes.updates * update_operations(student, size, checkpointing=checkpointing)
     if passes.critic == "separate":
-        update += passes.updates * update_operations(student, size, with_head=False)
+        update += passes.updates * update_operations(
+            student, size, with_head=False, checkpointing=checkpointing
+        )
     judged = 0
     if teacher is not None:
         judged = passes.teacher_reads * read_operations(teacher, size)
@@ -85,7 +99,7 @@ def step_operations(
         update += passes.compared * once
     reads = passes.student_reads + passes.copy_reads + (passes.critic == "separate")
     return Operations(
-        rollout=generate_operations(student, written),
+        rollout=generate_operations(student, written, generations=passes.generations),
         teacher=judged,
         student=reads * read_operations(student, size),
         update=update,

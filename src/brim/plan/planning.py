@@ -9,7 +9,8 @@ from functools import lru_cache
 import torch
 
 from brim.optimization import count_steps
-from brim.plan.memory import Learner, Room, phases
+from brim.plan.devices import Devices
+from brim.plan.memory import Learner, Room, Sizes, phases
 from brim.plan.operations import (
     generate_operations,
     read_operations,
@@ -18,31 +19,48 @@ from brim.plan.operations import (
 from brim.plan.passes import Passes, passes_of
 from brim.plan.shapes import ModelShape, Size
 from brim.plan.sources import student_shape, teacher_shape
+from brim.plan.traffic import step_traffic
 from brim.plan.types import GIB, ModelPlan, Plan, StagePlan
-from brim.plan.warnings import UNLIMITED_PROMPT_TOKENS, position_warnings, settings_warnings
-from brim.settings import LoopConfig, RunConfig
+from brim.plan.warnings import (
+    UNLIMITED_PROMPT_TOKENS,
+    device_warnings,
+    position_warnings,
+    settings_warnings,
+)
+from brim.settings import LoopConfig, OptimConfig, RunConfig
 from brim.tasks import FilesConfig, TaskConfig, WordProblemsConfig
 
 
-def plan(config: RunConfig, *, memory_limit: float | None = None) -> Plan:
+def plan(
+    config: RunConfig,
+    *,
+    devices: int = 1,
+    memory_limit: float | None = None,
+    tflops: float | None = None,
+    bandwidth: float | None = None,
+) -> Plan:
     """Count a run without weights, data or network.
 
     Args:
         config: the run's settings.
-        memory_limit: in GiB; a phase that needs more is warned of.
+        devices: a process each, over which the run is shared out.
+        memory_limit: of a device in GiB; a phase that needs more is warned of.
+        tflops: what a device computes, in 10^12 operations a second; None to leave seconds out.
+        bandwidth: what it sends, in 10^9 bytes a second; None to leave seconds out.
 
     Raises:
         ModelError: the shapes of a model are not known without downloading it.
         ConfigError: a model's description cannot be used.
     """
-    planner = Planner(config)
-    stages = tuple(planner.stages())
+    planner = Planner(config, devices)
+    stages = tuple(stage.timed(tflops, bandwidth) for stage in planner.stages())
     models = (
         _model("teacher", planner.teacher, trained=config.teacher.train is not None),
         _model("student", planner.student, trained=True),
     )
     warnings = [
         *settings_warnings(config, planner.num_examples),
+        *device_warnings(config, devices),
         *(
             w
             for shape in (planner.teacher, planner.student)
@@ -55,14 +73,20 @@ def plan(config: RunConfig, *, memory_limit: float | None = None) -> Plan:
             if memory_limit is not None and memory.total > memory_limit * GIB
         ),
     ]
-    return Plan(models, stages, tuple(warnings))
+    return Plan(models, stages, tuple(warnings), devices)
 
 
 class Planner:
     """The stages of `brim.pipeline`, counted."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, devices: int) -> None:
         self.config = config
+        self.devices = Devices(
+            devices,
+            student=getattr(config.trainer, "sharding", "none"),
+            teacher=getattr(config.teacher, "sharding", "none"),
+            teacher_apart=config.teacher.device is not None,
+        )
         self.teacher = teacher_shape(config)
         self.student = student_shape(config, self.teacher)
         self.num_examples = count_examples(config.task)
@@ -73,6 +97,10 @@ class Planner:
     def size(self, rows: int) -> Size:
         """So many prompts and completions, all as long as they may be."""
         return Size(rows, self.num_prompt_tokens, self.config.decoding.max_tokens)
+
+    def fitting(self, tokens: int) -> Size:
+        """As many as a budget of tokens holds; one that is longer is alone."""
+        return self.size(max(1, tokens // self._row_tokens))
 
     def stages(self) -> Iterator[StagePlan]:
         """What the run does, in order."""
@@ -85,6 +113,7 @@ class Planner:
                 teacher,
                 asked=None,
                 settings=config.teacher.train.trainer,
+                optim=config.teacher.train.optim,
                 passes=Passes(),
                 beside=loaded,
             )
@@ -100,6 +129,7 @@ class Planner:
                 student,
                 asked=teacher,
                 settings=config.student.predistill.trainer,
+                optim=config.student.predistill.optim,
                 passes=Passes(),
                 beside=0,
             )
@@ -110,6 +140,7 @@ class Planner:
             student,
             asked=teacher,
             settings=config.trainer,
+            optim=config.optim,
             passes=passes,
             beside=0,
         )
@@ -122,24 +153,33 @@ class Planner:
         *,
         asked: ModelShape | None,
         settings: LoopConfig,
+        optim: OptimConfig,
         passes: Passes,
         beside: int,
     ) -> StagePlan:
-        config = self.config
-        rows = settings.rollout_batch_size * passes.generations
+        config, devices = self.config, self.devices
+        all_rows = settings.rollout_batch_size * passes.generations
+        rows = devices.share(settings.rollout_batch_size) * passes.generations
+        micro_batch = self.fitting(settings.micro_batch_tokens)
         trained = Learner(
             learner,
             passes,
             settings.dropout,
-            self.size(min(settings.micro_batch_size, -(-rows // passes.minibatches))),
+            micro_batch.at_most(-(-rows // passes.minibatches)),
+            checkpointing=getattr(config.trainer, "gradient_checkpointing", False),
+            moments_8bit=getattr(optim, "optimizer", "adamw") == "adamw_8bit",
         )
-        memory = phases(
-            Room(trained, asked, beside, self.autocast),
-            self.size(min(config.decoding.batch_size, rows)),
-            self.size(config.evaluation.batch_size),
-            returns=config.evaluation.returns,
+        sizes = Sizes(
+            written=self.fitting(config.decoding.batch_tokens),
+            judged=self.fitting(config.teacher.batch_tokens),
+            reread=micro_batch,
+            evaluated=self.fitting(config.evaluation.batch_tokens),
         )
-        operations = step_operations(passes, learner, asked, self.size(rows))
+        room = Room(trained, asked, beside, self.autocast, devices)
+        memory = phases(room, rows, sizes, returns=config.evaluation.returns)
+        operations = step_operations(
+            passes, learner, asked, self.size(rows), checkpointing=trained.checkpointing
+        )
         known = settings.max_steps is not None or self.num_examples is not None
         steps = count_steps(settings, self.num_examples or 0) if known else None
         saved = settings.keep_checkpoints
@@ -151,19 +191,23 @@ class Planner:
             passes=passes,
             num_examples=self.num_examples,
             num_steps=steps,
-            num_completions=None if steps is None else steps * rows,
-            max_tokens=None if steps is None else steps * rows * self._row_tokens,
+            num_completions=None if steps is None else steps * all_rows,
+            max_tokens=None if steps is None else steps * all_rows * self._row_tokens,
             memory=memory,
             operations=operations,
             total_operations=None if steps is None else steps * operations.total,
             checkpoint_bytes=trained.checkpoint,
             kept_bytes=saved * trained.checkpoint + learner.stored_bytes,
+            traffic=step_traffic(trained, asked, devices, rows, sizes),
         )
 
     def _teacher_outputs(self, beside: int) -> StagePlan:
         teacher, count = self.teacher, self.num_examples
-        room = Room(None, teacher, beside, None)
-        total = None if count is None else generate_operations(teacher, self.size(count))
+        room = Room(None, teacher, beside, None, self.devices)
+        written = self.fitting(self.config.evaluation.batch_tokens)
+        total = None
+        if count is not None:
+            total = generate_operations(teacher, self.size(self.devices.share(count)))
         return StagePlan(
             name="teacher_outputs",
             does=f"{teacher.name} writes one completion a training prompt",
@@ -172,7 +216,7 @@ class Planner:
             num_steps=None,
             num_completions=count,
             max_tokens=None if count is None else count * self._row_tokens,
-            memory={"rollout": room.write(teacher, self.size(self.config.evaluation.batch_size))},
+            memory={"rollout": room.write(teacher, written)},
             operations=None,
             total_operations=total,
         )
@@ -181,7 +225,7 @@ class Planner:
         """The quantised teacher and the one that it was made of read some targets."""
         full = replace(self.teacher, quantization=None)
         room = Room(None, self.teacher, beside + full.weight_bytes, None)
-        size = self.size(min(self.config.decoding.batch_size, num_examples))
+        size = self.fitting(self.config.teacher.batch_tokens).at_most(num_examples)
         return StagePlan(
             name="drift",
             does=f"{self.teacher.name}, quantised and as it was, read some targets",

@@ -16,6 +16,9 @@ from brim.plan.types import GIB, Plan
 
 Cell = str | int | None
 
+# Of a step, as operations and traffic have them.
+PHASES = ("rollout", "teacher", "student", "update", "total")
+
 
 def as_dict(plan: Plan) -> dict[str, Any]:
     """Plain values, bytes and operations as whole numbers."""
@@ -25,6 +28,8 @@ def as_dict(plan: Plan) -> dict[str, Any]:
             row["memory"][phase]["total"] = memory.total
         if stage.operations is not None:
             row["operations"]["total"] = stage.operations.total
+        if stage.traffic is not None:
+            row["traffic"]["total"] = stage.traffic.total
     return {**found, "peak_bytes": plan.peak_bytes, "kept_bytes": plan.kept_bytes}
 
 
@@ -64,24 +69,58 @@ def _tables(plan: Plan, lines: box.Box | None) -> list[Table]:
         disk = (_scaled(value, size) for value in (stage.checkpoint_bytes, stage.kept_bytes))
         _add(stages, [stage.name, stage.does, *counts, *disk])
     parts = [*(field.name for field in fields(Memory)), "total"]
-    memory = _table(f"memory at the peak of each phase, {unit}", ("stage", "phase", *parts), lines)
+    if plan.devices == 1 and not _any_exchange(plan):
+        parts.remove("exchange")
+    title = f"memory at the peak of each phase{_of_each(plan)}, {unit}"
+    memory = _table(title, ("stage", "phase", *parts), lines)
     for stage in plan.stages:
         for phase, held in stage.memory.items():
             _add(
                 memory, [stage.name, phase, *(_scaled(getattr(held, part), size) for part in parts)]
             )
-    return [models, stages, memory, _operations(plan, lines)]
+    tables = [models, stages, memory, _operations(plan, lines)]
+    if plan.devices > 1:
+        tables.append(_traffic(plan, lines))
+    if any(stage.compute_seconds or stage.network_seconds for stage in plan.stages):
+        tables.append(_seconds(plan, lines))
+    return tables
 
 
 def _operations(plan: Plan, lines: box.Box | None) -> Table:
     largest = max(stage.operations.total for stage in plan.stages if stage.operations)
     unit, size = ("teraFLOP", 1e12) if largest > 1e12 else ("gigaFLOP", 1e9)
-    phases = ("rollout", "teacher", "student", "update", "total")
-    table = _table(f"operations of a step, {unit}", ("stage", *phases, "all steps"), lines)
+    title = f"operations of a step{_of_each(plan)}, {unit}"
+    table = _table(title, ("stage", *PHASES, "all steps"), lines)
     for stage in plan.stages:
-        counts = [getattr(stage.operations, phase, None) for phase in phases]
+        counts = [getattr(stage.operations, phase, None) for phase in PHASES]
         _add(table, [stage.name, *(_scaled(n, size) for n in (*counts, stage.total_operations))])
     return table
+
+
+def _traffic(plan: Plan, lines: box.Box | None) -> Table:
+    largest = max(stage.traffic.total for stage in plan.stages if stage.traffic)
+    unit, size = ("GB", 1e9) if largest > 1e9 else ("MB", 1e6)
+    table = _table(f"sent in a step{_of_each(plan)}, {unit}", ("stage", *PHASES), lines)
+    for stage in plan.stages:
+        counts = [getattr(stage.traffic, phase, None) for phase in PHASES]
+        _add(table, [stage.name, *(_scaled(n, size) for n in counts)])
+    return table
+
+
+def _seconds(plan: Plan, lines: box.Box | None) -> Table:
+    table = _table("seconds of a step, on paper", ("stage", "computing", "sending"), lines)
+    for stage in plan.stages:
+        seconds = (stage.compute_seconds, stage.network_seconds)
+        _add(table, [stage.name, *(_scaled(n, 1) for n in seconds)])
+    return table
+
+
+def _of_each(plan: Plan) -> str:
+    return "" if plan.devices == 1 else f", on each of {plan.devices:,} devices"
+
+
+def _any_exchange(plan: Plan) -> bool:
+    return any(memory.exchange for stage in plan.stages for memory in stage.memory.values())
 
 
 def _memory_unit(plan: Plan) -> tuple[str, int]:
@@ -103,7 +142,7 @@ def _add(table: Table, cells: Sequence[Cell]) -> None:
     )
 
 
-def _scaled(value: int | None, unit: float) -> str | None:
+def _scaled(value: float | None, unit: float) -> str | None:
     return _decimal(value / unit) if value else None
 
 

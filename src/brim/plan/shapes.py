@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -26,6 +26,10 @@ class Size:
     rows: int
     num_prompt_tokens: int
     num_tokens: int
+
+    def at_most(self, rows: int) -> Size:
+        """No more than so many of them."""
+        return self if self.rows <= rows else replace(self, rows=rows)
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,25 @@ class ModelShape:
         return sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
 
     @cached_property
+    def moment_bytes_8bit(self) -> int:
+        """Of both moments in 8 bits, with a float32 scale for each 256 values.
+
+        Tensors of fewer than 4,096 values keep theirs in float32.
+        """
+        counts = [p.numel() for p in self.model.parameters() if p.requires_grad]
+        moments: int = sum(n + 4 * -(-n // 256) if n >= 4096 else 4 * n for n in counts)
+        return 2 * moments
+
+    def layer_bytes(self, *, trainable: bool = False) -> int:
+        """Of the weights of the largest layer, all of them or those that are trained."""
+        return max(_bytes(layer.parameters(), trainable) for layer in self._layers)
+
+    def outside_bytes(self, *, trainable: bool = False) -> int:
+        """The same of what is in no layer: embeddings, output head, last norms."""
+        inside = {id(p) for layer in self._layers for p in layer.parameters()}
+        return _bytes((p for p in self.model.parameters() if id(p) not in inside), trainable)
+
+    @cached_property
     def adapter_bytes(self) -> int:
         """Of the adapters."""
         return sum(p.nbytes for p in self._parameters(adapters=True))
@@ -113,6 +136,10 @@ class ModelShape:
     def num_layers(self) -> dict[str, int]:
         """Layers of each stack."""
         return {name: len(layers_of(stack)) for name, stack in stacks_of(self.model).items()}
+
+    @property
+    def _layers(self) -> list[nn.Module]:
+        return [layer for stack in stacks_of(self.model).values() for layer in layers_of(stack)]
 
     @property
     def query_width(self) -> int:
@@ -186,6 +213,10 @@ def _quantized_bytes(weight: torch.Tensor, quantization: Quantization) -> int:
             return count + (weight.element_size() + 1) * rows
         case _:  # scale and zero point for each 128 weights of a row
             return count // 2 + 2 * weight.element_size() * rows * -(-weight.shape[1] // 128)
+
+
+def _bytes(parameters: Iterable[nn.Parameter], trainable: bool) -> int:
+    return sum(p.nbytes for p in parameters if p.requires_grad or not trainable)
 
 
 def _weight(layer: nn.Module) -> torch.Tensor:

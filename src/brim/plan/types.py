@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from brim.plan.memory import Memory
 from brim.plan.operations import Operations
 from brim.plan.passes import Passes
+from brim.plan.traffic import Traffic
 
 GIB = 2**30
 
@@ -46,11 +48,14 @@ class StagePlan:
         num_steps: steps of the trainer.
         num_completions: that all steps together learn from, or that are written.
         max_tokens: of these with their prompts, at most.
-        memory: the peak of each phase.
-        operations: of one step.
-        total_operations: of all steps; evaluations are left out.
+        memory: the peak of each phase, on one device.
+        operations: of one step, of one device.
+        total_operations: of all steps, of one device; evaluations are left out.
         checkpoint_bytes: of one checkpoint.
         kept_bytes: of the checkpoints that stay, and the best model.
+        traffic: what a device sends in one step; None where nothing is trained.
+        compute_seconds: of a step, on paper; None where the device's speed is not known.
+        network_seconds: the same of what it sends.
     """
 
     name: str
@@ -65,6 +70,24 @@ class StagePlan:
     total_operations: int | None
     checkpoint_bytes: int = 0
     kept_bytes: int = 0
+    traffic: Traffic | None = None
+    compute_seconds: float | None = None
+    network_seconds: float | None = None
+
+    def timed(self, tflops: float | None, bandwidth: float | None) -> Self:
+        """With the seconds of a step, by what a device computes and sends in one.
+
+        Args:
+            tflops: of a device, in 10^12 floating-point operations a second.
+            bandwidth: of a device, in 10^9 bytes a second.
+        """
+        if self.operations is None or self.traffic is None:
+            return self
+        return replace(
+            self,
+            compute_seconds=tflops and self.operations.total / (tflops * 1e12),
+            network_seconds=bandwidth and self.traffic.total / (bandwidth * 1e9),
+        )
 
 
 @dataclass(frozen=True)
@@ -75,15 +98,17 @@ class Plan:
         models: teacher and student.
         stages: in the order of the run.
         warnings: what will probably not go as it was meant.
+        devices: over which it is shared out.
     """
 
     models: tuple[ModelPlan, ...]
     stages: tuple[StagePlan, ...]
     warnings: tuple[str, ...]
+    devices: int = 1
 
     @property
     def peak_bytes(self) -> int:
-        """The most memory of any phase."""
+        """The most memory of any phase, on one device."""
         return max(memory.total for stage in self.stages for memory in stage.memory.values())
 
     @property

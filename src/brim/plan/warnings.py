@@ -44,6 +44,16 @@ def settings_warnings(config: RunConfig, num_examples: int | None) -> Iterator[s
             )
 
 
+def device_warnings(config: RunConfig, devices: int) -> Iterator[str]:
+    """Of devices with nothing to do."""
+    for name, loop, _ in training_stages(config):
+        if loop.rollout_batch_size % devices:
+            yield (
+                f"{name}: {loop.rollout_batch_size:,} prompts a step cannot be shared out evenly "
+                f"over {devices:,} devices: some wait for the others"
+            )
+
+
 def training_stages(config: RunConfig) -> Iterator[tuple[str, LoopConfig, OptimConfig]]:
     """The stages in which a model is trained, with their loops and optimizers."""
     if config.teacher.train is not None:

@@ -1,12 +1,27 @@
 import math
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
+from tiny import EOS, FAMILIES, encoded, tiny, tiny_language_model, word_tokenizer
 from torch import Tensor
+from transformers import DynamicCache
 
-from brim.models.decoding import Decoding, choose_tokens, row_uniforms
+from brim.models import LanguageModel, language_model
+from brim.models.backbone import DecodingState
+from brim.models.decoding import (
+    LOOK_EVERY,
+    Decoding,
+    choose_tokens,
+    row_uniforms,
+    write_completions,
+)
+from brim.models.head import OutputHead
+from brim.types import Example
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.5, -1.0, -3.0, -torch.inf])
 
@@ -129,3 +144,134 @@ def test_greedy_takes_the_maximum_whatever_the_sampling_settings() -> None:
     logits: Tensor = torch.randn(6, 9, generator=torch.Generator().manual_seed(1))
     decoding = Decoding(max_tokens=1, strategy="greedy", temperature=3.0, top_k=2, top_p=0.1)
     assert torch.equal(choose_tokens(logits.clone(), torch.zeros(6), decoding), logits.argmax(1))
+
+
+# The loop
+
+
+class Script(DecodingState):
+    """A batch whose rows were told what to write; a token that is not the row's own is noticed."""
+
+    def __init__(self, script: Tensor, num_words: int) -> None:
+        super().__init__(DynamicCache())
+        self.script, self.num_words = script, num_words
+        self.rows, self.written = torch.arange(len(script)), 0
+        self.widths = [len(script)]
+        self.hidden = self.features()
+
+    def features(self) -> Tensor:
+        words = self.script[self.rows, self.written]
+        return torch.nn.functional.one_hot(words, self.num_words).float()
+
+    def advance(self, inputs: Tensor) -> Tensor:
+        assert inputs[:, 0].tolist() == self.script[self.rows, self.written].tolist()
+        self.widths.append(len(inputs))
+        self.written += 1
+        return self.features()[:, None]
+
+    def keep(self, count: int, holes: Tensor, movers: Tensor) -> None:
+        assert (holes < count).all()
+        assert (movers >= count).all()
+        self.rows[holes] = self.rows[movers]
+        self.rows = self.rows[:count]
+
+
+def length_of(words: list[int], ends: set[int]) -> int:
+    return next((i + 1 for i, word in enumerate(words) if word in ends), len(words))
+
+
+@given(
+    script=st.integers(1, 12).flatmap(
+        lambda limit: st.lists(
+            st.lists(st.integers(0, 5), min_size=limit, max_size=limit), min_size=1, max_size=12
+        )
+    ),
+    ends=st.sets(st.integers(0, 5), max_size=3),
+    look_every=st.sampled_from([None, 1, 2, 3, 5, 8, 100]),
+)
+def test_each_row_writes_its_own_text_until_its_own_end(
+    script: list[list[int]], ends: set[int], look_every: int | None
+) -> None:
+    limit = len(script[0])
+    state = Script(torch.tensor(script), 6)
+    ids, lengths, truncated = write_completions(
+        state,
+        OutputHead(torch.eye(6), None, 6),
+        torch.zeros(len(script), limit),
+        Decoding(max_tokens=limit, strategy="greedy"),
+        torch.tensor(sorted(ends), dtype=torch.long),
+        look_every=look_every,
+    )
+    expected = [length_of(words, ends) for words in script]
+    assert lengths.tolist() == expected
+    assert truncated.tolist() == [not ends & set(words) for words in script]
+    for row, words, length in zip(ids.tolist(), script, expected, strict=True):
+        assert row[:length] == words[:length]
+    # A row is in the batch until the look that follows its end.
+    every = look_every or 1
+    stay = [min(limit, -(-length // every) * every) for length in expected]
+    assert state.widths == [sum(n > step for n in stay) for step in range(max(stay))]
+    assert ids.shape == (len(script), max(stay))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("look_every", [3, LOOK_EVERY])
+def test_looking_rarely_writes_the_same(
+    family: str, look_every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_language_model(family)
+    batch = encoded(model, (3, 1, 6, 2, 4) * 3).repeat(2)
+    model.end_ids = (EOS, 5, 17, 33)
+    rollout = model.generate(batch, Decoding(max_tokens=20))
+    rarely = partial(write_completions, look_every=look_every)
+    monkeypatch.setattr(language_model, "write_completions", rarely)
+    other = model.generate(batch, Decoding(max_tokens=20))
+    assert len(set(rollout.lengths.tolist())) > 1
+    assert torch.equal(other.completion_ids, rollout.completion_ids)
+    assert torch.equal(other.mask, rollout.mask)
+    assert torch.equal(other.truncated, rollout.truncated)
+
+
+@pytest.mark.parametrize("family", ["t5", "qwen2"])
+@pytest.mark.parametrize(("top_k", "top_p"), [(None, None), (5, None), (None, 0.8), (6, 0.9)])
+def test_texts_of_two_tokens_follow_the_exact_distribution(
+    family: str, top_k: int | None, top_p: float | None
+) -> None:
+    num_words, draws = 9, 5000
+    source = tiny(family, num_rows=num_words, spread=0.2)
+    model = LanguageModel(source, word_tokenizer(num_words, appends_eos=family == "t5")).eval()
+    model.end_ids = (EOS,)
+    example = Example("0", "w3 w4 w5")
+    decoding = Decoding(max_tokens=2, temperature=0.7, top_k=top_k, top_p=top_p, batch_tokens=10**6)
+    batch = model.encode([example] * draws, max_tokens=None, seeds=range(draws))
+    rollout = model.generate(batch, decoding)
+    assert (rollout.lengths == 1 + (rollout.completion_ids[:, 0] != EOS)).all()
+    first, second = rollout.completion_ids.t()
+    second = second.masked_fill(first == EOS, 0)  # one text, whatever fills it up
+    counts = torch.bincount(first * num_words + second, minlength=num_words**2).double()
+
+    # Every text of one token, read at once by transformers.
+    words = torch.arange(num_words)[:, None]
+    prompt = batch.prompt_ids[:1].expand(num_words, -1)
+    with torch.no_grad():
+        if family == "t5":
+            opened = torch.cat([torch.zeros_like(words), words], dim=1)
+            logits = source(input_ids=prompt, decoder_input_ids=opened).logits
+        else:
+            logits = source(input_ids=torch.cat([prompt, words], dim=1)).logits[:, -2:]
+    says = [
+        torch.tensor(distribution(row, 0.7, top_k, top_p), dtype=torch.float64)
+        for row in (*logits[:1, 0].tolist(), *logits[:, 1].tolist())
+    ]
+    joint = says[0][:, None] * torch.stack(says[1:])
+    joint[EOS] = torch.zeros(num_words, dtype=torch.float64)
+    joint[EOS, 0] = says[0][EOS]
+    expected = joint.flatten() * draws
+    assert counts[expected == 0].sum() == 0
+    common = expected > 5
+    assert common.sum() > 5
+    observed = [*counts[common].tolist(), counts[~common].sum().item()]
+    exact = [*expected[common].tolist(), expected[~common].sum().item()]
+    if exact[-1] < 1:
+        observed, exact = observed[:-1], exact[:-1]
+    assert stats.chisquare(observed, exact, sum_check=False).pvalue > 1e-3

@@ -1,5 +1,5 @@
 import copy
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -299,6 +299,116 @@ def test_finished_rows_leave_the_batch_and_decoding_stops_early(
     for step, width in enumerate(widths):
         running = int((rollout.lengths > step).sum())
         assert running <= width < 2 * running + 1
+
+
+# Prompts that several completions continue
+
+
+def apart(batch: Batch) -> Batch:
+    """The same rows, and nothing that says which prompts are the same."""
+    return replace(batch, examples=tuple(replace(example) for example in batch.examples))
+
+
+SHARED = ["t5", "bart", "qwen2", "gpt2"]
+
+
+@pytest.mark.parametrize("family", SHARED)
+def test_copies_of_a_prompt_say_what_prompts_of_their_own_say(family: str) -> None:
+    model = tiny_language_model(family, spread=0.15).eval()
+    batch = encoded(model).repeat(4)
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(0)).tolist()
+    for rows in (range(20), order, [7, 0, 6, 19, 5]):
+        shared = model.generate(batch.select(rows), Decoding(max_tokens=7))
+        own = replace(shared, batch=apart(shared.batch))
+        alone = model.generate(own.batch, Decoding(max_tokens=7))
+        assert torch.equal(alone.completion_ids, shared.completion_ids)
+        assert torch.equal(alone.mask, shared.mask)
+
+        near = {"rtol": 1e-5, "atol": 1e-5}
+        ours = model.action_values(shared, bootstrap=True)
+        theirs = model.action_values(own, bootstrap=True)
+        for name in ("taken", "best", "logprobs", "bootstrap"):
+            torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), **near)
+        weights = torch.linspace(-1, 1, shared.mask.numel()).view_as(shared.mask)
+        gradients = []
+        for rollout in (shared, own):
+            model.zero_grad(set_to_none=True)
+            logprobs = model.logprobs(rollout)
+            (weights * logprobs).sum().backward()
+            gradients.append({name: p.grad for name, p in model.named_parameters()})
+            torch.testing.assert_close(logprobs, model.logprobs(own), **near)
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(gradient, gradients[1][name], **near)
+
+
+@pytest.mark.parametrize("family", SHARED)
+def test_some_copies_say_what_they_say_among_all(family: str) -> None:
+    model = tiny_language_model(family, spread=0.15).eval()
+    rollout = model.generate(encoded(model).repeat(4), Decoding(max_tokens=7))
+    rows = [13, 4, 5, 0, 12]
+    some = model.logprobs(rollout.select(rows))
+    torch.testing.assert_close(some, model.logprobs(rollout)[rows], rtol=1e-5, atol=1e-5)
+    by_bucket = rollout.map(model.action_values, 30)
+    whole = model.action_values(rollout)
+    torch.testing.assert_close(by_bucket.best, whole.best, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(by_bucket.taken, whole.taken, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_copies_are_equal(family: str) -> None:
+    model = tiny_language_model(family, spread=0.8)
+    greedy = Decoding(max_tokens=12, strategy="greedy")
+    one = model.generate(encoded(model), greedy)
+    three = model.generate(encoded(model).repeat(3), greedy)
+    assert torch.equal(three.completion_ids, one.completion_ids.repeat_interleave(3, dim=0))
+    assert torch.equal(three.mask, one.mask.repeat_interleave(3, dim=0))
+
+
+@pytest.mark.parametrize("family", SHARED)
+def test_a_prompt_is_read_once_and_without_needless_padding(family: str) -> None:
+    model = tiny_language_model(family)
+    reader = model.model.get_encoder() if model.is_encoder_decoder else model.model.get_decoder()
+    shapes: list[tuple[int, ...]] = []
+    batch = encoded(model, (3, 1, 30, 2, 4))
+    rows = [row for row in range(20) if row // 4 != 2]  # without the copies of the longest prompt
+    some = batch.repeat(4).select(rows)
+    longest = int(some.prompt_mask.sum(dim=1).max())
+    assert longest < batch.prompt_ids.shape[1]
+    handle = reader.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    rollout = model.generate(some, Decoding(max_tokens=6))
+    assert shapes[0] == (4, longest)
+    if model.is_encoder_decoder:
+        shapes.clear()
+        model.logprobs(rollout).sum().backward()
+        model.action_values(rollout.select([0, 1, 5]))
+        assert shapes == [(4, longest), (2, 4)]
+    handle.remove()
+
+
+# Readings
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_a_reading_moves_with_its_head(family: str) -> None:
+    model = tiny_language_model(family).eval()
+    rollout = model.generate(encoded(model), Decoding(max_tokens=4))
+    reading = model.read(rollout, after=True)
+    assert reading.to("cpu") is reading
+    moved = reading.to("meta")
+    for field in fields(reading):
+        value = getattr(reading, field.name)
+        if isinstance(value, Tensor):
+            assert getattr(moved, field.name).is_meta
+            assert getattr(moved, field.name).shape == value.shape
+    assert moved.head.weight.is_meta
+    assert moved.head.bias is None or moved.head.bias.is_meta
+    assert (moved.head.bias is None) == (reading.head.bias is None)
+    assert moved.head.scale == reading.head.scale
+
+
+# Limits and texts
 
 
 def test_prompts_and_completions_too_long_for_the_model() -> None:
