@@ -30,7 +30,7 @@ def length_buckets(
         The rows of each group, the longest first: where memory does not suffice, it shows at once.
     """
     if overhead is None:
-        overhead = max_tokens // 32
+        overhead = max(1, max_tokens // 32)
     prompts, completions = np.asarray(prompt_lengths), np.asarray(completion_lengths)
     order = np.lexsort((prompts, prompts + completions))
     prompts, completions = prompts[order], completions[order]

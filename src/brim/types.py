@@ -52,7 +52,8 @@ class Batch:
     """Encoded prompts: left-padded for decoder-only models, right-padded for encoders.
 
     Attributes:
-        examples: the B rows of data, in order.
+        examples: the B rows of data, in order; one object in several places is one prompt that
+            several completions continue.
         prompt_ids: (B, S) int64.
         prompt_mask: (B, S) bool.
         seeds: B seeds, one a row: a row's sampled completion depends on its own seed and on

@@ -11,8 +11,8 @@ import pytest
 from pairs import GPT2, T5
 from test_train import rows
 
-from brim.process import leave_processes
 from brim.config import load_config
+from brim.process import leave_processes
 from brim.runs import train
 from brim.settings import RunConfig
 

@@ -65,11 +65,13 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = (store[:, :, : self._length] for store in self._stores)
 
 
-def preallocated(cache: DynamicCache, capacity: int | None) -> DynamicCache:
-    """The cache with room taken in advance in every layer that keeps all of its tokens.
+def decoder_cache(config: PreTrainedConfig, capacity: int) -> DynamicCache:
+    """An empty cache of a decoder for at most `capacity` tokens.
 
-    Layers of other kinds, such as those that forget what left their window, stay as they are.
+    Room is taken in advance in every layer that keeps all of its tokens. Layers of other kinds,
+    such as those that forget what left their window, stay as transformers makes them.
     """
+    cache = DynamicCache(config=config)
     cache.layers = [
         PreallocatedLayer(capacity) if type(layer) is DynamicLayer else layer
         for layer in cache.layers
@@ -77,19 +79,15 @@ def preallocated(cache: DynamicCache, capacity: int | None) -> DynamicCache:
     return cache
 
 
-def decoder_cache(config: PreTrainedConfig, capacity: int) -> DynamicCache:
-    """An empty cache of a decoder-only model for at most `capacity` tokens."""
-    return preallocated(DynamicCache(config=config), capacity)
-
-
 def encoder_decoder_cache(config: PreTrainedConfig, capacity: int) -> EncoderDecoderCache:
     """An empty cache of an encoder-decoder for at most `capacity` completion tokens.
 
-    The keys and values of the encoder's output are computed once, by the first step.
+    The keys and values of the encoder's output are computed once, by the first step; all of them
+    are kept, also where the decoder's own layers forget.
     """
-    return EncoderDecoderCache(
-        decoder_cache(config, capacity), preallocated(DynamicCache(config=config), None)
-    )
+    own, crossed = decoder_cache(config, capacity), DynamicCache()
+    crossed.layers = [PreallocatedLayer(None) for _ in own.layers]
+    return EncoderDecoderCache(own, crossed)
 
 
 def expand_rows(cache: Cache, rows: Tensor) -> None:
@@ -98,7 +96,7 @@ def expand_rows(cache: Cache, rows: Tensor) -> None:
         if isinstance(layer, PreallocatedLayer):
             layer.expand(rows)
         else:
-            layer.batch_select_indices(rows)
+            layer.reorder_cache(rows)
 
 
 def keep_rows(cache: Cache, count: int, holes: Tensor, movers: Tensor) -> None:
@@ -111,7 +109,7 @@ def keep_rows(cache: Cache, count: int, holes: Tensor, movers: Tensor) -> None:
         if order is None:
             order = torch.arange(count, device=holes.device)
             order[holes] = movers
-        layer.batch_select_indices(order)
+        layer.reorder_cache(order)
 
 
 def _layers(cache: Cache) -> list[Any]:

@@ -32,7 +32,6 @@ from brim.models.tokenizers import end_token_ids, rows_without_token
 from brim.models.tying import check_same_head, check_stored_head, protect_head, resize_rows
 from brim.types import ActionValues, Batch, Example, Rollout, TokenStatistics
 
-
 # On two cores a pass of so many tokens is as fast, token by token, as a larger one.
 BATCH_TOKENS = 8192
 

@@ -217,7 +217,8 @@ def test_micro_batches_add_up(config, family):
     objective = config.build(DECODING)
     rollout = collect(objective, student)
     whole = objective.loss(student, rollout, teacher)
-    parts = [objective.loss(student, part, teacher) for part in (rollout.select([i]) for i in range(len(rollout)))]
+    rows = (rollout.select([i]) for i in range(len(rollout)))
+    parts = [objective.loss(student, row, teacher) for row in rows]
     torch.testing.assert_close(sum(part.loss for part in parts), whole.loss)
     for name, value in whole.sums.items():
         torch.testing.assert_close(sum(part.sums[name] for part in parts), value)
