@@ -277,7 +277,8 @@ class LanguageModel(nn.Module):
         of input (padded or not, cached or not). Sizes are not: those are left open.
 
         Args:
-            args, kwargs: of `torch.compile`; by default only the sizes are left open.
+            *args: as `nn.Module.compile`.
+            **kwargs: of `torch.compile`; by default the sizes are left open.
         """
         if not (args or kwargs):
             kwargs = {"dynamic": True}
