@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from brim.learner import Learner
-from brim.models import Decoding, LanguageModel, build_model
+from brim.models import LanguageModel, build_model
 from brim.objectives import Objective
 from brim.settings import LoopConfig, OptimConfig
 from brim.types import Example, Rollout
@@ -142,7 +142,9 @@ def forward_operations(model: nn.Module, pair: Pair, rows: int) -> float:
             tokens = pair.max_tokens
         elif not pair.is_encoder_decoder:
             tokens = pair.prompt_tokens + pair.max_tokens - 1
-        elif name.startswith("encoder.") or name.endswith(("EncDecAttention.k", "EncDecAttention.v")):
+        elif name.startswith("encoder.") or name.endswith(
+            ("EncDecAttention.k", "EncDecAttention.v")
+        ):
             tokens = pair.prompt_tokens
         else:
             tokens = pair.max_tokens

@@ -118,7 +118,11 @@ def plain_steps(args: argparse.Namespace) -> Iterator[dict[str, float]]:
         optimizer.zero_grad()
         del logprobs, loss
         times = (rolled_out - start, judged - rolled_out, time.perf_counter() - judged)
-        yield {**dict(zip(PHASES, times, strict=False)), "step": sum(times), "tokens": actions.numel()}
+        yield {
+            **dict(zip(PHASES, times, strict=False)),
+            "step": sum(times),
+            "tokens": actions.numel(),
+        }
 
 
 def trl_steps(args: argparse.Namespace) -> Iterator[dict[str, float]]:
@@ -282,7 +286,8 @@ def report(workers: Mapping[str, Any], args: argparse.Namespace, rows: int) -> s
         f"{args.pair}, {args.precision}, {rows} rows; matrix products "
         f"{workers['matmul'].median('rate'):.0f}·10⁹ a second, limit {limit:.3f} s",
         "",
-        "| | rollout | teacher | update | step, s | ± | tokens/s | peak MiB | of the limit | brim is |",
+        "| | rollout | teacher | update | step, s | ± | tokens/s | peak MiB | of the limit "
+        "| by brim's |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     ours = workers["brim"].median("step") if "brim" in workers else None
@@ -298,7 +303,7 @@ def report(workers: Mapping[str, Any], args: argparse.Namespace, rows: int) -> s
             f"{worker.median('tokens') / step:,.0f}",
             f"{worker.peak_mib:,.0f}",
             f"{limit / step:.0%}" if whole else "",
-            f"{step / ours:.2f}×" if ours and whole and name != "brim" else "",
+            f"{step / ours:.2f}" if ours and whole and name != "brim" else "",
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     if "brim ragged" in workers:
@@ -341,6 +346,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[32, 128])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--variants", action="store_true", help="ours alone, in its variants")
+    parser.add_argument("--contestants", nargs="+", help="these and no others")
     parser.add_argument("--tiny", action="store_true", help="tiny models: does it run?")
     parser.add_argument("--docs", action="store_true", help="fill the tables of the docs")
     parser.add_argument("--verbose", action="store_true", help="show what the workers say")
@@ -355,6 +361,8 @@ def main() -> None:
         names += ["brim compiled", "brim peaked", "brim ragged"]
     else:
         names += ["plain"] if args.pair == "t5" else ["plain", "trl"]
+    if args.contestants:
+        names = ["matmul", *args.contestants]
     tables = []
     for rows in args.batch:
         tables.append(report(run(names, args, rows), args, rows))

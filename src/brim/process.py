@@ -12,9 +12,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 # Blocks up to this size are kept for the next one that asks, not given back to the system.
 KEPT_BYTES = 2**30
 
-# About 50 µs. Between two matrix products of a model a waiting thread never sleeps, and where
+# About 100 µs. Between two matrix products of a model a waiting thread never sleeps, and where
 # another program has the core that it waits for, it sleeps soon.
-SPIN_COUNT = "10000"
+SPIN_COUNT = "20000"
 
 
 def prepare_process() -> None:

@@ -1,0 +1,64 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+REPORT = """
+import os
+from brim.process import flush_denormals, prepare_process
+prepare_process()
+import torch
+flush_denormals()
+smallest = torch.empty(1_000_000)
+smallest.view(torch.int32).fill_(71362)  # 1e-40: fill_(1e-40) would flush it
+halves = smallest * 0.5
+print(os.environ.get("GOMP_SPINCOUNT"), int(halves.view(torch.int32).count_nonzero()))
+"""
+
+
+def run(script: str, **variables: str) -> list[str]:
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment | variables, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return result.stdout.split()
+
+
+def test_threads_spin_for_a_while_and_flush_denormals():
+    spin_count, denormals = run(REPORT)
+    assert int(spin_count) > 0
+    assert denormals == "0"
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "None")],
+)
+def test_what_is_set_already_is_left_alone(variables, expected):
+    assert run(REPORT, **variables)[0] == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+@pytest.mark.parametrize(("variables", "kept"), [({}, True), ({"MALLOC_ARENA_MAX": "4"}, False)])
+def test_freed_memory_is_kept(variables, kept):
+    script = """
+import ctypes
+import resource
+from brim.process import prepare_process
+prepare_process()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+def touch():
+    block = ctypes.c_void_p(libc.malloc(100_000_000))
+    libc.memset(block, 1, 100_000_000)
+    libc.free(block)
+touch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+touch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = int(run(script, **variables)[0])  # of 24,000 pages
+    assert faults < 10 if kept else faults > 1000
