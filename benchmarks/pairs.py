@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from brim.learner import Learner
-from brim.models import LanguageModel, build_model
+from brim.models import Decoding, LanguageModel, build_model
 from brim.objectives import Objective
 from brim.settings import LoopConfig, OptimConfig
 from brim.types import Example, Rollout
@@ -98,13 +98,45 @@ def make_learner(
     return Learner(student, teacher, objective, optim, settings, accelerator, seed)
 
 
-def collect(learner: Learner, examples: list[Example], step: int) -> Rollout:
-    """The rollout of one step, as the trainer collects it."""
-    seeds = [step * len(examples) + row for row in range(len(examples))]
+def collect(
+    learner: Learner, examples: list[Example], step: int, seeds: list[int] | None = None
+) -> Rollout:
+    """The rollout of one step, as the trainer collects it; by default each step has its seeds."""
+    if seeds is None:
+        seeds = [step * len(examples) + row for row in range(len(examples))]
     batch = learner.student.encode(examples, max_tokens=None, seeds=seeds)
     with torch.no_grad(), learner.accelerator.autocast():
         rollout, _ = learner.objective.collect(batch, learner.writer, learner.teacher)
     return rollout
+
+
+def ragged_lengths(pair: Pair, rows: int) -> list[int]:
+    """Spread evenly from an eighth of the limit to the limit: 8 … 64."""
+    shortest = pair.max_tokens // 8
+    span = pair.max_tokens - shortest
+    return [shortest + round(row * span / max(rows - 1, 1)) for row in range(rows)]
+
+
+def ragged_prompts(
+    student: LanguageModel, pair: Pair, rows: int
+) -> tuple[list[Example], list[int]]:
+    """Prompts and seeds whose completions have the `ragged_lengths`, in any order.
+
+    One token in 32 ends a text from here on. Of many completions those are chosen whose lengths
+    fit: what a row writes depends on its prompt, its seed and the weights, so they come out again.
+    """
+    student.end_ids = tuple(range(len(SPECIAL), len(SPECIAL) + max(1, pair.vocab_size // 32)))
+    examples = pair.examples(16 * rows)
+    batch = student.encode(examples, max_tokens=None)
+    written = student.generate(batch, Decoding(max_tokens=pair.max_tokens))
+    left = dict(zip(batch.seeds, written.lengths.tolist(), strict=True))
+    chosen = []
+    for length in ragged_lengths(pair, rows):
+        chosen.append(min(left, key=lambda seed: abs(left[seed] - length)))
+        del left[chosen[-1]]
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(0)).tolist()
+    seeds = [chosen[place] for place in order]
+    return [examples[seed] for seed in seeds], seeds
 
 
 # Floating-point operations of matrix products, two for a multiplication with its addition. All

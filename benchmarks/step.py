@@ -31,6 +31,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ PHASES = ("rollout", "teacher", "update", "step")
 
 def brim_steps(args: argparse.Namespace) -> Iterator[dict[str, float]]:
     from accelerate import Accelerator
-    from pairs import collect, make_learner
+    from pairs import collect, make_learner, ragged_lengths, ragged_prompts
 
     from brim.models import Decoding
     from brim.objectives.policy_gradient import PolicyGradient
@@ -58,23 +60,32 @@ def brim_steps(args: argparse.Namespace) -> Iterator[dict[str, float]]:
     if "peaked" in args.worker:
         for model in (student, teacher):
             model.model.get_output_embeddings().weight.data *= 20
-    if "ragged" in args.worker:  # one token in 32 ends the text
-        student.end_ids = tuple(range(3, 3 + pair.vocab_size // 32))
+    prompts, seeds, lr = None, None, 1e-5
+    if "ragged" in args.worker:
+        prompts, seeds = ragged_prompts(student, pair, args.rows)
+        lr = 0.0  # an update like any other, and the same lengths the next time
+    if "equal" in args.worker:  # as many tokens as ragged ones, without padding
+        mean = round(statistics.mean(ragged_lengths(pair, args.rows)))
+        pair = replace(pair, max_tokens=mean)
     precision = "bf16" if args.precision == "bfloat16" else "no"
     accelerator = Accelerator(cpu=True, mixed_precision=precision)
     objective = PolicyGradient(Decoding(max_tokens=pair.max_tokens), k=4)
     learner = make_learner(objective, student, teacher, accelerator, batch=args.rows)
     step = 0
     while wait():
-        examples = pair.examples(args.rows, seed=step)
+        examples = prompts or pair.examples(args.rows, seed=step)
         with phases() as seconds, timed("step"):
-            learner.begin_step(step, 1e-5)
-            rollout = collect(learner, examples, step)
+            learner.begin_step(step, lr)
+            rollout = collect(learner, examples, step, seeds)
             with timed("update"):
                 learner.learn(rollout, step, finite=True)
         step += 1
-        tokens = {"tokens": rollout.num_tokens, "read": rollout.num_tokens + args.rows * 32}
-        yield {**{name: seconds[name] for name in PHASES}, **tokens}
+        tokens, width = rollout.num_tokens, pair.prompt_tokens
+        yield {
+            **{name: seconds[name] for name in PHASES},
+            "tokens": tokens,
+            "read": tokens + args.rows * width,
+        }
 
 
 def plain_steps(args: argparse.Namespace) -> Iterator[dict[str, float]]:
@@ -132,20 +143,34 @@ def trl_steps(args: argparse.Namespace) -> Iterator[dict[str, float]]:
     from trl.trainer.distillation_config import DistillationConfig
     from trl.trainer.distillation_trainer import DistillationTrainer
 
+    from brim.timing import phases, timed
+
     pair = choose_pair(args)
     student, teacher = pair.build("student"), pair.build("teacher")
 
-    class Turns(TrainerCallback):  # type: ignore[misc]
-        start = 0.0
+    class Trainer(DistillationTrainer):  # type: ignore[misc]
+        """With a clock; the teacher's head is a part of the loss, and of the update here."""
 
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def _generate_and_score_completions(self, *inputs: Any, **named: Any) -> Any:
+            with timed("rollout"):
+                return super()._generate_and_score_completions(*inputs, **named)
+
+        def _get_last_hidden_state(self, model: Any, *inputs: Any, **named: Any) -> Any:
+            with timed("teacher") if model is teacher.model else ExitStack():
+                return super()._get_last_hidden_state(model, *inputs, **named)
+
+    class Turns(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, own: Any, state: Any, control: Any, **named: Any) -> None:
             if not wait():
                 os._exit(0)
-            self.start = time.perf_counter()
+            self.clock = ExitStack()
+            self.seconds = self.clock.enter_context(phases())
+            self.clock.enter_context(timed("step"))
 
-        def on_step_end(self, own: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            seconds = time.perf_counter() - self.start
-            emit({"step": seconds, "tokens": args.rows * pair.max_tokens})
+        def on_step_end(self, own: Any, state: Any, control: Any, **named: Any) -> None:
+            self.clock.close()
+            update = 2 * self.seconds["step"] - sum(self.seconds.values())
+            emit({**self.seconds, "update": update, "tokens": args.rows * pair.max_tokens})
 
     with tempfile.TemporaryDirectory() as directory:
         config = DistillationConfig(
@@ -158,7 +183,7 @@ def trl_steps(args: argparse.Namespace) -> Iterator[dict[str, float]]:
         prompts = [example.prompt for example in pair.examples(4096)]
         tokenizer = student.tokenizer
         tokenizer.padding_side = "left"
-        DistillationTrainer(
+        Trainer(
             model=student.model, teacher_model=teacher.model, args=config,
             train_dataset=Dataset.from_dict({"prompt": prompts}), processing_class=tokenizer,
             callbacks=[Turns()],
@@ -196,7 +221,8 @@ CONTESTANTS: dict[str, Callable[[argparse.Namespace], Iterator[dict[str, float]]
 
 
 def wait() -> bool:
-    """Whether another step is wanted."""
+    """Say that all is ready; then whether a step is wanted."""
+    print("READY", flush=True)
     return sys.stdin.readline() == "step\n"
 
 
@@ -205,7 +231,9 @@ def emit(values: Mapping[str, float]) -> None:
 
 
 def work(args: argparse.Namespace) -> None:
-    name = args.worker.split()[0]
+    name, *variant = args.worker.split()
+    if "float32" in variant:
+        args.precision = "float32"
     if name == "brim":
         from brim.process import flush_denormals, prepare_process
 
@@ -231,17 +259,26 @@ class Worker:
             if not args.verbose else None, text=True,
         )  # fmt: skip
         self.results: list[dict[str, float]] = []
+        self.floor_mib = self.peak_mib = 0.0  # of memory, with the models alone and in the end
+
+    def ready(self) -> None:
+        """Wait until the models are built, or the last step is done."""
+        self._read("READY")
 
     def step(self, *, keep: bool) -> None:
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
         self.process.stdin.write("step\n")
         self.process.stdin.flush()
+        result = json.loads(self._read("RESULT"))
+        self.ready()
+        if keep:
+            self.results.append(result)
+
+    def _read(self, word: str) -> str:
+        assert self.process.stdout is not None
         for line in self.process.stdout:
-            if line.startswith("RESULT "):
-                if keep:
-                    self.results.append(json.loads(line.removeprefix("RESULT ")))
-                return
+            if line.startswith(word):
+                return line.removeprefix(word)
         raise SystemExit(f"{self.name} stopped; run with --verbose to see why")
 
     def peak(self) -> float:
@@ -251,6 +288,13 @@ class Worker:
 
     def median(self, name: str) -> float:
         return statistics.median(result[name] for result in self.results)
+
+    def ratio(self, other: Worker, name: str, per: str | None = None) -> float:
+        """Median over the rounds of ours by the other's, each by its own `per` where given."""
+        pairs = zip(self.results, other.results, strict=True)
+        return statistics.median(
+            (a[name] / b[name]) * (b[per] / a[per] if per else 1) for a, b in pairs
+        )
 
     def spread(self, name: str) -> float:
         """Half of what lies between the quartiles, as a part of the median."""
@@ -263,65 +307,56 @@ class Worker:
 
 def run(names: Sequence[str], args: argparse.Namespace, rows: int) -> dict[str, Worker]:
     workers = {name: Worker(name, args, rows) for name in names}
-    for _ in range(WARMUP):
-        for worker in workers.values():
-            worker.step(keep=False)
-    for _ in range(args.rounds):
-        for worker in workers.values():
-            worker.step(keep=True)
     for worker in workers.values():
-        worker.peak_mib = worker.peak()  # type: ignore[attr-defined]
+        worker.ready()
+        worker.floor_mib = worker.peak()
+    for number in range(WARMUP + args.rounds):
+        for worker in workers.values():
+            worker.step(keep=number >= WARMUP)
+    for worker in workers.values():
+        worker.peak_mib = worker.peak()
         worker.process.kill()
     return workers
 
 
-def report(workers: Mapping[str, Any], args: argparse.Namespace, rows: int) -> str:
+def report(workers: Mapping[str, Worker], args: argparse.Namespace, rows: int) -> str:
     """A Markdown table: a row a contestant."""
     from pairs import step_operations
 
     pair = choose_pair(args)
-    operations = step_operations(pair, rows)
-    limit = operations.step / (1e9 * workers["matmul"].median("rate"))
+    rate = workers["matmul"].median("rate")
+    limit = step_operations(pair, rows).step / (1e9 * rate)
     lines = [
         f"{args.pair}, {args.precision}, {rows} rows; matrix products "
-        f"{workers['matmul'].median('rate'):.0f}·10⁹ a second, limit {limit:.3f} s",
+        f"{rate:.0f}·10⁹ a second, limit {limit:.3f} s",
         "",
-        "| | rollout | teacher | update | step, s | ± | tokens/s | peak MiB | of the limit "
+        "| | rollout | teacher | update | step, s | tokens/s | peak MiB (models) | of the limit "
         "| by brim's |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    ours = workers["brim"].median("step") if "brim" in workers else None
+    ours = workers.get("brim")
     for name, worker in workers.items():
         if name == "matmul":
             continue
-        known = worker.results[0]
-        cells = [f"{worker.median(p):.3f}" if p in known else "" for p in PHASES]
         step = worker.median("step")
-        whole = "ragged" not in name
+        whole = not {"ragged", "equal"} & set(name.split())
+        cells = [f"{worker.median(phase):.3f} ±{worker.spread(phase):.0%}" for phase in PHASES]
         cells += [
-            f"{worker.spread('step'):.0%}",
             f"{worker.median('tokens') / step:,.0f}",
-            f"{worker.peak_mib:,.0f}",
-            f"{limit / step:.0%}" if whole else "",
-            f"{step / ours:.2f}" if ours and whole and name != "brim" else "",
+            f"{worker.peak_mib:,.0f} ({worker.floor_mib:,.0f})",
+            f"{limit / step:.0%}" if whole and "float32" not in name else "",
+            f"{worker.ratio(ours, 'step'):.2f}" if ours and whole and name != "brim" else "",
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     if "brim ragged" in workers:
-        lines += ["", ragged_line(workers["brim"], workers["brim ragged"])]
+        ragged, equal = workers["brim ragged"], workers["brim equal"]
+        costs = ", ".join(f"{p} {ragged.ratio(equal, p, 'read'):.2f}" for p in PHASES)
+        lines += [
+            "",
+            f"Ragged: {ragged.median('tokens'):,.0f} tokens in {rows} texts of different lengths; "
+            f"the cost of a token, read or written, beside texts of equal length: {costs}.",
+        ]
     return "\n".join(lines)
-
-
-def ragged_line(whole: Worker, ragged: Worker) -> str:
-    """What a token costs that is really read or written, beside the same without padding."""
-    costs = ", ".join(
-        f"{phase} {_cost(ragged, phase) / _cost(whole, phase):.2f}" for phase in PHASES
-    )
-    share = ragged.median("tokens") / whole.median("tokens")
-    return f"Ragged: {share:.0%} of the tokens; cost of a token beside equal lengths: {costs}."
-
-
-def _cost(worker: Worker, phase: str) -> float:
-    return statistics.median(result[phase] / result["read"] for result in worker.results)
 
 
 def choose_pair(args: argparse.Namespace) -> Any:
@@ -358,9 +393,11 @@ def main() -> None:
         return
     names = ["matmul", "brim"]
     if args.variants:
-        names += ["brim compiled", "brim peaked", "brim ragged"]
+        names += ["brim compiled", "brim peaked", "brim ragged", "brim equal"]
     else:
         names += ["plain"] if args.pair == "t5" else ["plain", "trl"]
+        # On some machines TRL is slower in bfloat16: its best is what counts.
+        names += ["trl float32"] if "trl" in names and args.precision != "float32" else []
     if args.contestants:
         names = ["matmul", *args.contestants]
     tables = []

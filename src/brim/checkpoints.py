@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from brim.errors import RunError
 from brim.files import atomic_write_json, disk_errors, fsync_directory, read_json, sha256_file
+from brim.sharding import part_of
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,22 @@ def latest_state(root: Path) -> dict[str, Any] | None:
     return state
 
 
+def check_processes(path: Path, before: int | None, now: int) -> None:
+    """Meet that a run goes on with another number of processes than before (None: not known).
+
+    Data order and rollouts do not depend on the number. Sums over processes round otherwise, and
+    dropout masks, drawn process by process, are others.
+
+    Raises:
+        RunError: the numbers differ.
+    """
+    if before not in (None, now):
+        raise RunError(
+            f"{path}: was begun with {before} processes and would go on with {now}, to other bits "
+            "(and other dropout); start as many, or allow it with --other-processes"
+        )
+
+
 def replace_directory(path: Path, write: Callable[[Path], None]) -> None:
     """Make the directory `path`, or put another in its place, durably and as a whole.
 
@@ -129,16 +146,28 @@ def replace_directory(path: Path, write: Callable[[Path], None]) -> None:
         _remove(aside)
 
 
-def save_optimizer(optimizer: torch.optim.Optimizer, directory: Path) -> None:
-    """Write `optimizer.safetensors` (moments, step counts) and `optimizer.json` (the rest)."""
-    state_dict = optimizer.state_dict()
+def save_optimizer(
+    optimizer: torch.optim.Optimizer, directory: Path, state_dict: dict[str, Any] | None = None
+) -> None:
+    """Write `optimizer.safetensors` (moments, step counts) and `optimizer.json` (the rest).
+
+    Args:
+        optimizer: of these moments.
+        directory: takes the files.
+        state_dict: the optimizer's, where it holds only a part of each moment.
+    """
+    state_dict = optimizer.state_dict() if state_dict is None else state_dict
     tensors: dict[str, Tensor] = {}
     values: dict[str, dict[str, Any]] = {}
+    places: set[int] = set()
     for index, state in state_dict["state"].items():
         values[str(index)] = {}
-        for name, value in state.items():
+        for name, value in _flat(state):
             if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value.contiguous()
+                # Parameters may share one, such as the map of 8-bit codes; safetensors cannot.
+                shared = value.data_ptr() in places
+                places.add(value.data_ptr())
+                tensors[f"{index}.{name}"] = value.clone() if shared else value.contiguous()
             else:
                 values[str(index)][name] = value
     save_file(tensors, directory / "optimizer.safetensors")
@@ -152,8 +181,14 @@ def save_optimizer(optimizer: torch.optim.Optimizer, directory: Path) -> None:
     )
 
 
+def _flat(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What an optimizer keeps of a parameter; bitsandbytes hides 8-bit moments in a dict within."""
+    for name, value in state.items():
+        yield from _flat(value) if isinstance(value, Mapping) else [(name, value)]
+
+
 def load_optimizer(optimizer: torch.optim.Optimizer, directory: Path) -> None:
-    """Give an optimizer the state that `save_optimizer` wrote, bit for bit.
+    """Give an optimizer the state that `save_optimizer` wrote, bit for bit, or its part of it.
 
     Raises:
         RunError: the files are of another optimizer or of other parameters.
@@ -164,9 +199,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, directory: Path) -> None:
             f"{directory}: holds the state of {saved['class']}, not of {type(optimizer).__name__}"
         )
     state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in saved["state"].items()}
+    parameters = [weight for group in optimizer.param_groups for weight in group["params"]]
     for key, tensor in load_file(directory / "optimizer.safetensors").items():
         index, name = key.split(".", maxsplit=1)
-        state[int(index)][name] = tensor.clone()  # or the optimizer would work in the mapped file
+        own = tensor.clone()  # or the optimizer would work in the mapped file
+        like = parameters[int(index)] if int(index) < len(parameters) else own
+        state[int(index)][name] = part_of(own, like)
     groups = [
         {key: tuple(value) if key == "betas" else value for key, value in group.items()}
         for group in saved["param_groups"]
@@ -183,7 +221,6 @@ def save_parameters(parameters: Mapping[str, Tensor], path: Path) -> None:
         save_file({name: value.detach().contiguous() for name, value in parameters.items()}, path)
 
 
-@torch.no_grad()
 def load_parameters(parameters: Mapping[str, Tensor], path: Path) -> None:
     """Give the tensors the values that `save_parameters` wrote, bit for bit.
 
@@ -199,8 +236,14 @@ def load_parameters(parameters: Mapping[str, Tensor], path: Path) -> None:
             f"{path}: does not hold what this objective trains beside the student; "
             "go on with the settings that the run was begun with"
         )
-    for name, value in parameters.items():
-        value.copy_(stored[name])
+    fill(parameters, stored)
+
+
+@torch.no_grad()
+def fill(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copy whole tensors into those of the same names, which may be held in parts."""
+    for name, tensor in tensors.items():
+        tensor.copy_(part_of(values[name], tensor))
 
 
 def _checkpoints(root: Path) -> dict[int, Path]:

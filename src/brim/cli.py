@@ -78,6 +78,14 @@ def train(
     stages: Annotated[
         Path | None, typer.Option(help="Folder of stages that runs share [OUT/stages].")
     ] = None,
+    other_processes: Annotated[
+        bool,
+        typer.Option(
+            "--other-processes",
+            help="Go on with a run that another number of processes began: to other bits, and "
+            "with other dropout masks.",
+        ),
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a recipe: teacher, teacher outputs, pre-distillation, distillation, test."""
@@ -99,6 +107,7 @@ def train(
             stages_dir=stages,
             reporter=Reporter(quiet=quiet),
             command=sys.argv,
+            other_processes=other_processes,
         )
     if not quiet and _is_main_process():
         typer.echo(summary(results))

@@ -96,16 +96,21 @@ def predict(
     mine = range(state.process_index, len(examples), state.num_processes)
     predictions: list[tuple[int, Prediction]] = []
     num_truncated_prompts = 0
-    for start in range(0, len(mine), BLOCK):
+    # As many blocks on every process: models whose weights they share are asked in step.
+    for start in range(0, math.ceil(len(examples) / state.num_processes), BLOCK):
         rows = mine[start : start + BLOCK]
+        nothing = not rows
+        rows = rows or range(1)
         batch = model.encode(
             [examples[i] for i in rows],
             max_tokens=max_prompt_tokens,
             seeds=[derive_seed(seed, "predict", i) for i in rows],
         )
-        num_truncated_prompts += batch.num_truncated_prompts
         rollout = model.generate(batch, decoding)
         returns = _teacher_returns(teacher, rollout)
+        if nothing:
+            continue
+        num_truncated_prompts += batch.num_truncated_prompts
         texts = model.decode(rollout)
         lengths, truncated = rollout.lengths.tolist(), rollout.truncated.tolist()
         for i, row in enumerate(rows):
@@ -211,6 +216,6 @@ def _finite(returns: list[float | None], predictions: list[Prediction]) -> list[
 def _teacher_returns(teacher: LanguageModel | None, rollout: Rollout) -> list[float]:
     if teacher is None:
         return []
-    values = rollout.map(teacher.action_values, teacher.batch_tokens)
+    values = teacher.map(rollout, teacher.action_values)
     returns: list[float] = rewards_to_go(values.taken, values.best, rollout.mask)[:, 0].tolist()
     return returns

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from brim.checkpoints import load_optimizer, load_parameters, save_optimizer, save_parameters
+from brim.checkpoints import (
+    fill,
+    load_optimizer,
+    load_parameters,
+    save_optimizer,
+    save_parameters,
+)
 from brim.files import atomic_write_json, read_json
-from brim.models import LanguageModel, set_dropout
+from brim.models import LanguageModel, checkpoint_layers, set_dropout, updating
 from brim.objectives import Objective
+from brim.objectives.base import Sums
 from brim.optimization import build_optimizer
 from brim.ordering import minibatch_numbers
 from brim.seeding import derive_seed
 from brim.settings import LoopConfig, OptimConfig
-from brim.types import Rollout
+from brim.sharding import gather, is_sharded, largest, shard_student, with_whole_weights
+from brim.types import Batch, Rollout
+
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -41,6 +52,21 @@ class Learnt:
         self.grad_norm += grad_norm
         for key, value in sums.items():
             self.sums[key] = self.sums.get(key, 0.0) + value
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerState:
+    """What a checkpoint holds of a learner, whole, on the process that writes it.
+
+    Attributes:
+        student: its weights, where the model holds a part of them; None where it holds all.
+        optimizer: its `state_dict`.
+        beside: what is trained beside the student.
+    """
+
+    student: dict[str, Tensor] | None
+    optimizer: dict[str, Any]
+    beside: dict[str, Tensor]
 
 
 @dataclass
@@ -71,19 +97,47 @@ class Learner:
             set_dropout(self.student.model, self.settings.dropout)
         self.student.batch_tokens = self.settings.micro_batch_tokens
         self.module = self.objective.prepare(self.student)
-        self.optimizer = build_optimizer(self.module, self.optim)
-        # The policy is the module as the loss sees it: wrapped for DDP and autocast.
-        self.policy, self._stepper = self.accelerator.prepare(self.module, self.optimizer)
+        if self.settings.gradient_checkpointing:
+            checkpoint_layers(self.module, dropout=not self.objective.compares_policies)
         self.writer = self.student
         if self.objective.updates.sync_every > 1:
             self.writer = self.student.copy().requires_grad_(False)
+        sharded = self.settings.sharding == "fsdp" and self.accelerator.num_processes > 1
+        if sharded:
+            shard_student(self.module, self.accelerator.device)
+        # All processes make equally many passes over weights of which each holds a part.
+        self._in_step = sharded or is_sharded(self.teacher)
+        self.optimizer = build_optimizer(self.module, self.optim)
+        # The policy is the module as the loss sees it: wrapped for DDP and autocast.
+        self.policy, self._stepper = self.module, self.accelerator.prepare(self.optimizer)
+        if not sharded:
+            self.policy = self.accelerator.prepare(self.module)
 
     def begin_step(self, step: int, lr: float) -> None:
         """Set the learning rate, and bring the writer up to date if it is time."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if self.writer is not self.student and step % self.objective.updates.sync_every == 0:
-            self.writer.load_state_dict(self.student.state_dict())
+            with_whole_weights(self.module, self._renew_writer)
+
+    @torch.no_grad()
+    def _renew_writer(self) -> None:
+        weights = self.student.parameters()
+        for old, new in zip(self.writer.parameters(), weights, strict=True):
+            old.copy_(new)
+
+    def collect(self, batch: Batch) -> tuple[Rollout, Sums]:
+        """What the objective makes of this process's prompts; see `Objective.collect`."""
+        writing = self.module if self.writer is self.student else self.writer
+        with torch.no_grad(), self.accelerator.autocast():
+            return with_whole_weights(
+                writing, lambda: self.objective.collect(batch, self.writer, self.teacher)
+            )
+
+    def ask(self, question: Callable[[LanguageModel], _T]) -> _T:
+        """What a function of the student returns, without gradient; all processes ask together."""
+        with torch.no_grad():
+            return with_whole_weights(self.module, lambda: question(self.student))
 
     def learn(self, rollout: Rollout, step: int, finite: bool) -> Learnt:
         """Update the weights from one rollout batch, as often as the objective says."""
@@ -124,21 +178,19 @@ class Learner:
         ).reshape(num_prompts, copies)[rank::num_processes]
         for number in range(count):
             rows = (numbers.reshape(-1) == number).nonzero()[0].tolist()
-            if rows:
-                yield rollout.select(rows)
-            else:  # the other processes wait for this one's gradient, be it zero
-                nothing = rollout.select([0])
-                yield replace(nothing, mask=torch.zeros_like(nothing.mask))
+            yield _select(rollout, rows)
 
     def _backward(self, rollout: Rollout, num_tokens: float) -> dict[str, Tensor]:
         """Accumulate the gradient of the loss per token of the whole batch of an update."""
-        self.module.train(not self.objective.compares_policies)
+        updating(self.module, dropout=not self.objective.compares_policies)
         totals: dict[str, Tensor] = {}
         parts = rollout.buckets(self.settings.micro_batch_tokens)
-        # DDP averages over processes; the loss is a sum over all of them.
+        if self._in_step:
+            parts += [[]] * (largest(len(parts), self.accelerator.device) - len(parts))
+        # DDP and FSDP average over processes; the loss is a sum over all of them.
         scale = self.accelerator.num_processes / max(num_tokens, 1.0)
         for i, rows in enumerate(parts):
-            part = rollout.select(rows)
+            part = _select(rollout, rows)
             synchronize = i == len(parts) - 1
             with nullcontext() if synchronize else self.accelerator.no_sync(self.policy):
                 with self.accelerator.autocast():
@@ -155,11 +207,32 @@ class Learner:
             values = self.accelerator.reduce(values.to(self.accelerator.device), "sum")
         return dict(zip(sums, values.tolist(), strict=True))
 
-    def save(self, path: Path) -> None:
-        """Write into a checkpoint's folder all that `restore` needs."""
-        self.student.save(path, resumable=True)
-        save_optimizer(self.optimizer, path)
-        save_parameters(self._beside_student(), path / "objective.safetensors")
+    def state(self) -> LearnerState:
+        """What `save` writes, gathered from all processes, which call it together."""
+        optimizer, beside = self.optimizer.state_dict(), self._beside_student()
+        if not is_sharded(self.module):
+            return LearnerState(None, optimizer, beside)
+        moments = optimizer["state"]
+        whole = {index: gather(values) for index, values in moments.items()}
+        return LearnerState(self.weights(), {**optimizer, "state": whole}, gather(beside))
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """The student's part of `state`."""
+        if not is_sharded(self.module):
+            return None
+        return gather(self.student.model.state_dict(keep_vars=True))
+
+    def save(self, path: Path, state: LearnerState | None = None) -> None:
+        """Write into a checkpoint's folder all that `restore` needs; on one process.
+
+        Args:
+            path: the folder.
+            state: what `state` gave; may be left out where nothing is sharded.
+        """
+        state = self.state() if state is None else state
+        self.student.save(path, resumable=True, state_dict=state.student)
+        save_optimizer(self.optimizer, path, state.optimizer)
+        save_parameters(state.beside, path / "objective.safetensors")
         atomic_write_json(path / "objective.json", self.objective.state_dict())
         if self.writer is not self.student:
             self.writer.save(path / "writer", resumable=True)
@@ -170,7 +243,10 @@ class Learner:
         Raises:
             RunError: a file is missing, or is of other settings.
         """
-        self.student.restore(path, load)
+        if is_sharded(self.module):
+            fill(self.student.model.state_dict(keep_vars=True), load(path).model.state_dict())
+        else:
+            self.student.restore(path, load)
         load_optimizer(self.optimizer, path)
         load_parameters(self._beside_student(), path / "objective.safetensors")
         self.objective.load_state_dict(read_json(path / "objective.json"))
@@ -183,3 +259,11 @@ class Learner:
             return {}
         parameters = self.module.named_parameters()
         return {name: value for name, value in parameters if not name.startswith("student.")}
+
+
+def _select(rollout: Rollout, rows: Sequence[int]) -> Rollout:
+    """The rows; of none a row without tokens, for the others wait for this process's gradient."""
+    if rows:
+        return rollout.select(rows)
+    nothing = rollout.select([0])
+    return replace(nothing, mask=torch.zeros_like(nothing.mask))

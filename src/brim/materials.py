@@ -18,13 +18,16 @@ from brim.models import (
     Quantization,
     build_model,
     check_adapters,
+    check_checkpointing,
     check_same_tokenizer,
+    check_vllm,
     keep_layers,
     load_model,
     q_drift,
     train_tokenizer,
 )
 from brim.objectives import Objective
+from brim.optimization import import_adamw_8bit
 from brim.progress import Reporter
 from brim.rundir import read_manifest, update_manifest
 from brim.seeding import derive_seed
@@ -163,6 +166,12 @@ class Materials:
             keep_layers(source, layers=config.student.keep_layers)
         if config.student.lora is not None:
             check_adapters(source.model, config.student.lora.target_modules)
+        if config.decoding.engine == "vllm":
+            check_vllm(source)
+        if config.trainer.gradient_checkpointing:
+            check_checkpointing(source.model, dropout=not self.objective.compares_policies)
+        if config.optim.optimizer == "adamw_8bit":
+            import_adamw_8bit(self.accelerator.device)
 
     @cached_property
     def initial_teacher(self) -> LanguageModel:
@@ -242,10 +251,18 @@ class Materials:
             settings.path,
             revision=settings.revision,
             dtype=settings.dtype,
-            device=getattr(settings, "device", None) or self.accelerator.device,
+            device=self._loading_device(settings),
             trust_remote_code=settings.trust_remote_code,
             quantization=quantization,
         )
+
+    def _loading_device(self, settings: TeacherConfig | StudentConfig) -> Any:
+        if isinstance(settings, StudentConfig):
+            return self.accelerator.device
+        # What is to be held in parts may be too large for one device.
+        if settings.sharding != "none" and settings.train is None:
+            return "cpu"
+        return settings.device or self.accelerator.device
 
     def _build(
         self, role: str, description: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase

@@ -3,24 +3,59 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
+from brim.errors import ConfigError
 from brim.settings import LoopConfig, OptimConfig
 
 
-def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; only matrices decay."""
+def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters; only matrices decay.
+
+    Raises:
+        ConfigError: `adamw_8bit` without bitsandbytes, or where it cannot compute.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": optim.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True,
-    )  # fmt: skip
+    groups = [group for group in groups if group["params"]]
+    options: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
+    if optim.optimizer == "adamw_8bit":
+        chosen: torch.optim.Optimizer = import_adamw_8bit(parameters[0].device)(groups, **options)
+        return chosen
+    return torch.optim.AdamW(groups, **options, fused=True)
+
+
+def import_adamw_8bit(device: torch.device) -> Any:
+    """AdamW with moments in 8 bits (Dettmers et al. 2022), once it has made a step.
+
+    Moments of fewer than 4,096 numbers stay in float32.
+
+    Raises:
+        ConfigError: bitsandbytes is not installed, or cannot compute on this device.
+    """
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ConfigError(
+            "optim.optimizer: adamw_8bit needs the package bitsandbytes: "
+            "pip install 'brim-distill[bitsandbytes]'"
+        ) from error
+    trial = nn.Parameter(torch.zeros(4096, device=device))
+    trial.grad = torch.zeros_like(trial)
+    try:
+        AdamW8bit([trial]).step()
+    except Exception as error:  # whatever its libraries raise
+        raise ConfigError(
+            f"optim.optimizer: this bitsandbytes cannot compute adamw_8bit on {device.type} "
+            f"({type(error).__name__}); install a newer one, or choose adamw"
+        ) from error
+    return AdamW8bit
 
 
 def learning_rate(optim: OptimConfig, step: int, num_steps: int) -> float:

@@ -23,6 +23,7 @@ from brim.optimization import count_steps
 from brim.rundir import update_manifest
 from brim.seeding import derive_seed
 from brim.settings import LoopConfig, OptimConfig, SupervisedConfig
+from brim.sharding import shard_teacher
 from brim.stages import (
     CompletedExamples,
     Stage,
@@ -41,10 +42,12 @@ class Pipeline(Materials):
     Attributes:
         stages_dir: where the stages' folders are.
         inputs: what each finished stage stands for in the hashes of later ones.
+        other_processes: go on with stages that another number of processes began.
     """
 
     stages_dir: Path
     inputs: dict[str, str] = field(default_factory=dict)
+    other_processes: bool = False
 
     @cached_property
     def teacher(self) -> LanguageModel:
@@ -69,7 +72,12 @@ class Pipeline(Materials):
         """The model frozen, where and in passes as large as `teacher` says."""
         settings = self.config.teacher
         model.batch_tokens = settings.batch_tokens
-        return model.requires_grad_(False).eval().to(settings.device or self.accelerator.device)
+        model.requires_grad_(False).eval()
+        alone = self.accelerator.num_processes == 1
+        if settings.sharding == "none" or (alone and settings.sharding == "fsdp"):
+            return model.to(settings.device or self.accelerator.device)
+        shard_teacher(model, self.accelerator.device, offload=settings.sharding == "offload")
+        return model
 
     @cached_property
     def teacher_outputs(self) -> Sequence[Example]:
@@ -268,6 +276,7 @@ class Pipeline(Materials):
                     )
                 ),
                 num_samples=config.evaluation.num_samples,
+                other_processes=self.other_processes,
             )
             with _stop_on_signals(trainer):
                 trainer.train()

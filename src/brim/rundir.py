@@ -16,6 +16,7 @@ from accelerate import PartialState
 from filelock import FileLock, Timeout
 
 from brim._version import __version__
+from brim.checkpoints import check_processes
 from brim.config import config_hash, dump_config
 from brim.errors import RunError
 from brim.files import atomic_write_json, atomic_write_text, read_json
@@ -35,12 +36,20 @@ PACKAGES = (
 
 
 @contextmanager
-def open_run(out: Path, config: RunConfig, resume: Resume) -> Iterator[None]:
+def open_run(
+    out: Path, config: RunConfig, resume: Resume, *, other_processes: bool = False
+) -> Iterator[None]:
     """Hold `out` for a run of `config` while the block runs.
 
     Settings that cannot change results (description, trackers) may differ from the ones that the
     directory was begun with. Where the block fails before anything of worth was written, a
     directory that was made here is removed again.
+
+    Args:
+        out: the run directory.
+        config: the run's settings.
+        resume: whether to go on with a run, or to begin one.
+        other_processes: go on with a run that another number of processes began.
 
     Raises:
         RunError: `out` holds another run or something else, is in use, or does not suit `resume`.
@@ -50,7 +59,7 @@ def open_run(out: Path, config: RunConfig, resume: Resume) -> Iterator[None]:
         yield
         return
     begun = out.exists()
-    _check(out, config, resume)
+    _check(out, config, resume, other_processes)
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / ".lock")
@@ -75,7 +84,10 @@ def open_run(out: Path, config: RunConfig, resume: Resume) -> Iterator[None]:
 
 def begin_run(out: Path, config: RunConfig, command: Sequence[str]) -> None:
     """Write the resolved settings and the provenance; from here on `out` is this run's."""
-    if not PartialState().is_main_process or (out / "config.yaml").exists():
+    if (out / "config.yaml").exists():
+        update_manifest(out, {"num_processes": PartialState().num_processes})
+        return
+    if not PartialState().is_main_process:
         return
     atomic_write_json(
         out / "manifest.json",
@@ -109,7 +121,7 @@ def update_manifest(out: Path, facts: Mapping[str, Any]) -> None:
         atomic_write_json(out / "manifest.json", {**read_manifest(out), **facts})
 
 
-def _check(out: Path, config: RunConfig, resume: Resume) -> None:
+def _check(out: Path, config: RunConfig, resume: Resume, other_processes: bool) -> None:
     if out.exists() and not out.is_dir():
         raise RunError(f"{out}: is a file; choose another --out")
     manifest = read_manifest(out)
@@ -132,6 +144,8 @@ def _check(out: Path, config: RunConfig, resume: Resume) -> None:
             f"{out}: holds a run with other settings (see its config.yaml); "
             "choose another --out, or resume with the settings that it was begun with"
         )
+    if not other_processes:
+        check_processes(out, manifest.get("num_processes"), PartialState().num_processes)
 
 
 def _identity(config: RunConfig) -> str:

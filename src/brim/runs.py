@@ -43,6 +43,7 @@ def train(
     stages_dir: Path | None = None,
     reporter: Reporter | None = None,
     command: Sequence[str] = (),
+    other_processes: bool = False,
 ) -> dict[str, Any]:
     """Distil, and test the best checkpoint.
 
@@ -54,6 +55,7 @@ def train(
             share it share them. `out/stages` by default.
         reporter: tells the person who watches.
         command: what was typed, for the provenance.
+        other_processes: go on with what another number of processes began.
 
     Returns:
         What `results.json` holds.
@@ -73,8 +75,9 @@ def train(
         ) from None
     if reporter is None or not accelerator.is_main_process:
         reporter = Reporter(quiet=True)
-    with open_run(out, config, resume):
+    with open_run(out, config, resume, other_processes=other_processes):
         pipeline = Pipeline(config, out, accelerator, reporter, stages_dir or out / "stages")
+        pipeline.other_processes = other_processes
         pipeline.check()
         begin_run(out, config, command)
         pipeline.run()

@@ -33,6 +33,10 @@ class DecodingConfig(Config):
     batch_tokens: int = Field(32768, ge=1)
     """Tokens that generation holds at once: of each row its prompt, padding, and all that it may
     write. A matter of memory and speed only."""
+    engine: Literal["loop", "generate", "vllm"] = "loop"
+    """What samples: `loop` is this package's own, in which a row's text depends on its seed alone;
+    `generate` is transformers'; `vllm` is for decoder-only students on a CUDA GPU, needs the extra
+    of its name, and was never run. Greedy text of evaluations and teachers is the loop's."""
 
     def build(self, **changes: Any) -> Decoding:
         """The library's own class, with some arguments changed."""
@@ -46,6 +50,8 @@ class DecodingConfig(Config):
 class OptimConfig(Config):
     """AdamW with linear warm-up."""
 
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """`adamw_8bit` keeps the moments of matrices in 8 bits; needs the extra `bitsandbytes`."""
     lr: float = Field(1e-5, gt=0)
     """Peak learning rate."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
@@ -82,16 +88,30 @@ class LoopConfig(Config):
     dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout of the model that is trained; null for what its config says. Objectives that compare
     the policy with the one that wrote (PPO, reused or old rollouts) train without."""
+    gradient_checkpointing: bool = False
+    """Keep only what enters each layer, and make the rest again for the gradient: less memory, and
+    a third more work in an update."""
     keep_checkpoints: int = Field(2, ge=1)
     """How many of the newest checkpoints stay."""
     max_nonfinite_steps: int = Field(5, ge=1)
     """Skipped steps in a row after which the run stops."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """`fsdp` leaves each process its part of the weights, gradients and moments of what is trained
+    (torch's `fully_shard`); one process has all of them."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.max_steps is None) == (self.num_epochs is None):
             raise ValueError("give exactly one of max_steps and num_epochs")
         return self
+
+
+def _check_moments(optim: OptimConfig, loop: LoopConfig) -> None:
+    if optim.optimizer != "adamw" and loop.sharding != "none":
+        raise ValueError(
+            f"optim.optimizer: {optim.optimizer} cannot keep its moments in parts; set it to "
+            "adamw, or trainer.sharding to none"
+        )
 
 
 class TrainerConfig(LoopConfig):
@@ -112,6 +132,11 @@ class SupervisedConfig(Config):
     """Optimizer of this stage."""
     trainer: LoopConfig
     """Loop of this stage."""
+
+    @model_validator(mode="after")
+    def _whole_moments(self) -> Self:
+        _check_moments(self.optim, self.trainer)
+        return self
 
 
 class TokenizerConfig(Config):
@@ -185,6 +210,9 @@ class TeacherConfig(_ModelConfig):
     batch_tokens: int = Field(8192, ge=1)
     """Tokens of one pass of the teacher: rows of similar length, with their prompts and padding. A
     matter of memory and speed only."""
+    sharding: Literal["none", "fsdp", "offload"] = "none"
+    """`fsdp` leaves each process its part of the teacher's weights, which it reads layer by layer;
+    `offload` keeps the parts in main memory, for one process too. One process has all of `fsdp`."""
     tokenizer: TokenizerConfig | None = None
     """Tokenizer to train, where the model is built from scratch."""
     train: SupervisedConfig | None = None
@@ -200,6 +228,16 @@ class TeacherConfig(_ModelConfig):
         if self.quantization is not None and self.train is not None:
             raise ValueError(
                 "quantised weights cannot be trained; set train or quantization to null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sharded_on_the_devices_of_processes(self) -> Self:
+        if self.sharding != "none" and self.device is not None:
+            raise ValueError("device: a sharded teacher is where its processes are; set it to null")
+        if self.sharding != "none" and self.quantization is not None:
+            raise ValueError(
+                "quantised weights cannot be sharded; set sharding to none or quantization to null"
             )
         return self
 
@@ -312,6 +350,34 @@ class RunConfig(Config):
             raise ValueError(
                 "trainer.dropout: has no effect where updates compare the policy with the one that "
                 "wrote, as PPO and reused or old rollouts do; set it to 0 or null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_of_parts(self) -> Self:
+        if self.teacher.sharding != "none" and self.student.keep_layers is not None:
+            raise ValueError(
+                "student.keep_layers: cannot copy layers of a sharded teacher; give a student of "
+                "its own, or set teacher.sharding to none"
+            )
+        loops: list[LoopConfig] = [self.trainer]
+        if self.student.predistill is not None:
+            loops.append(self.student.predistill.trainer)
+        _check_moments(self.optim, self.trainer)
+        in_parts = any(loop.sharding != "none" for loop in loops)
+        if self.trainer.compile and (in_parts or self.teacher.sharding != "none"):
+            raise ValueError(
+                "trainer.compile: cannot translate layers of sharded models; set it to false, or "
+                "sharding to none"
+            )
+        if self.decoding.engine == "vllm" and self.trainer.sharding != "none":
+            raise ValueError(
+                "decoding.engine: vllm cannot be handed the weights of a sharded student; choose "
+                "loop, or set trainer.sharding to none"
+            )
+        if self.student.lora is not None and in_parts:
+            raise ValueError(
+                "student.lora: adapters cannot be trained in parts; set trainer.sharding to none"
             )
         return self
 

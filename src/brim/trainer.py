@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 
 from brim.checkpoints import (
+    check_processes,
     latest_checkpoint,
     replace_directory,
     save_checkpoint,
@@ -26,7 +27,7 @@ from brim.checkpoints import (
 from brim.errors import NonFiniteError, RunError
 from brim.evaluation import Evaluation
 from brim.files import atomic_write_json, read_json
-from brim.learner import Learner
+from brim.learner import Learner, LearnerState
 from brim.models import LanguageModel, load_model
 from brim.objectives import Objective
 from brim.optimization import count_steps, learning_rate
@@ -59,12 +60,14 @@ class TrainerState:
         best_step: the step of the best validation score so far, None before the first.
         best_score: that score, in the metric's own direction.
         nonfinite_steps: steps skipped in a row until now.
+        num_processes: how many processes made the last step; None before it.
     """
 
     step: int = 0
     best_step: int | None = None
     best_score: float | None = None
     nonfinite_steps: int = 0
+    num_processes: int | None = None
 
 
 @dataclass
@@ -95,6 +98,7 @@ class Trainer:
         load: reads the student of a checkpoint.
         hooks: called after each step, evaluation and save.
         num_samples: validation predictions logged at each evaluation.
+        other_processes: go on with a checkpoint of another number of processes.
     """
 
     student: LanguageModel
@@ -113,6 +117,7 @@ class Trainer:
     load: Callable[[Path], LanguageModel] = load_model
     hooks: Hooks = field(default_factory=Hooks)
     num_samples: int = 8
+    other_processes: bool = False
     stop_requested: bool = False
 
     def __post_init__(self) -> None:
@@ -159,10 +164,7 @@ class Trainer:
         self.learner.begin_step(step, lr)
         with phases() as seconds, timed("step"), self._random_streams(step):
             batch = self._batch(step)
-            with torch.no_grad(), self.accelerator.autocast():
-                rollout, rollout_sums = self.objective.collect(
-                    batch, self.learner.writer, self.teacher
-                )
+            rollout, rollout_sums = self.learner.collect(batch)
             cut = {"truncated_prompts": float(batch.num_truncated_prompts)}
             sums = self.learner.total({**rollout_sums, **cut})
             with timed("update"):
@@ -187,7 +189,12 @@ class Trainer:
 
     def _count_step(self, finite: bool, suspects: str) -> None:
         skipped = 0 if finite else self.state.nonfinite_steps + 1
-        self.state = replace(self.state, step=self.state.step + 1, nonfinite_steps=skipped)
+        self.state = replace(
+            self.state,
+            step=self.state.step + 1,
+            nonfinite_steps=skipped,
+            num_processes=self.accelerator.num_processes,
+        )
         if not finite:
             logger.warning(
                 "step %d: non-finite loss, return or gradient; the update is skipped (examples %s)",
@@ -233,13 +240,17 @@ class Trainer:
 
     def _evaluate(self) -> None:
         step = self.state.step
-        evaluation = self.evaluate(self.student)
+        evaluation = self.learner.ask(self.evaluate)
         score = evaluation.scores[self.metric]
         best = self.state.best_score
         if best is None or (score.value > best if score.higher_is_better else score.value < best):
             self.state = replace(self.state, best_step=step, best_score=score.value)
+            weights = self.learner.weights()
             if self.accelerator.is_main_process:
-                replace_directory(self.directory / "best", self.student.save)
+                replace_directory(
+                    self.directory / "best",
+                    lambda path: self.student.save(path, state_dict=weights),
+                )
         if self.accelerator.is_main_process:
             self.tracker.log(step, {f"eval/{k}": s.value for k, s in evaluation.scores.items()})
             samples = evaluation.predictions[: self.num_samples]
@@ -256,19 +267,20 @@ class Trainer:
             self.tracker.rewind(step)
 
     def _save(self) -> None:
+        learnt = self.learner.state()
         if self.accelerator.is_main_process:
             self.tracker.sync()
             path = save_checkpoint(
                 self.directory / "checkpoints",
                 self.state.step,
-                self._write_checkpoint,
+                lambda path: self._write_checkpoint(path, learnt),
                 keep=self.settings.keep_checkpoints,
             )
             self.hooks.on_save(self.state.step, path)
         self.accelerator.wait_for_everyone()
 
-    def _write_checkpoint(self, path: Path) -> None:
-        self.learner.save(path)
+    def _write_checkpoint(self, path: Path, learnt: LearnerState) -> None:
+        self.learner.save(path, learnt)
         atomic_write_json(path / "trainer_state.json", asdict(self.state))
 
     def _resume(self) -> None:
@@ -277,8 +289,11 @@ class Trainer:
         if path is None:
             self._rewind(-1)
             return
-        self.learner.restore(path, self.load)
         self.state = TrainerState(**read_json(path / "trainer_state.json"))
+        if not self.other_processes:
+            before, now = self.state.num_processes, self.accelerator.num_processes
+            check_processes(path, before, now)
+        self.learner.restore(path, self.load)
         self._rewind(self.state.step)
         if self.state.step > self.num_steps:
             raise RunError(

@@ -15,8 +15,8 @@ FLOORS = [
     | {"bucketing", "process"},
     {"models", "tasks", "metrics"},
     {"objectives"},
-    {"ordering", "settings", "optimization", "checkpoints", "tracking", "evaluation", "stages"}
-    | {"learner", "trainer"},
+    {"ordering", "settings", "optimization", "sharding", "checkpoints", "tracking", "evaluation"}
+    | {"stages", "learner", "trainer"},
     {"rundir", "materials", "pipeline", "runs"},
     {"report", "recipes", "quickstart", "plan"},
     {"cli"},

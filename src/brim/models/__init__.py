@@ -1,6 +1,7 @@
 """Students and teachers: loading, building, writing, and judging text through one class."""
 
 from brim.models.adapters import add_adapters, check_adapters
+from brim.models.checkpointing import check_checkpointing, checkpoint_layers, updating
 from brim.models.decoding import Decoding
 from brim.models.dropout import set_dropout
 from brim.models.head import Centering
@@ -15,6 +16,7 @@ from brim.models.tokenizer_training import train_tokenizer
 from brim.models.tokenizers import check_same_tokenizer
 from brim.models.tying import hash_tensors
 from brim.models.value import ActorCritic
+from brim.models.vllm_engine import VLLMEngine, check_vllm
 
 __all__ = [
     "ActorCritic",
@@ -25,10 +27,14 @@ __all__ = [
     "Quantization",
     "Reading",
     "RowFunction",
+    "VLLMEngine",
     "add_adapters",
     "build_model",
     "check_adapters",
+    "check_checkpointing",
     "check_same_tokenizer",
+    "check_vllm",
+    "checkpoint_layers",
     "evaluating",
     "hash_tensors",
     "keep_layers",
@@ -37,4 +43,5 @@ __all__ = [
     "q_drift",
     "set_dropout",
     "train_tokenizer",
+    "updating",
 ]

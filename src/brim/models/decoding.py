@@ -28,6 +28,8 @@ class Decoding:
         top_p: keep the fewest most probable tokens that hold this much probability; sampling only.
         batch_tokens: tokens of the rows that are decoded at once, each counted with its prompt,
             padding and all that it may write; changes memory and speed, not the text.
+        engine: what writes: `loop` is `write_completions`; `generate` is transformers' own, see
+            `engines.py`; `vllm` is for decoder-only models on a CUDA GPU, see `vllm_engine.py`.
 
     Raises:
         ValueError: a limit is out of its range.
@@ -39,8 +41,11 @@ class Decoding:
     top_k: int | None = None
     top_p: float | None = None
     batch_tokens: int = 32768
+    engine: Literal["loop", "generate", "vllm"] = "loop"
 
     def __post_init__(self) -> None:
+        if self.engine not in ("loop", "generate", "vllm"):
+            raise ValueError(f"engine must be 'loop', 'generate' or 'vllm', not {self.engine!r}")
         if self.strategy not in ("sampling", "greedy"):
             raise ValueError(f"strategy must be 'sampling' or 'greedy', not {self.strategy!r}")
         if self.max_tokens < 1 or self.batch_tokens < 1:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,16 @@ from brim.models.adapters import (
 from brim.models.backbone import Backbone, DecoderOnly, EncoderDecoder, Prompts
 from brim.models.decoding import Decoding, row_uniforms, write_completions
 from brim.models.encoding import Encoder, pad
+from brim.models.engines import generate_with_transformers
 from brim.models.head import EXCLUDED, Centering, OutputHead
 from brim.models.probe import head_weight, measure_scale, start_token_id
 from brim.models.reading import Comparison, Reading
 from brim.models.tokenizers import end_token_ids, rows_without_token
 from brim.models.tying import check_same_head, check_stored_head, protect_head, resize_rows
+from brim.models.vllm_engine import generate_with_vllm
 from brim.types import ActionValues, Batch, Example, Rollout, TokenStatistics
+
+_Record = TypeVar("_Record")
 
 # On two cores a pass of so many tokens is as fast, token by token, as a larger one.
 BATCH_TOKENS = 8192
@@ -75,7 +79,7 @@ class LanguageModel(nn.Module):
         else:
             self._backbone = DecoderOnly(model)
         self._scale = measure_scale(self._backbone)
-        self.batch_tokens = BATCH_TOKENS
+        self.batch_tokens, self._compiled = BATCH_TOKENS, False
         self.training = model.training
 
     @property
@@ -92,6 +96,11 @@ class LanguageModel(nn.Module):
     def num_trainable(self) -> int:
         """Parameters that training changes: all of them, or those of the adapters."""
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+    @property
+    def excluded_rows(self) -> list[int]:
+        """Rows of the output head that have no token."""
+        return [*self._holes, *range(self._num_rows, len(head_weight(self.model)))]
 
     def encode(
         self,
@@ -152,7 +161,11 @@ class LanguageModel(nn.Module):
 
         Each row draws from a stream of its own, seeded by `batch.seeds`: its text does not depend
         on the rest of the batch nor on any global generator (up to the rounding of matrix products
-        of different shapes). Rows of similar prompt length are decoded together.
+        of different shapes). Rows of similar prompt length are decoded together. That is
+        the engine `loop`; the others keep less of it, see `Decoding`.
+
+        Raises:
+            ModelError: the model has too few positions, or the engine cannot write for it here.
         """
         device = self.device
         prompt_lengths = batch.prompt_mask.sum(dim=1).tolist()
@@ -163,6 +176,8 @@ class LanguageModel(nn.Module):
             decoding.batch_tokens,
             overhead=decoding.batch_tokens,
         )
+        if decoding.engine == "vllm":  # which has a schedule of its own
+            groups = [list(range(len(batch)))]
         ids = torch.empty(len(batch), decoding.max_tokens, dtype=torch.long, device=device)
         lengths = torch.empty(len(batch), dtype=torch.long, device=device)
         truncated = torch.empty(len(batch), dtype=torch.bool, device=device)
@@ -188,7 +203,9 @@ class LanguageModel(nn.Module):
         mask = rollout.mask
         longest = max(int(rollout.lengths.max()), 1)
         prompts, completion_ids = self._prompts(rollout.batch), rollout.completion_ids[:, :longest]
-        hidden = self._backbone.hidden(prompts, completion_ids, longest + after)
+        with_gradient = self._compiled and torch.is_grad_enabled()
+        with torch.compiler.set_stance("force_eager") if with_gradient else nullcontext():
+            hidden = self._backbone.hidden(prompts, completion_ids, longest + after)
         rows = torch.arange(len(hidden), device=hidden.device)
         return Reading(
             features=hidden[:, :longest][mask[:, :longest]],
@@ -219,6 +236,14 @@ class LanguageModel(nn.Module):
         return self.read(rollout).token_statistics(
             temperature=temperature, comparison=comparison, chunk_tokens=chunk_tokens
         )
+
+    def map(self, rollout: Rollout, function: Callable[[Rollout], _Record]) -> _Record:
+        """`rollout.map` with passes as large as `batch_tokens` allows, in step with others.
+
+        Of a model whose weights several processes share (`brim.sharding`), all of them must call
+        it equally often.
+        """
+        return rollout.map(function, self.batch_tokens)
 
     def logprobs(self, rollout: Rollout) -> Tensor:
         """`log π(a_t | s_t)`, (B, T) float32 with gradient; 0 where the mask is False."""
@@ -271,10 +296,12 @@ class LanguageModel(nn.Module):
         return clone
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Have `torch.compile` translate the layers, when they are first called, in place.
+        """Have `torch.compile` translate the layers, in place, for passes without gradient.
 
-        A rollout, a pass of a teacher and an update are a translation each, and so is every kind
-        of input (padded or not, cached or not). Sizes are not: those are left open.
+        A rollout and a pass of a teacher are a translation each, made when it is first needed, and
+        so is every kind of input (padded or not, cached or not). Sizes are not: those are left
+        open. Passes with gradient run as they are written: they gained nothing, and torch 2.13 gave
+        wrong gradients for T5 (`tests/unit/models/test_language_model.py`).
 
         Args:
             *args: as `nn.Module.compile`.
@@ -289,6 +316,7 @@ class LanguageModel(nn.Module):
             parts.append(self.model.get_encoder())
         for part in parts:
             part.compile(*args, **kwargs)
+        self._compiled = True
 
     def resize(self, num_rows: int) -> None:
         """Give embedding and output head `num_rows` rows each; new ones are the mean of the old.
@@ -299,7 +327,13 @@ class LanguageModel(nn.Module):
         rows_without_token(self.tokenizer, num_rows)
         resize_rows(self.model, num_rows)
 
-    def save(self, directory: str | Path, *, resumable: bool = False) -> None:
+    def save(
+        self,
+        directory: str | Path,
+        *,
+        resumable: bool = False,
+        state_dict: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Write model and tokenizer so that `from_pretrained` and `load_model` read them.
 
         Adapters are written merged into the weights; the live weights are not changed.
@@ -307,15 +341,19 @@ class LanguageModel(nn.Module):
         Args:
             directory: made if need be.
             resumable: also write what `restore` needs, the adapters as they are.
+            state_dict: the weights of `model`, where it holds only a part of them.
 
         Raises:
             ModelError: the head in the file is not the one in memory.
         """
         adapted = has_adapters(self.model)
-        merged = {"state_dict": merged_state_dict(self.model)} if adapted else {}
-        self.model.save_pretrained(directory, **merged)
+        if adapted:
+            state_dict = merged_state_dict(self.model)
+        # A copy, for it is emptied as it is written.
+        options = {} if state_dict is None else {"state_dict": dict(state_dict)}
+        self.model.save_pretrained(directory, **options)
         self.tokenizer.save_pretrained(directory)
-        check_stored_head(self.model, Path(directory))
+        check_stored_head(self.model, Path(directory), state_dict)
         if adapted and resumable:
             save_adapters(self.model, Path(directory))
 
@@ -355,6 +393,13 @@ class LanguageModel(nn.Module):
         return OutputHead(head.weight, bias, self._num_rows, self._scale)
 
     def _write(self, batch: Batch, decoding: Decoding) -> tuple[Tensor, Tensor, Tensor]:
+        if decoding.engine != "loop":
+            write = generate_with_vllm if decoding.engine == "vllm" else generate_with_transformers
+            prompt, limit = int(batch.prompt_mask.sum(dim=1).max()), decoding.max_tokens
+            self._backbone.check_length(
+                max(prompt, limit) if self.is_encoder_decoder else prompt + limit - 1
+            )
+            return write(self, batch, decoding)
         state = self._backbone.start(self._prompts(batch), decoding.max_tokens)
         uniforms = row_uniforms(batch.seeds, decoding.max_tokens).to(self.device)
         head = self._head()

@@ -61,16 +61,28 @@ def resize_rows(model: PreTrainedModel, num_rows: int) -> None:
         raise ModelError("resizing wrote over the output head; something tied it again")
 
 
-def check_stored_head(model: PreTrainedModel, directory: Path) -> None:
+def check_stored_head(
+    model: PreTrainedModel, directory: Path, state_dict: Mapping[str, Tensor] | None = None
+) -> None:
     """Compare the model's head with the one in the directory's safetensors files.
+
+    Args:
+        model: whose head it is.
+        directory: where it was written.
+        state_dict: the model's weights, where it holds others or only a part of them.
 
     Raises:
         ModelError: they differ, or no file holds the head.
     """
     weight = model.get_output_embeddings().weight
-    stored = _stored_tensor(directory, list(_names(model, weight)))
+    names = list(_names(model, weight))
+    if state_dict is not None:
+        names = [name for name in names if name in state_dict]
+    stored = _stored_tensor(directory, names)
     if stored is None:
         raise ModelError(f"{directory}: no safetensors file holds the output head of this model")
+    if state_dict is not None:
+        weight = state_dict[names[0]]
     if _hash(stored.to(weight.dtype)) != _hash(weight):
         raise ModelError(
             f"{directory}: the output head in memory is not the one in the file; "

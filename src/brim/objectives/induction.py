@@ -187,7 +187,7 @@ class ReturnInduction(Objective):
                 return self._judge_by_policy(part, student, teacher)
             return teacher.action_values(part, centering=centering, bootstrap=bootstrap)
 
-        return rollout.map(judge, teacher.batch_tokens)
+        return teacher.map(rollout, judge)
 
     def _judge_by_policy(
         self, rollout: Rollout, student: LanguageModel, teacher: LanguageModel

@@ -509,3 +509,20 @@ def test_shapes_of_the_batch() -> None:
         assert batch.prompt_mask.dtype == torch.bool
         assert model.num_parameters == sum(p.numel() for p in set(model.parameters()))
     assert set(ENCODER_DECODERS).isdisjoint(DECODERS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["t5", "qwen2"])
+def test_compiled_layers_write_and_learn_alike(family: str) -> None:
+    plain, compiled = tiny_language_model(family), tiny_language_model(family)
+    compiled.compile()
+    decoding = Decoding(max_tokens=9, temperature=0.9)
+    rollout = plain.generate(encoded(plain), decoding)
+    assert compiled.decode(compiled.generate(encoded(compiled), decoding)) == plain.decode(rollout)
+    for model in (plain, compiled):
+        model.logprobs(rollout).sum().backward()
+    others = dict(compiled.named_parameters())
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(others[name].grad, parameter.grad, rtol=1e-3, atol=1e-3)
+    assert set(compiled.state_dict()) == set(plain.state_dict())
+    assert compiled.decode(compiled.copy().generate(encoded(compiled), decoding))

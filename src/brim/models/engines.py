@@ -1,0 +1,112 @@
+"""Writing by transformers' own `generate`: what else can write where our loop cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+)
+
+from brim.models.cache import encoder_decoder_cache
+from brim.models.decoding import Decoding
+from brim.models.probe import start_token_id
+from brim.seeding import derive_seed
+from brim.types import Batch
+
+if TYPE_CHECKING:
+    from brim.models.language_model import LanguageModel
+
+
+@torch.no_grad()
+def generate_with_transformers(
+    model: LanguageModel, batch: Batch, decoding: Decoding
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Write a completion of each prompt by `model.generate` of transformers.
+
+    Only what `decoding` says counts: nothing of the model's own generation settings but which
+    tokens end a text. Samples are drawn from torch's global generator, which is lent a seed made of
+    all of `batch.seeds` and put back. So other than in the loop, a row's text depends on the rows
+    that are decoded with it.
+
+    Args:
+        model: in evaluation mode.
+        batch: B prompts.
+        decoding: the strategy and the limit.
+
+    Returns:
+        As `write_completions`: ids (B, T) int64 (arbitrary behind a row's length), lengths (B,)
+        int64 with EOS, and truncated (B,) bool.
+    """
+    transformer, device = model.model, model.device
+    settings = GenerationConfig(
+        max_new_tokens=decoding.max_tokens,
+        eos_token_id=list(model.end_ids),
+        pad_token_id=model.filler_id,
+        **_sampling(decoding),
+    )
+    some = batch.prompt_mask.any(dim=0)  # not the padding that all rows share
+    prompt_ids, prompt_mask = batch.prompt_ids[:, some], batch.prompt_mask[:, some]
+    written, cache = prompt_ids.shape[1], {}
+    if model.is_encoder_decoder:
+        settings.decoder_start_token_id = start_token_id(transformer)
+        # By itself it would make one as deep as a T5's encoder, whatever the decoder is.
+        config = transformer.get_decoder().config
+        written, cache = 1, {"past_key_values": encoder_decoder_cache(config, decoding.max_tokens)}
+    devices = [device] if device.type == "cuda" else []
+    with _no_other_settings(transformer), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derive_seed(0, "generate", *batch.seeds))
+        sequences = transformer.generate(
+            prompt_ids.to(device),
+            attention_mask=prompt_mask.to(device).long(),
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([_Exclude(model.excluded_rows)]),
+            **cache,
+        )
+    ids = sequences[:, written:]
+    ends = torch.isin(ids, torch.tensor(model.end_ids, device=device))
+    truncated = ~ends.any(dim=1)
+    lengths = torch.where(truncated, ids.shape[1], ends.int().argmax(dim=1) + 1)
+    return ids, lengths, truncated
+
+
+def _sampling(decoding: Decoding) -> dict[str, bool | float]:
+    """The arguments of transformers; one that is left out is off."""
+    if decoding.strategy == "greedy":
+        return {"do_sample": False}
+    # Its own default of top_k is 50.
+    return {
+        "do_sample": True,
+        "temperature": decoding.temperature,
+        "top_k": decoding.top_k or 0,
+        "top_p": 1.0 if decoding.top_p is None else decoding.top_p,
+    }
+
+
+@contextmanager
+def _no_other_settings(model: PreTrainedModel) -> Iterator[None]:
+    """Without the model's generation settings, with which `generate` fills what it is not told."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+class _Exclude(LogitsProcessor):  # type: ignore[misc]
+    """Never write the rows of the head that have no token."""
+
+    def __init__(self, rows: list[int]) -> None:
+        self.rows = rows
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores[:, self.rows] = -torch.inf
+        return scores

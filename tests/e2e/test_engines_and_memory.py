@@ -1,0 +1,69 @@
+"""Runs with another engine, checkpointed layers and 8-bit moments."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from pairs import GPT2, QWEN2, T5
+from safetensors.torch import load_file
+
+from brim.errors import ConfigError, ModelError
+from brim.models import checkpointing
+from brim.runs import train
+from brim.trainer import Interrupted, Trainer
+
+SETTINGS = (
+    "decoding.engine=generate",
+    "trainer.gradient_checkpointing=true",
+    "optim.optimizer=adamw_8bit",
+    "student.predistill.trainer.gradient_checkpointing=true",
+)
+
+
+def returns(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["rollout/return"] for line in lines if "rollout/return" in line]
+
+
+@pytest.mark.parametrize(("model", "method"), [(T5, "brim"), (GPT2, "ppo_llmr"), (QWEN2, "brim")])
+def test_a_run_goes_on_to_the_same_bits(make_config, tmp_path, monkeypatch, model, method):
+    pytest.importorskip("bitsandbytes")
+    objective = "{name: brim, k: 2}" if method == "brim" else "{name: ppo_llmr, critic: separate}"
+    config = make_config(model, *SETTINGS, f"objective={objective}")
+    stages = tmp_path / "stages"
+    train(config, tmp_path / "whole", stages_dir=stages)
+    assert len(returns(tmp_path / "whole")) == 6
+    original = Trainer._train_step
+
+    def stopping(self):
+        original(self)
+        self.stop_requested = self.state.step == 3
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", stopping)
+        with pytest.raises(Interrupted):
+            train(config, tmp_path / "run", stages_dir=stages)
+    torch.manual_seed(123)
+    train(config, tmp_path / "run", stages_dir=stages, resume="must")
+    for name in ("metrics.jsonl", "samples.jsonl", "predictions/test.jsonl"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+    state = load_file(tmp_path / "run/checkpoints/step-6/optimizer.safetensors")
+    assert torch.uint8 in {value.dtype for value in state.values()}
+
+
+def test_what_cannot_be_is_met_before_any_training(make_config, tmp_path, monkeypatch):
+    with pytest.raises(ModelError, match="this is an encoder-decoder"):
+        train(make_config(T5, "decoding.engine=vllm"), tmp_path / "vllm")
+    with pytest.raises(ModelError, match="needs a CUDA GPU|needs the package vllm"):
+        train(make_config(QWEN2, "decoding.engine=vllm"), tmp_path / "vllm2")
+    monkeypatch.setattr(checkpointing, "_layers", lambda module: [])
+    ppo = ("trainer.gradient_checkpointing=true", "objective={name: ppo_brim}")
+    with pytest.raises(ModelError, match="does not support it without dropout"):
+        train(make_config(T5, *ppo), tmp_path / "ppo")
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(ConfigError, match="needs the package bitsandbytes"):
+        train(make_config(T5, "optim.optimizer=adamw_8bit"), tmp_path / "bits")
+    for name in ("vllm", "vllm2", "ppo", "bits"):
+        assert not (tmp_path / name / "stages").exists()

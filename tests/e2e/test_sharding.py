@@ -1,0 +1,198 @@
+"""Two processes that hold a part of the weights each reach what two whole copies reach."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_distributed import launch
+from test_train import assert_same_run, rows, weights
+
+from brim.config import load_config
+from brim.errors import RunError
+from brim.learner import Learner
+from brim.models import hash_tensors, load_model
+from brim.process import leave_processes
+from brim.runs import train
+from brim.settings import RunConfig
+from brim.trainer import Interrupted, Trainer
+
+MODELS = {
+    "t5": "{family: t5, d_model: 32, d_ff: 64, layers: 2, heads: 2, dropout: 0.1}",  # untied
+    "qwen2": "{family: qwen2, d_model: 32, d_ff: 64, layers: 2, heads: 2, tied: true}",
+}
+COMMON = (
+    "teacher.build.dropout=0.0", "student.build.dropout=0.0", "trainer.save_every=10",
+    "trainer.evaluate_every=10", "evaluation.expected_returns=false",
+    "teacher.batch_tokens=60",  # several passes for each batch, and not equally many
+    # Adam divides a gradient by itself, be it a rounding error (as of a key's bias); eps bounds it.
+    "optim.eps=1e-5",
+)  # fmt: skip
+WAYS = {
+    "whole": (),
+    "fsdp": ("trainer.sharding=fsdp",),
+    "both": ("trainer.sharding=fsdp", "teacher.sharding=fsdp"),
+    "offload": ("teacher.sharding=offload",),
+    "checkpointed": ("trainer.sharding=fsdp", "trainer.gradient_checkpointing=true"),
+    "stages": ("teacher.train.trainer.sharding=fsdp", "student.predistill.trainer.sharding=fsdp"),
+}
+BRIM = "{name: brim, baseline: mean}"
+# Model, objective, steps, and the ways to share out besides `whole`.
+RUNS = {
+    "brim-t5": ("t5", BRIM, 20, ("fsdp", "both")),
+    "brim-qwen2": ("qwen2", BRIM, 20, ("fsdp", "stages")),
+    "seqkd": ("t5", "{name: seqkd}", 6, ("both",)),
+    "js": ("t5", "{name: js}", 6, ("both", "offload")),  # some batches a process writes none of
+    "one_example": ("t5", BRIM, 2, ("both",)),  # there is one to evaluate on, for two processes
+    "old_rollouts": ("t5", "{name: llmr, baseline: min_variance, sync_every: 2}", 6, ("both",)),
+    "expected": ("t5", "{name: brim, immediate: expected, q_centering: policy}", 6, ("both",)),
+    "ppo_llmr": ("t5", "{name: ppo_llmr, num_epochs: 1, num_minibatches: 4}", 6, ("both",)),
+    "separate_critic": ("t5", "{name: ppo_llmr, critic: separate, num_epochs: 1}", 6, ("both",)),
+    "checkpointed": ("t5", BRIM, 4, ("checkpointed",)),
+    "ppo_brim": ("t5", "{name: ppo_brim, num_epochs: 1, kl_coefficient: 0.1}", 6, ("both",)),
+}
+COMPARED = [(run, way) for run, (*_, ways) in RUNS.items() for way in ways]
+
+
+def config_of(folder: Path, run: str, way: str) -> RunConfig:
+    model, objective, steps, _ = RUNS[run]
+    overrides = [*COMMON, f"trainer.max_steps={steps}", f"objective={objective}", *WAYS[way]]
+    if run == "one_example":
+        overrides.append("evaluation.max_validation_examples=1")
+    return load_config(RunConfig, folder / f"{model}.yaml", overrides)
+
+
+def stages_of(folder: Path, way: str) -> Path:
+    return folder / ("sharded_stages" if way == "stages" else "stages")
+
+
+def run_all(folder: Path) -> None:
+    """All the runs, each process noting its share of what it trains."""
+    shares = {}
+    prepare = Learner.__post_init__
+
+    def prepared(self):
+        prepare(self)
+        held, all_of_them = 0, 0
+        for weight in self.module.parameters():
+            held += getattr(weight, "to_local", lambda weight=weight: weight)().numel()
+            all_of_them += weight.numel()
+        shares[name] = held / all_of_them
+
+    Learner.__post_init__ = prepared
+    for run, (*_, ways) in RUNS.items():
+        for way in ("whole", *ways):
+            name = f"{run}-{way}"
+            train(config_of(folder, run, way), folder / name, stages_dir=stages_of(folder, way))
+    Learner.__post_init__ = prepare
+    (folder / f"shares-{os.environ['RANK']}.json").write_text(json.dumps(shares))
+
+
+def stop_and_resume(folder: Path, run: str, step: int) -> None:
+    """A run that stops after a step, a copy of it, and how it goes on."""
+    original, restore = Trainer._train_step, Learner.restore
+    config, stages = config_of(folder, run, "both"), stages_of(folder, "both")
+    main = os.environ["RANK"] == "0"
+
+    def stopping(self):
+        original(self)
+        self.stop_requested = self.state.step == step
+
+    def restored(self, path, load):
+        restore(self, path, load)
+        held = self.weights()
+        if main:
+            head = hash_tensors({"head": held["lm_head.weight"]})
+            (folder / f"{run}-restored_head").write_text(head)
+
+    Trainer._train_step = stopping
+    with pytest.raises(Interrupted):
+        train(config, folder / f"{run}-resumed", stages_dir=stages)
+    Trainer._train_step, Learner.restore = original, restored
+    if main:
+        shutil.copytree(folder / f"{run}-resumed", folder / f"{run}-stopped")
+    torch.manual_seed(123)  # whatever other code drew in between
+    train(config, folder / f"{run}-resumed", stages_dir=stages)
+    Learner.restore = restore
+
+
+@pytest.fixture(scope="module")
+def sharded(write_recipe, tmp_path_factory) -> Path:
+    """A folder with a run of each kind, all made by one launch of two processes."""
+    folder = tmp_path_factory.mktemp("sharded")
+    for model, description in MODELS.items():
+        shutil.copy(write_recipe(description), folder / f"{model}.yaml")
+    launch(2, folder, program=(__file__,))
+    return folder
+
+
+def head_of(file: Path) -> torch.Tensor:
+    return load_file(file)["lm_head.weight"]
+
+
+@pytest.mark.parametrize(("run", "way"), COMPARED)
+def test_parts_learn_what_whole_copies_learn(sharded, run, way):
+    one, other = (sharded / f"{run}-{name}" for name in ("whole", way))
+    lines = [rows(folder / "metrics.jsonl") for folder in (one, other)]
+    assert len(lines[0]) == len(lines[1])
+    for ours, theirs in zip(*lines, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-5)
+    names = [sorted(p.relative_to(f).as_posix() for p in f.rglob("*")) for f in (one, other)]
+    assert names[0] == names[1]
+
+
+def test_a_process_holds_its_part_and_no_more(sharded):
+    for rank in range(2):
+        shares = json.loads((sharded / f"shares-{rank}.json").read_text())
+        for name, share in shares.items():
+            if name.endswith(("fsdp", "both")):
+                assert share == pytest.approx(0.5, abs=0.01)
+            elif name.endswith(("whole", "offload")):
+                assert share == 1
+
+
+@pytest.mark.parametrize("run", ["brim-t5", "separate_critic"])
+def test_a_resumed_run_reaches_the_same_bits(sharded, run):
+    assert_same_run(sharded / f"{run}-both", sharded / f"{run}-resumed")
+
+
+def test_the_untied_head_survives(sharded):
+    stopped = sharded / "brim-t5-stopped"
+    stored = head_of(stopped / "checkpoints" / "step-7" / "model.safetensors")
+    assert (sharded / "brim-t5-restored_head").read_text() == hash_tensors({"head": stored})
+    best = load_model(sharded / "brim-t5-both" / "best").model
+    head, embedding = best.get_output_embeddings(), best.get_input_embeddings()
+    file = sharded / "brim-t5-both" / "best" / "model.safetensors"
+    assert hash_tensors({"head": head.weight}) == hash_tensors({"head": head_of(file)})
+    assert not torch.equal(head.weight, embedding.weight)
+
+
+def test_one_process_goes_on_with_what_two_held_in_parts(sharded, tmp_path):
+    run, stages = tmp_path / "run", stages_of(sharded, "both")
+    shutil.copytree(sharded / "brim-t5-stopped", run)
+    config = config_of(sharded, "brim-t5", "both")
+    with pytest.raises(RunError, match="--other-processes"):
+        train(config, run, stages_dir=stages)
+    train(config, run, stages_dir=stages, other_processes=True)
+    lines = [rows(folder / "metrics.jsonl") for folder in (run, sharded / "brim-t5-both")]
+    for ours, theirs in zip(*lines, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+    ours, theirs = weights(run), weights(sharded / "brim-t5-both")
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-5)
+
+
+if __name__ == "__main__":
+    FOLDER = Path(sys.argv[1])
+    run_all(FOLDER)
+    stop_and_resume(FOLDER, "brim-t5", 7)
+    stop_and_resume(FOLDER, "separate_critic", 3)
+    leave_processes()
