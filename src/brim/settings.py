@@ -120,9 +120,9 @@ class TrainerConfig(LoopConfig):
     precision: Literal["float32", "bfloat16"] = "float32"
     """`bfloat16` is autocast: the weights and their optimizer stay in float32."""
     compile: bool = False
-    """Have `torch.compile` translate both models' layers for the objective's stage. It takes a
-    minute or more at the start, and on a CPU a compiler; the docs page on speed says what it
-    gains."""
+    """Have `torch.compile` translate both models' layers for rollouts, evaluations and the
+    teacher's passes of the objective's stage. It takes half a minute or more at the start, and on a
+    CPU a C++ compiler; the docs page on speed says what it gains."""
 
 
 class SupervisedConfig(Config):
