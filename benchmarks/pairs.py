@@ -105,8 +105,7 @@ def collect(
     if seeds is None:
         seeds = [step * len(examples) + row for row in range(len(examples))]
     batch = learner.student.encode(examples, max_tokens=None, seeds=seeds)
-    with torch.no_grad(), learner.accelerator.autocast():
-        rollout, _ = learner.objective.collect(batch, learner.writer, learner.teacher)
+    rollout, _ = learner.collect(batch)
     return rollout
 
 

@@ -68,6 +68,7 @@ def generate_with_transformers(
             attention_mask=prompt_mask.to(device).long(),
             generation_config=settings,
             logits_processor=LogitsProcessorList([_Exclude(model.excluded_rows)]),
+            synced_gpus=False,  # sharded weights are gathered once for the whole of it
             **cache,
         )
     ids = sequences[:, written:]

@@ -83,8 +83,8 @@ class Planner:
         self.config = config
         self.devices = Devices(
             devices,
-            student=getattr(config.trainer, "sharding", "none"),
-            teacher=getattr(config.teacher, "sharding", "none"),
+            student=config.trainer.sharding,
+            teacher=config.teacher.sharding,
             teacher_apart=config.teacher.device is not None,
         )
         self.teacher = teacher_shape(config)
@@ -157,7 +157,7 @@ class Planner:
         passes: Passes,
         beside: int,
     ) -> StagePlan:
-        config, devices = self.config, self.devices
+        config, devices = self.config, replace(self.devices, student=settings.sharding)
         all_rows = settings.rollout_batch_size * passes.generations
         rows = devices.share(settings.rollout_batch_size) * passes.generations
         micro_batch = self.fitting(settings.micro_batch_tokens)
@@ -166,8 +166,8 @@ class Planner:
             passes,
             settings.dropout,
             micro_batch.at_most(-(-rows // passes.minibatches)),
-            checkpointing=getattr(config.trainer, "gradient_checkpointing", False),
-            moments_8bit=getattr(optim, "optimizer", "adamw") == "adamw_8bit",
+            checkpointing=settings.gradient_checkpointing,
+            moments_8bit=optim.optimizer == "adamw_8bit",
         )
         sizes = Sizes(
             written=self.fitting(config.decoding.batch_tokens),
