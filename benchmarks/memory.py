@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py [--docs]
 
-Each cell is a process of its own. It builds the models of `benchmarks/pairs.py`, makes one update
-of a single token (so that the optimizer's moments are there), and then reads or learns from a batch
+Each cell is a process of its own. It builds the models of `benchmarks/random_pairs.py`, makes one
+update of a single token (so that the optimizer's moments are there), and then reads or learns from a batch
 of 4 rows. What is printed is the largest resident memory of that, less what was resident before:
 activations, gradients and logits, MiB. The gradients of the student's weights are a part of it that
 nothing can spare; of the tied head alone they are in the last column.
@@ -38,7 +38,7 @@ def resident(what: str) -> float:
 def measure(case: str, vocab_size: int, length: int) -> float:
     import torch
     from accelerate import Accelerator
-    from pairs import PAIRS, make_learner
+    from random_pairs import PAIRS, make_learner
 
     from brim.models import Decoding
     from brim.objectives.policy_gradient import PolicyGradient

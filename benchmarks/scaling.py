@@ -3,8 +3,8 @@
     python benchmarks/scaling.py [--docs]       # growth with rows, length, vocabulary, student
     python benchmarks/scaling.py --weak [--docs]  # one process of one thread beside two
 
-Growth: one size of the decoder-only pair of `benchmarks/pairs.py` is doubled again and again; the
-exponent is the slope of log seconds over log size by least squares, beside the slope of the
+Growth: one size of the decoder-only pair of `benchmarks/random_pairs.py` is doubled again and again;
+the exponent is the slope of log seconds over log size by least squares, beside the slope of the
 operations of the same steps. Nothing should grow faster than its operations; what grows slower has
 costs that do not depend on the size (a rollout's steps one after another). Each point is the best
 of several steps.
@@ -35,7 +35,7 @@ PICTURE = Path(__file__).parents[1] / "docs" / "scaling.png"
 def seconds_of_a_step(pair: object, rows: int, steps: int = STEPS) -> dict[str, float]:
     """The best of some steps after a first one, by phase."""
     from accelerate import Accelerator
-    from pairs import collect, make_learner
+    from random_pairs import collect, make_learner
 
     from brim.models import Decoding
     from brim.objectives.policy_gradient import PolicyGradient
@@ -67,7 +67,7 @@ def slope(sizes: list[float], values: list[float]) -> float:
 
 def growth(docs: bool) -> None:
     from matplotlib.figure import Figure
-    from pairs import PAIRS, step_operations
+    from random_pairs import PAIRS, step_operations
     from step import PHASES, fill_docs
 
     base = PAIRS["qwen2"]
@@ -148,7 +148,7 @@ def weak(docs: bool) -> None:
 
 def one_process() -> None:
     from accelerate import PartialState
-    from pairs import PAIRS
+    from random_pairs import PAIRS
 
     pair = PAIRS["qwen2"]
     seconds = seconds_of_a_step(pair, 32, steps=5)["step"]
@@ -171,7 +171,7 @@ def main() -> None:
     from brim.process import flush_denormals, prepare_process
 
     prepare_process()
-    flush_denormals()
+    flush_denormals(True)
     if args.process:
         one_process()
     elif args.weak:

@@ -14,8 +14,8 @@ number of tokens to prompts of the same length (a token that ends a text is one 
 - plain: what one writes with transformers in an hour: `generate`, whole logits of both models,
   REINFORCE on rewards to go; torch's defaults.
 
-The limit is the operations of a step's matrix products (`benchmarks/pairs.py`) over the rate of
-such products in the same run. With --docs the tables are put into docs/performance.md.
+The limit is the operations of the matrix products of a step (`benchmarks/random_pairs.py`) over the
+rate of such products in the same run. With --docs the tables are put into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PHASES = ("rollout", "teacher", "update", "step")
 
 def brim_steps(args: argparse.Namespace) -> Iterator[dict[str, float]]:
     from accelerate import Accelerator
-    from pairs import collect, make_learner, ragged_lengths, ragged_prompts
+    from random_pairs import collect, make_learner, ragged_lengths, ragged_prompts
 
     from brim.models import Decoding
     from brim.objectives.policy_gradient import PolicyGradient
@@ -238,7 +238,7 @@ def work(args: argparse.Namespace) -> None:
         from brim.process import flush_denormals, prepare_process
 
         prepare_process()
-        flush_denormals()
+        flush_denormals(True)
     for values in CONTESTANTS[name](args):
         emit({**values, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024})
 
@@ -321,7 +321,7 @@ def run(names: Sequence[str], args: argparse.Namespace, rows: int) -> dict[str, 
 
 def report(workers: Mapping[str, Worker], args: argparse.Namespace, rows: int) -> str:
     """A Markdown table: a row a contestant."""
-    from pairs import step_operations
+    from random_pairs import step_operations
 
     pair = choose_pair(args)
     rate = workers["matmul"].median("rate")
@@ -360,7 +360,7 @@ def report(workers: Mapping[str, Worker], args: argparse.Namespace, rows: int) -
 
 
 def choose_pair(args: argparse.Namespace) -> Any:
-    from pairs import PAIRS, tiny
+    from random_pairs import PAIRS, tiny
 
     return tiny(PAIRS[args.pair]) if args.tiny else PAIRS[args.pair]
 

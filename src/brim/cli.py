@@ -244,7 +244,7 @@ def _running(quiet: bool = False) -> Iterator[None]:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    flush_denormals()
+    flush_denormals(True)
     if quiet:
         logging.getLogger("brim").setLevel(logging.ERROR)
     try:
@@ -252,6 +252,8 @@ def _running(quiet: bool = False) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         typer.echo(f"brim: {str(stop) or 'stopped'}", err=True)
         raise typer.Exit(130) from None
+    finally:
+        flush_denormals(False)
 
 
 def main() -> None:

@@ -37,15 +37,15 @@ def prepare_process() -> None:
             mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
-def flush_denormals() -> None:
-    """Have all threads of the process take numbers below 1e-38 for zero; before they are made.
+def flush_denormals(flush: bool) -> None:
+    """Have threads take numbers below 1e-38 for zero: this one, and those that it makes later.
 
     Probabilities of peaked distributions are full of them, and a CPU needs a hundred times as long
     for an operation on one. Threads of torch inherit it from the one that first needs them.
     """
     import torch
 
-    torch.set_flush_denormal(True)
+    torch.set_flush_denormal(flush)
 
 
 def leave_processes() -> None:

@@ -17,9 +17,9 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 @pytest.fixture
 def pairs(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import pairs
+    import random_pairs
 
-    return pairs
+    return random_pairs
 
 
 def count_products(function) -> int:

@@ -9,7 +9,7 @@ import os
 from brim.process import flush_denormals, prepare_process
 prepare_process()
 import torch
-flush_denormals()
+flush_denormals(True)
 smallest = torch.empty(1_000_000)
 smallest.view(torch.int32).fill_(71362)  # 1e-40: fill_(1e-40) would flush it
 halves = smallest * 0.5
