@@ -3,10 +3,10 @@
     python benchmarks/memory.py [--docs]
 
 Each cell is a process of its own. It builds the models of `benchmarks/random_pairs.py`, makes one
-update of a single token (so that the optimizer's moments are there), and then reads or learns from a batch
-of 4 rows. What is printed is the largest resident memory of that, less what was resident before:
-activations, gradients and logits, MiB. The gradients of the student's weights are a part of it that
-nothing can spare; of the tied head alone they are in the last column.
+update of a single token (so that the optimizer's moments are there), and then reads or learns from
+a batch of 4 rows. What is printed is the largest resident memory of that, less what was resident
+before: activations, gradients and logits, MiB. The student's gradients are a part of it; of the
+tied head alone they are in the last column.
 
 Plain is the same with the logits of all tokens at once, as `benchmarks/step.py` has it.
 """

@@ -3,7 +3,7 @@
     python benchmarks/scaling.py [--docs]       # growth with rows, length, vocabulary, student
     python benchmarks/scaling.py --weak [--docs]  # one process of one thread beside two
 
-Growth: one size of the decoder-only pair of `benchmarks/random_pairs.py` is doubled again and again;
+Growth: one size of the decoder-only pair of `benchmarks/random_pairs.py` is doubled over and over;
 the exponent is the slope of log seconds over log size by least squares, beside the slope of the
 operations of the same steps. Nothing should grow faster than its operations; what grows slower has
 costs that do not depend on the size (a rollout's steps one after another). Each point is the best
