@@ -20,7 +20,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the CLI does
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # several of these share a machine
 
 from transformers.utils.logging import disable_progress_bar
 

@@ -55,8 +55,8 @@ def brim_steps(args: argparse.Namespace) -> Iterator[dict[str, float]]:
     pair = choose_pair(args)
     student, teacher = pair.build("student"), pair.build("teacher")
     if "compiled" in args.worker:
-        student.compile()
-        teacher.compile()
+        student.compile_layers()
+        teacher.compile_layers()
     if "peaked" in args.worker:
         for model in (student, teacher):
             model.model.get_output_embeddings().weight.data *= 20

@@ -200,8 +200,8 @@ class Pipeline(Materials):
         self.record_drift()
         student = self.student
         if config.trainer.compile:
-            student.compile()
-            self.teacher.compile()
+            student.compile_layers()
+            self.teacher.compile_layers()
         # The text that the objective learns from, beside what the student writes.
         by_teacher = objective.targets == "teacher"
         examples = self.teacher_outputs if by_teacher else self.train_examples

@@ -295,26 +295,19 @@ class LanguageModel(nn.Module):
         check_same_head(clone.model, self.model)
         return clone
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
+    def compile_layers(self) -> None:
         """Have `torch.compile` translate the layers, in place, for passes without gradient.
 
         A rollout and a pass of a teacher are a translation each, made when it is first needed, and
         so is every kind of input (padded or not, cached or not). Sizes are not: those are left
         open. Passes with gradient run as they are written: on a CPU those of T5 got slower.
-
-        Args:
-            *args: as `nn.Module.compile`.
-            **kwargs: of `torch.compile`; by default the sizes are left open.
         """
-        if not (args or kwargs):
-            kwargs = {"dynamic": True}
-            if "recompile_limit" in inspect.signature(torch.compile).parameters:
-                kwargs["recompile_limit"] = TRANSLATIONS
-        parts = [self.model.get_decoder()]
+        settings: dict[str, Any] = {"dynamic": True}
+        if "recompile_limit" in inspect.signature(torch.compile).parameters:
+            settings["recompile_limit"] = TRANSLATIONS
+        self.model.get_decoder().compile(**settings)
         if self.is_encoder_decoder:
-            parts.append(self.model.get_encoder())
-        for part in parts:
-            part.compile(*args, **kwargs)
+            self.model.get_encoder().compile(**settings)
         self._compiled = True
 
     def resize(self, num_rows: int) -> None:

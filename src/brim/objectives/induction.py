@@ -275,9 +275,8 @@ class ReturnInduction(Objective):
     def measure_logprobs(self, rollout: Rollout, student: LanguageModel) -> Tensor:
         """Log-probabilities (B, T) under the policy that wrote."""
         temperature = self.decoding.temperature
-        return rollout.map(
-            lambda part: student.measure(part, temperature=temperature).logprobs,
-            student.batch_tokens,
+        return student.map(
+            rollout, lambda part: student.measure(part, temperature=temperature).logprobs
         )
 
     def describe(self, sums: Mapping[str, float]) -> dict[str, float]:

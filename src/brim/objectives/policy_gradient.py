@@ -145,9 +145,8 @@ class PolicyGradient(ReturnInduction):
             case "min_variance":
                 assert student is not None
                 temperature = self.decoding.temperature
-                norms = rollout.map(
-                    lambda part: student.gradient_norms(part, temperature=temperature),
-                    student.batch_tokens,
+                norms = student.map(
+                    rollout, lambda part: student.gradient_norms(part, temperature=temperature)
                 )
                 return min_variance_baseline(returns, mask, norms, total=sum_over_processes)
 

@@ -164,7 +164,7 @@ class PPO(ReturnInduction):
             return tokens
 
         with evaluating(module):
-            tokens = rollout.map(forward, student.batch_tokens)
+            tokens = student.map(rollout, forward)
         return replace(rollout, logprobs=tokens.logprobs, state_values=tokens.state_values)
 
     def loss(

@@ -6,32 +6,14 @@ products for each pair of a query and a key. Everything else (norms, softmax, sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from brim.plan.passes import Passes
+from brim.plan.passes import ByPhase, Passes
 from brim.plan.shapes import ModelShape, Products, Size
 
 
-@dataclass(frozen=True)
-class Operations:
-    """Of one step.
-
-    Attributes:
-        rollout: the student writes.
-        teacher: the teacher reads.
-        student: the student, or a copy of it, reads without gradient.
-        update: forward and backward passes.
-    """
-
-    rollout: int
-    teacher: int
-    student: int
-    update: int
-
-    @property
-    def total(self) -> int:
-        """Of all phases."""
-        return self.rollout + self.teacher + self.student + self.update
+class Operations(ByPhase):
+    """Of one step."""
 
 
 def read_operations(shape: ModelShape, size: Size) -> int:

@@ -20,6 +20,28 @@ from brim.objectives import (
 
 
 @dataclass(frozen=True)
+class ByPhase:
+    """A count of one step, by what happens in it.
+
+    Attributes:
+        rollout: the student writes.
+        teacher: the teacher reads.
+        student: the student, or a copy of it, reads without gradient.
+        update: forward and backward passes.
+    """
+
+    rollout: int
+    teacher: int
+    student: int
+    update: int
+
+    @property
+    def total(self) -> int:
+        """Of all phases."""
+        return self.rollout + self.teacher + self.student + self.update
+
+
+@dataclass(frozen=True)
 class Passes:
     """How often a step goes through a model, each time over all of its completions.
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-
 from brim.plan.devices import Devices
 from brim.plan.memory import Learner, Sizes
+from brim.plan.passes import ByPhase
 from brim.plan.shapes import ModelShape
 
 
-@dataclass(frozen=True)
-class Traffic:
+class Traffic(ByPhase):
     """Bytes that one device sends in one step.
 
     Attributes:
@@ -19,16 +17,6 @@ class Traffic:
         student: parts of a sharded student, for its passes without gradient.
         update: gradients, and parts of sharded models.
     """
-
-    rollout: int
-    teacher: int
-    student: int
-    update: int
-
-    @property
-    def total(self) -> int:
-        """Of all phases."""
-        return sum(asdict(self).values())
 
 
 def step_traffic(

@@ -515,7 +515,7 @@ def test_shapes_of_the_batch() -> None:
 @pytest.mark.parametrize("family", ["t5", "qwen2"])
 def test_compiled_layers_write_and_learn_alike(family: str) -> None:
     plain, compiled = tiny_language_model(family).eval(), tiny_language_model(family).eval()
-    compiled.compile()
+    compiled.compile_layers()
     decoding = Decoding(max_tokens=9, temperature=0.9)
     rollout = plain.generate(encoded(plain), decoding)
     assert compiled.decode(compiled.generate(encoded(compiled), decoding)) == plain.decode(rollout)
