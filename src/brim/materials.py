@@ -268,10 +268,15 @@ class Materials:
         self, role: str, description: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
     ) -> LanguageModel:
         try:
-            seed = derive_seed(self.config.seed, "build", role)
+            seed = derive_seed(self.seed_of(role), "build", role)
             return build_model(description, tokenizer, seed=seed)
         except ConfigError as error:
             raise ConfigError(f"{role}.build: {error}") from None
+
+    def seed_of(self, stage: str) -> int:
+        """The seed of what is random in a stage."""
+        own = self.config.teacher.seed if stage == "teacher" else None
+        return self.config.seed if own is None else own
 
     def reload(self, directory: Path, role: TeacherConfig | StudentConfig) -> LanguageModel:
         """A model that this run wrote, as its role was first loaded."""

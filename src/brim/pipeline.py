@@ -170,7 +170,7 @@ class Pipeline(Materials):
                 "validation": self.data["validation"]["sha256"],
                 "metric": self.supervised_metric,
                 "precision": config.trainer.precision,
-                "seed": config.seed,
+                "seed": self.seed_of(name),
             },
         )
         role = config.teacher if name == "teacher" else config.student
@@ -268,7 +268,7 @@ class Pipeline(Materials):
                 accelerator=self.accelerator,
                 tracker=tracker,
                 max_prompt_tokens=config.decoding.max_prompt_tokens,
-                seed=derive_seed(config.seed, "train", stage),
+                seed=derive_seed(self.seed_of(stage), "train", stage),
                 load=lambda path: self.reload(path, role),
                 hooks=Hooks(
                     on_step=lambda step, metrics: meter.advance(

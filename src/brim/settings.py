@@ -215,6 +215,9 @@ class TeacherConfig(_ModelConfig):
     `offload` keeps the parts in main memory, for one process too. One process has all of `fsdp`."""
     tokenizer: TokenizerConfig | None = None
     """Tokenizer to train, where the model is built from scratch."""
+    seed: int | None = Field(None, ge=0)
+    """Of the teacher's first weights and training; null for the run's. With one set, runs of several
+    seeds share a teacher, as the paper's do."""
     train: SupervisedConfig | None = None
     """Train or fine-tune the teacher on the task's targets first; null to take it as it is."""
     quantization: QuantizationConfig | None = None
