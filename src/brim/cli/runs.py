@@ -1,34 +1,17 @@
-"""The command line: arguments in, calls of `brim.runs` out. No logic lives here.
-
-Torch takes seconds to import, so commands import what they need when they run.
-"""
+"""Train, plan, evaluate, generate: the commands of a run."""
 
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from brim._version import __version__
-from brim.errors import BrimError
-from brim.process import flush_denormals, leave_processes, prepare_process
-
-app = typer.Typer(
-    name="brim",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+from brim.cli.app import Overrides, Quiet, Split, app, is_main_process, running
 
 
 class Resume(StrEnum):
@@ -37,36 +20,6 @@ class Resume(StrEnum):
     auto = "auto"
     must = "must"
     never = "never"
-
-
-class Split(StrEnum):
-    """A part of the data."""
-
-    train = "train"
-    validation = "validation"
-    test = "test"
-
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY.SUB=VALUE", help="Settings to change.", show_default=False),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
-
-
-def _show_version(value: bool) -> None:
-    if value:
-        typer.echo(__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
-    ] = False,
-) -> None:
-    """Distil a large language model into a small one by reinforcement learning."""
 
 
 @app.command()
@@ -99,7 +52,7 @@ def train(
     path = find_recipe(recipe)
     config = load_config(RunConfig, path, overrides or [], search=find_recipe)
     out = out or run_directory(path)
-    with _running(quiet):
+    with running(quiet):
         results = train(
             config,
             out,
@@ -109,7 +62,7 @@ def train(
             command=sys.argv,
             other_processes=other_processes,
         )
-    if not quiet and _is_main_process():
+    if not quiet and is_main_process():
         typer.echo(summary(results))
         typer.echo(f"run directory: {out}\nnext: brim evaluate {out} · brim generate {out}")
 
@@ -160,7 +113,7 @@ def evaluate(
     from brim.report import summary
     from brim.runs import evaluate_run
 
-    with _running(quiet):
+    with running(quiet):
         results = evaluate_run(
             run,
             split=split.value,
@@ -169,7 +122,7 @@ def evaluate(
             overrides=overrides or [],
             reporter=Reporter(quiet=quiet),
         )
-    if not quiet and _is_main_process():
+    if not quiet and is_main_process():
         typer.echo(summary(results))
 
 
@@ -202,7 +155,7 @@ def generate(
         )
     except ValueError as error:
         raise ConfigError(f"command line: {error}") from None
-    with _running():
+    with running():
         for text in generate(source, prompts, decoding=decoding, seed=seed, block=block):
             typer.echo(escape_line(text))
 
@@ -228,41 +181,5 @@ def quickstart(
     from brim.progress import Reporter
     from brim.quickstart import quickstart
 
-    with _running():
+    with running():
         typer.echo(quickstart(out, seed=seed, short=short, reporter=Reporter()))
-
-
-def _is_main_process() -> bool:
-    from accelerate import PartialState
-
-    return bool(PartialState().is_main_process)
-
-
-@contextmanager
-def _running(quiet: bool = False) -> Iterator[None]:
-    """Long work: our own progress bars only, and Ctrl-C is exit code 130 and a word about it."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    flush_denormals(True)
-    if quiet:
-        logging.getLogger("brim").setLevel(logging.ERROR)
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        typer.echo(f"brim: {str(stop) or 'stopped'}", err=True)
-        raise typer.Exit(130) from None
-    finally:
-        flush_denormals(False)
-
-
-def main() -> None:
-    """Entry point: user mistakes are one line and exit code 2."""
-    prepare_process()
-    try:
-        app()
-    except BrimError as error:
-        typer.echo(f"brim: {error}", err=True)
-        sys.exit(2)
-    finally:
-        leave_processes()

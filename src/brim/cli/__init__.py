@@ -1,0 +1,30 @@
+"""The command line: arguments in, calls of the library out. No logic lives here.
+
+One file a group of commands. Torch takes seconds to import, so commands import what they need when
+they run.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from brim.cli import runs
+from brim.cli.app import app
+from brim.errors import BrimError
+from brim.process import leave_processes, prepare_process
+
+__all__ = ["app", "main", "runs"]
+
+
+def main() -> None:
+    """Entry point: user mistakes are one line and exit code 2."""
+    prepare_process()
+    try:
+        app()
+    except BrimError as error:
+        typer.echo(f"brim: {error}", err=True)
+        sys.exit(2)
+    finally:
+        leave_processes()
