@@ -19,6 +19,16 @@ COUNTS = {  # Table 4
     "gsm8k": (6_705, 768, 1_319),
 }
 LENGTHS = {"xsum": (1024, 64), "europarl": (80, 80), "gsm8k": (200, 300)}  # Tables 5 and 6
+PROMPTS = {  # not in the paper
+    "xsum": "summarize: {document}",
+    "europarl": "translate English to Dutch: {en}",
+    "gsm8k": "{question}",
+}
+PROMPTS_QWEN = {  # the cue for the answer is the last thing that a decoder-only model reads
+    "xsum": "{document}\n\nThe article above in one sentence:\n",
+    "europarl": "Translate English to Dutch.\n\nEnglish: {en}\nDutch:",
+    "gsm8k": "Question: {question}\nAnswer:",
+}
 K = {"xsum": 2, "europarl": 2, "gsm8k": 8}  # Table 8
 K_QWEN = {"xsum": 2, "europarl": 2, "gsm8k": 16}
 METRICS = {
@@ -58,6 +68,19 @@ def test_table_4(name):
     limits = (task.max_train_examples, task.max_validation_examples, task.max_test_examples)
     assert limits == COUNTS[name.partition("/")[0]]
     assert task.metrics == METRICS[name.partition("/")[0]]
+
+
+@pytest.mark.parametrize("name", PAIRS + ALONE)
+def test_task_is_the_published_data_set(name):
+    task_name, _, rest = name.partition("/")
+    task = load(name).task
+    prompts = PROMPTS_QWEN if rest.startswith("qwen/") else PROMPTS
+    assert (task.name, task.prompt) == (task_name, prompts[task_name])
+    defaults = type(task)().model_dump(exclude={"prompt"})
+    limits = {f"max_{split}_examples" for split in ("train", "validation", "test")}
+    differs = {key for key, value in defaults.items() if getattr(task, key) != value}
+    assert differs == limits
+    assert load(name, "task.path=data").task.path == "data"
 
 
 def longest_row(config: RunConfig) -> int:
@@ -131,7 +154,6 @@ def test_teachers(name):
         )
     if task == "xsum" and not pair:  # prompted
         assert config.teacher.train is None
-        assert config.task.prompt == "summarize: {document}"
     else:
         check_table_6(config.teacher.train.optim, config.teacher.train.trainer, longest_row(config))
 

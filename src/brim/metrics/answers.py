@@ -17,9 +17,11 @@ from brim.metrics.base import (
     with_counts,
 )
 
-# github.com/openai/grade-school-math, dataset.py: the first match of `#### (\-?[0-9\.\,]+)`.
-# A dollar sign before the number is allowed here.
-_NUMERAL = r"[-$]*[0-9.,]+"
+# github.com/openai/grade-school-math, dataset.py: the first match of this, without its commas, is
+# compared as text. So `#### 18.0` is not its `#### 18`, nor is `#### $18`.
+_OFFICIAL = re.compile(r"#### (-?[0-9.,]+)")
+# Here a dollar sign is allowed too, and numbers are compared.
+_NUMERAL = r"(?:-?\$?|\$-)[0-9.,]+"
 _MARKED = re.compile(rf"#### ({_NUMERAL})")
 _BARE = re.compile(rf"\s*({_NUMERAL})\s*")
 # A minus after a word, a number or a bracket subtracts: the last number of `16-3` is 3.
@@ -30,6 +32,12 @@ def extract_answer(text: str) -> Decimal | None:
     """The number after the first `#### `, without commas and dollar signs, or None."""
     marked = _MARKED.search(text)
     return _parse(marked[1]) if marked else None
+
+
+def extract_official_answer(text: str) -> str | None:
+    """The text of the first number after `#### `, without commas, or None: GSM8K's own rule."""
+    marked = _OFFICIAL.search(text)
+    return marked[1].replace(",", "") if marked else None
 
 
 def extract_last_number(text: str) -> Decimal | None:
@@ -56,19 +64,29 @@ def _reference_answer(text: str, position: int) -> Decimal:
     return answer
 
 
+def _as_written(text: str) -> str | None:
+    bare = _BARE.fullmatch(text)
+    return bare[1].replace(",", "") if bare else extract_official_answer(text)
+
+
 def _answer_statistics(predictions: Sequence[str], references: References) -> Array:
-    strict, lenient = [], []
+    strict, lenient, official = [], [], []
     for position, (prediction, group) in enumerate(zip(predictions, references, strict=True)):
         accepted = [_reference_answer(reference, position) for reference in group]
         answer = extract_answer(prediction)
         fallback = extract_last_number(prediction) if answer is None else answer
         strict.append(100.0 * (answer in accepted))
         lenient.append(100.0 * (fallback in accepted))
-    return with_counts(strict, lenient)
+        written = extract_official_answer(prediction)
+        official.append(100.0 * (written is not None and written in map(_as_written, group)))
+    return with_counts(strict, lenient, official)
 
 
 def _answer_details(sums: Array) -> Mapping[str, float]:
-    return {"with_last_number_fallback": float(sums[1] / sums[2])}
+    return {
+        "with_last_number_fallback": float(sums[1] / sums[-1]),
+        "by_official_rule": float(sums[2] / sums[-1]),
+    }
 
 
 def _match_statistics(predictions: Sequence[str], references: References) -> Array:

@@ -28,7 +28,7 @@ from brim.plan.warnings import (
     settings_warnings,
 )
 from brim.settings import LoopConfig, OptimConfig, RunConfig
-from brim.tasks import FilesConfig, TaskConfig, WordProblemsConfig
+from brim.tasks import FilesConfig, PublishedSettings, TaskConfig, WordProblemsConfig
 
 
 def plan(
@@ -247,7 +247,7 @@ class Planner:
 @lru_cache(maxsize=8)
 def count_examples(task: TaskConfig) -> int | None:
     """Training examples, at most; None if only the user's data could tell."""
-    if task.max_train_examples is not None or isinstance(task, FilesConfig):
+    if task.max_train_examples is not None or isinstance(task, FilesConfig | PublishedSettings):
         return task.max_train_examples
     if isinstance(task, WordProblemsConfig):  # it would take seconds to write them
         return task.num_train

@@ -6,30 +6,49 @@ from pydantic import Field
 
 from brim.tasks.base import SPLITS, BundledSettings, Progress, Split, Task, TaskSettings, describe
 from brim.tasks.cmudict import CMUdict, CMUdictConfig
+from brim.tasks.europarl import Europarl, EuroparlConfig
 from brim.tasks.files import Files, FilesConfig
+from brim.tasks.gsm8k import GSM8K, GSM8KConfig
+from brim.tasks.published import PublishedSettings
 from brim.tasks.synopsis import Synopsis, SynopsisConfig
 from brim.tasks.wordproblems import WordProblems, WordProblemsConfig
+from brim.tasks.xsum import XSum, XSumConfig
 
 TASKS: dict[str, type[Task]] = {
     "cmudict": CMUdict,
     "synopsis": Synopsis,
     "wordproblems": WordProblems,
+    "xsum": XSum,
+    "europarl": Europarl,
+    "gsm8k": GSM8K,
     "files": Files,
 }
 
 TaskConfig = Annotated[
-    CMUdictConfig | SynopsisConfig | WordProblemsConfig | FilesConfig, Field(discriminator="name")
+    CMUdictConfig
+    | SynopsisConfig
+    | WordProblemsConfig
+    | XSumConfig
+    | EuroparlConfig
+    | GSM8KConfig
+    | FilesConfig,
+    Field(discriminator="name"),
 ]
 
 __all__ = [
+    "GSM8K",
     "SPLITS",
     "TASKS",
     "BundledSettings",
     "CMUdict",
     "CMUdictConfig",
+    "Europarl",
+    "EuroparlConfig",
     "Files",
     "FilesConfig",
+    "GSM8KConfig",
     "Progress",
+    "PublishedSettings",
     "Split",
     "Synopsis",
     "SynopsisConfig",
@@ -38,5 +57,7 @@ __all__ = [
     "TaskSettings",
     "WordProblems",
     "WordProblemsConfig",
+    "XSum",
+    "XSumConfig",
     "describe",
 ]

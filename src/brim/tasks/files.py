@@ -145,7 +145,7 @@ class Files:
             raise ConfigError(
                 f"task.{split} is not set and task.{split}_fraction is 0; set either of them"
             )
-        source = open_source(text, home, config=self.dataset_config, revision=self.dataset_revision)
+        source = self._open(text, home)
         examples = self._read(source, (home, *carved))[split]
         if not examples:
             raise DataError(
@@ -154,6 +154,9 @@ class Files:
                 f"task.{split}_fraction"
             )
         return examples[: self.max_examples.get(split)]
+
+    def _open(self, text: str, split: Split) -> Source:
+        return open_source(text, split, config=self.dataset_config, revision=self.dataset_revision)
 
     def _carved(self, home: Split) -> dict[Split, float]:
         """The splits that are carved out of the source of this one, and their fractions."""

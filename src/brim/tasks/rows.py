@@ -79,6 +79,7 @@ class Columns:
             of the assistant's is the reference.
         optional_target: a row may lack its target, or hold null.
         id: column with the row's id, text or a whole number; None for the row's number.
+        optional_id: a row may lack its id, or hold null: it has its number then.
     """
 
     template: Template | None
@@ -86,18 +87,25 @@ class Columns:
     targets: tuple[str, ...] = ()
     optional_target: bool = False
     id: str | None = None
+    optional_id: bool = False
 
     @property
     def required(self) -> tuple[str, ...]:
         """The columns that every row must have."""
         prompt = self.template.fields if self.template else (self.messages,)
         targets = () if self.optional_target else self.targets
-        return tuple(name for name in (*prompt, *targets, self.id) if name)
+        row_id = None if self.optional_id else self.id
+        return tuple(name for name in (*prompt, *targets, row_id) if name)
 
     @property
     def used(self) -> tuple[str, ...]:
         """The columns that are read where there are any."""
-        return tuple(dict.fromkeys((*self.required, *self.targets)))
+        own = () if self.id is None else (self.id,)
+        return tuple(dict.fromkeys((*self.required, *self.targets, *own)))
+
+    def has_id(self, row: Row) -> bool:
+        """Whether a row's id is its own, and not its number."""
+        return self.id is not None and not (self.optional_id and row.get(self.id) is None)
 
     def check(self, columns: Iterable[str], where: str) -> None:
         """Check that the data has the columns that every row must have.
@@ -115,7 +123,7 @@ class Columns:
         Raises:
             RowError: a field is missing, null, no text, empty, or has a character that is none.
         """
-        example_id = default_id if self.id is None else _id(row, self.id)
+        example_id = _id(row, self.id) if self.id and self.has_id(row) else default_id
         prompt = ""
         messages: tuple[Mapping[str, str], ...] = ()
         reply: tuple[str, ...] = ()
@@ -178,7 +186,7 @@ def read_examples(
             if isinstance(row, RowError):
                 raise row
             example = columns.example(row, default_id=f"{source.label}:{number}")
-            if columns.id:
+            if columns.has_id(row):
                 _check_new(example.id, seen)
         except RowError as problem:
             text = f"{source.where(number)}: {problem}"

@@ -53,6 +53,20 @@ def open_source(
     raise DataError(f"{text}: no such file or folder")
 
 
+def find_file(folder: Path, stem: str) -> Path | None:
+    """The file of rows of this name in a folder, whatever its ending, or None.
+
+    Raises:
+        DataError: there are several.
+    """
+    endings = [kind + zipped for kind in _KINDS for zipped in ("", ".gz")]
+    found = [path for end in endings if (path := folder / f"{stem}{end}").is_file()]
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise DataError(f"{folder}: {names}: which one is it? leave one of them there")
+    return found[0] if found else None
+
+
 def _looks_local(path: Path) -> bool:
     """Whether a name that might be the hub's is rather a path that was misspelt."""
     in_folder = len(path.parts) > 1

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from decimal import Decimal
 from pathlib import Path
 
@@ -41,6 +42,10 @@ def accuracy(prediction: str, *references: str) -> tuple[float, float]:
         ("##### 18", "18"),
         ("#### 18\n#### 20", "18"),
         ("#### 18#### 20 and 21", "18"),
+        ("#### --20 #### 18", "18"),  # the first is no number, so that the second one counts
+        ("#### $ #### 18", "18"),
+        ("<<9*2=18>>18\n#### 18", "18"),
+        ("<<9*2=20>>20, 9 * 2 = 18\n#### 18", "18"),
         (
             "#### 12345678901234567890123456789012345678901",
             "12345678901234567890123456789012345678901",
@@ -57,6 +62,8 @@ def test_the_marked_number_is_right(prediction: str, answer: str) -> None:
     ("prediction", "answer"),
     [
         ("#### 20\n#### 18", "18"),  # the first one counts
+        ("#### ... #### 20", "18"),  # it is of dots and commas too, as in the official code
+        ("#### <<9*2=20>>20", "18"),
         ("#### -18", "18"),
         ("#### 18", "-18"),
         ("#### 180", "18"),
@@ -118,6 +125,46 @@ def test_last_number(text: str, number: str | None) -> None:
     assert extract_last_number(text) == (None if number is None else Decimal(number))
 
 
+@pytest.mark.parametrize(
+    ("prediction", "reference", "official", "ours"),
+    [
+        ("#### 18", "#### 18", True, True),
+        ("#### 1,800", "#### 1800", True, True),
+        ("#### 1800", "#### 1,800", True, True),
+        ("#### 1800", "1,800", True, True),
+        ("#### -18", "#### -18", True, True),
+        ("#### 0.5", "#### 0.5", True, True),
+        ("#### --20 #### 18", "#### 18", True, True),
+        # As text these differ from the reference, as numbers they do not.
+        ("#### 18.0", "#### 18", False, True),
+        ("#### 18.", "#### 18", False, True),
+        ("#### .5", "#### 0.5", False, True),
+        ("#### 018", "#### 18", False, True),
+        ("#### $18", "#### 18", False, True),
+        # A dollar sign is no number to the official code, which goes on to the next mark.
+        ("#### $20 #### 18", "#### 18", True, False),
+        ("#### 1.2.3", "#### 18", False, False),
+        ("####18", "#### 18", False, False),
+        ("18", "#### 18", False, False),
+        ("", "#### 18", False, False),
+    ],
+)
+def test_the_official_rule_stands_beside_ours(
+    prediction: str, reference: str, official: bool, ours: bool
+) -> None:
+    result = score(["answer_accuracy"], [prediction], [(reference,)], num_resamples=1)
+    answer = result["answer_accuracy"]
+    assert answer.details["by_official_rule"] == 100 * official
+    assert answer.value == 100 * ours
+
+
+def test_details_are_shares_of_all_examples() -> None:
+    predictions = ["#### 1", "#### 1.0", "1", "#### 2"]
+    answer = score(["answer_accuracy"], predictions, [("#### 1",)] * 4)["answer_accuracy"]
+    assert answer.value == 50
+    assert answer.details == {"with_last_number_fallback": 75, "by_official_rule": 25}
+
+
 def test_any_reference_may_be_met() -> None:
     assert accuracy("#### 7", "#### 5", "#### 7") == (100, 100)
 
@@ -155,7 +202,11 @@ def test_gsm8k_targets_score_100_and_a_neighbour_s_do_not() -> None:
     names = ["answer_accuracy", "exact_match"]
     own = score(names, targets, [(target,) for target in targets], num_resamples=10)
     assert [(own[name].value, own[name].low, own[name].high) for name in names] == [(100,) * 3] * 2
-    assert score(["answer_accuracy"], targets, finals)["answer_accuracy"].value == 100
+    bare = [re.sub("<<[^>]*>>", "", target) for target in targets]  # without calculator marks
+    assert bare != targets
+    for predictions in (targets, bare):
+        answer = score(["answer_accuracy"], predictions, finals)["answer_accuracy"]
+        assert (answer.value, answer.details["by_official_rule"]) == (100, 100)
     neighbours = score(["answer_accuracy"], targets[1:] + targets[:1], finals)["answer_accuracy"]
     by_text = sum(row["final"] == rows[i - 1]["final"] for i, row in enumerate(rows))
     assert neighbours.value == pytest.approx(100 * by_text / len(rows))
