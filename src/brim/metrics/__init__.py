@@ -9,6 +9,14 @@ imported when first used.
 """
 
 from brim.metrics.base import Metric, Score
+from brim.metrics.paired import (
+    BootstrapTest,
+    Pair,
+    WinTieLoss,
+    approximate_randomization,
+    paired_bootstrap,
+    win_tie_loss,
+)
 from brim.metrics.scoring import (
     METRICS,
     get_metric,
@@ -18,15 +26,26 @@ from brim.metrics.scoring import (
     sentence_scores,
     sentence_statistics,
 )
+from brim.metrics.significance import PairedTest, holm, paired_t_test, spread
 
 __all__ = [
     "METRICS",
+    "BootstrapTest",
     "Metric",
+    "Pair",
+    "PairedTest",
     "Score",
+    "WinTieLoss",
+    "approximate_randomization",
     "get_metric",
+    "holm",
     "mean_score",
+    "paired_bootstrap",
     "paired_difference",
+    "paired_t_test",
     "score",
     "sentence_scores",
     "sentence_statistics",
+    "spread",
+    "win_tie_loss",
 ]

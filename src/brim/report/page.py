@@ -1,199 +1,155 @@
-"""One HTML page that needs nothing but itself: no script, no network, light and dark."""
+"""One HTML page that needs nothing but itself: no network, no server, light and dark.
+
+Every text of it may come from a model or a data set. jinja2 escapes what stands in the HTML; the
+outputs are an inert block of JSON, which the page's one script turns into text nodes; and the
+page's own policy lets no other script run and nothing be loaded.
+"""
 
 from __future__ import annotations
 
 import base64
-import os
-import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from brim._version import __version__
-from brim.metrics import Score
-from brim.report.curves import Curves
-from brim.report.evidence import Evidence
-from brim.report.samples import Samples, compare, is_reference
-from brim.report.table import ABSENT, DIGITS, Table, details, percent, with_interval
+from brim.report.parts import Cell, Figure, Output, PartTable
+from brim.report.samples import evenly_spaced
 
-TEMPLATE = Path(__file__).with_name("template.html")
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """A number of the results table, and where it lies on its column's scale from 0 to 100.
-
-    Attributes:
-        number, interval: as text.
-        value, low, high: on the scale; None for a number without an interval.
-        zero: on the scale, where the sign matters.
-        note: small print below.
-    """
-
-    number: str
-    interval: str = ""
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    zero: float | None = None
-    note: str = ""
+FOLDER = Path(__file__).parent
+NUM_WITHOUT_SCRIPT = 5
+MAX_SVG_BYTES = 500_000  # a drawing of many points is smaller, and drawn faster, as PNG
+# Control characters have no shape and HTML drops NUL; their pictures (␀ ␛ ␡) are seen by all.
+_PICTURES = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n\r"}
+_PICTURES |= {0x7F: "\u2421"}
+# What could end the script element, or a line of the script in an old browser.
+_JSON_ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
+_NUMBER = re.compile(r"[-+\u2212±]?\d.*|[—-]?")
 
 
-def render_page(
-    out: Path,
-    evidence: Sequence[Evidence],
-    table: Table,
-    samples: Samples,
-    curves: Curves | None,
+def render_report(
     *,
     title: str,
     lead: str,
+    tables: Sequence[PartTable],
+    figures: Sequence[Figure],
+    outputs: Sequence[Output],
+    systems: Sequence[str],
+    settings: Mapping[str, str],
+    facts: Sequence[Sequence[str]],
+    choice: str = "",
 ) -> str:
-    """The report as one HTML text.
+    """The report as one HTML text; the same input gives the same text.
 
     Args:
-        out: the folder it will lie in; run directories are named relative to it.
-        evidence: what the systems' directories hold.
-        table: of results.
-        samples: side by side.
-        curves: of learning; None where nothing was trained.
         title: of the page.
         lead: what the reader should know first; blank lines part paragraphs.
+        tables: in their order on the page.
+        figures: likewise. The SVG is embedded, or the PNG where there is none or it is large.
+        outputs: the examples of the browser of outputs, in the order of the data.
+        systems: labels, the keys of the outputs' texts that are shown, in this order.
+        settings: YAML by the label of what was run with it.
+        facts: of provenance: a head, and a row a fact; may be empty.
+        choice: how the outputs were chosen, where they are not all that there are.
     """
     from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
 
     environment = Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        finalize=_visible,
     )
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    environment.globals["numeric_columns"] = numeric_columns
+    template, style, script = (
+        (FOLDER / name).read_text(encoding="utf-8")
+        for name in ("template.html", "page.css", "page.js")
+    )
+    names = list(
+        dict.fromkeys(n for o in outputs for numbers in o.numbers.values() for n in numbers)
+    )
+    head, *rows = facts or [()]
+    return environment.from_string(template).render(
         title=title,
+        policy=_policy(script),
+        style=Markup(style),
+        script=Markup(script),
         paragraphs=[paragraph for paragraph in lead.split("\n\n") if paragraph.strip()],
-        table=table,
-        confidence=percent(table.confidence),
-        headings=_headings(table),
-        rows=_rows(table),
-        scores=_all_scores(evidence),
-        signatures=_signatures(evidence),
-        curves=base64.b64encode(curves.png).decode() if curves else None,
-        samples=samples,
-        compare=compare,
-        is_reference=is_reference,
-        evidence=evidence,
-        facts=_facts(out, evidence),
+        tables=tables,
+        figures=[(figure, _source(figure)) for figure in figures],
+        outputs=len(outputs),
+        few=evenly_spaced(outputs, NUM_WITHOUT_SCRIPT),
+        systems=systems,
+        names=names,
+        data=Markup(_data(outputs, systems, names)),
+        choice=choice,
+        settings=settings,
+        facts=PartTable("facts", "", tuple(head), tuple(tuple(map(Cell, row)) for row in rows), ""),
         version=__version__,
     )
 
 
-def _headings(table: Table) -> list[tuple[str, str]]:
-    """What stands above each column of numbers: a name, and which way is better."""
-    headings = []
-    for column, name in table.names.items():
-        higher = any(r.scores[column].higher_is_better for r in table.rows if column in r.scores)
-        better = "higher is better" if higher else "lower is better"
-        # Neither way is better for a length: too long and too short are both faults.
-        headings.append((name, "tokens" if column == "length" else better))
-        if column == table.compared and table.has_differences:
-            headings.append(("return difference", f"to {table.baseline}, paired"))
-    return [*headings, ("parameters", ""), ("training", "seconds")]
-
-
-def _rows(table: Table) -> list[tuple[str, list[Cell]]]:
-    columns: list[list[Cell]] = []
-    for column in table.columns:
-        scores = [row.scores.get(column) for row in table.rows]
-        columns.append(_cells(scores, DIGITS.get(column, 1)))
-        if column == table.compared and table.has_differences:
-            notes = [row.verdict if row.difference else "" for row in table.rows]
-            differences = [row.difference for row in table.rows]
-            columns.append(_cells(differences, 2, notes=notes, signed=True))
-    cells = table.cells()[1:]
-    columns += [[Cell(row[-2]) for row in cells], [Cell(row[-1]) for row in cells]]
-    labels = [row.label for row in table.rows]
-    return [(label, [column[i] for column in columns]) for i, label in enumerate(labels)]
-
-
-def _cells(
-    scores: Sequence[Score | None],
-    digits: int,
-    *,
-    notes: Sequence[str] | None = None,
-    signed: bool = False,
-) -> list[Cell]:
-    """A column, drawn to one scale that reaches from its lowest end to its highest."""
-    ends = [end for score in scores if score for end in (score.low, score.high)]
-    if signed:
-        ends.append(0.0)
-    low, span = min(ends, default=0.0), max(ends, default=0.0) - min(ends, default=0.0)
-
-    def on_scale(value: float) -> float:
-        return round(3 + 94 * (value - low) / span, 2) if span else 50.0
-
-    cells = []
-    for score, note in zip(scores, notes or [""] * len(scores), strict=True):
-        number, _, interval = with_interval(score, digits, "+" if signed else "-").partition(" ")
-        if score is None:
-            cells.append(Cell(number))
-        else:
-            cells.append(
-                Cell(
-                    number,
-                    interval,
-                    value=on_scale(score.value),
-                    low=on_scale(score.low),
-                    high=on_scale(score.high),
-                    zero=on_scale(0.0) if signed else None,
-                    note=note,
-                )
-            )
-    return cells
-
-
-def _all_scores(evidence: Sequence[Evidence]) -> list[list[str]]:
-    """A head and a row a system: each score with its details, and how much was cut."""
-    names = {key: score.name for system in evidence for key, score in system.scores.items()}
-    head = ["system", *names.values(), "truncated prompts", "truncated completions"]
-    rows = [
-        [
-            system.label,
-            *(details(system.scores.get(key), DIGITS.get(key, 1)) for key in names),
-            *(
-                f"{system.results[key]:,}" if key in system.results else ABSENT
-                for key in ("num_truncated_prompts", "num_truncated_completions")
-            ),
-        ]
-        for system in evidence
+def numeric_columns(table: PartTable) -> list[bool]:
+    """For each column of the table whether all its cells are numbers, or dashes for none."""
+    return [
+        i > 0 and all(_NUMBER.fullmatch(row[i].text) for row in table.rows)
+        for i in range(len(table.head))
     ]
-    return [head, *rows]
 
 
-def _signatures(evidence: Sequence[Evidence]) -> dict[str, list[str]]:
-    """What each score depends on; more than one entry where the systems disagree."""
-    found: dict[str, dict[str, None]] = {}
-    for system in evidence:
-        for score in system.scores.values():
-            found.setdefault(score.name, {})[score.signature] = None
-    return {name: list(signatures) for name, signatures in found.items()}
+def _visible(value: Any) -> Any:
+    return value.translate(_PICTURES) if isinstance(value, str) else value
 
 
-def _facts(out: Path, evidence: Sequence[Evidence]) -> list[list[str]]:
-    """A head and a row a fact of the systems' provenance; facts that nobody has are left out."""
-    columns = [_provenance(out, system) for system in evidence]
-    names = dict.fromkeys(name for column in columns for name in column)
-    head = ["", *(system.label for system in evidence)]
-    return [head, *([name, *(column.get(name, ABSENT) for column in columns)] for name in names)]
+def _policy(script: str) -> str:
+    """What the browser may do: run this script, show images that lie in the page, nothing else.
+
+    Styles need no hash: they can load nothing, and matplotlib's SVG is full of them.
+    """
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
 
 
-def _provenance(out: Path, system: Evidence) -> dict[str, str]:
-    manifest = system.manifest
-    facts = {
-        "directory": os.path.relpath(system.directory, out),
-        "steps": system.results.get("steps"),
-        "tested checkpoint": system.results.get("best_step"),
-        "seed": manifest.get("seed"),
-        "started": manifest.get("started"),
-        "command": shlex.join(manifest.get("command", [])) or None,
-        "settings' hash": manifest.get("config_hash"),
-        "platform": manifest.get("platform"),
-        **manifest.get("versions", {}),
-    }
-    return {name: str(value) for name, value in facts.items() if value is not None}
+def _source(figure: Figure) -> str:
+    """The figure as the address of an image."""
+    svg = figure.svg and (len(figure.svg) <= MAX_SVG_BYTES or not figure.png)
+    kind, content = ("svg+xml", figure.svg) if svg else ("png", figure.png)
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _data(outputs: Sequence[Output], systems: Sequence[str], names: Sequence[str]) -> str:
+    """The outputs as JSON that can stand in a script element.
+
+    Texts and numbers are lists in the order of `systems`, numbers one list a name; null where a
+    system has none, or one that is not finite.
+    """
+    rows = [
+        {
+            "id": _visible(output.id),
+            "prompt": _visible(output.prompt),
+            "references": [_visible(reference) for reference in output.references],
+            "texts": [_visible(output.texts.get(label)) for label in systems],
+            "numbers": [
+                [_rounded(output.numbers.get(label, {}).get(name)) for label in systems]
+                for name in names
+            ],
+        }
+        for output in outputs
+    ]
+    labels, shown = ([_visible(text) for text in texts] for texts in (systems, names))
+    page = {"systems": labels, "names": shown, "outputs": rows}
+    text = json.dumps(page, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.translate(_JSON_ESCAPES)
+
+
+def _rounded(value: float | None) -> float | None:
+    return float(f"{value:.6g}") if value is not None and math.isfinite(value) else None

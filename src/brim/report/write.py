@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from brim.files import atomic_write_bytes, atomic_write_json, atomic_write_text, disk_errors
 from brim.report.curves import draw_curves
 from brim.report.evidence import System, read_evidence
-from brim.report.page import render_page
+from brim.report.page import render_report
+from brim.report.quickstart_parts import facts, part_figures, part_tables
 from brim.report.samples import choose_samples
 from brim.report.table import build_table
+
+NUM_SAMPLES = 20
+NUM_OUTPUTS = 200  # that the page lets one browse
 
 
 def write_report(
@@ -26,8 +31,8 @@ def write_report(
     """Compare systems that were evaluated on the same split.
 
     Writes into `out`: `results_table.md` and `.csv`, `curves.png` and `.svg` where a system has
-    learning curves, `samples.md` and `.json`, and `report.html`, which holds all of it. The same
-    run directories give the same bytes.
+    learning curves, `samples.md` and `.json`, and `report.html`, which holds all of it and lets one
+    browse more examples. The same run directories give the same bytes.
 
     Args:
         out: a folder, made if need be.
@@ -48,7 +53,7 @@ def write_report(
     """
     evidence = read_evidence(systems, metric=metric, baseline=baseline, split=split)
     table = build_table(evidence, metric=metric, baseline=baseline, split=split)
-    samples = choose_samples(evidence)
+    samples = choose_samples(evidence, NUM_SAMPLES)
     curves = draw_curves(evidence, metric)
 
     with disk_errors(out):
@@ -56,10 +61,21 @@ def write_report(
     atomic_write_text(out / "results_table.md", table.as_markdown())
     atomic_write_text(out / "results_table.csv", table.as_csv())
     atomic_write_text(out / "samples.md", samples.as_markdown())
-    atomic_write_json(out / "samples.json", [sample.as_dict() for sample in samples.rows])
+    atomic_write_json(out / "samples.json", [asdict(sample) for sample in samples.rows])
     if curves is not None:
         atomic_write_bytes(out / "curves.png", curves.png)
         atomic_write_bytes(out / "curves.svg", curves.svg)
-    page = render_page(out, evidence, table, samples, curves, title=title, lead=lead)
+    outputs = choose_samples(evidence, NUM_OUTPUTS)
+    page = render_report(
+        title=title,
+        lead=lead,
+        tables=part_tables(table, evidence),
+        figures=part_figures(curves),
+        outputs=outputs.rows,
+        systems=[system.label for system in evidence],
+        settings={system.label: system.settings for system in evidence if system.settings},
+        facts=facts(out, evidence),
+        choice=outputs.choice,
+    )
     atomic_write_text(out / "report.html", page)
     return table.as_text()

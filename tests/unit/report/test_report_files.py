@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -14,6 +16,8 @@ import pytest
 
 from brim.errors import BrimError, ConfigError, RunError
 from brim.report import System, summary, write_report
+from brim.report.curves import group_by_start
+from brim.report.evidence import read_evidence
 
 RNG = np.random.default_rng(7)
 BASE_RETURNS = RNG.normal(5, 3, size=60).tolist()
@@ -149,6 +153,31 @@ def test_pictures_are_pictures_and_matplotlib_is_left_as_it_was(written, systems
     )
 
 
+def test_systems_that_began_alike_share_their_axes(tmp_path, make_run, metrics_of_a_run):
+    def begun_elsewhere(shift):
+        rows = metrics_of_a_run(1)
+        keys = [key for row in rows for key in row if key == "eval/exact_match"]
+        return [{**row, **{k: row[k] + shift for k in keys if k in row}} for row in rows]
+
+    runs = {
+        "teacher": begun_elsewhere(5),
+        "student": begun_elsewhere(-5),
+        "llmr": metrics_of_a_run(1),
+        "loaded": None,
+        "brim": metrics_of_a_run(2),
+    }
+    systems = [make_run(tmp_path / n, n, metrics=rows) for n, rows in runs.items()]
+    evidence = read_evidence(systems, metric="exact_match", baseline="student", split="test")
+    groups = group_by_start(evidence, "exact_match")
+    assert [[s.label for s in g] for g in groups] == [["llmr", "brim"], ["teacher", "student"]]
+
+
+def test_picture_in_the_page_is_the_file_beside_it(written):
+    page = (written[0] / "report.html").read_text()
+    encoded = re.search(r'src="data:image/svg\+xml;base64,([^"]+)"', page)[1]
+    assert base64.b64decode(encoded) == (written[0] / "curves.svg").read_bytes()
+
+
 def test_settings_and_provenance_are_on_the_page(written):
     page = (written[0] / "report.html").read_text()
     for text in ("objective: {k: 2}", "9.9", "brim train &#39;a b&#39;", "And why."):
@@ -161,7 +190,7 @@ def test_without_training_there_are_no_curves(tmp_path, systems):
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<img" not in page
-    assert "difference" not in page
+    assert "minus" not in page
 
 
 def test_without_returns_there_is_no_column_of_them(tmp_path, make_run):

@@ -1,4 +1,4 @@
-"""Which examples are shown, how texts are compared, and Markdown that shows them as they are."""
+"""Which examples are shown, and Markdown that shows them as they are."""
 
 from __future__ import annotations
 
@@ -6,52 +6,9 @@ import json
 from html.parser import HTMLParser
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from brim.report import write_report
 from brim.report.markdown import markdown_table
-from brim.report.samples import compare, is_reference
-
-WORDS = st.lists(st.sampled_from(["P", "AH0", "T", "<b>", "λ", "a"]), max_size=8).map(" ".join)
-TEXTS = WORDS | st.text(max_size=20)
-
-
-@given(text=TEXTS, references=st.lists(TEXTS, max_size=3))
-def test_pieces_make_up_the_text_and_one_of_the_references(text, references):
-    pieces = compare(text, references)
-    assert "".join(piece for kind, piece in pieces if kind != "missing") == text
-    if references:
-        assert all(piece for _, piece in pieces)
-        theirs = [piece.split() for kind, piece in pieces if kind != "extra"]
-        characters = ["".join(reference.split()) for reference in references]
-        assert "".join(word for words in theirs for word in words) in characters
-
-
-@given(text=TEXTS, others=st.lists(TEXTS, max_size=2))
-def test_a_reference_has_no_differences(text, others):
-    for references in ([text, *others], [*others, text]):
-        assert is_reference(text, references)
-        assert {kind for kind, _ in compare(text, references)} <= {"same"}
-
-
-@pytest.mark.parametrize(
-    ("text", "references", "pieces"),
-    [
-        ("a b d", ["a b c"], [("same", "a b "), ("missing", "c"), ("extra", "d")]),
-        ("a c", ["a b c"], [("same", "a "), ("missing", "b"), ("same", "c")]),
-        ("a x c", ["a c"], [("same", "a "), ("extra", "x"), ("same", " "), ("same", "c")]),
-        # The nearest reference counts, wherever it stands; the first one of two that are as near.
-        ("a b c d", ["x y", "a b c e"], [("same", "a b c "), ("missing", "e"), ("extra", "d")]),
-        ("a b", ["a c", "a d"], [("same", "a "), ("missing", "c"), ("extra", "b")]),
-        # Without spaces, characters.
-        ("東京部", ["東京都"], [("same", "東京"), ("missing", "都"), ("extra", "部")]),
-        ("anything", [], [("same", "anything")]),
-        ("", ["a b"], [("missing", "a b")]),
-    ],
-)
-def test_pieces(text, references, pieces):
-    assert compare(text, references) == pieces
 
 
 def samples_of(out):
@@ -64,7 +21,7 @@ def test_half_of_the_samples_from_everywhere_half_where_texts_differ(tmp_path, m
     changed = {i: f"P IH1 T{i}" for i in range(100, 130)}
     texts = [changed.get(i, references[i][0]) for i in range(num)]
     systems = [
-        make_run(tmp_path / "a", "a", references=references),
+        make_run(tmp_path / "a", "a", references=references, returns=[1.5] * num),
         make_run(tmp_path / "b", "b", references=references, texts=texts),
     ]
     options = {"title": "", "lead": "", "metric": "bleu", "baseline": "a"}
@@ -79,6 +36,7 @@ def test_half_of_the_samples_from_everywhere_half_where_texts_differ(tmp_path, m
     assert len(differing) >= 10
     for sample, position in zip(samples, positions, strict=True):
         assert sample["references"] == list(references[position])
+        assert sample["numbers"] == {"a": {"return": 1.5}}
         assert sample["texts"] == {"a": references[position][0], "b": texts[position]}
     for name in ("samples.md", "report.html"):
         text = (tmp_path / "out" / name).read_text()

@@ -1,0 +1,129 @@
+"""Find run directories and read them; nothing here writes or needs a model."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from brim.errors import ConfigError, RunError
+from brim.files import read_json, read_jsonl
+from brim.metrics import Score
+from brim.report.labels import name_of
+from brim.report.systems import Run, Unfinished
+from brim.yaml12 import parse
+
+# Folders with nothing to find in them; stages are found by the manifests of their runs.
+_SKIPPED = {"checkpoints", "best", "predictions", "data", "stages"}
+# What `brim sweep` writes into the log of a run that has failed.
+_FAILED = re.compile(r"^brim sweep: (.*)$", re.MULTILINE)
+
+
+def folders(roots: Sequence[Path]) -> Iterator[tuple[Path, set[str]]]:
+    """Each folder under these once, in the order of the names, and the files in it.
+
+    Raises:
+        RunError: one of them is no folder.
+    """
+    seen: set[Path] = set()
+    for root in roots:
+        if not root.is_dir():
+            raise RunError(f"{root}: no such folder; check the path")
+        for place, below, files in os.walk(root):
+            below[:] = sorted(f for f in below if f not in _SKIPPED and not f.startswith("."))
+            directory = Path(place)
+            if directory.resolve() not in seen:
+                seen.add(directory.resolve())
+                yield directory, set(files)
+
+
+def read_run(directory: Path, split: str) -> Run:
+    """A directory; without scores where there are no results of the split.
+
+    Raises:
+        RunError: a file is damaged.
+    """
+    results, scores = _read_results(directory, split)
+    config, inputs = directory / "config.yaml", directory / "inputs.json"
+    found = config if config.exists() else inputs
+    text = found.read_text(encoding="utf-8", errors="replace") if found.exists() else ""
+    settings = _read_settings(config, text) if found is config else {}
+    manifest = directory / "manifest.json"
+    return Run(
+        directory=directory,
+        seed=settings.get("seed"),
+        settings=settings,
+        text=text,
+        manifest=read_json(manifest) if manifest.exists() else {},
+        results=results,
+        scores=scores,
+        split=split,
+    )
+
+
+def _read_results(directory: Path, split: str) -> tuple[Mapping[str, Any], dict[str, Score]]:
+    path = directory / "results.json"
+    splits = read_json(path) if path.exists() else {}
+    results = splits.get(split) if isinstance(splits, dict) else None
+    if not isinstance(results, dict) or "scores" not in results:
+        return {}, {}
+    try:
+        return results, {name: Score(**fields) for name, fields in results["scores"].items()}
+    except (TypeError, AttributeError) as error:
+        raise RunError(
+            f"{path}: damaged: {error!r}; write it anew by brim evaluate {directory}"
+        ) from None
+
+
+def _read_settings(path: Path, text: str) -> dict[str, Any]:
+    """The settings of a `config.yaml`; runs that differ in the seed are parsed once."""
+    seed = re.search(r"^seed: (\d+)$", text, re.MULTILINE)
+    rest = text.replace(seed[0], "seed: 0", 1) if seed else text
+    try:
+        settings = _parse(rest)
+    except ConfigError as error:
+        raise RunError(f"{path.parent}: {error}") from None
+    if not isinstance(settings, dict) or not isinstance(settings.get("task"), dict):
+        raise RunError(f"{path}: damaged: no settings of a run; take it out of the folder")
+    return {**settings, "seed": int(seed[1])} if seed else settings
+
+
+@lru_cache(maxsize=64)
+def _parse(text: str) -> Any:
+    return parse(text, lambda line: f"config.yaml:{line}").data
+
+
+def unfinished(run: Run) -> Unfinished:
+    """How far a run without results came."""
+    step = 0
+    try:
+        for row in read_jsonl(run.directory / "metrics.jsonl"):
+            step = row["step"]
+    except RunError:
+        pass  # a line that is being written
+    planned = run.settings.get("trainer", {}).get("max_steps")
+    state = f"at step {step:,}" + (f" of {planned:,}" if planned else "")
+    if step == planned:
+        state = f"trained, without results of the {run.split} split"
+    label = name_of(run.settings.get("objective", {})).label
+    return Unfinished(run.directory, label, run.seed, _failure(run.directory) or state)
+
+
+def not_begun(directory: Path) -> Unfinished:
+    """A run that is held or was left before its own training began."""
+    seed = re.fullmatch(r"seed=(\d+)", directory.name)
+    label = directory.parent.name if seed else directory.name
+    state = _failure(directory) or "in the stages before its own training"
+    return Unfinished(directory, label, int(seed[1]) if seed else None, state)
+
+
+def _failure(directory: Path) -> str | None:
+    """What a sweep's log says of a run in it that has failed; None where it has not."""
+    log = directory.parents[1] / "logs" / f"{directory.parent.name}-{directory.name}.log"
+    if not log.is_file():
+        return None
+    words = _FAILED.findall(log.read_text(encoding="utf-8", errors="replace"))
+    return f"{words[-1]} (see {log})" if words and words[-1].startswith("failed") else None

@@ -1,0 +1,237 @@
+"""Group the runs under some folders: by task and models, then by settings, then by seed."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from brim.config import config_hash
+from brim.errors import RunError
+from brim.files import read_json
+from brim.report.directories import folders, not_begun, read_run, unfinished
+from brim.report.labels import Name, flatten, name_of, tell_apart
+from brim.report.systems import Gathered, Run, SystemRuns, TaskRuns, Unfinished, in_seed_order
+
+# What a report is made of besides runs: a judge's verdicts, and variance and bias against K.
+EXTRAS = ("judge.json", "variance.json")
+_SHARED = ("task", "teacher", "student")
+# What two runs of one system may differ in: what is no setting of the method, and, at any depth,
+# what says where and when work is done and changes no result but for rounding.
+_ABOUT = ("description", "seed", "tracking")
+_LOGISTICS = {"batch_tokens", "micro_batch_tokens", "device", "save_every", "keep_checkpoints"}
+_STAGES = {
+    "teacher": Name("Teacher", "teacher", "Teacher"),
+    "predistill": Name("Pre-distilled student", "student", "Pre-distilled student"),
+}
+# Folders of models that were evaluated without training, by their names.
+_MODELS = {"teacher": _STAGES["teacher"], "student": Name("Student", "student", "Student")}
+
+Identity = dict[str, Any]
+
+
+def gather(directories: Sequence[Path], *, split: str = "test") -> Gathered:
+    """Read every run under the folders.
+
+    Runs of the same settings but for the seed are one system; systems of the same task, teacher
+    and student stand side by side. So do the teacher and the pre-distilled students of the runs,
+    where they were evaluated, and a model that `brim evaluate --model … --out FOLDER` left under
+    the folders, named by its folder (`teacher` and `student` are the paper's).
+
+    Args:
+        directories: looked through with all that is in them.
+        split: whose results are wanted.
+
+    Raises:
+        RunError: no such folder, no finished run in any of them, or damaged files.
+    """
+    runs: list[Run] = []
+    models: list[Run] = []
+    open_runs: list[Unfinished] = []
+    extras: dict[str, list[Path]] = {name: [] for name in EXTRAS}
+    for directory, files in folders(directories):
+        for name in files & set(EXTRAS):
+            extras[name].append(directory / name)
+        if {"config.yaml", "manifest.json"} <= files:
+            run = read_run(directory, split)
+            if run.scores:
+                runs.append(run)
+            else:
+                open_runs.append(unfinished(run))
+        elif files == {".lock"}:
+            open_runs.append(not_begun(directory))
+        elif "results.json" in files:
+            models += [model for model in [read_run(directory, split)] if model.scores]
+    if not runs:
+        places = ", ".join(map(str, directories))
+        raise RunError(
+            f"{places}: no finished run, {len(open_runs)} unfinished; a run has config.yaml, "
+            f"manifest.json, and results of the {split} split in results.json"
+        )
+    notes: list[str] = []
+    tasks = _group(runs, models, notes)
+    found = {name: tuple(paths) for name, paths in extras.items() if paths}
+    return Gathered(tasks, tuple(open_runs), tuple(notes), found)
+
+
+def _group(runs: Sequence[Run], models: Sequence[Run], notes: list[str]) -> tuple[TaskRuns, ...]:
+    shared = identities([_shared(run) for run in runs], [_task(run) for run in runs])
+    kinds = [f"{_task(run)} {run.settings.get('objective', {}).get('name')}" for run in runs]
+    own = identities([run.settings for run in runs], kinds)
+    members: dict[str, list[int]] = {}
+    for i, identity in enumerate(shared):
+        members.setdefault(config_hash(identity), []).append(i)
+    groups = list(members.values())
+    labels = tell_apart([_task(runs[g[0]]) for g in groups], [shared[g[0]] for g in groups])
+    tasks = []
+    for label, group in zip(labels, groups, strict=True):
+        mine = [runs[i] for i in group]
+        systems, settings = _systems(mine, [own[i] for i in group], notes)
+        added = _stages(mine, notes)
+        added += [_model(model) for model in models if _data(model) == _data(mine[0]) is not None]
+        systems, settings = systems + added, settings + [{}] * len(added)
+        told = tell_apart([system.label for system in systems], settings)
+        systems = [replace(s, label=text) for s, text in zip(systems, told, strict=True)]
+        systems.sort(key=lambda system: (system.name.place, system.label))
+        criterion = mine[0].settings.get("evaluation", {}).get("metric")
+        tasks.append(
+            TaskRuns(
+                label=label,
+                name=_task(mine[0]),
+                kind=_kind(mine[0]),
+                settings=_shared(mine[0]),
+                systems=tuple(systems),
+                criterion=criterion or next(iter(mine[0].scores)),
+            )
+        )
+    return tuple(tasks)
+
+
+def identities(settings: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> list[Identity]:
+    """What makes each of some settings what it is, as a mapping with dotted keys.
+
+    A setting that some of a kind do not have, being older than it, is left out where all that have
+    it agree: it is the default then, and what they did before there was a setting.
+    """
+    flat = [_essentials(nested) for nested in settings]
+    groups: dict[str, list[Identity]] = {}
+    for kind, identity in zip(kinds, flat, strict=True):
+        groups.setdefault(kind, []).append(identity)
+    for group in groups.values():
+        for key in dict.fromkeys(key for identity in group for key in identity):
+            values = {repr(identity[key]) for identity in group if key in identity}
+            newer = len(values) == 1 and any(key not in identity for identity in group)
+            if newer and ".build." not in key:  # whose keys are free: a missing one says something
+                for identity in group:
+                    identity.pop(key, None)
+    return flat
+
+
+def _essentials(nested: Mapping[str, Any]) -> Identity:
+    settings = {key: value for key, value in nested.items() if key not in _ABOUT}
+    flat = flatten(settings)
+    kept = {k: v for k, v in flat.items() if k.rpartition(".")[2] not in _LOGISTICS}
+    # A group of settings that is there differs from one that is null, whatever is in it.
+    prefixes = {k[:i] for k in flat for i, letter in enumerate(k) if letter == "."}
+    return kept | dict.fromkeys(sorted(prefixes), "…")
+
+
+def _shared(run: Run) -> dict[str, Any]:
+    """Settings of task and models, and which data was tested on."""
+    settings = {key: run.settings.get(key) for key in _SHARED}
+    return {**settings, "data": (_data(run) or "")[:8]}
+
+
+def _task(run: Run) -> str:
+    return str(run.settings["task"].get("name"))
+
+
+def _data(run: Run) -> str | None:
+    """The hash of the examples of the split."""
+    data = run.results.get("data", {})
+    return data.get("sha256") if isinstance(data, dict) else None
+
+
+def _systems(
+    runs: Sequence[Run], identities: Sequence[Identity], notes: list[str]
+) -> tuple[list[SystemRuns], list[Identity]]:
+    """The systems, and what makes each of them what it is."""
+    groups: dict[str, dict[int | None, Run]] = {}
+    settings: dict[str, Identity] = {}
+    for run, identity in zip(runs, identities, strict=True):
+        key = config_hash(identity)
+        settings[key] = identity
+        first = groups.setdefault(key, {}).setdefault(run.seed, run)
+        if first is not run:
+            notes.append(
+                f"{run.directory}: left out, since {first.directory} has the same settings and "
+                "seed."
+            )
+    systems = []
+    for by_seed in groups.values():
+        ordered = tuple(in_seed_order(by_seed.values()))
+        name = name_of(ordered[0].settings.get("objective", {}))
+        systems.append(SystemRuns(name.label, name, ordered))
+    return systems, [settings[key] for key in groups]
+
+
+def _stages(runs: Sequence[Run], notes: list[str]) -> list[SystemRuns]:
+    """The teacher and the pre-distilled students that the runs were made with."""
+    systems = []
+    for stage, name in _STAGES.items():
+        found: dict[Path, Run] = {}
+        for run in in_seed_order(runs):
+            directory = _stage_directory(run, stage)
+            if directory is None or directory in found:
+                continue
+            one_for_all = stage == "teacher" and run.settings["teacher"].get("seed") is not None
+            seed = None if one_for_all else run.seed
+            if seed is not None and seed in [other.seed for other in found.values()]:
+                continue  # the same again, made with another budget of memory
+            found[directory] = replace(read_run(directory, run.split), seed=seed)
+            if not found[directory].scores:
+                notes.append(_how_to_evaluate(run, directory, name, seed))
+        tested = tuple(run for run in found.values() if run.scores)
+        if tested:
+            systems.append(SystemRuns(name.label, name, tested))
+    return systems
+
+
+def _stage_directory(run: Run, stage: str) -> Path | None:
+    folder = run.manifest.get("stages", {}).get(stage)
+    if folder is None:
+        return None
+    place = Path(run.directory, run.manifest.get("stages_dir", "stages"), folder)
+    return Path(os.path.normpath(place))
+
+
+def _how_to_evaluate(run: Run, directory: Path, name: Name, seed: int | None) -> str:
+    which = name.label if seed is None else f"{name.label} of seed {seed}"
+    if not (directory / "best").is_dir():
+        return f"{which}: not in the tables, for its folder {directory} is missing."
+    command = ["brim", "evaluate", str(run.directory), "--split", run.split]
+    command += ["--model", str(directory / "best"), "--out", str(directory)]
+    return f"{which}: not evaluated, so not in the tables; evaluate by `{shlex.join(command)}`."
+
+
+def _model(run: Run) -> SystemRuns:
+    """A model that was evaluated into a folder of its own."""
+    folder = run.directory.name
+    name = _MODELS.get(folder, Name(folder, "other", folder))
+    return SystemRuns(name.label, name, (run,))
+
+
+def _kind(run: Run) -> str:
+    """Whether the student is an encoder-decoder, as its saved configuration says."""
+    path = run.directory / "best" / "config.json"
+    if path.exists():
+        encoder_decoder = bool(read_json(path).get("is_encoder_decoder"))
+    else:
+        student, teacher = (run.settings.get(role) or {} for role in ("student", "teacher"))
+        family = (student.get("build") or {}).get("family")
+        named = str(family or student.get("path") or teacher.get("path"))
+        encoder_decoder = any(part in named.lower() for part in ("t5", "bart"))
+    return "encoder-decoder" if encoder_decoder else "decoder-only"

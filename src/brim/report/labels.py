@@ -1,0 +1,146 @@
+"""What a system is called, read off its settings, and in which order systems stand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Family = Literal["teacher", "student", "divergence", "llmr", "brim", "brim_plus", "ppo", "other"]
+
+# The order of the paper's Table 1; what the paper does not have comes after its relatives.
+ORDER = (
+    "Teacher",
+    "Student",
+    "Pre-distilled student",
+    "SeqKD",
+    "KL",
+    "RKL",
+    "JS",
+    "TVD",
+    "LLMR",
+    "LLMR + Mean baseline",
+    "LLMR + Min-Var baseline",
+    "LLMR + time-mean baseline",
+    "LLMR + leave-one-out baseline",
+    "BRIM",
+    "BRIM+",
+    "PPO with LLMR",
+    "PPO with BRIM",
+)
+_BASELINES = {
+    "none": "",
+    "mean": " + Mean baseline",
+    "min_variance": " + Min-Var baseline",
+    "time_mean": " + time-mean baseline",
+    "leave_one_out": " + leave-one-out baseline",
+}
+_DIVERGENCES = {"seqkd": "SeqKD", "kl": "KL", "rkl": "RKL", "js": "JS", "tvd": "TVD"}
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """The name of a method.
+
+    Attributes:
+        label: as it is printed.
+        family: which methods it is one of.
+        stem: its place in `ORDER`.
+        k: steps of a block of BRIM; None for `auto`, and where there is no K.
+    """
+
+    label: str
+    family: Family
+    stem: str
+    k: int | None = None
+
+    @property
+    def place(self) -> tuple[int, float, str]:
+        """Sorts systems as the paper does; K ascending, then `auto`."""
+        position = ORDER.index(self.stem) if self.stem in ORDER else len(ORDER)
+        return position, self.k or float("inf"), self.label
+
+
+def name_of(objective: Mapping[str, Any]) -> Name:
+    """The name of what `objective`, of a run's settings, describes."""
+    kind = str(objective.get("name"))
+    if kind in _DIVERGENCES:
+        return Name(_DIVERGENCES[kind], "divergence", _DIVERGENCES[kind])
+    baseline = str(objective.get("baseline", "none"))
+    suffix = _BASELINES.get(baseline, f" + {baseline} baseline")
+    if kind == "llmr":
+        return Name(f"LLMR{suffix}", "llmr", f"LLMR{suffix}")
+    if kind == "ppo_llmr":
+        return Name("PPO with LLMR", "ppo", "PPO with LLMR")
+    k = objective.get("k")
+    number = k if isinstance(k, int) else None
+    if kind == "ppo_brim":
+        return Name("PPO with BRIM", "ppo", "PPO with BRIM", number)
+    if kind != "brim":
+        return Name(kind, "other", kind)
+    shown = "auto" if number is None else f"K = {number}"
+    plus = objective.get("phase") == "average" and objective.get("immediate") == "expected"
+    if plus:
+        suffix = "" if baseline == "time_mean" else suffix
+        return Name(f"BRIM+ ({shown}){suffix}", "brim_plus", "BRIM+", number)
+    # With another estimator it is not the BRIM of the paper, among whose K the best is sought.
+    usual = {"phase": "aligned", "immediate": "sampled", "tail": "one_step"}
+    set_to = {key: objective.get(key, value) for key, value in usual.items()}
+    changes = [f"{key} = {value}" for key, value in set_to.items() if value != usual[key]]
+    family: Family = "other" if changes or suffix else "brim"
+    extra = f" [{', '.join(changes)}]" if changes else ""
+    return Name(f"BRIM ({shown}){suffix}{extra}", family, "BRIM", number)
+
+
+def tell_apart(labels: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The labels; equal ones with the settings in brackets in which they differ.
+
+    Args:
+        labels: one a thing.
+        settings: of each, nested as in YAML.
+    """
+    flat = [flatten(nested) for nested in settings]
+    groups: dict[str, list[int]] = {}
+    for i, label in enumerate(labels):
+        groups.setdefault(label, []).append(i)
+    told = list(labels)
+    for members in groups.values():
+        if len(members) == 1:
+            continue
+        keys = dict.fromkeys(key for i in members for key in flat[i] if flat[i][key] != "…")
+        keys = {key: None for key in keys if len({repr(flat[i].get(key)) for i in members}) > 1}
+        names = _short_names(list(keys))
+        for number, i in enumerate(members, start=1):
+            parts = [f"{names[key]} = {_shown(flat[i][key])}" for key in keys if key in flat[i]]
+            told[i] = f"{labels[i]} [{', '.join(parts) or number}]"
+    return told
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one mapping with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _short_names(keys: Sequence[str]) -> dict[str, str]:
+    """The end of each dotted key, as much of it as no other key ends in."""
+    names = {}
+    for key in keys:
+        parts = key.split(".")
+        for start in range(len(parts) - 1, -1, -1):
+            name = ".".join(parts[start:])
+            if sum(f".{other}".endswith(f".{name}") for other in keys) == 1 or start == 0:
+                names[key] = name
+                break
+    return names
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

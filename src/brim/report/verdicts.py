@@ -1,0 +1,151 @@
+"""Table 3: what a judge said of pairs of systems, as `brim judge` wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from brim.errors import RunError
+from brim.files import read_json
+from brim.metrics import spread
+from brim.report import paper_numbers as paper
+from brim.report.parts import Cell, PartTable
+from brim.report.systems import TaskRuns
+from brim.report.table import ABSENT
+from brim.report.tables import BuiltTable, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """One `judge.json`, seen from the system that is judged against KL where one is.
+
+    Attributes:
+        task: label of the task of both systems.
+        system, against: labels.
+        criteria: by name, win rate of `system` in per cent, its interval and its warnings.
+        judge: the model.
+    """
+
+    task: str
+    system: str
+    against: str
+    criteria: Mapping[str, Mapping[str, Any]]
+    judge: str
+
+
+def read_verdicts(
+    paths: Sequence[Path], tasks: Sequence[TaskRuns], split: str, notes: list[str]
+) -> list[Verdicts]:
+    """Those about systems of the report on its split; `notes` says of the others why not."""
+    places = {
+        run.directory.resolve(): (task.label, system.label)
+        for task in tasks
+        for system in task.systems
+        for run in system.runs
+    }
+    found = []
+    for path in paths:
+        try:
+            verdicts = _read(path, places, split)
+        except (RunError, KeyError, TypeError, AttributeError) as error:
+            notes.append(f"{path}: left out, for it cannot be read as verdicts ({error!r}).")
+            continue
+        if verdicts is None:
+            notes.append(
+                f"{path}: left out, for it is not about two systems of this report on the {split} "
+                "split."
+            )
+        else:
+            found.append(verdicts)
+    return found
+
+
+def _read(path: Path, places: Mapping[Path, tuple[str, str]], split: str) -> Verdicts | None:
+    data = read_json(path)
+    sides = [places.get((path.parent / data[s]["directory"]).resolve()) for s in ("a", "b")]
+    a, b = sides
+    if a is None or b is None or a[0] != b[0] or data.get("split", split) != split:
+        return None
+    turned = a[1] == paper.TABLE3_BASELINE
+    criteria = {name: _numbers(fields, turned) for name, fields in data["criteria"].items()}
+    system, against = (b[1], a[1]) if turned else (a[1], b[1])
+    judge = data.get("judge", {})
+    return Verdicts(a[0], system, against, criteria, str(judge.get("model", "unknown")))
+
+
+def _numbers(fields: Mapping[str, Any], turned: bool) -> dict[str, Any]:
+    """In per cent, of the other side where `turned`."""
+    rate, low, high = (
+        None if fields.get(name) is None else 100 * float(fields[name])
+        for name in ("win_rate", "low", "high")
+    )
+    if turned and rate is not None and low is not None and high is not None:
+        rate, low, high = 100 - rate, 100 - high, 100 - low
+    biases = ("position_biased", "id_biased")
+    flags = [name.replace("_", " ") for name in biases if fields.get(name)]
+    return {"rate": rate, "low": low, "high": high, "warnings": flags} | {
+        name: fields.get(name) for name in ("num_pairs", "num_incomplete")
+    }
+
+
+def judge_table(found: Sequence[Verdicts], tasks: Sequence[TaskRuns]) -> BuiltTable | None:
+    """Win rates by criterion, the mean over the seeds that were judged; None without verdicts."""
+    if not found:
+        return None
+    names = list(dict.fromkeys(name for verdicts in found for name in verdicts.criteria))
+    known = [name for name in paper.TABLE3_CRITERIA if name in names]
+    names = known + [name for name in names if name not in known]
+    groups: dict[tuple[str, str, str], list[Verdicts]] = {}
+    for verdicts in found:
+        key = (verdicts.task, verdicts.system, verdicts.against)
+        groups.setdefault(key, []).append(verdicts)
+    by_label = {task.label: task for task in tasks}
+    rows, tidy = [], []
+    for (label, system, against), group in groups.items():
+        cells = []
+        for name in names:
+            cell, row = _cell(by_label[label], system, against, name, group)
+            cells.append(cell)
+            tidy.append({"table": "table3", "task": label, "system": system, **row})
+        rows.append((Cell(label), Cell(system), Cell(against), *cells))
+    judges = ", ".join(dict.fromkeys(verdicts.judge for verdicts in found))
+    caption = (
+        "Win rate in per cent, ties half a win, with its Wilson interval over pairs of texts, or "
+        f"mean ± standard deviation over seeds. Judge: {judges}; "
+        "the paper's: Qwen2.5-72B-Instruct, its numbers in small print. A judge that prefers a "
+        "place or an ID is marked."
+    )
+    head = ("dataset", "method", "against", *(name.capitalize() for name in names))
+    part = PartTable("table3", "Table 3: judged by a model", head, tuple(rows), caption)
+    return BuiltTable(part, tidy)
+
+
+def _cell(
+    task: TaskRuns, system: str, against: str, name: str, group: Sequence[Verdicts]
+) -> tuple[Cell, Row]:
+    found = [v.criteria[name] for v in group if name in v.criteria]
+    rates = [numbers["rate"] for numbers in found if numbers["rate"] is not None]
+    notes = list(dict.fromkeys(flag for numbers in found for flag in numbers["warnings"]))
+    best = task.best_brim()
+    printed = "BRIM" if best is not None and system == best.label else system
+    number = None
+    if against == paper.TABLE3_BASELINE:
+        number = paper.table3(task.name, name, printed)
+    if number is not None:
+        notes.append(f"paper {number:.2f}")
+    row: Row = {"against": against, "criterion": name, "num_runs": len(rates)}
+    row |= {"mean": "", "sd": "", "low": "", "high": "", "paper": "" if number is None else number}
+    if not rates:
+        return Cell(ABSENT, note=", ".join(notes)), row
+    mean, deviation = spread(rates)
+    row["mean"] = mean
+    text = f"{mean:.2f}"
+    if deviation is not None:
+        row["sd"] = deviation
+        text += f" ± {deviation:.2f}"
+    elif found[0]["low"] is not None:
+        row |= {"low": found[0]["low"], "high": found[0]["high"]}
+        text += f" [{found[0]['low']:.2f}, {found[0]['high']:.2f}]"
+    return Cell(text, note=", ".join(notes)), row

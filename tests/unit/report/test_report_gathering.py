@@ -1,0 +1,182 @@
+"""Which runs are found, and which of them are one system."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from run_folders import DATA, SEEDS, make_folder, results_of, write_predictions
+
+from brim.errors import RunError
+from brim.report.gather import gather
+
+KL, LLMR = {"name": "kl"}, {"name": "llmr", "baseline": "none"}
+SCORES = {"exact_match": 20.0, "return": 5.0, "length": 7.0}
+
+
+def found(*roots: Path):
+    gathered = gather(roots)
+    return [
+        (task.label, [(s.label, [run.seed for run in s.runs]) for s in task.systems])
+        for task in gathered.tasks
+    ], gathered
+
+
+def test_runs_of_one_system_differ_in_the_seed_and_in_what_changes_no_result(tmp_path):
+    for seed in (*SEEDS, 5):
+        make_folder(tmp_path / "llmr" / f"{seed}", LLMR, seed, SCORES)
+        make_folder(tmp_path / "sub" / "kl" / f"{seed}", KL, seed, SCORES)
+    changes = {"trainer__micro_batch_tokens": 64, "teacher__batch_tokens": 9, "description": "x"}
+    make_folder(tmp_path / "llmr" / "other", LLMR, 7, SCORES, **changes)
+    (tmp_path / "notes.txt").write_text("not a run")
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "config.yaml").write_text("no: run")
+    groups, gathered = found(tmp_path)
+    seeds = [*SEEDS, 5]
+    assert groups == [("cmudict", [("KL", seeds), ("LLMR", [*SEEDS, 5, 7])])]
+    assert not gathered.unfinished
+    assert not gathered.notes
+
+
+def test_a_folder_given_twice_counts_once(tmp_path):
+    make_folder(tmp_path / "a" / "llmr", LLMR, 1, SCORES)
+    _, gathered = found(tmp_path, tmp_path / "a", tmp_path / "a" / "llmr")
+    assert len(gathered.tasks[0].systems[0].runs) == 1
+    assert not gathered.notes
+
+
+def test_the_same_run_made_twice_is_named(tmp_path):
+    for name in ("a", "b"):
+        make_folder(tmp_path / name, LLMR, 1, SCORES)
+    groups, gathered = found(tmp_path)
+    assert groups == [("cmudict", [("LLMR", [1])])]
+    assert [str(tmp_path / "b") in note and "left out" in note for note in gathered.notes] == [True]
+
+
+def test_settings_in_which_systems_differ_stand_in_brackets(tmp_path):
+    make_folder(tmp_path / "a", LLMR, 1, SCORES)
+    make_folder(tmp_path / "b", LLMR, 1, SCORES, optim__lr=0.01)
+    make_folder(tmp_path / "c", KL, 1, SCORES)
+    groups, _ = found(tmp_path)
+    labels = [label for label, _ in groups[0][1]]
+    assert labels == ["KL", "LLMR [lr = 0.001]", "LLMR [lr = 0.01]"]
+
+
+def test_students_of_two_sizes_are_two_comparisons(tmp_path):
+    for width in (8, 16):
+        for objective in (KL, LLMR):
+            build = {"family": "t5", "d_model": width}
+            directory = tmp_path / f"{width}" / objective["name"]
+            make_folder(directory, objective, 1, SCORES, student__build=build)
+    groups, _ = found(tmp_path)
+    systems = [("KL", [1]), ("LLMR", [1])]
+    assert groups == [("cmudict [d_model = 16]", systems), ("cmudict [d_model = 8]", systems)]
+
+
+def test_a_setting_that_older_runs_do_not_know_parts_nothing_unless_it_varies(tmp_path):
+    evaluation = {"metric": None, "decoding": {"strategy": "greedy"}}
+    make_folder(tmp_path / "old", LLMR, 1, SCORES)
+    make_folder(tmp_path / "new", LLMR, 2, SCORES, evaluation=evaluation)
+    groups, _ = found(tmp_path)
+    assert groups == [("cmudict", [("LLMR", [2, 1][::-1])])]
+
+    beam = {"metric": None, "decoding": {"strategy": "beam"}}
+    make_folder(tmp_path / "beam", LLMR, 1, SCORES, evaluation=beam)
+    groups, _ = found(tmp_path)
+    assert [len(seeds) for _, seeds in groups[0][1]] == [1, 1, 1]
+
+
+def test_null_is_not_taken_for_settings_that_are_there(tmp_path):
+    make_folder(tmp_path / "a", LLMR, 1, SCORES)
+    make_folder(tmp_path / "b", LLMR, 2, SCORES, teacher__train=None)
+    groups, _ = found(tmp_path)
+    assert len(groups) == 2
+
+
+def test_unfinished_and_failed_runs_are_listed_with_how_far_they_came(tmp_path):
+    make_folder(tmp_path / "llmr" / "seed=1", LLMR, 1, SCORES)
+    steps = [{"step": step, "train/loss": 1.0} for step in range(1, 8)]
+    under_way = make_folder(tmp_path / "kl" / "seed=1", KL, 1, None, metrics=steps)
+    with (under_way / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "tra')  # a line that is being written
+    make_folder(tmp_path / "kl" / "seed=2", KL, 2, None, metrics=[{"step": 20}])
+    make_folder(tmp_path / "tvd" / "seed=1", {"name": "tvd"}, 1, None, metrics=steps)
+    (tmp_path / "logs").mkdir()
+    log = tmp_path / "logs" / "tvd-seed=1.log"
+    log.write_text("brim sweep: started\nTraceback\nbrim sweep: failed with exit code 2\n")
+    waiting = tmp_path / "js" / "seed=3"
+    waiting.mkdir(parents=True)
+    (waiting / ".lock").touch()
+    _, gathered = found(tmp_path)
+    states = {(run.label, run.seed): run.state for run in gathered.unfinished}
+    assert states == {
+        ("KL", 1): "at step 7 of 20",
+        ("KL", 2): "trained, without results of the test split",
+        ("TVD", 1): f"failed with exit code 2 (see {log})",
+        ("js", 3): "in the stages before its own training",
+    }
+
+
+def test_teacher_and_students_of_the_stages_stand_beside_the_runs(tmp_path):
+    for seed in SEEDS[:2]:
+        stages = {"teacher": "teacher-abc", "predistill": f"predistill-{seed}"}
+        manifest = {"stages_dir": "../../stages", "stages": stages}
+        make_folder(tmp_path / "llmr" / f"{seed}", LLMR, seed, SCORES, manifest=manifest)
+        make_folder(tmp_path / "kl" / f"{seed}", KL, seed, SCORES, manifest=manifest)
+    for name in ("teacher-abc", f"predistill-{SEEDS[0]}", f"predistill-{SEEDS[1]}"):
+        (tmp_path / "stages" / name / "best").mkdir(parents=True)
+        (tmp_path / "stages" / name / "inputs.json").write_text("{}")
+    for name in ("teacher-abc", f"predistill-{SEEDS[0]}"):
+        results = {"test": results_of(SCORES)}
+        (tmp_path / "stages" / name / "results.json").write_text(json.dumps(results))
+    groups, gathered = found(tmp_path)
+    assert groups[0][1] == [
+        ("Teacher", [None]),
+        ("Pre-distilled student", [SEEDS[0]]),
+        ("KL", [*SEEDS[:2]]),
+        ("LLMR", [*SEEDS[:2]]),
+    ]
+    (note,) = gathered.notes
+    stage = tmp_path / "stages" / f"predistill-{SEEDS[1]}"
+    assert f"Pre-distilled student of seed {SEEDS[1]}: not evaluated" in note
+    assert f"--model {stage / 'best'} --out {stage}`" in note
+
+
+def test_a_model_that_was_evaluated_alone_stands_beside_runs_of_the_same_data(tmp_path):
+    make_folder(tmp_path / "llmr", LLMR, 1, SCORES)
+    for name, sha in (("teacher", DATA), ("student", DATA), ("elsewhere", "6" * 64)):
+        (tmp_path / name).mkdir()
+        results = results_of(SCORES) | {"data": {"sha256": sha}}
+        (tmp_path / name / "results.json").write_text(json.dumps({"test": results}))
+        write_predictions(tmp_path / name, name)
+    groups, _ = found(tmp_path)
+    assert groups[0][1] == [("Teacher", [None]), ("Student", [None]), ("LLMR", [1])]
+
+
+def test_a_report_among_the_folders_is_no_run(tmp_path):
+    make_folder(tmp_path / "llmr", LLMR, 1, SCORES)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "results.json").write_text('{"split": "test", "tasks": []}')
+    groups, _ = found(tmp_path)
+    assert groups == [("cmudict", [("LLMR", [1])])]
+
+
+def test_what_cannot_be_read_is_named_on_one_line(tmp_path):
+    with pytest.raises(RunError, match=r"nowhere: no such folder"):
+        gather([tmp_path / "nowhere"])
+    with pytest.raises(RunError, match=r"no finished run, 0 unfinished"):
+        gather([tmp_path])
+    run = make_folder(tmp_path / "llmr", LLMR, 1, SCORES)
+    with pytest.raises(RunError, match=r"1 unfinished.*validation split"):
+        gather([tmp_path], split="validation")
+    (run / "results.json").write_text('{"test": {"scores": {"bleu": {"value": 1}}}}')
+    with pytest.raises(RunError, match=r"results.json: damaged"):
+        gather([tmp_path])
+    (run / "results.json").write_text("{")
+    with pytest.raises(RunError, match=r"results.json: cannot be read"):
+        gather([tmp_path])
+    (run / "config.yaml").write_text("seed: 1\nseed: 2\n")
+    (run / "results.json").unlink()
+    with pytest.raises(RunError, match=r"config.yaml:2: seed: given twice"):
+        gather([tmp_path])

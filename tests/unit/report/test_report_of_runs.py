@@ -1,0 +1,264 @@
+"""The whole report on many runs: its files, and what is said of what is missing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from run_folders import (
+    OBJECTIVES,
+    SCORES,
+    SEEDS,
+    make_folder,
+    make_grid,
+)
+from typer.testing import CliRunner
+
+from brim.cli.app import app
+from brim.cli.report import report
+from brim.errors import ConfigError
+from brim.report.drawing import Style, draw_mean
+from brim.report.parts import Cell, PartTable
+from brim.report.rendering import as_latex, as_markdown, escape_latex
+from brim.report.report import write_reports
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory) -> Path:
+    return make_grid(tmp_path_factory.mktemp("grid"))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, grid) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("out") / "new" / "report"
+    return out, write_reports([grid], out, max_outputs=4)
+
+
+def test_all_files_are_there(written):
+    out, _ = written
+    tables = ("table1", "returns", "table8", "significance", "significance_all")
+    figures = ("figure1", "figure2", "figure3", "curves", "variance_training")
+    expected = {f"{name}.{end}" for name in tables for end in ("md", "tex", "csv")}
+    expected |= {f"{name}.{end}" for name in figures for end in ("png", "svg")}
+    assert {p.name for p in out.iterdir()} == expected | {
+        "report.html",
+        "results.json",
+        "summary.md",
+    }
+
+
+def test_same_runs_same_bytes_and_nothing_heavy_is_imported(written, grid):
+    out, text = written
+    again = out.parent / "again"
+    code = (
+        "import sys; from pathlib import Path; from brim.report.report import write_reports; "
+        f"print(write_reports([Path({str(grid)!r})], Path({str(again)!r}), max_outputs=4)); "
+        "assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == f"{text}\n"
+    for path in out.iterdir():
+        assert (again / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_csv_is_unrounded_and_tidy(written):
+    with (written[0] / "table1.csv").open(newline="") as file:
+        rows = {(row["system"], row["score"]): row for row in csv.DictReader(file)}
+    row = rows["LLMR", "exact_match"]
+    assert float(row["mean"]) == pytest.approx(70 / 3, abs=1e-12)
+    assert row["seeds"] == " ".join(map(str, SEEDS))
+    assert row["num_runs"] == "3"
+    assert rows["BRIM (K = 4)", "exact_match"]["num_pairs"] == "3"
+    assert float(rows["BRIM (K = 4)", "exact_match"]["difference"]) == pytest.approx(2.0)
+
+
+def test_results_hold_every_run_and_test(written, grid):
+    results = json.loads((written[0] / "results.json").read_text())
+    (found,) = results["tasks"]
+    assert found["best_k"] == 4
+    runs = {s["label"]: s["runs"] for s in found["systems"]}
+    values = [run["scores"]["exact_match"]["value"] for run in runs["BRIM (K = 2)"]]
+    assert values == SCORES["brim-k=2"]
+    assert runs["BRIM (K = 2)"][0]["validation"]["exact_match"] == 30.0
+    directory = written[0] / runs["LLMR"][0]["directory"]
+    assert directory.resolve() == (grid / "llmr" / f"seed={SEEDS[0]}").resolve()
+    assert len(found["tests"]) == (2 * 2 + 1) * 3  # 2 K against 2, and PPO; 2 metrics, 1 return
+
+
+def test_summary_says_what_the_numbers_say(written):
+    _, text = written
+    assert "6 systems, 3 seeds each (18 runs)" in text
+    assert "The K with the best validation exact match is 4; on the test split" in text
+    assert re.search(r"BRIM \(K = 4\), exact match, paired t-tests at 0.05: .*LLMR \(\+2.00", text)
+    assert "PPO with BRIM 21.00 ± 0.50, PPO with LLMR 20.00 ± 0.00 in return" not in text
+    assert "PPO with BRIM 10.50 ± 0.25, PPO with LLMR 10.00 ± 0.00 in return" in text
+    markdown = (written[0] / "summary.md").read_text()
+    assert "## Findings" in markdown
+    assert "## Missing" not in markdown
+    for name in ("figure1", "figure3"):
+        assert f"]({name}.png)" in markdown
+
+
+def test_page_has_the_texts_of_the_first_seed(written):
+    page = (written[0] / "report.html").read_text()
+    block = re.search(r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)
+    data = json.loads(block[1])
+    assert [row["id"] for row in data["outputs"]] == ["word0", "word1", "word3", "word5"]
+    texts = dict(zip(data["systems"], data["outputs"][0]["texts"], strict=True))
+    assert texts["KL"] == "kl 0"
+    assert texts["BRIM (K = 4)"] == "brim-k=4 0"
+    names = dict(zip(data["names"], data["outputs"][1]["numbers"], strict=True))
+    assert names["exact match"] == [100.0] * 6
+    assert names["return"] == [1.0] * 6
+
+
+def test_what_is_missing_is_said(tmp_path):
+    make_grid(tmp_path / "runs", systems=("kl", "brim-k=2"), seeds=SEEDS[:1])
+    make_folder(tmp_path / "runs" / "brim-k=2" / "seed=9", OBJECTIVES["brim-k=2"], 9, None)
+    (tmp_path / "runs" / "kl" / f"seed={SEEDS[0]}" / "predictions" / "test.jsonl").unlink()
+    text = write_reports([tmp_path / "runs"], tmp_path / "out")
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    for line in (
+        "no LLMR, so no marks",
+        "KL: outputs not shown",
+        "BRIM (K = 2), seed 9: no results",
+    ):
+        assert line in text
+        assert line in summary
+    with pytest.raises(ConfigError, match="'LLMR' is none of the systems: KL, BRIM"):
+        write_reports([tmp_path / "runs"], tmp_path / "out", baseline="LLMR")
+    with pytest.raises(ConfigError, match="alpha"):
+        write_reports([tmp_path / "runs"], tmp_path / "out", alpha=0.0)
+
+
+def test_variance_by_k_is_drawn_and_a_damaged_file_is_named(tmp_path):
+    make_grid(tmp_path / "runs", systems=("kl",), seeds=SEEDS[:1])
+    rows = [
+        {"k": k, "tail": tail, "active": 1.0, "numbers": {
+            "variance_first": {"value": 8 / k, "low": 7 / k, "high": 9 / k},
+            "bias_first": {"value": k - 1.0, "low": None, "high": None},
+        }}
+        for k in (1, 2, 4) for tail in (("one_step",) if k == 1 else ("one_step", "none"))
+    ]  # fmt: skip
+    students = [{"label": "pre-distilled", "numbers": {"reverse_kl": {"value": 0.5}}, "rows": rows}]
+    for name, text in (("good", json.dumps({"students": students})), ("bad", '{"students": 3}')):
+        (tmp_path / "runs" / name / "analysis").mkdir(parents=True)
+        (tmp_path / "runs" / name / "analysis" / "variance.json").write_text(text)
+    text = write_reports([tmp_path / "runs"], tmp_path / "out", max_outputs=0)
+    assert "bad/analysis/variance.json: left out" in text
+    svg = (tmp_path / "out" / "variance_k.svg").read_text()
+    for label in ("pre-distilled, KL 0.50 (one-step tail)", "pre-distilled, KL 0.50 (no tail)"):
+        assert f"<!-- {label} -->" in svg
+
+
+def test_a_task_without_references_has_returns_only(tmp_path):
+    for name, objective in (("kl", {"name": "kl"}), ("llmr", {"name": "llmr"})):
+        make_folder(tmp_path / "runs" / name, objective, 1, {"return": 3.0, "length": 2.0})
+    write_reports([tmp_path / "runs"], tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"returns.md", "figure1.png", "curves.svg"} <= names
+    assert "table1.md" not in names
+
+
+# -- curves ------------------------------------------------------------------------------------
+
+
+def test_a_mean_curve_is_over_common_steps_with_a_band_of_a_deviation():
+    ax = Figure().subplots()
+    curves = [[(0, 1.0), (10, 2.0), (20, 9.0)], [(0, 3.0), (10, 6.0)]]
+    draw_mean(ax, curves, Style("#000000", "o", "-"))
+    (line,) = ax.lines
+    assert line.get_xydata().tolist() == [[0, 2], [10, 4]]
+    corners = {tuple(corner) for corner in ax.collections[0].get_paths()[0].vertices.tolist()}
+    deviations = {0: math.sqrt(2), 10: math.sqrt(8)}
+    for step, mean in ((0, 2), (10, 4)):
+        for end in (mean - deviations[step], mean + deviations[step]):
+            assert any(corner == pytest.approx((step, end)) for corner in corners)
+
+    one = Figure().subplots()
+    draw_mean(one, [curves[0], []], Style("#000000", "o", "-"))
+    assert one.lines[0].get_xydata().tolist() == [[0, 1], [10, 2], [20, 9]]
+    assert not one.collections
+    draw_mean(one, [], Style("#000000", "o", "-"))
+    assert len(one.lines) == 1
+
+
+# -- text -------------------------------------------------------------------------------------
+
+HOSTILE = [
+    "a & b",
+    "50 %",
+    "$x$",
+    "#1",
+    "a_b",
+    "{x}",
+    "~",
+    "^",
+    "\\input{/etc/passwd}",
+    "\\",
+    "<b>",
+]
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "".join(HOSTILE), 'a|b "c"', "± ↑ ↓ — Ĝ", "a\nb"])
+def test_latex_sets_the_text_as_it_is(text):
+    escaped = escape_latex(text)
+    assert "\n" not in escaped
+    # Every command and escape that we write, turned back, is the text; nothing special is left.
+    back = {
+        r"\textbackslash{}": "\\", r"\textasciicircum{}": "^", r"\textasciitilde{}": "~",
+        r"\textless{}": "<", r"\textgreater{}": ">", r"\textbar{}": "|", r"\textquotedbl{}": '"',
+        r"$\pm$": "±", r"$\uparrow$": "↑", r"$\downarrow$": "↓", "---": "—", r"$\hat{G}$": "Ĝ",
+        r"\{": "{", r"\}": "}", r"\$": "$", r"\&": "&", r"\#": "#", r"\%": "%", r"\_": "_",
+    }  # fmt: skip
+    pieces = re.split("|".join(map(re.escape, back)), escaped)
+    assert not set("".join(pieces)) & set("\\{}$&#%_^~<>|")
+    found = re.findall("|".join(map(re.escape, back)), escaped)
+    shown = "".join(
+        piece + back.get(mark, "") for piece, mark in zip(pieces, [*found, ""], strict=True)
+    )
+    assert shown == " ".join(text.split())
+
+
+def test_marks_in_latex_and_markdown():
+    table = PartTable(
+        "t1",
+        "A & B",
+        ("system", "x_1 ↑"),
+        (
+            (Cell("a_b"), Cell("1.00", best=True, significant=True, note="paper 2 %")),
+            (Cell("c"), Cell("—")),
+        ),
+        "p < 0.05",
+    )
+    latex = as_latex(table)
+    assert r"a\_b & \textbf{1.00}$^{*}$ {\scriptsize (paper 2 \%)} \\" in latex
+    assert r"\begin{tabular}{lr}" in latex
+    assert r"\caption{A \& B. p \textless{} 0.05}" in latex
+    assert [line.count("&") for line in latex.splitlines() if line.endswith(r"\\")] == [1, 1, 1]
+    assert "| a\\_b | **1.00**\\* (paper 2 %) |" in as_markdown(table)
+    assert "| --- | ---: |" in as_markdown(table)
+
+
+# -- the command ------------------------------------------------------------------------------
+
+
+def test_command_writes_the_report_and_says_what_it_found(tmp_path):
+    assert report in {command.callback for command in app.registered_commands}
+    make_grid(tmp_path / "runs", systems=("kl",))
+    runner = CliRunner()
+    arguments = ["report", str(tmp_path / "runs"), "--out", str(tmp_path / "r"), "--alpha", "0.035"]
+    done = runner.invoke(app, [*arguments, "--baseline", "KL", "--outputs", "2"])
+    assert done.exit_code == 0, done.output
+    assert "(3 runs)" in done.output
+    results = json.loads((tmp_path / "r" / "results.json").read_text())
+    assert (results["alpha"], results["baseline"]) == (0.035, "KL")
+    failed = runner.invoke(app, ["report", str(tmp_path / "nowhere")])
+    assert "no such folder" in str(failed.exception)
