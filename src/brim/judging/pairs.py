@@ -1,0 +1,203 @@
+"""What two systems wrote for the same examples, read from their directories and checked."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from brim.errors import ConfigError, DataError, RunError
+from brim.files import read_jsonl
+from brim.judge import KINDS, Kind, Pair
+from brim.tasks import Split
+from brim.tasks.templates import Template
+from brim.yaml12 import parse
+
+KIND_OF_TASK: dict[str, Kind] = {
+    "xsum": "summarization",
+    "synopsis": "summarization",
+    "europarl": "translation",
+}
+
+
+class Row(NamedTuple):
+    """A line of a file of predictions."""
+
+    id: str
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A directory with predictions.
+
+    Attributes:
+        directory: as it was given.
+        name: what tells it from the other one.
+        task: its name in the settings; None for a directory without settings, such as a stage's.
+        around: what the run's prompt template has before and behind the example's text; empty
+            without a template, for chats, and where the template has several fields.
+        rows: one an example.
+    """
+
+    directory: Path
+    name: str
+    task: str | None
+    around: tuple[str, str]
+    rows: tuple[Row, ...]
+
+    def source(self, row: Row) -> str:
+        """The text of the row without the run's template: what a person would be given.
+
+        Raises:
+            RunError: the prompt was not made by the template.
+        """
+        head, tail = self.around
+        text = row.prompt.removeprefix(head).removesuffix(tail)
+        if len(head) + len(text) + len(tail) != len(row.prompt):
+            raise RunError(
+                f"{self.directory}: the prompt of example {row.id} was not made by the run's "
+                "task.prompt; write the predictions anew by brim evaluate"
+            )
+        return text
+
+
+def names_of(a: Path, b: Path) -> tuple[str, str]:
+    """The parts of two paths that tell them apart.
+
+    Raises:
+        ConfigError: they are the same directory.
+    """
+    ours, theirs = a.resolve().parts, b.resolve().parts
+    if ours == theirs:
+        raise ConfigError(f"{a} and {b} are the same directory; name two systems")
+    while ours and theirs and ours[0] == theirs[0]:
+        ours, theirs = ours[1:], theirs[1:]
+    while ours and theirs and ours[-1] == theirs[-1]:
+        ours, theirs = ours[:-1], theirs[:-1]
+    return "/".join(ours) or a.resolve().name, "/".join(theirs) or b.resolve().name
+
+
+def read_systems(a: Path, b: Path, split: Split) -> tuple[System, System]:
+    """Both directories, once they are known to hold predictions of the same examples.
+
+    Raises:
+        ConfigError: they are the same directory.
+        RunError: a file is missing or damaged, or the ids differ.
+        DataError: there are no predictions.
+    """
+    names = names_of(a, b)
+    ours, theirs = (
+        _read_system(directory, name, split) for directory, name in zip((a, b), names, strict=True)
+    )
+    if not ours.rows:
+        raise DataError(f"{_path(a, split)}: holds no predictions; nothing can be compared")
+    if [row.id for row in ours.rows] != [row.id for row in theirs.rows]:
+        raise RunError(
+            f"{_path(b, split)}: other examples than in {a}; evaluate both on the same data"
+        )
+    return ours, theirs
+
+
+def pairs_of(ours: System, theirs: System, *, max_examples: int | None, seed: int) -> list[Pair]:
+    """The examples to be judged, in the split's order.
+
+    A subset depends on the ids and the seed alone, and a smaller one is a part of a larger one.
+
+    Raises:
+        RunError: the two systems were given different texts.
+    """
+    # A directory without settings was evaluated beside a run, by the same template.
+    reader = ours if ours.task is not None else theirs
+    other = theirs if theirs.task is not None else ours
+    order = sorted(
+        range(len(ours.rows)),
+        key=lambda i: hashlib.sha256(f"{seed}:{ours.rows[i].id}".encode()).digest(),
+    )
+    pairs = []
+    for i in sorted(order[:max_examples]):
+        mine, its = ours.rows[i], theirs.rows[i]
+        source = reader.source(mine)
+        if source != other.source(its):
+            raise RunError(
+                f"{theirs.directory}: example {its.id} has another text than in "
+                f"{ours.directory}; evaluate both on the same data"
+            )
+        pairs.append(Pair(id=mine.id, source=source, a=mine.text, b=its.text))
+    return pairs
+
+
+def kind_of(ours: System, theirs: System) -> Kind:
+    """What the systems do, as their task says.
+
+    Raises:
+        ConfigError: it does not say that they summarise or translate.
+    """
+    tasks = {system.task for system in (ours, theirs) if system.task is not None}
+    kinds = {KIND_OF_TASK.get(task) for task in tasks}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    if kind is None:
+        raise ConfigError(
+            f"--kind: the paper has prompts for {' and '.join(KINDS)}, and the task "
+            f"{' and '.join(sorted(tasks)) or 'of these directories'} is not known as either; say "
+            "which it is, or give templates of your own by --prompts FILE (see docs/judge.md)"
+        )
+    return kind
+
+
+def _read_system(directory: Path, name: str, split: Split) -> System:
+    if not directory.is_dir():
+        raise RunError(f"{directory}: no such run directory; check the path")
+    task = _read_task(directory)
+    return System(
+        directory=directory,
+        name=name,
+        task=task.get("name"),
+        around=_around(task),
+        rows=tuple(_read_rows(directory, split)),
+    )
+
+
+def _read_task(directory: Path) -> dict[str, Any]:
+    path = directory / "config.yaml"
+    if not path.exists():
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: cannot be read: {error}") from None
+    settings = parse(text, lambda line: f"{path}:{line}").data
+    task = settings.get("task") if isinstance(settings, dict) else None
+    if not isinstance(task, dict):
+        raise RunError(f"{path}: damaged: has no task; bring back the run's settings")
+    return task
+
+
+def _read_rows(directory: Path, split: Split) -> Iterator[Row]:
+    path = _path(directory, split)
+    if not path.exists():
+        raise RunError(f"{path}: missing; write it by brim evaluate {directory} --split {split}")
+    for number, line in enumerate(read_jsonl(path), start=1):
+        try:
+            row = Row(line["id"], line["prompt"], line["text"])
+            "".join(row).encode()  # text, all of it, and fit to be sent
+        except (KeyError, TypeError, UnicodeEncodeError) as error:
+            raise RunError(
+                f"{path}:{number}: damaged: {error!r}; write it anew by brim evaluate {directory}"
+            ) from None
+        yield row
+
+
+def _around(task: dict[str, Any]) -> tuple[str, str]:
+    if task.get("prompt") is None or task.get("messages_column"):
+        return "", ""
+    template = Template(str(task["prompt"]))
+    parts = template.render(dict.fromkeys(template.fields, "\0")).split("\0")
+    return (parts[0], parts[1]) if len(parts) == 2 else ("", "")
+
+
+def _path(directory: Path, split: Split) -> Path:
+    return directory / "predictions" / f"{split}.jsonl"

@@ -1,0 +1,102 @@
+"""Kills, Ctrl-C and two processes: no answer is lost, and none is paid for twice."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from judge_server import always_a
+
+from brim.judge import Store
+
+NUM_QUESTIONS = 24
+ASK = """
+import sys
+from pathlib import Path
+from brim.judge import Limits, OpenAIBackend, Question, Store, ask_all, openai_identity
+
+url, path = sys.argv[1:]
+questions = {
+    f"key {i}": Question(f"key {i}", lambda i=i: f"prompt {i}", lambda reply: "A")
+    for i in range(24)
+}
+backend = OpenAIBackend(openai_identity("m", url, {}), api_key_env=None, timeout=20)
+with Store(Path(path)) as store:
+    say = lambda text: print(text, file=sys.stderr, flush=True)
+    outcome = ask_all(questions, backend, store, Limits(concurrency=2), say=say)
+    assert not outcome.failed
+    print(len(store.get(questions)))
+"""
+
+
+def start(server, path):
+    return subprocess.Popen(
+        [sys.executable, "-c", ASK, server.url, str(path)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finish(process):
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert said == f"{NUM_QUESTIONS}\n"
+
+
+@pytest.fixture
+def slow(server):
+    def judge(prompt):
+        time.sleep(0.05)
+        return always_a(prompt)
+
+    server.judge = judge
+    return server
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_one_goes_on_and_pays_for_nothing_twice(slow, tmp_path, how):
+    path = tmp_path / "verdicts.sqlite"
+    process = start(slow, path)
+    try:
+        deadline = time.monotonic() + 60
+        while sum(slow.answered.values()) < 8:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    while slow.busy:
+        time.sleep(0.01)
+    answered = sum(slow.answered.values())
+    assert 8 <= answered < NUM_QUESTIONS
+    with Store(path) as store:
+        kept = len(store.get(f"key {i}" for i in range(NUM_QUESTIONS)))
+    if how is signal.SIGINT:
+        assert "waiting for the answers under way" in errors
+        assert "KeyboardInterrupt" in errors
+        assert kept == answered
+    else:  # two were under way, and nobody was left to take them
+        assert answered - 2 <= kept <= answered
+    finish(start(slow, path))
+    assert sum(slow.answered.values()) == NUM_QUESTIONS + answered - kept
+
+
+def test_two_processes_with_one_store_ask_each_question_once(slow, tmp_path):
+    processes = [start(slow, tmp_path / "verdicts.sqlite") for _ in range(2)]
+    for process in processes:
+        finish(process)
+    assert slow.num_requests == NUM_QUESTIONS
+    assert set(slow.answered.values()) == {1}
+
+
+def test_what_a_killed_process_had_claimed_is_asked_by_one_that_runs(slow, tmp_path):
+    path = tmp_path / "verdicts.sqlite"
+    first, second = start(slow, path), start(slow, path)
+    while sum(slow.answered.values()) < 6:
+        time.sleep(0.005)
+    first.kill()
+    first.communicate()
+    finish(second)
+    assert sum(slow.answered.values()) <= NUM_QUESTIONS + 2
