@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, TypedDict
+from dataclasses import dataclass, field, replace
+from typing import TypedDict
 
-from accelerate import PartialState
-from accelerate.utils import gather_object
+import numpy as np
 
-from brim.errors import DataError, NonFiniteError
-from brim.metrics import Score, mean_score, score
-from brim.models import Decoding, LanguageModel
-from brim.returns import rewards_to_go
-from brim.seeding import derive_seed
-from brim.types import Example, Rollout
+from brim.errors import DataError
+from brim.journal import Journal
+from brim.metrics import Score, mean_score, score_statistics
+from brim.models import LanguageModel
+from brim.predictions import Block, Prediction, Procedure, predict_blocks
+from brim.types import Example
 
 Advance = Callable[[int], None]
-
-# Examples that are encoded, decoded and judged together, in passes of what their tokens allow.
-BLOCK = 512
 
 
 class Interval(TypedDict):
@@ -31,191 +26,126 @@ class Interval(TypedDict):
     confidence: float
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What a model wrote for one example.
-
-    Attributes:
-        id, prompt, references: of the example.
-        text: the completion without special tokens.
-        num_tokens: actions, EOS included.
-        truncated: cut at the length limit.
-        teacher_return: `G_1` (Eq 10) of the completion in the teacher's logits, if it was asked.
-        sampled_text, sampled_return: a sample of the policy and its return, if it was drawn.
-    """
-
-    id: str
-    prompt: str
-    references: tuple[str, ...]
-    text: str
-    num_tokens: int
-    truncated: bool
-    teacher_return: float | None = None
-    sampled_text: str | None = None
-    sampled_return: float | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
-
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of a split and the predictions they were computed from."""
+    """Scores of a split and the predictions they were computed from.
+
+    Attributes:
+        scores: by name.
+        predictions: one an example, in order; none where a journal keeps them.
+        num_truncated_prompts: prompts that were cut.
+        num_truncated_completions: completions that met the length limit.
+    """
 
     scores: dict[str, Score]
     predictions: list[Prediction]
     num_truncated_prompts: int
-
-
-def predict(
-    model: LanguageModel,
-    examples: Sequence[Example],
-    decoding: Decoding,
-    *,
-    teacher: LanguageModel | None = None,
-    max_prompt_tokens: int | None = None,
-    seed: int = 0,
-    advance: Advance = lambda rows: None,
-) -> tuple[list[Prediction], int]:
-    """Decode `examples`, shared out over the processes.
-
-    Args:
-        model: the writer.
-        examples: prompts; references are carried along.
-        decoding: how to write; a row's sampled text depends on `seed` and its position only.
-        teacher: where given, asked for the return of each completion.
-        max_prompt_tokens: longer prompts are cut.
-        seed: of the sampling.
-        advance: called with the number of rows done.
-
-    Returns:
-        One prediction an example, in order and on every process, and the number of cut prompts.
-    """
-    state = PartialState()
-    mine = range(state.process_index, len(examples), state.num_processes)
-    predictions: list[tuple[int, Prediction]] = []
-    num_truncated_prompts = 0
-    # As many blocks on every process: models whose weights they share are asked in step.
-    for start in range(0, math.ceil(len(examples) / state.num_processes), BLOCK):
-        rows = mine[start : start + BLOCK]
-        nothing = not rows
-        rows = rows or range(1)
-        batch = model.encode(
-            [examples[i] for i in rows],
-            max_tokens=max_prompt_tokens,
-            seeds=[derive_seed(seed, "predict", i) for i in rows],
-        )
-        rollout = model.generate(batch, decoding)
-        returns = _teacher_returns(teacher, rollout)
-        if nothing:
-            continue
-        num_truncated_prompts += batch.num_truncated_prompts
-        texts = model.decode(rollout)
-        lengths, truncated = rollout.lengths.tolist(), rollout.truncated.tolist()
-        for i, row in enumerate(rows):
-            example = batch.examples[i]
-            predictions.append(
-                (
-                    row,
-                    Prediction(
-                        id=example.id,
-                        prompt=example.text,
-                        references=example.references,
-                        text=texts[i],
-                        num_tokens=lengths[i],
-                        truncated=truncated[i],
-                        teacher_return=returns[i] if returns else None,
-                    ),
-                )
-            )
-        advance(len(rows) * state.num_processes)
-    if state.num_processes > 1:
-        predictions = sorted(gather_object(predictions), key=lambda item: item[0])
-        num_truncated_prompts = sum(gather_object([num_truncated_prompts]))
-    return [prediction for _, prediction in predictions], num_truncated_prompts
+    num_truncated_completions: int = 0
 
 
 def evaluate(
     model: LanguageModel,
     examples: Sequence[Example],
-    decoding: Decoding,
-    metrics: Sequence[str],
+    procedure: Procedure,
     *,
     teacher: LanguageModel | None = None,
-    sampling: Decoding | None = None,
-    max_prompt_tokens: int | None = None,
-    seed: int = 0,
     num_resamples: int = 1000,
     confidence: float = 0.95,
+    journal: Journal | None = None,
     advance: Advance = lambda rows: None,
 ) -> Evaluation:
-    """Decode `examples` and score them by `metrics`, by length, and by a teacher's return.
+    """Decode `examples` and score them by metrics, by length, and by a teacher's return.
 
-    Examples without references count for length and return only.
+    Examples without references count for length and return only. Of several samples an example the
+    statistics are summed: scores are over all texts, and intervals over the examples, whose
+    samples are not independent of each other.
 
     With a teacher there is `return` among the scores: the mean over the examples of Eq 10 of the
     decoded text, on the teacher's plain logits, so that it compares students of one teacher
-    whatever they were trained with. With `sampling` too there is `expected_return`: the same of
-    text that is sampled, the policy's own, which is what reinforcement learning maximises (Eq 3).
+    whatever they were trained with. With `procedure.sampling` too there is `expected_return`: the
+    same of text that is sampled, the policy's own, which is what reinforcement learning maximises
+    (Eq 3).
+
+    Args:
+        model: the writer.
+        examples: prompts and references.
+        procedure: how to write, and what to measure.
+        teacher: judges the text.
+        num_resamples: bootstrap resamples of an interval.
+        confidence: coverage of an interval.
+        journal: opened; its blocks are not written again, and new ones are put into it.
+        advance: called with the number of examples done.
 
     Raises:
-        DataError: there are no examples.
+        DataError: there are no examples, or a reference is not what a metric can compare with.
+        NonFiniteError: the teacher's return of a completion is no finite number.
     """
     if not examples:
         raise DataError("nothing to evaluate: the split is empty; name a split with examples")
-    predictions, num_truncated_prompts = predict(
-        model,
-        examples,
-        decoding,
-        teacher=teacher,
-        max_prompt_tokens=max_prompt_tokens,
-        seed=seed,
-        advance=advance,
+    columns, first = _Columns(), 0
+    kept: list[Prediction] = []
+    for block in journal.blocks() if journal else ():
+        columns.add(block)
+        advance(len(block.predictions))
+        first += 1
+    for block in predict_blocks(model, examples, procedure, teacher=teacher, first=first):
+        columns.add(block)
+        if journal is None:
+            kept += block.predictions
+        else:
+            journal.append(block)
+        advance(len(block.predictions))
+    interval = Interval(seed=procedure.seed, num_resamples=num_resamples, confidence=confidence)
+    scores = _scores(columns, procedure, [e.references for e in examples], interval)
+    return Evaluation(
+        scores, kept, columns.num_truncated_prompts, columns.num_truncated_completions
     )
-    interval = Interval(seed=seed, num_resamples=num_resamples, confidence=confidence)
-    scores: dict[str, Score] = {}
-    answered = [prediction for prediction in predictions if prediction.references]
-    if answered:
-        texts = [prediction.text for prediction in answered]
-        references = [prediction.references for prediction in answered]
-        scores = score(metrics, texts, references, **interval)
-    if teacher is not None:
-        returns = _finite([prediction.teacher_return for prediction in predictions], predictions)
-        scores["return"] = mean_score("return", returns, **interval)
-        if sampling is not None:
-            sampled, _ = predict(
-                model,
-                examples,
-                sampling,
-                teacher=teacher,
-                max_prompt_tokens=max_prompt_tokens,
-                seed=seed,
-            )
-            predictions = [
-                replace(prediction, sampled_text=sample.text, sampled_return=sample.teacher_return)
-                for prediction, sample in zip(predictions, sampled, strict=True)
-            ]
-            returns = _finite([p.sampled_return for p in predictions], predictions)
-            scores["expected_return"] = mean_score("expected return", returns, **interval)
-    lengths = [prediction.num_tokens for prediction in predictions]
-    scores["length"] = mean_score("length", lengths, **interval)
-    return Evaluation(scores, predictions, num_truncated_prompts)
 
 
-def _finite(returns: list[float | None], predictions: list[Prediction]) -> list[float]:
-    for value, prediction in zip(returns, predictions, strict=True):
-        if value is None or not math.isfinite(value):
-            raise NonFiniteError(
-                f"example {prediction.id}: the teacher's return of what was written for it is "
-                f"{value}; check the teacher's weights and dtype, or that example"
-            )
-    return [value for value in returns if value is not None]
+@dataclass
+class _Columns:
+    """What the scores are computed from, example by example."""
+
+    statistics: list[list[tuple[float, ...]]] = field(default_factory=list)
+    returns: list[float] = field(default_factory=list)
+    sampled_returns: list[float] = field(default_factory=list)
+    lengths: list[float] = field(default_factory=list)
+    num_truncated_prompts: int = 0
+    num_truncated_completions: int = 0
+
+    def add(self, block: Block) -> None:
+        self.num_truncated_prompts += block.num_truncated_prompts
+        for row in block.predictions:
+            completions = row.completions
+            if row.statistics:
+                self.statistics.append(list(row.statistics.values()))
+            if row.teacher_return is not None:
+                returns = [c.teacher_return for c in completions if c.teacher_return is not None]
+                self.returns.append(sum(returns) / len(returns))
+            if row.sampled_return is not None:
+                self.sampled_returns.append(row.sampled_return)
+            self.lengths.append(sum(c.num_tokens for c in completions) / len(completions))
+            self.num_truncated_completions += sum(c.truncated for c in completions)
 
 
-def _teacher_returns(teacher: LanguageModel | None, rollout: Rollout) -> list[float]:
-    if teacher is None:
-        return []
-    values = teacher.map(rollout, teacher.action_values)
-    returns: list[float] = rewards_to_go(values.taken, values.best, rollout.mask)[:, 0].tolist()
-    return returns
+def _scores(
+    columns: _Columns,
+    procedure: Procedure,
+    references: Sequence[tuple[str, ...]],
+    interval: Interval,
+) -> dict[str, Score]:
+    scores = {}
+    answered = [group for group in references if group]
+    for name, rows in zip(procedure.metrics, zip(*columns.statistics, strict=True), strict=False):
+        scores[name] = score_statistics(name, np.array(rows, np.float64), answered, **interval)
+    if columns.returns:
+        scores["return"] = mean_score("return", columns.returns, **interval)
+    if columns.sampled_returns:
+        expected = mean_score("expected return", columns.sampled_returns, **interval)
+        scores["expected_return"] = expected
+    scores["length"] = mean_score("length", columns.lengths, **interval)
+    if procedure.num_samples > 1:
+        number = f"|samples:{procedure.num_samples}"
+        for name in scores.keys() - {"expected_return"}:  # which is of one sample
+            scores[name] = replace(scores[name], signature=scores[name].signature + number)
+    return scores

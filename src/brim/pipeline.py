@@ -10,16 +10,18 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from brim.evaluation import Advance, Evaluation, evaluate
+from brim.journal import Journal
 from brim.materials import Materials
 from brim.models import LanguageModel, add_adapters, keep_layers
 from brim.objectives import Objective, SeqKD
 from brim.optimization import count_steps
+from brim.predictions import Procedure
 from brim.rundir import update_manifest
 from brim.seeding import derive_seed
 from brim.settings import LoopConfig, OptimConfig, SupervisedConfig
@@ -260,7 +262,7 @@ class Pipeline(Materials):
                 teacher=teacher,
                 objective=objective,
                 examples=examples,
-                evaluate=lambda model: self._validate(model, teacher),
+                evaluate=lambda model: self._validate(stage, model, teacher),
                 metric=metric,
                 optim=optim,
                 settings=loop,
@@ -282,9 +284,17 @@ class Pipeline(Materials):
                 trainer.train()
         self.accelerator.free_memory()
 
-    def _validate(self, model: LanguageModel, teacher: LanguageModel | None) -> Evaluation:
-        # Nobody reads the intervals of a learning curve.
-        return self.evaluate(model, teacher, self.validation_examples, num_resamples=100)
+    def _validate(
+        self, stage: str, model: LanguageModel, teacher: LanguageModel | None
+    ) -> Evaluation:
+        return self.evaluate(
+            model,
+            teacher,
+            self.validation_examples,
+            # Stages that runs share are picked alike in all of them.
+            procedure=self.procedure if stage == "objective" else self.greedy_procedure,
+            num_resamples=100,  # nobody reads the intervals of a learning curve
+        )
 
     def evaluate(
         self,
@@ -292,25 +302,43 @@ class Pipeline(Materials):
         teacher: LanguageModel | None,
         examples: Sequence[Example],
         *,
+        procedure: Procedure | None = None,
         num_resamples: int | None = None,
+        journal: Journal | None = None,
         advance: Advance = lambda rows: None,
     ) -> Evaluation:
         """Decode and score `examples` as the run's settings say."""
-        settings, decoding = self.config.evaluation, self.config.decoding
+        settings = self.config.evaluation
         return evaluate(
             model,
             examples,
-            decoding.greedy(settings.batch_tokens),
-            self.task.metrics,
+            procedure or self.procedure,
             teacher=teacher if settings.returns else None,
-            sampling=decoding.build(batch_tokens=settings.batch_tokens)
-            if settings.expected_returns
-            else None,
-            max_prompt_tokens=decoding.max_prompt_tokens,
-            seed=self.config.seed,
             num_resamples=num_resamples or settings.num_resamples,
             confidence=settings.confidence,
+            journal=journal,
             advance=advance,
+        )
+
+    @property
+    def procedure(self) -> Procedure:
+        """How an evaluation writes and measures."""
+        settings, decoding = self.config.evaluation, self.config.decoding
+        chosen = settings.decoding.build(decoding.max_tokens, settings.batch_tokens)
+        number = settings.decoding.num_samples
+        return replace(self.greedy_procedure, decoding=chosen, num_samples=number)
+
+    @property
+    def greedy_procedure(self) -> Procedure:
+        """The same of greedy text."""
+        settings, decoding = self.config.evaluation, self.config.decoding
+        sampling = decoding.build(batch_tokens=settings.batch_tokens)
+        return Procedure(
+            decoding.greedy(settings.batch_tokens),
+            sampling=sampling if settings.expected_returns else None,
+            metrics=tuple(self.task.metrics),
+            max_prompt_tokens=decoding.max_prompt_tokens,
+            seed=self.config.seed,
         )
 
 

@@ -10,7 +10,7 @@ from brim.config import load_config
 from brim.progress import Reporter
 from brim.recipes import find_recipe
 from brim.report import System, write_report
-from brim.runs import evaluate_stage, train
+from brim.runs import StageName, evaluate_stage, train
 from brim.settings import RunConfig
 
 # A short run checks the set-up, not the method: everything is there, nothing has learnt much.
@@ -26,6 +26,7 @@ SHORT = (
     "trainer.evaluate_every=5",
 )
 
+STAGES: dict[StageName, str] = {"teacher": "teacher", "predistill": "pre-distilled student"}
 METHODS = ("llmr", "brim")
 
 
@@ -53,7 +54,7 @@ def quickstart(out: Path, *, seed: int, short: bool, reporter: Reporter) -> str:
         run = out / method
         train(config, run, stages_dir=stages, reporter=reporter, command=sys.argv)
         if not systems:
-            for name, label in (("teacher", "teacher"), ("predistill", "pre-distilled student")):
+            for name, label in STAGES.items():
                 directory = evaluate_stage(run, name, reporter=reporter)
                 systems.append(System(label, directory, train=False))
         k = getattr(config.objective, "k", 1)

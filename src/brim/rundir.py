@@ -17,10 +17,11 @@ from filelock import FileLock, Timeout
 
 from brim._version import __version__
 from brim.checkpoints import check_processes
-from brim.config import config_hash, dump_config
+from brim.config import config_hash, dump_config, load_config
 from brim.errors import RunError
 from brim.files import atomic_write_json, atomic_write_text, read_json
 from brim.settings import RunConfig
+from brim.yaml12 import parse
 
 Resume = Literal["auto", "must", "never"]
 
@@ -33,6 +34,9 @@ PACKAGES = (
     "sacrebleu",
     "rouge-score",
 )
+
+# Settings that cannot change results.
+_NO_MATTER = {"description", "tracking"}
 
 
 @contextmanager
@@ -139,7 +143,7 @@ def _check(out: Path, config: RunConfig, resume: Resume, other_processes: bool) 
         return
     if resume == "never":
         raise RunError(f"{out}: holds a run already; choose another --out, or --resume auto")
-    if manifest["config_hash"] != _identity(config):
+    if manifest["config_hash"] != _identity(config) and not _same_settings(out, manifest, config):
         raise RunError(
             f"{out}: holds a run with other settings (see its config.yaml); "
             "choose another --out, or resume with the settings that it was begun with"
@@ -149,4 +153,16 @@ def _check(out: Path, config: RunConfig, resume: Resume, other_processes: bool) 
 
 
 def _identity(config: RunConfig) -> str:
-    return config_hash(config.model_dump(exclude={"description", "tracking"}, mode="json"))
+    return config_hash(config.model_dump(exclude=_NO_MATTER, mode="json"))
+
+
+def _same_settings(out: Path, manifest: Mapping[str, Any], config: RunConfig) -> bool:
+    """Whether a run of an older version has these settings: new ones are then at their defaults."""
+    path = out / "config.yaml"
+    if not path.exists():
+        return False
+    stored = parse(path.read_text(encoding="utf-8"), lambda line: f"{path}:{line}").data
+    stored = {key: value for key, value in stored.items() if key not in _NO_MATTER}
+    if config_hash(stored) != manifest["config_hash"]:  # somebody edited it
+        return False
+    return _identity(load_config(RunConfig, path)) == _identity(config)

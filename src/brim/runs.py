@@ -11,28 +11,24 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 
-from brim.checkpoints import latest_state
 from brim.config import load_config
 from brim.errors import ConfigError, DataError, RunError
-from brim.files import (
-    atomic_write_json,
-    atomic_write_jsonl,
-    disk_errors,
-    read_json,
-    read_jsonl,
-)
-from brim.models import Decoding, LanguageModel, check_same_tokenizer, load_model
+from brim.files import read_json
+from brim.models import Decoding, check_same_tokenizer, load_model
 from brim.pipeline import Pipeline
 from brim.progress import Reporter
+from brim.results import evaluate_model
 from brim.rundir import Resume, begin_run, open_run, read_manifest
 from brim.seeding import derive_seed
 from brim.settings import RunConfig
-from brim.tasks import Split, describe
+from brim.tasks import Split
 from brim.types import Example
+
+StageName = Literal["teacher", "predistill"]
 
 
 def train(
@@ -85,74 +81,41 @@ def train(
         return evaluate_model(best, pipeline, "test", out, label=config.objective.name)
 
 
-def evaluate_model(
-    model: LanguageModel, pipeline: Pipeline, split: Split, directory: Path, *, label: str
-) -> dict[str, Any]:
-    """Decode a split greedily, score it, and write predictions and results into `directory`.
-
-    Returns:
-        What `results.json` holds for the split.
-    """
-    examples = pipeline.task.load(split)
-    with pipeline.reporter.meter(f"{label} on {split}", len(examples)) as meter:
-        evaluation = pipeline.evaluate(model, pipeline.teacher, examples, advance=meter.advance)
-    results = {
-        "split": split,
-        "scores": {name: score.as_dict() for name, score in evaluation.scores.items()},
-        "data": describe(examples),
-        "num_examples": len(examples),
-        "num_truncated_prompts": evaluation.num_truncated_prompts,
-        "num_truncated_completions": sum(p.truncated for p in evaluation.predictions),
-        "num_parameters": model.num_parameters,
-        **training_facts(directory),
-    }
-    if PartialState().is_main_process:
-        with disk_errors(directory):
-            (directory / "predictions").mkdir(parents=True, exist_ok=True)
-        rows = (prediction.as_dict() for prediction in evaluation.predictions)
-        atomic_write_jsonl(directory / "predictions" / f"{split}.jsonl", rows)
-        path = directory / "results.json"
-        known = read_json(path) if path.exists() else {}
-        atomic_write_json(path, {**known, split: results})
-    return results
-
-
-def training_facts(directory: Path) -> dict[str, Any]:
-    """How long a training directory was trained, and which step its best checkpoint is of."""
-    state = latest_state(directory / "checkpoints")
-    if state is None:
-        return {}
-    steps = read_jsonl(directory / "timings.jsonl")
-    return {
-        "steps": state["step"],
-        "best_step": state["best_step"],
-        "seconds": sum(row.get("time/step", 0.0) for row in steps),
-    }
-
-
 def evaluate_run(
     run: Path,
     *,
     split: Split = "test",
     model: str | None = None,
+    stage: StageName | None = None,
     out: Path | None = None,
     overrides: Sequence[str] = (),
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a run's best checkpoint again, or another model on the run's task.
+    """Evaluate a run's best checkpoint again, what a stage of it made, or another model.
 
     Args:
         run: a run directory.
         split: which split.
+        stage: evaluate what this stage made, in the stage's own folder; see `evaluate_stage`.
         model: a folder or hub name to evaluate in place of the run's best checkpoint.
         out: where predictions and results go; the run directory, if the model is its own.
-        overrides: settings to change, such as `evaluation.batch_tokens=2048`.
+        overrides: settings to change, such as `evaluation.decoding.strategy=beam`.
         reporter: tells the person who watches.
 
     Raises:
         RunError: `run` is no run directory, or its training or teacher is missing.
-        ConfigError: an override cannot be used, or another model is given without `out`.
+        ConfigError: an override cannot be used, another model is given without `out`, or a stage
+            with any of these.
     """
+    if stage is not None:
+        if model is not None or out is not None or overrides:
+            raise ConfigError(
+                "--stage: is evaluated as the run says, in the stage's folder; leave out --model, "
+                "--out and settings, or give the stage's best/ as --model"
+            )
+        directory = evaluate_stage(run, stage, split=split, reporter=reporter)
+        results: dict[str, Any] = read_json(directory / "results.json")[split]
+        return results
     pipeline = open_pipeline(run, overrides, reporter)
     if out is None and (model is not None or overrides):
         raise ConfigError(
@@ -173,25 +136,36 @@ def evaluate_run(
     return evaluate_model(student, pipeline, split, out or run, label=model or run.name)
 
 
-def evaluate_stage(run: Path, name: str, *, reporter: Reporter | None = None) -> Path:
-    """Evaluate what a stage of a run made on the test split, in the stage's own folder.
+def evaluate_stage(
+    run: Path, name: StageName, *, split: Split = "test", reporter: Reporter | None = None
+) -> Path:
+    """Evaluate what a stage of a run made, in the stage's own folder.
 
     Args:
         run: a finished run directory.
-        name: `teacher` or `predistill`.
+        name: whose result.
+        split: which split.
         reporter: tells the person who watches.
 
     Returns:
         The stage's folder.
+
+    Raises:
+        RunError: `run` is no run directory, or has made no such stage.
     """
     pipeline = open_pipeline(run, reporter=reporter)
-    stage: str = read_manifest(run)["stages"][name]
-    directory = pipeline.stages_dir / stage
+    stage = read_manifest(run).get("stages", {}).get(name)
+    directory = pipeline.stages_dir / (stage or name)
+    if not (directory / "best").exists():
+        raise RunError(
+            f"{run}: has trained no {name} of its own (or it is gone); evaluate a loaded model by "
+            "--model NAME --out FOLDER"
+        )
     if name == "teacher":
         model = pipeline.teacher
     else:
         model = pipeline.reload(directory / "best", pipeline.config.student)
-    evaluate_model(model, pipeline, "test", directory, label=name)
+    evaluate_model(model, pipeline, split, directory, label=name)
     return directory
 
 
@@ -212,9 +186,11 @@ def open_pipeline(
     pipeline = Pipeline(config, run, Accelerator(), reporter or Reporter(quiet=True), stages_dir)
     if config.teacher.train is not None:
         # The teacher that the run had, whatever the overrides would have made of it.
-        best = stages_dir / manifest.get("stages", {}).get("teacher", "teacher") / "best"
+        stage = manifest.get("stages", {}).get("teacher", "teacher")
+        best = stages_dir / stage / "best"
         if not best.exists():
             raise RunError(f"{best}: the run's teacher is missing; bring back its stages folder")
+        pipeline.inputs["teacher"] = stage
         pipeline.teacher = pipeline.as_teacher(pipeline.reload(best, config.teacher))
     return pipeline
 

@@ -216,8 +216,8 @@ class TeacherConfig(_ModelConfig):
     tokenizer: TokenizerConfig | None = None
     """Tokenizer to train, where the model is built from scratch."""
     seed: int | None = Field(None, ge=0)
-    """Of the teacher's first weights and training; null for the run's. With one set, runs of several
-    seeds share a teacher, as the paper's do."""
+    """Of the teacher's first weights and training; null for the run's. With one set, runs of
+    several seeds share a teacher, as the paper's do."""
     train: SupervisedConfig | None = None
     """Train or fine-tune the teacher on the task's targets first; null to take it as it is."""
     quantization: QuantizationConfig | None = None
@@ -289,9 +289,68 @@ class StudentConfig(_ModelConfig):
         return "path, build, keep_layers"
 
 
+# What the strategies of an evaluation have settings for.
+_SETTINGS_OF = {
+    "greedy": (),
+    "beam": ("num_beams", "length_penalty"),
+    "sampling": ("temperature", "top_k", "top_p", "num_samples"),
+}
+
+
+class EvaluationDecodingConfig(Config):
+    """How the text that is scored is written, up to `decoding.max_tokens`.
+
+    It is for the test split and for the objective's validation. The teacher and the pre-distilled
+    student, which runs share, are always picked by greedy text.
+    """
+
+    strategy: Literal["greedy", "beam", "sampling"] = "greedy"
+    """`greedy` takes the likeliest token, `beam` searches for the likeliest text, `sampling` draws
+    from the model's distribution."""
+    num_beams: int = Field(4, ge=1)
+    """Texts that beam search keeps at every token; each counts in `evaluation.batch_tokens`."""
+    length_penalty: float = Field(1.0, allow_inf_nan=False)
+    """Beam search looks for the highest log-probability divided by `tokens ** length_penalty`: 0
+    for the likeliest text, 1 for the likeliest tokens on average."""
+    temperature: float = Field(1.0, gt=0)
+    """Divides the logits; sampling only."""
+    top_k: int | None = Field(None, ge=1)
+    """Sample among the k likeliest tokens only."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Sample among the likeliest tokens that make up this probability."""
+    num_samples: int = Field(1, ge=1)
+    """Sampled completions of each prompt: scores are over all of them, intervals over prompts."""
+
+    @model_validator(mode="after")
+    def _nothing_of_other_strategies(self) -> Self:
+        # Not whether they were given: a run's own config.yaml spells every default out.
+        for strategy, names in _SETTINGS_OF.items():
+            for name in names if strategy != self.strategy else ():
+                default = type(self).model_fields[name].default
+                if getattr(self, name) != default:
+                    raise ValueError(
+                        f"{name} is for strategy {strategy}, not {self.strategy}; leave it out "
+                        f"(at {'null' if default is None else default}), or change the strategy"
+                    )
+        return self
+
+    def build(self, max_tokens: int, batch_tokens: int) -> Decoding:
+        """The library's own class."""
+        own = self.model_dump(include=set(_SETTINGS_OF[self.strategy]) - {"num_samples"})
+        # Our loop has no beams.
+        engine: Literal["generate", "loop"] = "generate" if self.strategy == "beam" else "loop"
+        return Decoding(max_tokens, self.strategy, batch_tokens=batch_tokens, engine=engine, **own)
+
+    def describe(self) -> dict[str, Any]:
+        """The strategy and its own settings, for `results.json`."""
+        return self.model_dump(include={"strategy", *_SETTINGS_OF[self.strategy]}, mode="json")
+
+
 class EvaluationConfig(Config):
     """What is measured on the validation and test splits."""
 
+    decoding: EvaluationDecodingConfig = EvaluationDecodingConfig()
+    """How the text that is scored is written."""
     batch_tokens: int = Field(32768, ge=1)
     """Tokens that generation holds at once, see `decoding.batch_tokens`."""
     max_validation_examples: int | None = Field(None, ge=1)
@@ -302,8 +361,8 @@ class EvaluationConfig(Config):
     returns: bool = True
     """Also report the teacher's return (Eq 10) of the decoded text."""
     expected_returns: bool = True
-    """Also report the return of text sampled as `decoding` says: what reinforcement learning
-    maximises (Eq 3), at the price of decoding everything twice. Needs `returns`."""
+    """Also report the return of text sampled as the run's `decoding` says: what reinforcement
+    learning maximises (Eq 3), at the price of decoding everything twice. Needs `returns`."""
     num_resamples: int = Field(1000, ge=100)
     """Bootstrap resamples of an interval."""
     confidence: float = Field(0.95, gt=0, lt=1)

@@ -22,9 +22,9 @@ from filelock import FileLock, Timeout
 from brim._version import __version__
 from brim.config import config_hash
 from brim.errors import RunError
-from brim.evaluation import BLOCK, predict
 from brim.files import atomic_write_json, disk_errors
 from brim.models import Decoding, LanguageModel, hash_tensors, plain_tensors
+from brim.predictions import BLOCK, predict
 from brim.progress import Meter
 from brim.types import Example
 

@@ -13,12 +13,12 @@ FLOORS = [
     {"_version", "seeding", "masking", "returns", "advantages", "divergences", "losses"},
     {"errors", "types", "yaml12", "config_errors", "config", "files", "timing", "progress"}
     | {"bucketing", "process"},
-    {"models", "tasks", "metrics"},
+    {"models", "tasks", "metrics", "judge"},
     {"objectives"},
     {"ordering", "settings", "optimization", "sharding", "checkpoints", "tracking", "evaluation"}
-    | {"stages", "learner", "trainer"},
-    {"rundir", "materials", "pipeline", "runs"},
-    {"report", "recipes", "quickstart", "plan"},
+    | {"predictions", "journal", "stages", "learner", "trainer"},
+    {"rundir", "materials", "pipeline", "results", "runs"} | {"comparison", "judging", "analysis"},
+    {"report", "recipes", "quickstart", "plan", "sweep"},
     {"cli"},
     {"__main__"},
 ]

@@ -22,6 +22,13 @@ class Resume(StrEnum):
     never = "never"
 
 
+class Stage(StrEnum):
+    """What is trained before the objective."""
+
+    teacher = "teacher"
+    predistill = "predistill"
+
+
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe's name (brim recipes) or a YAML file.")],
@@ -105,6 +112,9 @@ def evaluate(
     model: Annotated[
         str | None, typer.Option(help="Evaluate this folder or hub name instead; needs --out.")
     ] = None,
+    stage: Annotated[
+        Stage | None, typer.Option(help="Evaluate what this stage made, in its own folder.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results [RUN].")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -118,6 +128,7 @@ def evaluate(
             run,
             split=split.value,
             model=model,
+            stage=None if stage is None else stage.value,
             out=out,
             overrides=overrides or [],
             reporter=Reporter(quiet=quiet),

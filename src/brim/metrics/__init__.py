@@ -23,6 +23,7 @@ from brim.metrics.scoring import (
     mean_score,
     paired_difference,
     score,
+    score_statistics,
     sentence_scores,
     sentence_statistics,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "paired_difference",
     "paired_t_test",
     "score",
+    "score_statistics",
     "sentence_scores",
     "sentence_statistics",
     "spread",

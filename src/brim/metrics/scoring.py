@@ -69,19 +69,52 @@ def score(
     metrics = {name: get_metric(name) for name in names}
     _check_texts(predictions, references)
     return {
-        name: _estimate(
-            metric.label,
+        name: score_statistics(
+            name,
             metric.statistics(predictions, references),
-            metric.corpus_score,
+            references,
             seed=seed,
             num_resamples=num_resamples,
             confidence=confidence,
-            signature=metric.signature(references),
-            higher_is_better=metric.higher_is_better,
-            details=metric.details,
         )
         for name, metric in metrics.items()
     }
+
+
+def score_statistics(
+    name: str,
+    statistics: Array,
+    references: References,
+    *,
+    seed: int = 0,
+    num_resamples: int = 1000,
+    confidence: float = 0.95,
+) -> Score:
+    """The score of examples whose additive statistics are known, with its bootstrap interval.
+
+    Args:
+        name: a key of `METRICS`.
+        statistics: (N, S), one row an example, which may be a sum over several texts for it.
+        references: of the examples, for the signature.
+        seed: of the resamples.
+        num_resamples: corpora drawn with replacement for the interval.
+        confidence: coverage of the interval.
+
+    Raises:
+        ConfigError: an unknown metric, fewer than one resample, a confidence outside (0, 1).
+    """
+    metric = get_metric(name)
+    return _estimate(
+        metric.label,
+        statistics,
+        metric.corpus_score,
+        seed=seed,
+        num_resamples=num_resamples,
+        confidence=confidence,
+        signature=metric.signature(references),
+        higher_is_better=metric.higher_is_better,
+        details=metric.details,
+    )
 
 
 def sentence_statistics(name: str, predictions: Sequence[str], references: References) -> Array:

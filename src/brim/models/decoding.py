@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,32 +23,47 @@ class Decoding:
 
     Attributes:
         max_tokens: limit of a completion, EOS included.
-        strategy: `sampling` draws from the model's distribution, `greedy` takes its maximum.
+        strategy: `sampling` draws from the model's distribution, `greedy` takes its maximum, `beam`
+            searches for the text of the highest `log π(text) / tokens^length_penalty`.
         temperature: divides the logits before they are cut; sampling only.
         top_k: keep the k most probable tokens (and what ties with the k-th); sampling only.
         top_p: keep the fewest most probable tokens that hold this much probability; sampling only.
+        num_beams: texts that are kept of each row at every token; beam only.
+        length_penalty: 0 for the likeliest text, 1 for the likeliest token on average; beam only.
         batch_tokens: tokens of the rows that are decoded at once, each counted with its prompt,
-            padding and all that it may write; changes memory and speed, not the text.
+            padding and all that it may write, in each of its beams; changes memory and speed, not
+            the text.
         engine: what writes: `loop` is `write_completions`; `generate` is transformers' own, see
-            `engines.py`; `vllm` is for decoder-only models on a CUDA GPU, see `vllm_engine.py`.
+            `engines.py`, and the one that has beams; `vllm` is for decoder-only models on a CUDA
+            GPU, see `vllm_engine.py`.
 
     Raises:
         ValueError: a limit is out of its range.
     """
 
     max_tokens: int
-    strategy: Literal["sampling", "greedy"] = "sampling"
+    strategy: Literal["sampling", "greedy", "beam"] = "sampling"
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+    num_beams: int = 1
+    length_penalty: float = 1.0
     batch_tokens: int = 32768
     engine: Literal["loop", "generate", "vllm"] = "loop"
 
     def __post_init__(self) -> None:
         if self.engine not in ("loop", "generate", "vllm"):
             raise ValueError(f"engine must be 'loop', 'generate' or 'vllm', not {self.engine!r}")
-        if self.strategy not in ("sampling", "greedy"):
-            raise ValueError(f"strategy must be 'sampling' or 'greedy', not {self.strategy!r}")
+        if self.strategy not in ("sampling", "greedy", "beam"):
+            raise ValueError(
+                f"strategy must be 'sampling', 'greedy' or 'beam', not {self.strategy!r}"
+            )
+        if self.strategy == "beam" and self.engine != "generate":
+            raise ValueError("strategy='beam' needs engine='generate'")
+        if self.num_beams < 1 or (self.num_beams > 1 and self.strategy != "beam"):
+            raise ValueError("num_beams must be at least 1, and more only for strategy='beam'")
+        if not math.isfinite(self.length_penalty):
+            raise ValueError("length_penalty must be a finite number")
         if self.max_tokens < 1 or self.batch_tokens < 1:
             raise ValueError("max_tokens and batch_tokens must be at least 1")
         if not self.temperature > 0:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from transformers import (
+    DynamicCache,
+    EncoderDecoderCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -50,7 +52,7 @@ def generate_with_transformers(
         max_new_tokens=decoding.max_tokens,
         eos_token_id=list(model.end_ids),
         pad_token_id=model.filler_id,
-        **_sampling(decoding),
+        **_strategy(decoding),
     )
     some = batch.prompt_mask.any(dim=0)  # not the padding that all rows share
     prompt_ids, prompt_mask = batch.prompt_ids[:, some], batch.prompt_mask[:, some]
@@ -59,7 +61,10 @@ def generate_with_transformers(
         settings.decoder_start_token_id = start_token_id(transformer)
         # By itself it would make one as deep as a T5's encoder, whatever the decoder is.
         config = transformer.get_decoder().config
-        written, cache = 1, {"past_key_values": encoder_decoder_cache(config, decoding.max_tokens)}
+        own = encoder_decoder_cache(config, decoding.max_tokens)
+        if decoding.num_beams > 1:
+            own = _BeamCache(DynamicCache(config=config), DynamicCache())
+        written, cache = 1, {"past_key_values": own}
     devices = [device] if device.type == "cuda" else []
     with _no_other_settings(transformer), torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive_seed(0, "generate", *batch.seeds))
@@ -78,9 +83,19 @@ def generate_with_transformers(
     return ids, lengths, truncated
 
 
-def _sampling(decoding: Decoding) -> dict[str, bool | float]:
+def _strategy(decoding: Decoding) -> dict[str, bool | float | str]:
     """The arguments of transformers; one that is left out is off."""
-    if decoding.strategy == "greedy":
+    if decoding.strategy == "beam" and decoding.num_beams > 1:
+        return {
+            "do_sample": False,
+            "num_beams": decoding.num_beams,
+            "length_penalty": decoding.length_penalty,
+            # Go on while a longer text could still win, not while it seems likely to.
+            "early_stopping": "never",
+            # Texts are compared by the policy's probabilities: over the rows that have a token.
+            "renormalize_logits": True,
+        }
+    if decoding.strategy != "sampling":
         return {"do_sample": False}
     # Its own default of top_k is 50.
     return {
@@ -111,3 +126,11 @@ class _Exclude(LogitsProcessor):  # type: ignore[misc]
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores[:, self.rows] = -torch.inf
         return scores
+
+
+class _BeamCache(EncoderDecoderCache):  # type: ignore[misc]
+    """Of an encoder-decoder's beams; those of a prompt share what the encoder made of it."""
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Make row i of the batch what row `beam_idx[i]` is, one of the same prompt."""
+        self.self_attention_cache.reorder_cache(beam_idx)

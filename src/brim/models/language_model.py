@@ -169,12 +169,10 @@ class LanguageModel(nn.Module):
         """
         device = self.device
         prompt_lengths = batch.prompt_mask.sum(dim=1).tolist()
+        limit = max(1, decoding.batch_tokens // decoding.num_beams)
         # One more pass costs as many steps as the longest completion: it is hardly ever worth it.
         groups = length_buckets(
-            prompt_lengths,
-            [decoding.max_tokens] * len(batch),
-            decoding.batch_tokens,
-            overhead=decoding.batch_tokens,
+            prompt_lengths, [decoding.max_tokens] * len(batch), limit, overhead=limit
         )
         if decoding.engine == "vllm":  # which has a schedule of its own
             groups = [list(range(len(batch)))]

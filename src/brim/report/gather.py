@@ -193,7 +193,7 @@ def _stages(runs: Sequence[Run], notes: list[str]) -> list[SystemRuns]:
                 continue  # the same again, made with another budget of memory
             found[directory] = replace(read_run(directory, run.split), seed=seed)
             if not found[directory].scores:
-                notes.append(_how_to_evaluate(run, directory, name, seed))
+                notes.append(_how_to_evaluate(run, stage, directory, name, seed))
         tested = tuple(run for run in found.values() if run.scores)
         if tested:
             systems.append(SystemRuns(name.label, name, tested))
@@ -208,12 +208,11 @@ def _stage_directory(run: Run, stage: str) -> Path | None:
     return Path(os.path.normpath(place))
 
 
-def _how_to_evaluate(run: Run, directory: Path, name: Name, seed: int | None) -> str:
+def _how_to_evaluate(run: Run, stage: str, directory: Path, name: Name, seed: int | None) -> str:
     which = name.label if seed is None else f"{name.label} of seed {seed}"
     if not (directory / "best").is_dir():
         return f"{which}: not in the tables, for its folder {directory} is missing."
-    command = ["brim", "evaluate", str(run.directory), "--split", run.split]
-    command += ["--model", str(directory / "best"), "--out", str(directory)]
+    command = ["brim", "evaluate", str(run.directory), "--stage", stage, "--split", run.split]
     return f"{which}: not evaluated, so not in the tables; evaluate by `{shlex.join(command)}`."
 
 

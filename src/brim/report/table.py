@@ -203,7 +203,7 @@ def _returns(predictions: Sequence[Prediction], compared: str) -> list[float]:
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """The results of one split, as `brim.runs.evaluate_model` returns them, for a terminal.
+    """The results of one split, as `brim.results.evaluate_model` returns them, for a terminal.
 
     Each score has its interval and its signature, which says what the number depends on.
     """

@@ -1,0 +1,204 @@
+"""brim evaluate, end to end: other decodings, stops, processes."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from pairs import GPT2, T5
+from test_distributed import launch
+from test_train import rows
+from typer.testing import CliRunner
+
+from brim import predictions
+from brim.cli import app
+from brim.errors import RunError
+from brim.journal import Journal
+from brim.process import leave_processes
+from brim.runs import evaluate_run, train
+
+BEAM = ["evaluation.decoding.strategy=beam", "evaluation.decoding.num_beams=3"]
+SAMPLES = ["evaluation.decoding.strategy=sampling", "evaluation.decoding.num_samples=3"]
+FILES = ("predictions/test.jsonl", "results.json")
+
+
+@pytest.fixture(scope="module")
+def run(make_config, tmp_path_factory) -> Path:
+    """A short run of each kind of model, in one folder."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, model in (("t5", T5), ("gpt2", GPT2)):
+        train(make_config(model, "trainer.max_steps=2"), folder / name)
+    return folder
+
+
+def evaluate(*arguments: object) -> str:
+    result = CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def contents(folder: Path) -> list[bytes]:
+    assert not list(folder.rglob("*.partial.jsonl"))
+    return [(folder / name).read_bytes() for name in FILES]
+
+
+@pytest.mark.parametrize("model", ["t5", "gpt2"])
+def test_beams(run, tmp_path, model):
+    evaluate(run / model, *BEAM, "--out", tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())["test"]
+    assert results["decoding"] == {
+        "strategy": "beam", "num_beams": 3, "length_penalty": 1.0,
+        "max_tokens": 8, "max_prompt_tokens": 40,
+    }  # fmt: skip
+    greedy = rows(run / model / "predictions" / "test.jsonl")
+    found = rows(tmp_path / "predictions" / "test.jsonl")
+    assert [row["id"] for row in found] == [row["id"] for row in greedy]
+    assert [row["text"] for row in found] != [row["text"] for row in greedy]
+    # The policy's own sample does not depend on how the text beside it is written.
+    assert [row["sampled_text"] for row in found] == [row["sampled_text"] for row in greedy]
+    assert all("samples" not in row for row in (*greedy, *found))
+
+
+def test_samples(run, tmp_path):
+    said = evaluate(run / "t5", *SAMPLES, "--out", tmp_path)
+    assert "|samples:3" in said
+    results = json.loads((tmp_path / "results.json").read_text())["test"]
+    assert results["decoding"]["num_samples"] == 3
+    found = rows(tmp_path / "predictions" / "test.jsonl")
+    assert results["num_examples"] == len(found) == 23
+    for row in found:
+        assert [set(sample) for sample in row["samples"]] == [
+            {"text", "num_tokens", "truncated", "teacher_return", "token_ids"}
+        ] * 3
+        assert row["text"] == row["samples"][0]["text"]
+        assert row["statistics"]["exact_match"][1] == 3
+    cut = sum(sample["truncated"] for row in found for sample in row["samples"])
+    assert results["num_truncated_completions"] == cut
+
+
+def test_settings_of_the_run_itself_need_another_folder(run):
+    result = CliRunner().invoke(app, ["evaluate", str(run / "t5"), *BEAM])
+    assert "--out" in str(result.exception)
+
+
+@pytest.mark.parametrize("settings", [[], BEAM, SAMPLES], ids=["greedy", "beam", "samples"])
+def test_ctrl_c_and_again_gives_the_same_files(run, tmp_path, monkeypatch, settings):
+    monkeypatch.setattr(predictions, "BLOCK", 6)
+    evaluate(run / "t5", *settings, "--out", tmp_path / "whole")
+    arguments = [run / "t5", *settings, "--out", tmp_path / "stopped", "-q"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", stopping(1))
+        result = CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+    assert result.exit_code == 130
+    assert "the same command goes on" in result.output
+    assert not (tmp_path / "stopped" / "results.json").exists()
+    partial = tmp_path / "stopped" / "predictions" / ".test.partial.jsonl"
+    assert len(partial.read_bytes().splitlines()) == 2
+    written = []
+    monkeypatch.setattr(Journal, "append", counting(written))
+    evaluate(*arguments)
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+    assert sum(written) == 23 - (2 if settings is SAMPLES else 6)
+
+
+def stopping(blocks: int):
+    """`Journal.append` that is interrupted after so many blocks."""
+    left, append = [blocks], Journal.append
+
+    def stopped(self, block):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        append(self, block)
+
+    return stopped
+
+
+def counting(written: list[int]):
+    append = Journal.append
+
+    def counted(self, block):
+        written.append(len(block.predictions))
+        append(self, block)
+
+    return counted
+
+
+def test_other_settings_throw_the_finished_blocks_away(run, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(predictions, "BLOCK", 6)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", stopping(2))
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_run(run / "t5", out=tmp_path / "out")
+    caplog.set_level("WARNING", logger="brim")  # which `-q` has made silent
+    evaluate_run(run / "t5", out=tmp_path / "out", overrides=["evaluation.batch_tokens=64"])
+    assert "decoding, sampling; thrown away" in caplog.text
+    evaluate_run(run / "t5", out=tmp_path / "whole", overrides=["evaluation.batch_tokens=64"])
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_run_that_stopped_in_its_test_goes_on_there(
+    run, make_config, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(predictions, "BLOCK", 6)
+    config = make_config(T5, "trainer.max_steps=2")
+    stages = run / "t5" / "stages"
+    train(config, tmp_path / "whole", stages_dir=stages)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", stopping(3))
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "stopped", stages_dir=stages)
+    written = []
+    monkeypatch.setattr(Journal, "append", counting(written))
+    train(config, tmp_path / "stopped", stages_dir=stages)
+    assert sum(written) == 5
+    name = FILES[0]
+    assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    scores = [
+        json.loads((tmp_path / folder / "results.json").read_text())["test"]["scores"]
+        for folder in ("stopped", "whole")
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_the_teacher_is_picked_by_greedy_text_whatever_the_evaluation(run, make_config, tmp_path):
+    """Runs that differ in their evaluation share stages."""
+    stages = tmp_path / "stages"
+    shutil.copytree(run / "t5" / "stages", stages)
+    before = sorted(path.name for path in stages.iterdir())
+    config = make_config(T5, "trainer.max_steps=1", *BEAM)
+    results = train(config, tmp_path / "run", stages_dir=stages)
+    assert results["decoding"]["strategy"] == "beam"
+    assert sorted(path.name for path in stages.iterdir()) == before
+
+
+def test_two_processes_stop_and_go_on(run, tmp_path):
+    launch(2, run / "t5", tmp_path, program=(__file__,))
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+    evaluate(run / "t5", *SAMPLES, "--out", tmp_path / "one")
+    one, two = (rows(tmp_path / name / FILES[0]) for name in ("one", "whole"))
+    for ours, theirs in zip(one, two, strict=True):
+        assert ours.pop("teacher_return") == pytest.approx(theirs.pop("teacher_return"), rel=1e-4)
+        assert ours["token_ids"] == theirs["token_ids"]
+        assert [s["text"] for s in ours["samples"]] == [s["text"] for s in theirs["samples"]]
+        assert ours["statistics"] == theirs["statistics"]
+
+
+def test_a_folder_in_use_is_refused(run, tmp_path):
+    evaluate_run(run / "t5", out=tmp_path)
+    journal = Journal(tmp_path / "predictions" / ".test.partial.jsonl", {})
+    with journal.opened(), pytest.raises(RunError, match="another process is writing"):
+        evaluate_run(run / "t5", out=tmp_path)
+
+
+if __name__ == "__main__":
+    RUN, FOLDER = map(Path, sys.argv[1:])
+    predictions.BLOCK = 6
+    evaluate_run(RUN, out=FOLDER / "whole", overrides=SAMPLES)
+    append, Journal.append = Journal.append, stopping(2)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_run(RUN, out=FOLDER / "stopped", overrides=SAMPLES)
+    Journal.append = append
+    evaluate_run(RUN, out=FOLDER / "stopped", overrides=SAMPLES)
+    leave_processes()

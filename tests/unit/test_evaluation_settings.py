@@ -1,0 +1,104 @@
+"""How the settings say what an evaluation writes, and that old runs keep theirs."""
+
+import pytest
+
+from brim.config import config_hash, load_config
+from brim.errors import ConfigError, RunError
+from brim.files import atomic_write_json, atomic_write_text
+from brim.recipes import find_recipe
+from brim.rundir import begin_run, open_run, read_manifest
+from brim.settings import EvaluationDecodingConfig, RunConfig
+from brim.yaml12 import dump, parse
+
+
+def make_config(*overrides: str) -> RunConfig:
+    return load_config(RunConfig, find_recipe("cmudict/brim"), overrides, search=find_recipe)
+
+
+def test_greedy_is_the_default():
+    decoding = EvaluationDecodingConfig().build(9, 100)
+    assert decoding == make_config("decoding.max_tokens=9").decoding.greedy(100)
+    assert EvaluationDecodingConfig().describe() == {"strategy": "greedy"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["strategy=beam"], {"strategy": "beam", "num_beams": 4, "length_penalty": 1.0}),
+        (
+            ["strategy=beam", "num_beams=2", "length_penalty=0"],
+            {"strategy": "beam", "num_beams": 2, "length_penalty": 0.0},
+        ),
+        (
+            ["strategy=sampling", "temperature=0.5", "top_k=3", "num_samples=8"],
+            {"strategy": "sampling", "temperature": 0.5, "top_k": 3, "top_p": None,
+             "num_samples": 8},
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_given_reaches_the_decoding(overrides, expected):
+    config = make_config(*(f"evaluation.decoding.{item}" for item in overrides))
+    assert config.evaluation.decoding.describe() == expected
+    decoding = config.evaluation.decoding.build(7, 50)
+    assert (decoding.max_tokens, decoding.batch_tokens) == (7, 50)
+    for name in expected.keys() - {"num_samples"}:
+        assert getattr(decoding, name) == expected[name]
+    assert decoding.engine == ("generate" if expected["strategy"] == "beam" else "loop")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["num_beams=8"], "num_beams is for strategy beam, not greedy"),
+        (["temperature=0.5"], "temperature is for strategy sampling, not greedy"),
+        (["strategy=sampling", "length_penalty=0.5"], "length_penalty is for strategy beam"),
+        (["strategy=beam", "num_samples=3"], r"num_samples is for strategy sampling.*\(at 1\)"),
+        (["strategy=beam", "top_p=0.9"], r"top_p is for strategy sampling.*\(at null\)"),
+        (["strategy=beam", "num_beams=0"], "greater than or equal to 1|at least 1"),
+        (["strategy=beam", "length_penalty=.nan"], "length_penalty"),
+        (["strategy=beams"], "did you mean beam"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_in_a_line(overrides, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        make_config(*(f"evaluation.decoding.{item}" for item in overrides))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def old_run(tmp_path):
+    """A run directory of a version that had no `evaluation.decoding`."""
+    out = tmp_path / "run"
+    with open_run(out, make_config(), "never"):
+        begin_run(out, make_config(), [])
+    stored = parse((out / "config.yaml").read_text(), str).data
+    del stored["evaluation"]["decoding"]
+    atomic_write_text(out / "config.yaml", dump(stored))
+    matters = {k: v for k, v in stored.items() if k not in ("description", "tracking")}
+    manifest = {**read_manifest(out), "config_hash": config_hash(matters)}
+    atomic_write_json(out / "manifest.json", manifest)
+    return out
+
+
+def test_a_run_of_an_older_version_can_be_resumed(old_run):
+    with open_run(old_run, make_config("description=other"), "must"):
+        pass
+
+
+@pytest.mark.parametrize("override", ["evaluation.decoding.strategy=beam", "seed=5"])
+def test_an_old_run_with_other_settings_is_refused(old_run, override):
+    with (
+        pytest.raises(RunError, match="other settings"),
+        open_run(old_run, make_config(override), "auto"),
+    ):
+        pass
+
+
+def test_settings_that_somebody_edited_are_no_proof(old_run):
+    path = old_run / "config.yaml"
+    path.write_text(path.read_text().replace("seed: 0\n", "seed: 5\n", 1))
+    with (
+        pytest.raises(RunError, match="other settings"),
+        open_run(old_run, make_config("seed=5"), "auto"),
+    ):
+        pass
