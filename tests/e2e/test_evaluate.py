@@ -82,6 +82,22 @@ def test_settings_of_the_run_itself_need_another_folder(run):
     assert "--out" in str(result.exception)
 
 
+def test_a_stage_is_evaluated_in_its_own_folder(run):
+    stages = json.loads((run / "t5" / "manifest.json").read_text())["stages"]
+    evaluate(run / "t5", "--stage", "predistill", "--split", "validation")
+    (folder,) = (run / "t5" / "stages").glob(f"*{stages['predistill']}*")
+    results = json.loads((folder / "results.json").read_text())
+    assert results["validation"]["num_examples"] == 16
+    assert len(rows(folder / "predictions" / "validation.jsonl")) == 16
+
+
+def test_a_stage_is_evaluated_as_the_run_says(run, tmp_path):
+    result = CliRunner().invoke(
+        app, ["evaluate", str(run / "t5"), "--stage", "teacher", "--out", str(tmp_path)]
+    )
+    assert "--stage" in str(result.exception)
+
+
 @pytest.mark.parametrize("settings", [[], BEAM, SAMPLES], ids=["greedy", "beam", "samples"])
 def test_ctrl_c_and_again_gives_the_same_files(run, tmp_path, monkeypatch, settings):
     monkeypatch.setattr(predictions, "BLOCK", 6)

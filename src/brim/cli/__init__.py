@@ -10,12 +10,12 @@ import sys
 
 import typer
 
-from brim.cli import runs
+from brim.cli import analyze, compare, judge, report, runs, sweep
 from brim.cli.app import app
 from brim.errors import BrimError
 from brim.process import leave_processes, prepare_process
 
-__all__ = ["app", "main", "runs"]
+__all__ = ["analyze", "app", "compare", "judge", "main", "report", "runs", "sweep"]
 
 
 def main() -> None:
