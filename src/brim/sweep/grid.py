@@ -1,0 +1,181 @@
+"""The points of a sweep: each is one run, with its settings resolved and its folder named."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from brim.config import config_hash, load_config
+from brim.errors import ConfigError
+from brim.progress import Reporter
+from brim.recipes import find_recipe
+from brim.settings import RunConfig
+from brim.sweep.spec import SweepConfig, SystemConfig, as_overrides
+
+# A file's name may have 255 bytes; a log's has the seed and an ending too.
+LONGEST_LABEL = 180
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One run of a sweep.
+
+    Attributes:
+        number: from 1, in the order in which points run: all systems of a seed, then the next seed.
+        label: the system with its grid values, such as `brim-k=4`.
+        seed: of the run.
+        recipe: name or path.
+        overrides: the settings on top of it, as `brim train` takes them.
+        config: all of it resolved.
+    """
+
+    number: int
+    label: str
+    seed: int
+    recipe: str
+    overrides: tuple[str, ...]
+    config: RunConfig
+
+    @property
+    def name(self) -> str:
+        """The run directory below the sweep's."""
+        return f"{self.label}/seed={self.seed}"
+
+    def arguments(self, out: Path) -> list[str]:
+        """What follows `brim` on the command line that makes this run below `out`."""
+        where = ["--out", str(out / self.name), "--stages", str(out / "stages")]
+        return ["train", self.recipe, *self.overrides, *where]
+
+    def command(self, out: Path) -> str:
+        """The same for a shell."""
+        return shlex.join(["brim", *self.arguments(out)])
+
+    @cached_property
+    def stage_keys(self) -> tuple[str, ...]:
+        """What stands for the run's stages: teacher and outputs, then the pre-distilled student.
+
+        Points with a key in common are taken to share that stage. What is compared is more than a
+        stage depends on, so points with different keys may share one all the same: then one waits.
+        """
+        config, seed = self.config, self.config.seed
+        shared = {
+            "task": config.task,
+            "teacher": config.teacher,
+            "decoding": [config.decoding.max_prompt_tokens, config.decoding.max_tokens],
+            "validation": config.evaluation.max_validation_examples,
+            "precision": config.trainer.precision,
+        }
+        if config.teacher.path is None or config.teacher.train is not None:
+            shared["seed"] = seed if config.teacher.seed is None else config.teacher.seed
+        keys = [config_hash(shared)]
+        if config.student.predistill is not None:
+            keys.append(config_hash({"after": keys[0], "student": config.student, "seed": seed}))
+        return tuple(keys)
+
+
+def points(sweep: SweepConfig, source: str = "sweep") -> list[Point]:
+    """The runs of a sweep, every setting of each checked.
+
+    Args:
+        sweep: the file.
+        source: what errors call the file.
+
+    Raises:
+        ConfigError: a recipe or setting that cannot be used, or two points with one folder.
+    """
+    systems = []
+    for name, system in sweep.systems.items():
+        try:
+            systems += list(_combinations(sweep, name, system))
+        except ConfigError as error:
+            text = str(error).replace("command line: ", "", 1)
+            raise ConfigError(f"{source}: systems.{name}: {text}") from None
+    # Some file systems take `A` and `a` for one name.
+    count = Counter(label.lower() for label, *_ in systems)
+    for label, *_ in systems:
+        if count[label.lower()] > 1:
+            raise ConfigError(
+                f"{source}: systems: two of them have the folder {label}; "
+                "rename one, or remove the value that the grid has twice"
+            )
+    return [
+        # No setting depends on the seed, so one check is enough for all of them.
+        Point(
+            number, label, seed, recipe, (*overrides, f"seed={seed}"),
+            config.model_copy(update={"seed": seed}),
+        )
+        for number, (seed, (label, recipe, overrides, config)) in enumerate(
+            itertools.product(sweep.seed_list, systems), start=1
+        )
+    ]  # fmt: skip
+
+
+def run_point(
+    point: Point, out: Path, *, reporter: Reporter | None = None, command: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Make one run of a sweep in this process; gives and raises what `brim.runs.train` does."""
+    from brim.runs import train
+
+    return train(
+        point.config,
+        out / point.name,
+        stages_dir=out / "stages",
+        reporter=reporter,
+        command=command or ["brim", *point.arguments(out)],
+    )
+
+
+_Combination = tuple[str, str, tuple[str, ...], RunConfig]
+
+
+def _combinations(sweep: SweepConfig, name: str, system: SystemConfig) -> Iterator[_Combination]:
+    """Label, recipe, overrides and settings of each combination of a system's grid."""
+    settings = [as_overrides(sweep.settings), as_overrides(system.settings)]
+    common = {key: values for key, values in sweep.grid.items() if key not in system.grid}
+    grid = {**system.grid, **common}
+    if "seed" in as_overrides(dict.fromkeys(grid)) or any("seed" in texts for texts in settings):
+        raise ConfigError("seed: is what the sweep's `seeds` are for; remove it here")
+    for key, values in grid.items():
+        if not values:
+            raise ConfigError(f"grid: {key}: has no values; give some, or remove it")
+    path, short = find_recipe(system.recipe), _short_names(grid)
+    for values in itertools.product(*grid.values()):
+        chosen = dict(zip(grid, values, strict=True))
+        label = "".join([name, *(f"-{short[key]}={_name_of(chosen[key])}" for key in grid)])
+        if len(label) > LONGEST_LABEL:
+            label = f"{label[: LONGEST_LABEL - 9]}-{config_hash({'label': label})[:8]}"
+        texts: dict[str, str] = {}
+        for more in (*settings, *(as_overrides({key: chosen[key]}) for key in grid)):
+            texts = {key: text for key, text in texts.items() if key not in more} | more
+        overrides = tuple(f"{key}={text}" for key, text in texts.items())
+        config = load_config(RunConfig, path, overrides, search=find_recipe)
+        yield label, system.recipe, overrides, config
+
+
+def _short_names(keys: Mapping[str, Any]) -> dict[str, str]:
+    """The last part of each key, or the whole key where last parts are the same."""
+    last = {key: key.rpartition(".")[2] for key in keys}
+    count = Counter(last.values())
+    return {key: quote(key if count[last[key]] > 1 else last[key], safe="") for key in keys}
+
+
+def _name_of(value: Any) -> str:
+    """A value as a part of a file's name; different values of a type have different names."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, float):
+        text = f"{Decimal(repr(value)).normalize():e}".replace("e+", "e")  # 1e-4, not 0.0001
+        return text if 0 < abs(value) < 0.01 or abs(value) >= 1e5 else repr(value)
+    if isinstance(value, Mapping):
+        return ",".join(f"{_name_of(key)}={_name_of(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ",".join(map(_name_of, value))
+    return quote(str(value), safe="+")

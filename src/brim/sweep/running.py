@@ -1,0 +1,256 @@
+"""Running a sweep: several points at a time, each a process of its own."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from brim.errors import RunError
+from brim.files import disk_errors
+from brim.progress import Meter, Reporter
+from brim.sweep.grid import Point
+from brim.sweep.launching import Job, Launcher, local_launcher
+from brim.sweep.spec import SweepConfig, keep_sweep
+from brim.sweep.states import (
+    FAILED,
+    MARK,
+    State,
+    first_scores,
+    has_stages,
+    last_lines,
+    log_of,
+    state_of,
+)
+
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a sweep ended, as names of points.
+
+    Attributes:
+        done: finished, now or before.
+        failed: that have failed, also when they were tried again.
+        elsewhere: that another process works on.
+        left: that were not run, or not to the end.
+    """
+
+    done: tuple[str, ...]
+    failed: tuple[str, ...]
+    elsewhere: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+def run_sweep(
+    todo: Sequence[Point],
+    out: Path,
+    *,
+    sweep: SweepConfig | None = None,
+    launcher: Launcher | None = None,
+    retry: int = 1,
+    fail_fast: bool = False,
+    reporter: Reporter | None = None,
+) -> Outcome:
+    """Run the points that are not done; go on with those that were stopped.
+
+    Points come in their order, but for one: while a point makes a stage, none that needs the same
+    stage is begun.
+
+    Args:
+        todo: the points.
+        out: the sweep's folder.
+        sweep: what the points are of, to be kept beside them as `sweep.yaml`.
+        launcher: where they run; this machine by default.
+        retry: how often a failed point is tried again, after all others.
+        fail_fast: stop the others when a point fails.
+        reporter: tells the person who watches.
+
+    Raises:
+        RunError: a point's folder holds a run of other settings; nothing was begun.
+        KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP came; the runs were asked to save and did. At
+            a second one they are killed.
+    """
+    states = {point.name: state_of(point, out) for point in todo}
+    for name, state in states.items():
+        if state == "foreign":
+            raise RunError(
+                f"{out / name}: holds a run of other settings (see its config.yaml) than the "
+                "sweep's; move it away, or choose another --out"
+            )
+    if sweep is not None:
+        keep_sweep(sweep, out)
+    with disk_errors(out):
+        (out / "logs").mkdir(parents=True, exist_ok=True)
+    work = _Work(
+        out, launcher or local_launcher(), reporter or Reporter(quiet=True), retry, fail_fast
+    )
+    for point in todo:
+        work.add(point, done=states[point.name] == "done")
+    with work.reporter.meter("sweep", len(work.waiting)) as meter, work.signals():
+        work.run(meter)
+    return work.outcome()
+
+
+@dataclass
+class _Running:
+    point: Point
+    job: Job
+    began: float
+
+
+@dataclass
+class _Work:
+    """The points of a sweep on their way."""
+
+    out: Path
+    launcher: Launcher
+    reporter: Reporter
+    retry: int
+    fail_fast: bool
+    waiting: deque[Point] = field(default_factory=deque)
+    running: list[_Running] = field(default_factory=list)
+    made: set[str] = field(default_factory=set)  # keys of stages that are finished
+    states: dict[str, State] = field(default_factory=dict)
+    failures: Counter[str] = field(default_factory=Counter)
+    stopping: bool = False
+    interrupts: int = 0
+
+    def add(self, point: Point, *, done: bool) -> None:
+        """Take a point up."""
+        self.states[point.name] = "done" if done else "waiting"
+        if has_stages(self.out / point.name):
+            self.made.update(point.stage_keys)
+        if not done:
+            self.waiting.append(point)
+
+    def run(self, meter: Meter) -> None:
+        """Until nothing is left, or all has stopped."""
+        try:
+            while self.running or (self.waiting and not self.stopping):
+                if self.interrupts and not self.stopping:
+                    self.reporter.say(
+                        f"stopping: {len(self.running)} runs save what they have; "
+                        "once more ends them at once"
+                    )
+                    self.stop()
+                if self.interrupts > 1:
+                    break
+                self._begin(meter)
+                self._collect(meter)
+                time.sleep(POLL_SECONDS)
+        finally:
+            for running in self.running:
+                running.job.kill()
+                self._note(running.point, "killed")
+        if self.interrupts:
+            raise KeyboardInterrupt("stopped; the same command goes on")
+
+    def stop(self) -> None:
+        """Begin nothing more, and ask what runs to end."""
+        self.stopping = True
+        for running in self.running:
+            running.job.stop()
+
+    def _begin(self, meter: Meter) -> None:
+        while not self.stopping and len(self.running) < self.launcher.slots:
+            point = self._next()
+            if point is None:
+                return
+            self.waiting.remove(point)
+            state = self.states[point.name] = state_of(point, self.out)
+            if state in ("done", "running"):  # by another process, meanwhile
+                self.reporter.say(f"{point.name}: {state} by another process, left alone")
+                meter.advance()
+                continue
+            self._note(point, point.command(self.out))
+            job = self.launcher.start(point, self.out)
+            self.running.append(_Running(point, job, time.monotonic()))
+
+    def _next(self) -> Point | None:
+        """The first point that would not wait for a stage that another one makes."""
+        making = {key for running in self.running for key in running.point.stage_keys} - self.made
+        for point in self.waiting:
+            if making.isdisjoint(point.stage_keys):
+                return point
+        return None
+
+    def _collect(self, meter: Meter) -> None:
+        for running in list(self.running):
+            point = running.point
+            code = running.job.poll()
+            if not self.made.issuperset(point.stage_keys) and has_stages(self.out / point.name):
+                self.made.update(point.stage_keys)
+            if code is not None:
+                self.running.remove(running)
+                self._end(point, code, time.monotonic() - running.began, meter)
+
+    def _end(self, point: Point, code: int, seconds: float, meter: Meter) -> None:
+        if code == 0 and (state := state_of(point, self.out)) == "done":
+            self.states[point.name] = state
+            self._note(point, "done")
+            meter.advance()
+            scores = first_scores(self.out / point.name)
+            self.reporter.say(f"{point.name}: {scores} ({seconds:.0f} s)")
+            return
+        if self.stopping:
+            self.states[point.name] = "stopped"
+            self._note(point, "stopped")
+            return
+        self.states[point.name] = "failed"
+        self.failures[point.name] += 1
+        again = self.failures[point.name] <= self.retry and not self.fail_fast
+        log = log_of(point, self.out)
+        self.reporter.say(
+            f"{point.name}: failed with exit code {code}"
+            f"{', will be tried again' if again else ''}; the end of {log}:"
+        )
+        for line in last_lines(log):
+            self.reporter.say(f"  {line}")
+        self._note(point, f"{FAILED} {code}")
+        if again:
+            self.waiting.append(point)
+        else:
+            meter.advance()
+        if self.fail_fast and not self.stopping:
+            self.stop()
+
+    def _note(self, point: Point, text: str) -> None:
+        """A line of ours in a point's log."""
+        log = log_of(point, self.out)
+        with disk_errors(log), log.open("a", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(f"{MARK}{text}\n")
+
+    def outcome(self) -> Outcome:
+        def named(*states: State) -> tuple[str, ...]:
+            return tuple(name for name, state in self.states.items() if state in states)
+
+        left = named("waiting", "stopped")
+        return Outcome(named("done"), named("failed"), named("running"), left)
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Count requests to stop while the block runs."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def request(number: int, frame: object) -> None:
+            self.interrupts += 1
+
+        # Where a shell had us ignore a signal, children would too; a handler they do not inherit.
+        kinds = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+            kinds.append(signal.SIGHUP)
+        old = {kind: signal.signal(kind, request) for kind in kinds}
+        try:
+            yield
+        finally:
+            for kind, handler in old.items():
+                signal.signal(kind, handler)
