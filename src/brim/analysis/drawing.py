@@ -1,0 +1,235 @@
+"""Figures of analyses as PNG and SVG, from their results alone; matplotlib without pyplot."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from brim.analysis.results import (
+        StudentTheorem1,
+        StudentVariance,
+        Theorem1Analysis,
+        VarianceAnalysis,
+    )
+
+# Okabe and Ito's colours, which colour-blind eyes tell apart; those of the report's curves.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "os^Dv<>P"
+LINES = {"one_step": "-", "none": "--", "average": ":"}
+TAILS = {"one_step": "one-step tail", "none": "no tail", "average": "phase average"}
+INK = "#24292f"
+SETTINGS = {
+    "axes.edgecolor": INK,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlepad": 10,
+    "font.size": 9.5,
+    "grid.color": "#e3e6ea",
+    "legend.frameon": False,
+    "lines.linewidth": 1.7,
+    "lines.markersize": 4.5,
+    "svg.hashsalt": "brim",  # ids of clip paths would be random
+    "text.color": INK,
+    "text.parse_math": False,  # a label may hold dollar signs
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+class Images(NamedTuple):
+    """One figure, as the bytes of two image files."""
+
+    png: bytes
+    svg: bytes
+
+
+def draw_variance(analysis: VarianceAnalysis) -> Images:
+    """Variance and bias of Ĝ_1 by K as in the paper, and what they do to the gradient.
+
+    A line a student and tail. Where more students than colours there are, colours come again.
+    """
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots(2, 2)
+        panels = (
+            (axes[0, 0], "variance_first", "Variance of Ĝ₁ over rollouts", "variance"),
+            (axes[0, 1], "bias_first", "Bias: mean of Ĝ₁ - G₁", "bias"),
+            (
+                axes[1, 0],
+                "scaled_gradient_variance",
+                "Variance of the gradient",
+                "trace, own scale",
+            ),
+            (axes[1, 1], "scaled_gradient_alignment", "Cosine of a batch with E g₁", "cosine"),
+        )
+        for ax, name, title, label in panels:
+            ax.set_title(title)
+            ax.set_ylabel(label)
+            ax.set_xlabel("K")
+            # What may be negative, and hardly varies in size, has a plain scale.
+            _draw_by_k(ax, analysis, name, log=ax is not axes[1, 1])
+        handles = _handles(
+            [(student.label, "-") for student in analysis.students],
+            [(TAILS[tail], LINES[tail]) for tail in _tails(analysis.students[0])],
+        )
+        figure.legend(handles=handles, loc="outside upper left", ncols=4, fontsize=9)
+
+    return _save(draw, (10.5, 7.2))
+
+
+def _tails(student: StudentVariance) -> list[str]:
+    return list(dict.fromkeys(row.tail for row in student.rows))
+
+
+def _draw_by_k(ax: Axes, analysis: VarianceAnalysis, name: str, *, log: bool) -> None:
+    for number, student in enumerate(analysis.students):
+        for tail in _tails(student):
+            rows = [row for row in student.rows if row.k == 1 or row.tail == tail]
+            found = [(row.k, row.numbers[name]) for row in rows if name in row.numbers]
+            # Zero has no place on a logarithmic axis: the bias of K = 1 is left out.
+            points = [
+                (k, estimate)
+                for k, estimate in found
+                if np.isfinite(estimate.value) and (estimate.value > 0 or not log)
+            ]
+            if points:
+                _draw_estimates(ax, points, number, LINES[tail])
+    _log_axis(ax, "x")
+    ks = sorted({row.k for student in analysis.students for row in student.rows})
+    ax.set_xticks(ks, [str(k) for k in ks], minor=False)
+    if log:
+        _log_axis(ax, "y")
+
+
+def _draw_estimates(ax: Axes, points: Sequence[tuple[float, Any]], number: int, line: str) -> None:
+    """A line with a band where intervals are known."""
+    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    x = [at for at, _ in points]
+    ax.plot(x, [e.value for _, e in points], line, color=colour, marker=marker)
+    low = [e.low for _, e in points]
+    ax.fill_between(x, low, [e.high for _, e in points], color=colour, alpha=0.12, linewidth=0)
+
+
+def draw_theorem1(analysis: Theorem1Analysis) -> Images:
+    """Of the first student: variance by remaining length, the ratio, correlations, positions."""
+    student = analysis.students[0]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots(2, 2)
+        _draw_lengths(axes[0, 0], student)
+        _draw_ratios(axes[0, 1], analysis)
+        _draw_correlations(axes[1, 0], student)
+        ax = axes[1, 1]
+        ax.set_title("Are steps alike? Regret by position")
+        ax.set_xlabel("position t")
+        ax.set_ylabel("regret")
+        x = [row["position"] for row in student.positions]
+        for number, (name, label) in enumerate({"mean": "mean", "var": "variance"}.items()):
+            y = [row[f"{name}_regret"] for row in student.positions]
+            ax.plot(x, y, color=COLOURS[number], marker=MARKERS[number], label=label)
+        ax.legend()
+
+    return _save(draw, (10.5, 7.2))
+
+
+def _draw_lengths(ax: Axes, student: StudentTheorem1) -> None:
+    """Measured, and the law fitted to each K, dashed."""
+    ax.set_title("Variance by what is left; dashed: the law")
+    ax.set_xlabel("tokens left, n - t + 1")
+    ax.set_ylabel(f"variance of Ĝ, no tail ({student.label})")
+    _log_axis(ax, "y")
+    left = np.array([row["remaining"] for row in student.lengths])
+    for number, fit in enumerate(student.fits):
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        y = [row["variance"][str(fit.k)] for row in student.lengths]
+        ax.plot(left, y, color=colour, marker=marker, label=f"K = {fit.k}")
+        ax.plot(left, fit.c.value * ((left - 1) // fit.k + 1), "--", color=colour, linewidth=1)
+    ax.legend()
+
+
+def _draw_ratios(ax: Axes, analysis: Theorem1Analysis) -> None:
+    ax.set_title("Var Ĝ / Var G over what the law says")
+    ax.set_xlabel("K")
+    ax.set_ylabel("measured / predicted")
+    ax.axhline(1, color=INK, linewidth=1)
+    for number, student in enumerate(analysis.students):
+        _draw_estimates(ax, [(fit.k, fit.ratio) for fit in student.fits], number, "-")
+    _log_axis(ax, "x")
+    ks = [fit.k for fit in analysis.students[0].fits]
+    ax.set_xticks(ks, [str(k) for k in ks], minor=False)
+    ax.legend(handles=_handles([(student.label, "-") for student in analysis.students], []))
+
+
+def _draw_correlations(ax: Axes, student: StudentTheorem1) -> None:
+    from matplotlib.lines import Line2D
+
+    ax.set_title("Are steps independent? Correlation at a distance")
+    ax.set_xlabel("distance, tokens")
+    ax.set_ylabel("correlation")
+    ax.axhline(0, color=INK, linewidth=1)
+    for number, name in enumerate(("regret", "reward")):
+        points = [
+            (row["distance"], row[name])
+            for row in student.correlations
+            if np.isfinite(row[name].value)
+        ]
+        _draw_estimates(ax, points, number, "-")
+    ax.legend(
+        handles=[
+            Line2D([], [], color=COLOURS[i], marker=MARKERS[i], label=name)
+            for i, name in enumerate(("regret", "reward"))
+        ]
+    )
+
+
+def _handles(students: Sequence[tuple[str, str]], tails: Sequence[tuple[str, str]]) -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    colours = [
+        Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=x)
+        for i, (x, _) in enumerate(students)
+    ]
+    lines = [Line2D([], [], color=INK, linestyle=line, label=label) for label, line in tails]
+    return [*colours, *lines]
+
+
+def _log_axis(ax: Axes, which: str) -> None:
+    from matplotlib.ticker import LogFormatter
+
+    if which == "x":
+        ax.set_xscale("log", base=2)
+        ax.set_xticks([], minor=True)
+        return
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(LogFormatter())  # the usual one writes mathtext
+    ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+
+
+def _save(draw: Callable[[Figure], None], size: tuple[float, float]) -> Images:
+    """The same input gives the same bytes."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
+        matplotlib.rcParams.update(SETTINGS)
+        figure = Figure(figsize=size, dpi=150, layout="constrained")
+        draw(figure)
+        png, svg = io.BytesIO(), io.BytesIO()
+        figure.savefig(png, format="png")
+        figure.set_layout_engine("none")  # keep the layout that was found, finding it takes time
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+    return Images(png.getvalue(), svg.getvalue())

@@ -1,0 +1,261 @@
+"""The policy-gradient estimate itself: how much of it is signal, and where each K points it.
+
+A prompt's contribution u to the gradient is the loss's gradient of `num_generations` completions of
+it, a completion's mean, divided by the mean length in tokens, so that the gradient of a rollout
+batch of B prompts is the mean of B of them. (Training divides by the batch's own number of tokens,
+which for a large batch is the same.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from brim.analysis.resampling import Estimate, Resamples
+from brim.analysis.sampling import Samples
+from brim.analysis.sketch import GradientSketch
+from brim.metrics.base import Array
+from brim.models import Comparison, LanguageModel
+from brim.objectives import Objective
+from brim.types import Rollout, TokenStatistics
+
+# What is reported of: the whole gradient, the same as Adam scales it, the output layer's.
+PREFIXES = {"whole": "", "scaled": "scaled_", "output_layer": "output_layer_"}
+
+# Prompts whose gradients at K = 1 say how large each tensor's gradient is.
+PILOT = 8
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What one way to induce returns makes of the samples, (B, T) each.
+
+    Attributes:
+        returns: Ĝ before clipping and baselines.
+        advantages: what weighs each token's log-probability in training.
+        mask: the tokens that training learns from.
+    """
+
+    returns: Tensor
+    advantages: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class PromptGradients:
+    """Sketches of the gradient of the objective in the trained parameters.
+
+    Attributes:
+        sketches: by part (E, P, 2, D) float64: for each of E estimators and P prompts the mean
+            contribution of either half of the rounds. `whole` is the gradient; of `scaled` each
+            tensor is divided by the root mean square of its entries in single contributions at
+            K = 1, as Adam would by and large; `output_layer` is there if that is trained.
+        num_rounds: R, over both halves.
+    """
+
+    sketches: Mapping[str, Array]
+    num_rounds: int
+
+
+def measure_gradients(
+    samples: Samples,
+    estimators: Sequence[Weights],
+    objective: Objective,
+    student: LanguageModel,
+    teacher: LanguageModel,
+    *,
+    output_layer: Sequence[nn.Parameter] = (),
+    num_dimensions: int,
+    seed: int,
+    batch_tokens: int,
+    advance: Callable[[int], None] = lambda prompts: None,
+) -> PromptGradients:
+    """Gradients of `objective.loss`, one forward pass for all estimators and a backward pass each.
+
+    In evaluation mode: dropout is off.
+
+    Args:
+        samples: what `student` wrote.
+        estimators: what weighs the tokens, for each K.
+        objective: what the loss is; it sees the weights, and so need not know K.
+        student: the policy; all of its parameters that require a gradient count.
+        teacher: asked where the loss needs it.
+        output_layer: the parameters of the head; with tied embeddings they are those too.
+        num_dimensions: D of the sketch.
+        seed: of the sketch.
+        batch_tokens: tokens of a pass, padding included.
+        advance: called with the number of prompts done.
+    """
+    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    sketch = GradientSketch(
+        [parameter.numel() for parameter in parameters],
+        num_dimensions=num_dimensions,
+        seed=seed,
+        device=parameters[0].device,
+    )
+    tokens = sum(int(weights.mask.sum()) for weights in estimators) / len(estimators)
+    mean_length = tokens / len(samples.rollout)
+
+    def contributions(prompt: int, half: int, number: int) -> Iterator[tuple[int, Tensor]]:
+        """Sketches by tensor, to be added up, of the first `number` estimators."""
+        rows = samples.halves(prompt)[half]
+        some = samples.rollout.select(rows)
+        for chosen in some.buckets(batch_tokens):
+            policy = _AskedOnce(student)
+            part, places = some.select(chosen), [rows[i] for i in chosen]
+            for i, weights in enumerate(estimators[:number]):
+                weighed = replace(
+                    part, advantages=weights.advantages[places], mask=weights.mask[places]
+                )
+                with torch.enable_grad():
+                    loss = objective.loss(policy, weighed, teacher).loss
+                gradients = torch.autograd.grad(
+                    loss, parameters, retain_graph=True, allow_unused=True
+                )
+                yield i, sketch(gradients) / (-len(rows) * mean_length)
+
+    student.eval()
+    squares = torch.zeros(len(parameters), dtype=torch.float64)
+    for prompt in range(min(PILOT, samples.num_prompts)):
+        for half in range(2):
+            parts = [part for _, part in contributions(prompt, half, 1)]
+            squares += torch.stack(parts).sum(0).square().sum(1)
+    sizes = torch.tensor([parameter.numel() for parameter in parameters], dtype=torch.float64)
+    heads = {id(parameter) for parameter in output_layer}
+    combine = {
+        "whole": torch.ones_like(squares),
+        "scaled": torch.where(squares > 0, (sizes / squares).sqrt(), 0.0),
+        "output_layer": torch.tensor([id(p) in heads for p in parameters]).double(),
+    }
+    combine = {part: factors for part, factors in combine.items() if factors.any()}
+    shape = (len(estimators), samples.num_prompts, 2, num_dimensions)
+    sketches = {part: np.zeros(shape) for part in combine}
+    for prompt in range(samples.num_prompts):
+        for half in range(2):
+            for i, by_tensor in contributions(prompt, half, len(estimators)):
+                for part, factors in combine.items():
+                    sketches[part][i, prompt, half] += (factors @ by_tensor).numpy()
+        advance(1)
+    return PromptGradients(sketches, samples.num_rounds)
+
+
+class _AskedOnce:
+    """A policy that is asked once for all estimators: only the weights of its answer differ."""
+
+    def __init__(self, student: LanguageModel) -> None:
+        self._student = student
+        self._answer: TokenStatistics | None = None
+
+    def __call__(
+        self, rollout: Rollout, *, temperature: float = 1.0, comparison: Comparison | None = None
+    ) -> TokenStatistics:
+        if self._answer is None:
+            self._answer = self._student(rollout, temperature=temperature, comparison=comparison)
+        return self._answer
+
+
+@dataclass(frozen=True)
+class GradientMoments:
+    """Moments of one estimator's gradient, and their kin with those of K = 1; (1 + R,) each.
+
+    All are unbiased. Squares of means are averages over pairs of different prompts, whose
+    contributions are independent (a U-statistic), so those can be negative where the truth is near
+    zero. A resample's pairs of a prompt with itself are left out too.
+
+    Attributes:
+        squared_norm: ‖E g‖².
+        variance: tr Var u, of one prompt's contribution: variance_within + that between prompts.
+        variance_within: tr of the mean over prompts of Var[u | prompt], the rollouts' noise.
+        product: ⟨E g, E g_1⟩ with g_1 that of K = 1.
+        squared_bias: ‖E g - E g_1‖², exactly 0 for K = 1.
+        reference: ‖E g_1‖².
+    """
+
+    squared_norm: Array
+    variance: Array
+    variance_within: Array
+    product: Array
+    squared_bias: Array
+    reference: Array
+
+    def alignment(self, num_prompts: float) -> Array:
+        """`score` as a cosine, by the estimated ‖E g_1‖."""
+        return self.score(num_prompts) / np.sqrt(self.reference)
+
+    def score(self, num_prompts: float) -> Array:
+        """⟨E g, E g_1⟩ / √(‖E g‖² + tr Var u / B): `alignment` times ‖E g_1‖."""
+        expected_square = np.maximum(self.squared_norm, 0) + self.variance / num_prompts
+        return self.product / np.sqrt(expected_square)
+
+    def error(self, num_prompts: float) -> Array:
+        """Mean squared error of a batch's gradient, ‖E g - E g_1‖² + tr Var u / B."""
+        return self.squared_bias + self.variance / num_prompts
+
+    def describe(self, resamples: Resamples, num_prompts: int) -> dict[str, Estimate]:
+        """What is reported of them, for batches of `num_prompts`; see `brim.analysis.variance`."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            noise = self.variance / num_prompts
+            values = {
+                "gradient_norm": np.sqrt(self.squared_norm),
+                "gradient_batch_norm": np.sqrt(np.maximum(self.squared_norm, 0) + noise),
+                "gradient_squared_norm": self.squared_norm,
+                "gradient_variance": self.variance,
+                "gradient_variance_within": self.variance_within,
+                "gradient_snr": self.squared_norm / noise,
+                "gradient_cosine": self.product / np.sqrt(self.squared_norm * self.reference),
+                "gradient_squared_bias": self.squared_bias,
+                "gradient_mse": self.error(num_prompts),
+                "gradient_alignment": self.alignment(num_prompts),
+            }
+        return {name: resamples.interval(value) for name, value in values.items()}
+
+
+def gradient_moments(
+    gradients: PromptGradients, part: str, counts: Array, *, reference: int = 0
+) -> list[GradientMoments]:
+    """Moments of each estimator.
+
+    Args:
+        gradients: of P prompts.
+        part: `whole`, `scaled` or `output_layer`.
+        counts: (1 + R, P), how often each resample holds each prompt.
+        reference: which estimator is K = 1.
+    """
+    sketches = gradients.sketches[part]
+    means, num_prompts = sketches.mean(axis=2), sketches.shape[1]
+    differences = sketches[:, :, 0] - sketches[:, :, 1]
+    # Half the squared difference of two halves is a half's variance; a round's is R/2 times that.
+    within = (differences**2).sum(axis=-1) * gradients.num_rounds / 4
+
+    pairs = num_prompts**2 - (counts**2).sum(axis=1)
+
+    def mean_over_pairs(left: Array, right: Array) -> Array:
+        """Mean of ⟨left of p, right of q⟩ over p ≠ q, of (P, D) each."""
+        products = ((counts @ left) * (counts @ right)).sum(axis=1)
+        with np.errstate(invalid="ignore"):  # a resample of one prompt only has no pairs
+            average: Array = (products - counts**2 @ (left * right).sum(axis=1)) / pairs
+        return average
+
+    base = means[reference]
+    norm_of_base = mean_over_pairs(base, base)
+    moments = []
+    for mean, noise in zip(means, within, strict=True):
+        squared_norm = mean_over_pairs(mean, mean)
+        inside = counts @ noise / num_prompts
+        # The variance of a prompt's mean over R rounds holds an R-th of that within.
+        around = counts @ (mean**2).sum(axis=1) / num_prompts - squared_norm
+        moments.append(
+            GradientMoments(
+                squared_norm=squared_norm,
+                variance=around + inside * (1 - 1 / gradients.num_rounds),
+                variance_within=inside,
+                product=mean_over_pairs(mean, base),
+                squared_bias=mean_over_pairs(mean - base, mean - base),
+                reference=norm_of_base,
+            )
+        )
+    return moments

@@ -1,0 +1,243 @@
+"""What analyses find, as plain data: the fields of `variance.json` and of `theorem1.json`.
+
+Each number has an interval over prompts, {value, low, high}; null stands for what is not defined.
+
+`variance.json` is `VarianceAnalysis.as_dict()`:
+
+    kind                  "variance"
+    run, split, seed      what was analysed
+    num_prompts           P
+    num_samples           M
+    batch_prompts         B, prompts of one update in training (rollout_batch_size, less in PPO)
+    objective             the settings of the gradient: name of the run's objective, q_centering,
+                          clip_target, clip_range, truncated, baseline, immediate, num_generations,
+                          and `tail`, the one that K is recommended for
+    decoding              strategy, temperature, top_k, top_p, max_tokens
+    confidence, num_resamples, num_dimensions (of the gradients' sketch)
+    students[]            in the order that they were given in
+      label, path         path is null for the student that the objective starts from
+      longest             tokens of the longest completion
+      numbers             name -> {value, low, high}: length, truncated (share), return (G_1),
+                          reverse_kl and forward_kl (nats a token; `sampling.token_divergences`)
+      rows[]              {k, tail, active, numbers}, K = 1 first and once; tail is one_step, none,
+                          or average for a run with `phase: average`; active is the share of the
+                          completions that are longer than K, on which K has an effect
+      choice              see `choice.Choice`: which K, and why, by the scaled gradient
+      prompts[]           {id, length, variance_first, bias_first}, the latter two by row
+
+`numbers` of a row:
+
+    variance_first        Var[Ĝ_1 | prompt], over the prompt's M rollouts (divided by M - 1), mean
+                          over prompts (of the paper's own definition little is left in its text)
+    variance_tokens       variance of Ĝ_t over all tokens of all rollouts together (the mean square
+                          less the squared mean): training's `rollout/var_return_k`
+    mean_weight, variance_weight
+                          mean and variance, likewise, of what weighs the tokens in the gradient:
+                          after clip and baseline
+    bias_first            mean of Ĝ_1 - G_1 over rollouts and prompts, never negative: Eq 25 with
+                          its sign mended; exactly 0 for K = 1
+    bias_tokens           mean of Ĝ_t - G_t over all tokens: training's `rollout/bias`
+    gradient_*            of the whole gradient's sketch; scaled_gradient_* the same with each
+                          tensor scaled as Adam would by and large (`gradients.py`);
+                          output_layer_gradient_* of the head alone, if it is trained
+      …norm               ‖E g‖; null where the unbiased estimate of its square is negative
+      …batch_norm         √(E ‖g‖²) of a batch of B prompts
+      …squared_norm       ‖E g‖², unbiased, so that it can be negative
+      …variance           tr Var of one prompt's contribution; divide by B for a batch
+      …variance_within    the part of it that is due to the rollouts of the same prompt
+      …snr                ‖E g‖² / (tr Var / B), of a batch; can be negative as ‖E g‖² can
+      …cosine             of E g and E g_1 of K = 1, by unbiased estimates: may leave [-1, 1]
+      …squared_bias       ‖E g - E g_1‖²
+      …mse                squared_bias + tr Var / B
+      …alignment          root-mean-square cosine of a batch's g with E g_1: `choice`
+
+Baselines are over a round of one batch of the P prompts, `num_generations` completions each, as
+they are over a rollout batch in training.
+
+`theorem1.json` is `Theorem1Analysis.as_dict()`:
+
+    kind                 "theorem1"
+    run, split, seed, num_prompts, num_samples, q_centering, confidence, num_resamples
+    students[]
+      label, path, longest
+      constants          name -> {value, low, high} over all tokens: var_taken, var_best,
+                         var_regret, var_reward; correlation_taken_best; law_constant = var_taken +
+                         var_best
+      fits[]             {k, law: {c, r2}, refined: {a, b, r2}, growth, predicted, ratio}, each
+                         number {value, low, high}: least squares over the remaining lengths,
+                         weighted by their tokens; r2 is weighted too and can be negative. `growth`
+                         is mean Var Ĝ / mean Var G over the tokens, `predicted` what the law says:
+                         the same mean of ⌊(ℓ-1)/K⌋ + 1 over that of ℓ. `ratio` is measured /
+                         predicted: 1 if the law held
+      lengths[]          {remaining, tokens, variance: {K: number}}, of each remaining length ℓ that
+                         at least MIN_TOKENS tokens have
+      correlations[]     {distance, tokens, reward, regret}: correlation of r[t] and r[t+distance]
+                         of a completion, of all completions together; likewise of d
+      positions[]        {position, tokens, mean_regret, var_regret, mean_taken, var_taken}
+      verdict            in words
+
+Variances are over all tokens, of all prompts, that have the same ℓ, as the theorem's are. Returns
+are centred as the run says and not clipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from brim.analysis.choice import Choice
+from brim.analysis.resampling import Estimate
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one estimator; fields as in the module's text."""
+
+    k: int
+    tail: str
+    active: float
+    numbers: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True)
+class StudentVariance:
+    """What was measured of one student; fields as in the module's text."""
+
+    label: str
+    path: str | None
+    longest: int
+    numbers: Mapping[str, Estimate]
+    rows: tuple[Row, ...]
+    choice: Choice
+    prompts: tuple[Mapping[str, Any], ...] = field(repr=False)
+
+    def row(self, k: int, tail: str) -> Row:
+        """The row of an estimator; K = 1 is that of every tail."""
+        return next(row for row in self.rows if row.k == k and (k == 1 or row.tail == tail))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "label": self.label,
+            "path": self.path,
+            "longest": self.longest,
+            "numbers": _plain(self.numbers),
+            "rows": [
+                {"k": row.k, "tail": row.tail, "active": row.active, "numbers": _plain(row.numbers)}
+                for row in self.rows
+            ],
+            "choice": self.choice.as_dict(),
+            "prompts": list(self.prompts),
+        }
+
+
+@dataclass(frozen=True)
+class VarianceAnalysis:
+    """All students; fields as in the module's text."""
+
+    run: str
+    split: str
+    seed: int
+    num_prompts: int
+    num_samples: int
+    batch_prompts: int
+    objective: Mapping[str, Any]
+    decoding: Mapping[str, Any]
+    confidence: float
+    num_resamples: int
+    num_dimensions: int
+    students: tuple[StudentVariance, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        students = [student.as_dict() for student in self.students]
+        return {"kind": "variance", **plain, "students": students}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One K against the laws; fields as in the module's text."""
+
+    k: int
+    c: Estimate
+    c_r2: Estimate
+    a: Estimate
+    b: Estimate
+    refined_r2: Estimate
+    growth: Estimate
+    predicted: Estimate
+    ratio: Estimate
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "k": self.k,
+            "law": {"c": self.c.as_dict(), "r2": self.c_r2.as_dict()},
+            "refined": {
+                "a": self.a.as_dict(),
+                "b": self.b.as_dict(),
+                "r2": self.refined_r2.as_dict(),
+            },
+            "growth": self.growth.as_dict(),
+            "predicted": self.predicted.as_dict(),
+            "ratio": self.ratio.as_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class StudentTheorem1:
+    """What was measured of one student; fields as in the module's text."""
+
+    label: str
+    path: str | None
+    longest: int
+    constants: Mapping[str, Estimate]
+    fits: tuple[Fit, ...]
+    lengths: tuple[Mapping[str, Any], ...]
+    correlations: tuple[Mapping[str, Any], ...]
+    positions: tuple[Mapping[str, Any], ...]
+    verdict: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "label": self.label,
+            "path": self.path,
+            "longest": self.longest,
+            "constants": _plain(self.constants),
+            "fits": [fit.as_dict() for fit in self.fits],
+            "lengths": list(self.lengths),
+            "correlations": [_plain(row) for row in self.correlations],
+            "positions": list(self.positions),
+            "verdict": self.verdict,
+        }
+
+
+@dataclass(frozen=True)
+class Theorem1Analysis:
+    """All students; fields as in the module's text."""
+
+    run: str
+    split: str
+    seed: int
+    num_prompts: int
+    num_samples: int
+    q_centering: str
+    confidence: float
+    num_resamples: int
+    students: tuple[StudentTheorem1, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        students = [student.as_dict() for student in self.students]
+        return {"kind": "theorem1", **plain, "students": students}
+
+
+def _plain(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.as_dict() if isinstance(value, Estimate) else value
+        for name, value in numbers.items()
+    }

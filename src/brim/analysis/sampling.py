@@ -1,0 +1,161 @@
+"""M rollouts of each of P prompts, and what the teacher says of them, asked once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from brim.divergences import forward_kl, reverse_kl
+from brim.errors import ConfigError
+from brim.metrics.base import Array
+from brim.models import LanguageModel, RowFunction
+from brim.objectives.induction import ReturnInduction
+from brim.seeding import derive_seed
+from brim.types import ActionValues, Batch, Example, Rollout
+
+# Rows that are written and judged between two looks at the clock.
+ROWS = 256
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Rollouts in rounds: each has `num_generations` completions of each prompt, as in training.
+
+    Attributes:
+        rollout: B = num_rounds · num_prompts · num_generations rows, sorted by round, prompt and
+            number, with the teacher's values.
+        num_rounds, num_prompts, num_generations: B's factors.
+    """
+
+    rollout: Rollout
+    num_rounds: int
+    num_prompts: int
+    num_generations: int
+
+    @property
+    def num_samples(self) -> int:
+        """M, completions of a prompt."""
+        return self.num_rounds * self.num_generations
+
+    def rounds(self) -> list[range]:
+        """The rows of each round."""
+        size = self.num_prompts * self.num_generations
+        return [range(number * size, (number + 1) * size) for number in range(self.num_rounds)]
+
+    def halves(self, prompt: int) -> list[list[int]]:
+        """The rows of a prompt in the first half of the rounds, and those in the second."""
+        rows = np.arange(len(self.rollout)).reshape(self.num_rounds, self.num_prompts, -1)
+        return [part.ravel().tolist() for part in np.split(rows[:, prompt], 2)]
+
+    def by_prompt(self, values: Tensor) -> Array:
+        """(B,) values as (P, M) float64."""
+        table = values.double().cpu().numpy().reshape(self.num_rounds, self.num_prompts, -1)
+        result: Array = table.transpose(1, 0, 2).reshape(self.num_prompts, -1)
+        return result
+
+
+def draw_samples(
+    objective: ReturnInduction,
+    student: LanguageModel,
+    teacher: LanguageModel,
+    examples: Sequence[Example],
+    *,
+    num_samples: int,
+    seed: int,
+    max_prompt_tokens: int | None = None,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> Samples:
+    """Write `num_samples` completions of each example by the objective's decoding, and judge them.
+
+    A completion depends on the student, `seed`, the example's position and the completion's number
+    alone; students meet the same random numbers.
+
+    Raises:
+        ConfigError: the decoding does not sample, there are fewer than two examples, or
+            `num_samples` is no multiple of twice the objective's `num_generations`.
+    """
+    group = objective.num_generations
+    if objective.decoding.strategy != "sampling":
+        raise ConfigError(
+            "decoding.strategy: greedy rollouts of a prompt do not vary; set it to sampling"
+        )
+    if len(examples) < 2:
+        raise ConfigError("prompts: a variance over prompts needs at least 2; give more")
+    if num_samples < 2 or num_samples % (2 * group):
+        raise ConfigError(
+            f"samples: {num_samples} rollouts a prompt cannot be halved into rounds of "
+            f"objective.num_generations = {group}; give a multiple of {2 * group}"
+        )
+    num_rounds, prompts = num_samples // group, range(len(examples))
+    at_once = max(1, ROWS // (len(examples) * group))
+    parts = []
+    for start in range(0, num_rounds, at_once):
+        rounds = range(start, min(start + at_once, num_rounds))
+        numbers = [(i, n * group + g) for n in rounds for i in prompts for g in range(group)]
+        batch = student.encode(
+            [examples[i] for i, _ in numbers],
+            max_tokens=max_prompt_tokens,
+            seeds=[derive_seed(seed, "analysis", i, number) for i, number in numbers],
+        )
+        rollout = student.generate(batch, objective.decoding)
+        parts.append(replace(rollout, values=objective.judge(rollout, student, teacher)))
+        advance(len(numbers))
+    return Samples(_join(parts), num_rounds, len(examples), group)
+
+
+def token_divergences(
+    samples: Samples, student: LanguageModel, teacher: LanguageModel
+) -> dict[str, Array]:
+    """Sums over each prompt's tokens of the KL of whole next-token distributions, (P,) each.
+
+    `reverse_kl` is KL(student ‖ teacher), `forward_kl` KL(teacher ‖ student), in nats, both models
+    at temperature 1, at the states that the student's own completions pass through.
+    """
+
+    def divergence(function: RowFunction) -> Array:
+        def ask(part: Rollout) -> Tensor:
+            with teacher.evaluating():
+                reading = teacher.read(part).to(part.mask.device)
+            compared = student.measure(part, comparison=reading.comparison(function)).compared
+            assert compared is not None
+            return compared.sum(dim=1)
+
+        sums: Array = samples.by_prompt(teacher.map(samples.rollout, ask)).sum(axis=1)
+        return sums
+
+    return {"reverse_kl": divergence(reverse_kl), "forward_kl": divergence(forward_kl)}
+
+
+def _join(parts: Sequence[Rollout]) -> Rollout:
+    """Rollouts of the same prompts, one after the other."""
+    width = max(part.mask.shape[1] for part in parts)
+
+    def tokens(name: str, of: Callable[[Rollout], Rollout | ActionValues | None]) -> Tensor:
+        values = [getattr(of(part), name) for part in parts]
+        return torch.cat([F.pad(value, (0, width - value.shape[1])) for value in values])
+
+    following = [part.values.bootstrap for part in parts if part.values is not None]
+    kept = [value for value in following if value is not None]
+    return Rollout(
+        batch=Batch(
+            examples=tuple(example for part in parts for example in part.batch.examples),
+            prompt_ids=torch.cat([part.batch.prompt_ids for part in parts]),
+            prompt_mask=torch.cat([part.batch.prompt_mask for part in parts]),
+            seeds=tuple(seed for part in parts for seed in part.batch.seeds),
+        ),
+        completion_ids=tokens("completion_ids", lambda part: part),
+        mask=tokens("mask", lambda part: part),
+        truncated=torch.cat([part.truncated for part in parts]),
+        values=ActionValues(
+            **{
+                name: tokens(name, lambda part: part.values)
+                for name in ("taken", "best", "logprobs")
+            },
+            bootstrap=torch.cat(kept) if kept else None,
+        ),
+    )

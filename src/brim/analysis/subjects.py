@@ -1,0 +1,172 @@
+"""What is analysed: a run's or a recipe's teacher, students on the way, and prompts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator, PartialState
+
+from brim.errors import ConfigError, RunError
+from brim.materials import Materials
+from brim.models import LanguageModel, add_adapters, check_same_tokenizer, load_model
+from brim.objectives.induction import ReturnInduction
+from brim.objectives.policy_gradient import PolicyGradient
+from brim.pipeline import Pipeline
+from brim.progress import Reporter
+from brim.rundir import read_manifest
+from brim.runs import open_pipeline
+from brim.seeding import derive_seed
+from brim.settings import RunConfig
+from brim.tasks import Split
+from brim.types import Example
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A student to be analysed.
+
+    Attributes:
+        label: how tables and figures call it.
+        path: its folder; None for the one that the run's objective starts from.
+    """
+
+    label: str
+    path: Path | None = None
+
+
+def open_run(
+    run: Path, overrides: Sequence[str] = (), reporter: Reporter | None = None
+) -> Pipeline:
+    """A run's stages, of which teacher and pre-distilled student must be there.
+
+    Raises:
+        RunError: `run` is no run directory, or has not come as far.
+        ConfigError: an override cannot be used, or several processes were started.
+    """
+    _check_alone()
+    pipeline = open_pipeline(run, overrides, reporter)
+    if pipeline.config.student.predistill is not None:
+        stage = read_manifest(run).get("stages", {}).get("predistill")
+        best = pipeline.stages_dir / (stage or "predistill") / "best"
+        if not best.exists():
+            raise RunError(
+                f"{best}: the run's pre-distilled student is missing; bring back its stages "
+                "folder, or analyse the recipe, which makes it"
+            )
+        pipeline.student = pipeline.reload(best, pipeline.config.student)
+    return pipeline
+
+
+def open_recipe(
+    config: RunConfig, out: Path, *, stages_dir: Path, reporter: Reporter | None = None
+) -> Pipeline:
+    """A recipe's stages, which are trained when first asked for, as `brim train` would.
+
+    A run of the same recipe with the same folder of stages uses them again.
+
+    Args:
+        config: the recipe's settings.
+        out: takes what the task keeps of the user's files.
+        stages_dir: where the stages are, or will be.
+        reporter: tells the person who watches.
+
+    Raises:
+        BrimError: settings, data and models do not go together, or several processes were started.
+    """
+    _check_alone()
+    pipeline = Pipeline(config, out, Accelerator(), reporter or Reporter(quiet=True), stages_dir)
+    pipeline.check()
+    return pipeline
+
+
+def _check_alone() -> None:
+    if PartialState().num_processes > 1:
+        raise ConfigError("analyses run in one process; start them without accelerate or torchrun")
+
+
+def find_students(paths: Sequence[Path]) -> list[Subject]:
+    """The students in these folders: a model's, or one that holds models, such as `checkpoints`.
+
+    In the order of the numbers in their names; by default the one that the objective starts from.
+
+    Raises:
+        ConfigError: a folder holds no model.
+    """
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(file.parent for file in path.glob("*/config.json"))
+        models = [path] if (path / "config.json").exists() else inside
+        if not models:
+            raise ConfigError(f"{path}: holds no model (no config.json); name a model's folder")
+        found += models
+    if not found:
+        return [Subject("pre-distilled student")]
+    found = sorted(dict.fromkeys(found), key=_by_number)
+    deepest, depth = max(len(path.resolve().parts) for path in found), 1
+    while depth < deepest and len({_label(path, depth) for path in found}) < len(found):
+        depth += 1
+    return [Subject(_label(path, depth), path) for path in found]
+
+
+def _by_number(path: Path) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (0, part) for part in _NUMBER.split(str(path))]
+
+
+_NUMBER = re.compile(r"(\d+)")
+
+
+def _label(path: Path, depth: int) -> str:
+    parts = path.resolve().parts
+    # What every run's folder of checkpoints is called says nothing.
+    named = [part for part in parts[:-1] if part != "checkpoints"]
+    return "/".join([*named, parts[-1]][-depth:])
+
+
+def load_student(pipeline: Pipeline, subject: Subject) -> LanguageModel:
+    """The student as the objective's stage would train it, adapters included."""
+    config = pipeline.config
+    if subject.path is None:
+        student = pipeline.student
+        if config.student.lora is not None:
+            student = student.copy()  # the pipeline's stays without adapters
+    else:
+        role = config.student
+        student = pipeline.place(
+            load_model(subject.path, dtype=role.dtype, trust_remote_code=role.trust_remote_code)
+        )
+    check_same_tokenizer(pipeline.teacher, student)
+    student.requires_grad_(True)
+    if config.student.lora is not None:
+        seed = derive_seed(config.seed, "adapters", "objective")
+        add_adapters(student.model, **config.student.lora.model_dump(), seed=seed)
+    student.batch_tokens = config.trainer.micro_batch_tokens
+    return student
+
+
+def analysed_objective(pipeline: Materials) -> PolicyGradient:
+    """The policy gradient whose estimates are measured, by the settings of the run's objective.
+
+    That of LLMR and BRIM is itself, on fresh rollouts. PPO's gives centring, clip, truncation and
+    blocks; that its first update normalizes advantages is a mean baseline, and a scale. Any other
+    objective has none of these: they are the defaults of `brim`.
+    """
+    objective = pipeline.objective
+    if isinstance(objective, PolicyGradient):
+        return replace(objective, rollout_reuse=1, sync_every=1)
+    decoding = pipeline.config.decoding.build()
+    if isinstance(objective, ReturnInduction):
+        shared = {field.name: getattr(objective, field.name) for field in fields(ReturnInduction)}
+        return PolicyGradient(**{**shared, "k": 1, "baseline": "mean"})
+    return PolicyGradient(decoding)
+
+
+def choose_prompts(pipeline: Materials, split: Split, number: int, seed: int) -> list[Example]:
+    """`number` examples of a split, drawn without replacement; all of a smaller one."""
+    examples = pipeline.task.load(split)
+    generator = np.random.default_rng(derive_seed(seed, "analysis prompts"))
+    rows = generator.permutation(len(examples))[:number]
+    return [examples[int(row)] for row in sorted(rows)]

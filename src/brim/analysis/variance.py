@@ -1,0 +1,297 @@
+"""Variance and bias of K-step returns and of the gradients that they make, for each K.
+
+`analyze_variance` has P prompts, and of each student M rollouts a prompt, written as the run's
+decoding says and judged by the teacher once: all K come of the same two numbers a token. What is
+measured is defined in `results.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+import torch
+
+from brim.analysis.choice import choose_k
+from brim.analysis.gradients import (
+    PREFIXES,
+    PromptGradients,
+    Weights,
+    gradient_moments,
+    measure_gradients,
+)
+from brim.analysis.resampling import Estimate, Resamples, pooled_variance
+from brim.analysis.results import Row, StudentVariance, VarianceAnalysis
+from brim.analysis.sampling import Samples, draw_samples, token_divergences
+from brim.analysis.subjects import (
+    Subject,
+    analysed_objective,
+    choose_prompts,
+    load_student,
+)
+from brim.errors import ConfigError
+from brim.metrics.base import Array
+from brim.models import LanguageModel
+from brim.objectives.policy_gradient import PolicyGradient
+from brim.pipeline import Pipeline
+from brim.tasks import Split
+
+KS = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimator:
+    """One way to induce returns.
+
+    Attributes:
+        k: steps in a block.
+        tail: `one_step` (Algorithm 1), `none` (Eq 7), or `average` over the phases.
+    """
+
+    k: int
+    tail: str
+
+    def of(self, objective: PolicyGradient) -> PolicyGradient:
+        """The objective with this K and tail."""
+        if self.tail == "average":
+            return replace(objective, k=self.k, tail="one_step", phase="average")
+        tail: Literal["one_step", "none"] = "none" if self.tail == "none" else "one_step"
+        return replace(objective, k=self.k, tail=tail, phase="aligned")
+
+
+def analyze_variance(
+    pipeline: Pipeline,
+    students: Sequence[Subject],
+    *,
+    ks: Sequence[int] = KS,
+    split: Split = "validation",
+    num_prompts: int = 64,
+    num_samples: int = 16,
+    seed: int = 0,
+    num_dimensions: int = 512,
+) -> VarianceAnalysis:
+    """Measure each student.
+
+    Args:
+        pipeline: of a run (`open_run`) or a recipe (`open_recipe`).
+        students: `find_students`.
+        ks: the K to compare; 1 is always among them.
+        split: where the prompts are from.
+        num_prompts: P, at least 2; a smaller split is taken whole.
+        num_samples: M, a multiple of twice the objective's `num_generations`.
+        seed: of prompts, rollouts, sketch and intervals.
+        num_dimensions: D of the sketch: the square of a norm is off by a factor whose standard
+            deviation is at most √(2/D), the same for all K.
+
+    Raises:
+        BrimError: a student does not fit the teacher, or the numbers do not go together.
+    """
+    objective, config = analysed_objective(pipeline), pipeline.config
+    plan = _estimators(objective, ks)
+    examples = choose_prompts(pipeline, split, num_prompts, seed)
+    minibatches = pipeline.objective.updates.num_minibatches
+    batch_prompts = max(1, config.trainer.rollout_batch_size // minibatches)
+    resamples = Resamples.draw(
+        len(examples),
+        num_resamples=config.evaluation.num_resamples,
+        confidence=config.evaluation.confidence,
+        seed=seed,
+    )
+    measured = []
+    for subject in students:
+        student = load_student(pipeline, subject)
+        with pipeline.reporter.meter(
+            f"{subject.label}: rollouts", len(examples) * num_samples
+        ) as meter:
+            samples = draw_samples(
+                objective,
+                student,
+                pipeline.teacher,
+                examples,
+                num_samples=num_samples,
+                seed=seed,
+                max_prompt_tokens=config.decoding.max_prompt_tokens,
+                advance=meter.advance,
+            )
+        weights = [weigh(samples, estimator.of(objective), student) for estimator in plan]
+        divergences = token_divergences(samples, student, pipeline.teacher)
+        with pipeline.reporter.meter(f"{subject.label}: gradients", len(examples)) as meter:
+            gradients = measure_gradients(
+                samples,
+                weights,
+                objective,
+                student,
+                pipeline.teacher,
+                output_layer=output_layer(student),
+                num_dimensions=num_dimensions,
+                seed=seed,
+                batch_tokens=config.trainer.micro_batch_tokens,
+                advance=meter.advance,
+            )
+        measured.append(
+            describe_student(
+                subject,
+                samples,
+                plan,
+                weights,
+                gradients,
+                divergences,
+                resamples,
+                own_tail=own_tail(objective),
+                batch_prompts=batch_prompts,
+            )
+        )
+    names = ("q_centering", "clip_target", "clip_range", "truncated", "baseline", "immediate")
+    settings = {name: getattr(objective, name) for name in (*names, "num_generations")}
+    return VarianceAnalysis(
+        run="/".join(pipeline.out.resolve().parts[-2:]),
+        split=split,
+        seed=seed,
+        num_prompts=len(examples),
+        num_samples=num_samples,
+        batch_prompts=batch_prompts,
+        objective={"name": config.objective.name, **settings, "tail": own_tail(objective)},
+        decoding=asdict(objective.decoding),
+        confidence=resamples.confidence,
+        num_resamples=len(resamples.counts) - 1,
+        num_dimensions=num_dimensions,
+        students=tuple(measured),
+    )
+
+
+def own_tail(objective: PolicyGradient) -> str:
+    """The tail of the objective's own returns, as in `Estimator`."""
+    return "average" if objective.phase == "average" else objective.tail
+
+
+def _estimators(objective: PolicyGradient, ks: Sequence[int]) -> list[Estimator]:
+    """K = 1, which is the same for every tail, and the others by tail."""
+    if min(ks, default=1) < 1:
+        raise ConfigError(f"k: {min(ks)} is no number of steps; give integers of at least 1")
+    tails = ["one_step", "none", *(["average"] if objective.phase == "average" else [])]
+    larger = sorted(set(ks) - {1})
+    return [Estimator(1, "one_step"), *(Estimator(k, tail) for tail in tails for k in larger)]
+
+
+def output_layer(student: LanguageModel) -> list[torch.nn.Parameter]:
+    """The parameters of the output head."""
+    return list(student.model.get_output_embeddings().parameters())
+
+
+def weigh(samples: Samples, objective: PolicyGradient, student: LanguageModel) -> Weights:
+    """Returns and weights of all tokens by the objective's own code, a round at a time."""
+    parts = []
+    for rows in samples.rounds():
+        rollout = samples.rollout.select(rows)
+        assert rollout.values is not None
+        scored, _ = objective.assign_credit(rollout, rollout.values, student)
+        assert scored.returns is not None
+        assert scored.advantages is not None
+        parts.append((scored.returns, scored.advantages, scored.mask))
+    return Weights(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def describe_student(
+    subject: Subject,
+    samples: Samples,
+    plan: Sequence[Estimator],
+    weights: Sequence[Weights],
+    gradients: PromptGradients,
+    divergences: Mapping[str, Array],
+    resamples: Resamples,
+    *,
+    own_tail: str,
+    batch_prompts: int,
+) -> StudentVariance:
+    """Numbers with intervals, of what was measured.
+
+    Args:
+        subject: the student.
+        samples: its rollouts.
+        plan: the estimators, K = 1 first.
+        weights: of each estimator.
+        gradients: of each estimator.
+        divergences: sums by prompt, of `token_divergences`.
+        resamples: of the prompts.
+        own_tail: the tail that K is recommended for.
+        batch_prompts: B.
+    """
+    rollout = samples.rollout
+    lengths = samples.by_prompt(rollout.lengths)
+    tokens = lengths.sum(axis=1)
+    exact = samples.by_prompt(weights[0].returns[:, 0])
+    numbers = {
+        "length": resamples.mean(lengths.mean(axis=1)),
+        "truncated": resamples.mean(samples.by_prompt(rollout.truncated).mean(axis=1)),
+        "return": resamples.mean(exact.mean(axis=1)),
+        **{name: resamples.ratio(sums, tokens) for name, sums in divergences.items()},
+    }
+    moments = {
+        part: gradient_moments(gradients, part, resamples.counts) for part in gradients.sketches
+    }
+    rows, firsts = [], []
+    for number, (estimator, own) in enumerate(zip(plan, weights, strict=True)):
+        first = samples.by_prompt(own.returns[:, 0])
+        firsts.append((first.var(axis=1, ddof=1), (first - exact).mean(axis=1)))
+        measured = _describe_returns(samples, own, weights[0], tokens, resamples)
+        measured["variance_first"] = resamples.mean(firsts[-1][0])
+        measured["bias_first"] = resamples.mean(firsts[-1][1])
+        for part, found in moments.items():
+            described = found[number].describe(resamples, batch_prompts)
+            measured |= {f"{PREFIXES[part]}{name}": value for name, value in described.items()}
+        active = float((lengths > estimator.k).mean())
+        rows.append(Row(estimator.k, estimator.tail, active, measured))
+    chosen = [i for i, e in enumerate(plan) if e.k == 1 or e.tail == own_tail]
+    longest = int(lengths.max())
+    beyond = own_tail == "one_step" and max(e.k for e in plan) >= longest
+    return StudentVariance(
+        label=subject.label,
+        path=None if subject.path is None else str(subject.path),
+        longest=longest,
+        numbers=numbers,
+        rows=tuple(rows),
+        choice=choose_k(
+            [plan[i].k for i in chosen],
+            [moments["scaled"][i] for i in chosen],
+            resamples,
+            num_prompts=batch_prompts,
+            longest=longest if beyond else None,
+        ),
+        prompts=tuple(
+            {
+                "id": rollout.batch.examples[i * samples.num_generations].id,
+                "length": float(lengths[i].mean()),
+                "variance_first": [float(variance[i]) for variance, _ in firsts],
+                "bias_first": [float(bias[i]) for _, bias in firsts],
+            }
+            for i in range(samples.num_prompts)
+        ),
+    )
+
+
+def _describe_returns(
+    samples: Samples, own: Weights, exact: Weights, tokens: Array, resamples: Resamples
+) -> dict[str, Estimate]:
+    """Moments over all tokens."""
+
+    def sums(values: torch.Tensor) -> Array:
+        result: Array = samples.by_prompt(values.double().sum(dim=1)).sum(axis=1)
+        return result
+
+    mask = samples.rollout.mask
+    bias = torch.where(mask, own.returns - exact.returns, 0.0)
+    squares = sums(own.returns.double().square())
+    weight = torch.where(own.mask, own.advantages, 0.0).double()
+    learnt, weights, weights_squared = sums(own.mask), sums(weight), sums(weight.square())
+    returns = sums(own.returns)
+    return {
+        "variance_tokens": resamples.estimate(
+            lambda counts: pooled_variance(counts, tokens, returns, squares)
+        ),
+        "bias_tokens": resamples.ratio(sums(bias), tokens),
+        "mean_weight": resamples.ratio(weights, learnt),
+        "variance_weight": resamples.estimate(
+            lambda counts: pooled_variance(counts, learnt, weights, weights_squared)
+        ),
+    }

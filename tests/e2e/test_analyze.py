@@ -1,0 +1,168 @@
+import csv
+import json
+
+import pytest
+from pairs import GPT2, LLAMA, T5
+
+import brim.cli.analyze
+from brim.analysis import Subject, analyze_variance, find_students, open_run
+from brim.analysis.subjects import analysed_objective, load_student
+from brim.cli import app
+from brim.errors import ConfigError, RunError
+from brim.runs import train
+from brim.types import Example
+
+QUICK = ["--prompts", "6", "--samples", "4", "--k", "1,2,8", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def run(make_config, tmp_path_factory):
+    """A run with two checkpoints of its pre-distilled student."""
+    out = tmp_path_factory.mktemp("run") / "brim"
+    config = make_config(
+        T5, "trainer.max_steps=2", "student.predistill.trainer.save_every=1",
+        "evaluation.num_resamples=100",
+    )  # fmt: skip
+    train(config, out)
+    return out
+
+
+def brim(*arguments):
+    app([str(argument) for argument in arguments], standalone_mode=False)
+
+
+def checkpoints(run):
+    return next(run.glob("stages/predistill-*")) / "checkpoints"
+
+
+def test_variance_of_students_along_the_way(run, tmp_path):
+    steps = sorted(checkpoints(run).iterdir())
+    before = sorted(run.rglob("*"))
+    brim("analyze", "variance", run, "--students", *steps, "objective.baseline=mean",
+         "--split", "test", "--out", tmp_path, *QUICK)  # fmt: skip
+    assert sorted(run.rglob("*")) == before
+    found = json.loads((tmp_path / "variance.json").read_text())
+    assert found["objective"]["baseline"] == "mean"
+    assert found["batch_prompts"] == 8
+    assert [student["label"] for student in found["students"]] == [step.name for step in steps]
+    for student in found["students"]:
+        assert [(row["k"], row["tail"]) for row in student["rows"]] == [
+            (1, "one_step"), (2, "one_step"), (8, "one_step"), (2, "none"), (8, "none"),
+        ]  # fmt: skip
+        one, _, eight, *_ = (row["numbers"] for row in student["rows"])
+        assert one["bias_first"]["value"] == 0
+        assert eight["variance_first"] == one["variance_first"]  # no longer than 8 tokens
+        assert all(row["numbers"]["bias_tokens"]["value"] >= 0 for row in student["rows"])
+        assert one["output_layer_gradient_variance"]["value"] > 0
+        assert student["numbers"]["reverse_kl"]["value"] > 0
+        assert len(student["prompts"]) == 6
+    rows = list(csv.DictReader((tmp_path / "variance.csv").open()))
+    value = found["students"][0]["rows"][3]["numbers"]["variance_tokens"]["value"]
+    assert [float(row["value"]) for row in rows if row["student"] == steps[0].name
+            and (row["k"], row["tail"], row["quantity"]) == ("2", "none", "variance_tokens")
+            ] == [value]  # fmt: skip
+    assert "## Which K?" in (tmp_path / "variance.md").read_text()
+    assert (tmp_path / "variance.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_theorem1_and_the_same_bytes_again(run, tmp_path):
+    for name in ("a", "b"):
+        brim("analyze", "theorem1", run, "--out", tmp_path / name, *QUICK, "--samples", 16)
+    files = sorted((tmp_path / "a").iterdir())
+    assert len(files) == 5
+    for path in files:
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+    found = json.loads((tmp_path / "a" / "theorem1.json").read_text())
+    assert [fit["k"] for fit in found["students"][0]["fits"]] == [1, 2, 8]
+
+
+def test_a_recipe_is_analysed_before_any_reinforcement_learning(write_recipe, tmp_path, capsys):
+    recipe = write_recipe(LLAMA)
+    brim("analyze", "variance", recipe, "evaluation.num_resamples=100", "objective.tail=none",
+         "--out", tmp_path / "out", "--stages", tmp_path / "stages", *QUICK[:-1])  # fmt: skip
+    said = capsys.readouterr().out
+    assert "pre-distilled student: " in said
+    assert "tables and figure: " in said
+    assert {path.name.split("-")[0] for path in (tmp_path / "stages").iterdir()} == {
+        "teacher", "teacher_outputs", "predistill",
+    }  # fmt: skip
+    found = json.loads((tmp_path / "out" / "variance.json").read_text())
+    assert (found["objective"]["tail"], found["students"][0]["path"]) == ("none", None)
+    with pytest.raises(ConfigError, match="--out"):
+        brim("analyze", "variance", recipe, *QUICK)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        (GPT2, ["objective.phase=average"]),
+        (LLAMA, ["student.lora.r=2"]),
+        (LLAMA, ["objective={name: ppo_brim, k: auto}"]),
+        (LLAMA, ["objective={name: kl}"]),
+    ],
+    ids=["average", "lora", "ppo", "kl"],
+)
+def test_other_objectives(make_config, tmp_path, model, settings):
+    config = make_config(model, "trainer.max_steps=1", "evaluation.num_resamples=100", *settings)
+    out = tmp_path / "run"
+    train(config, out)
+    pipeline = open_run(out)
+    found = analyze_variance(pipeline, find_students([]), ks=[2], num_prompts=4, num_samples=2)
+    student = found.students[0]
+    tails = {row.tail for row in student.rows}
+    assert tails == {"one_step", "none", "average"} if "phase" in settings[0] else tails
+    assert student.row(2, found.objective["tail"]).numbers["scaled_gradient_variance"].value > 0
+    frozen = "lora" in settings[0]
+    assert ("output_layer_gradient_variance" in student.rows[0].numbers) != frozen
+    if "ppo" in settings[0]:
+        assert (found.objective["baseline"], found.batch_prompts) == ("mean", 2)
+
+
+def test_adapters_are_added_to_a_model_of_its_own(make_config, tmp_path):
+    config = make_config(LLAMA, "trainer.max_steps=1", "student.lora.r=2")
+    train(config, tmp_path / "run")
+    pipeline = open_run(tmp_path / "run")
+    for _ in range(2):
+        student = load_student(pipeline, Subject("it"))
+        assert student.num_trainable < pipeline.student.num_parameters
+
+
+def test_rollouts_do_not_depend_on_how_many_are_written_at_once(run, monkeypatch):
+    from brim.analysis import sampling
+
+    pipeline = open_run(run)
+    student = load_student(pipeline, Subject("it"))
+
+    def draw():
+        return sampling.draw_samples(
+            analysed_objective(pipeline), student, pipeline.teacher,
+            [Example("a", "write 7 in Roman numerals:"), Example("b", "write 91:")],
+            num_samples=4, seed=3,
+        ).rollout  # fmt: skip
+
+    together = draw()
+    monkeypatch.setattr(sampling, "ROWS", 1)
+    apart = draw()
+    assert (
+        apart.completion_ids[apart.mask].tolist() == together.completion_ids[together.mask].tolist()
+    )
+    assert apart.batch.seeds == together.batch.seeds
+
+
+def test_what_is_missing_is_said(run, tmp_path):
+    with pytest.raises(ConfigError, match="holds no model"):
+        brim("analyze", "variance", run, "--students", tmp_path, *QUICK)
+    with pytest.raises(ConfigError, match="no list of whole numbers"):
+        brim("analyze", "variance", run, "--k", "1,two", "--out", tmp_path, "--quiet")
+    with pytest.raises(ConfigError, match="give integers of at least 1"):
+        brim("analyze", "variance", run, "--k", "0,2", "--out", tmp_path, "--quiet")
+    with pytest.raises(ConfigError, match="no number of tokens left occurs 32 times"):
+        brim("analyze", "theorem1", run, "--out", tmp_path, *QUICK)
+    with (
+        pytest.warns(UserWarning, match="greedy rollouts"),
+        pytest.raises(ConfigError, match="decoding.strategy"),
+    ):
+        brim("analyze", "variance", run, "decoding.strategy=greedy", "--out", tmp_path, *QUICK)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match="no run directory"):
+        brim("analyze", "variance", tmp_path / "empty", *QUICK)

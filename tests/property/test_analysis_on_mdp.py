@@ -1,0 +1,229 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from mdp import PrefixMDP, TabularModel, expectation, gradients_by_row, make_batch
+
+from brim.analysis.gradients import gradient_moments, measure_gradients
+from brim.analysis.resampling import Resamples
+from brim.analysis.sampling import draw_samples, token_divergences
+from brim.analysis.sketch import GradientSketch
+from brim.analysis.subjects import Subject
+from brim.analysis.variance import Estimator, describe_student, weigh
+from brim.divergences import forward_kl, reverse_kl
+from brim.errors import ConfigError
+from brim.models import Decoding
+from brim.objectives.policy_gradient import PolicyGradient
+from brim.returns import block_returns
+from brim.types import Batch, Example
+
+HORIZON = 4
+PLAN = [
+    Estimator(1, "one_step"),
+    Estimator(2, "one_step"),
+    Estimator(9, "one_step"),
+    Estimator(2, "none"),
+    Estimator(9, "none"),
+]
+
+
+class Writer(TabularModel):
+    """A table that reads prompts: all of them are the empty one."""
+
+    def encode(self, examples, *, max_tokens, seeds=None) -> Batch:
+        batch = make_batch(len(examples))
+        return Batch(tuple(examples), batch.prompt_ids, batch.prompt_mask, tuple(seeds))
+
+
+class Setting:
+    """P prompts that are all alike, M completions each, and the exact answers."""
+
+    def __init__(self, num_prompts, num_samples, **settings):
+        mdp = PrefixMDP(HORIZON, seed=3)
+        self.objective = PolicyGradient(Decoding(max_tokens=HORIZON), **settings)
+        self.student, self.teacher = Writer(mdp.student, mdp), Writer(mdp.teacher, mdp)
+        self.teacher.requires_grad_(False)
+        self.examples = [Example(f"{i}", "prompt") for i in range(num_prompts)]
+        self.samples = draw_samples(
+            self.objective, self.student, self.teacher, self.examples,
+            num_samples=num_samples, seed=1,
+        )  # fmt: skip
+        self.weights = [weigh(self.samples, e.of(self.objective), self.student) for e in PLAN]
+        self.all = mdp.all_trajectories()
+        self.probabilities = self.all.probabilities(mdp.student)
+        self.mean_length = float(self.probabilities @ self.all.mask.sum(1).double())
+        self.mdp = mdp
+
+    def exact_returns(self, estimator):
+        rollout = self.all.rollout()
+        values = self.objective.judge(rollout, self.student, self.teacher)
+        k, tail = estimator.k, estimator.tail
+        return block_returns(values.taken, values.best, rollout.mask, k=k, tail=tail)
+
+    def exact_gradient(self, estimator):
+        """Mean and total variance of a completion's contribution."""
+        rollout = self.all.rollout()
+        values = self.objective.judge(rollout, self.student, self.teacher)
+        objective = estimator.of(self.objective)
+        scored, _ = objective.assign_credit(rollout, values, self.student)
+        gradients = gradients_by_row(objective, scored, self.student) / self.mean_length
+        return expectation(self.probabilities, gradients)
+
+    def measure(self, num_dimensions=1024):
+        return measure_gradients(
+            self.samples, self.weights, self.objective, self.student, self.teacher,
+            num_dimensions=num_dimensions, seed=0, batch_tokens=8192,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def many():
+    return Setting(num_prompts=300, num_samples=8)
+
+
+def describe(setting, gradients, num_resamples=200):
+    divergences = token_divergences(setting.samples, setting.student, setting.teacher)
+    return describe_student(
+        Subject("student"), setting.samples, PLAN, setting.weights, gradients, divergences,
+        Resamples.draw(len(setting.examples), num_resamples=num_resamples),
+        own_tail="one_step", batch_prompts=32,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def measured(many):
+    return describe(many, many.measure())
+
+
+def near(estimate, exact):
+    """Within twice the reach of a 95 % interval: four standard errors."""
+    reach = 2 * (estimate.high - estimate.low) / 2 + 1e-9
+    return abs(estimate.value - exact) <= reach
+
+
+def test_variance_and_bias_are_those_of_enumeration(many, measured):
+    exact = many.exact_returns(PLAN[0])
+    mask, p = many.all.mask, many.probabilities
+    tokens = float((p[:, None] * mask).sum())
+    for estimator, row in zip(PLAN, measured.rows, strict=True):
+        returns = many.exact_returns(estimator)
+        mean = float(p @ returns[:, 0])
+        assert near(row.numbers["variance_first"], float(p @ (returns[:, 0] - mean).square()))
+        assert near(row.numbers["bias_first"], float(p @ (returns - exact)[:, 0]))
+        each = p[:, None] * mask / tokens
+        mean = float((each * returns).sum())
+        assert near(row.numbers["variance_tokens"], float((each * (returns - mean) ** 2).sum()))
+        assert near(row.numbers["bias_tokens"], float((each * (returns - exact)).sum()))
+
+
+def test_gradients_have_the_mean_and_the_variance_of_enumeration(many, measured):
+    reference, _ = many.exact_gradient(PLAN[0])
+    for estimator, row in zip(PLAN, measured.rows, strict=True):
+        mean, variance = many.exact_gradient(estimator)
+        assert near(row.numbers["gradient_squared_norm"], float(mean.square().sum()))
+        assert near(row.numbers["gradient_variance"], variance)
+        assert near(row.numbers["gradient_variance_within"], variance)  # prompts are all alike
+        bias = float((mean - reference).square().sum())
+        assert near(row.numbers["gradient_squared_bias"], bias)
+        cosine = torch.cosine_similarity(mean.flatten(), reference.flatten(), dim=0)
+        assert near(row.numbers["gradient_cosine"], float(cosine))
+        alignment = float(cosine) / math.sqrt(1 + variance / 32 / float(mean.square().sum()))
+        assert near(row.numbers["gradient_alignment"], alignment)
+
+
+def test_divergences_are_those_of_enumeration(many, measured):
+    tokens = many.probabilities[:, None] * many.all.mask
+    for name, function in {"reverse_kl": reverse_kl, "forward_kl": forward_kl}.items():
+        by_state = function(many.mdp.student, many.mdp.teacher)
+        exact = float((tokens * by_state[many.all.states]).sum() / tokens.sum())
+        assert near(measured.numbers[name], exact)
+    assert near(measured.numbers["length"], many.mean_length)
+
+
+def test_k_1_has_no_bias_and_k_above_the_length_is_k_1_with_the_one_step_tail(many):
+    setting = Setting(num_prompts=6, num_samples=4)
+    gradients = setting.measure(num_dimensions=64)
+    found = describe(setting, gradients)
+    one, _, nine, *_, untailed = found.rows
+    for name in ("bias_first", "bias_tokens", "gradient_squared_bias"):
+        assert one.numbers[name].value == one.numbers[name].high == 0
+    # Written out, for NaN is not itself.
+    assert repr(nine.numbers) == repr(one.numbers)
+    assert np.array_equal(gradients.sketches["scaled"][0], gradients.sketches["scaled"][2])
+    assert (nine.active, found.longest <= HORIZON) == (0.0, True)
+    assert untailed.numbers["bias_first"].value > 0
+    assert f"K ≥ {found.longest} is K = 1" in found.choice.text
+
+
+def test_bias_is_never_negative_and_without_a_tail_grows_with_k(many, measured):
+    biases = [measured.row(k, "none").numbers["bias_first"].value for k in (1, 2, 9)]
+    assert biases == sorted(biases)
+    smallest = min(min(prompt["bias_first"]) for prompt in measured.prompts)
+    assert smallest >= -1e-12  # rounding
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"baseline": "mean"},
+        {"baseline": "time_mean"},
+        {"baseline": "leave_one_out", "num_generations": 2},
+        {"clip_range": 0.5},
+        {"immediate": "expected"},
+        {"q_centering": "policy"},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_weights_are_those_of_training(settings):
+    setting = Setting(num_prompts=5, num_samples=4, **settings)
+    objective = PLAN[1].of(setting.objective)
+    for rows in setting.samples.rounds():
+        batch = setting.samples.rollout.select(rows)
+        rollout, _ = objective.assign_credit(batch, batch.values, setting.student)
+        torch.testing.assert_close(setting.weights[1].advantages[rows], rollout.advantages)
+    group = settings.get("num_generations", 1)
+    names = [example.id for example in setting.samples.rollout.batch.examples]
+    assert names[: 2 * group] == ["0"] * group + ["1"] * group
+    assert len(setting.measure(num_dimensions=8).sketches["whole"]) == len(PLAN)
+
+
+def test_the_mean_over_prompts_is_the_gradient_of_all_rollouts_at_once():
+    setting = Setting(num_prompts=3, num_samples=4, immediate="expected")
+    found = setting.measure().sketches["whole"][1].mean(axis=(0, 1))
+    everything = replace(setting.samples.rollout, advantages=setting.weights[1].advantages)
+    loss = setting.objective.loss(setting.student, everything, setting.teacher).loss
+    (gradient,) = torch.autograd.grad(loss, setting.student.table)
+    sketch = GradientSketch([gradient.numel()], num_dimensions=1024, seed=0)
+    expected = -sketch([gradient]).sum(0).numpy() / int(everything.mask.sum())
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_impossible_numbers_are_refused():
+    with pytest.raises(ConfigError, match="multiple of 4"):
+        Setting(num_prompts=3, num_samples=6, num_generations=2)
+    with pytest.raises(ConfigError, match="at least 2"):
+        Setting(num_prompts=1, num_samples=2)
+    mdp = PrefixMDP(HORIZON, seed=3)
+    with pytest.warns(UserWarning, match="greedy rollouts"):
+        greedy = PolicyGradient(Decoding(max_tokens=HORIZON, strategy="greedy"))
+    with pytest.raises(ConfigError, match="greedy rollouts of a prompt do not vary"):
+        draw_samples(greedy, Writer(mdp.student, mdp), Writer(mdp.teacher, mdp),
+                     [Example("a", "p")] * 2, num_samples=2, seed=0)  # fmt: skip
+
+
+def test_squares_of_norms_are_unbiased_over_sketches_and_samples():
+    setting = Setting(num_prompts=60, num_samples=2)
+    mean, _ = setting.exact_gradient(PLAN[0])
+    found = []
+    for start in range(0, 60, 6):
+        few = Setting(num_prompts=60, num_samples=2)
+        few.samples = draw_samples(
+            few.objective, few.student, few.teacher, few.examples, num_samples=2, seed=start
+        )
+        few.weights = [weigh(few.samples, PLAN[0].of(few.objective), few.student)]
+        (moments,) = gradient_moments(few.measure(), "whole", np.ones((1, 60)))
+        found.append(float(moments.squared_norm[0]))
+    error = np.std(found) / math.sqrt(len(found) - 1)
+    assert np.mean(found) == pytest.approx(float(mean.square().sum()), abs=4 * error)
