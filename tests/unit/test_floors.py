@@ -12,7 +12,7 @@ SOURCE = Path(brim.__file__).parent
 FLOORS = [
     {"_version", "seeding", "masking", "returns", "advantages", "divergences", "losses"},
     {"errors", "types", "yaml12", "config_errors", "config", "files", "timing", "progress"}
-    | {"bucketing", "process"},
+    | {"bucketing", "process", "plotting"},
     {"models", "tasks", "metrics", "judge"},
     {"objectives"},
     {"ordering", "settings", "optimization", "sharding", "checkpoints", "tracking", "evaluation"}

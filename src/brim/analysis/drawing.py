@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from brim.plotting import COLOURS, INK, MARKERS, Images, log_axis, render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,41 +20,8 @@ if TYPE_CHECKING:
         VarianceAnalysis,
     )
 
-# Okabe and Ito's colours, which colour-blind eyes tell apart; those of the report's curves.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "os^Dv<>P"
 LINES = {"one_step": "-", "none": "--", "average": ":"}
 TAILS = {"one_step": "one-step tail", "none": "no tail", "average": "phase average"}
-INK = "#24292f"
-SETTINGS = {
-    "axes.edgecolor": INK,
-    "axes.grid": True,
-    "axes.labelcolor": INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlecolor": INK,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlepad": 10,
-    "font.size": 9.5,
-    "grid.color": "#e3e6ea",
-    "legend.frameon": False,
-    "lines.linewidth": 1.7,
-    "lines.markersize": 4.5,
-    "svg.hashsalt": "brim",  # ids of clip paths would be random
-    "text.color": INK,
-    "text.parse_math": False,  # a label may hold dollar signs
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
-
-
-class Images(NamedTuple):
-    """One figure, as the bytes of two image files."""
-
-    png: bytes
-    svg: bytes
 
 
 def draw_variance(analysis: VarianceAnalysis) -> Images:
@@ -87,7 +55,7 @@ def draw_variance(analysis: VarianceAnalysis) -> Images:
         )
         figure.legend(handles=handles, loc="outside upper left", ncols=4, fontsize=9)
 
-    return _save(draw, (10.5, 7.2))
+    return render((10.5, 7.2), draw)
 
 
 def _tails(student: StudentVariance) -> list[str]:
@@ -107,11 +75,9 @@ def _draw_by_k(ax: Axes, analysis: VarianceAnalysis, name: str, *, log: bool) ->
             ]
             if points:
                 _draw_estimates(ax, points, number, LINES[tail])
-    _log_axis(ax, "x")
-    ks = sorted({row.k for student in analysis.students for row in student.rows})
-    ax.set_xticks(ks, [str(k) for k in ks], minor=False)
+    _k_axis(ax, sorted({row.k for student in analysis.students for row in student.rows}))
     if log:
-        _log_axis(ax, "y")
+        log_axis(ax)
 
 
 def _draw_estimates(ax: Axes, points: Sequence[tuple[float, Any]], number: int, line: str) -> None:
@@ -142,7 +108,7 @@ def draw_theorem1(analysis: Theorem1Analysis) -> Images:
             ax.plot(x, y, color=COLOURS[number], marker=MARKERS[number], label=label)
         ax.legend()
 
-    return _save(draw, (10.5, 7.2))
+    return render((10.5, 7.2), draw)
 
 
 def _draw_lengths(ax: Axes, student: StudentTheorem1) -> None:
@@ -150,7 +116,7 @@ def _draw_lengths(ax: Axes, student: StudentTheorem1) -> None:
     ax.set_title("Variance by what is left; dashed: the law")
     ax.set_xlabel("tokens left, n - t + 1")
     ax.set_ylabel(f"variance of Ĝ, no tail ({student.label})")
-    _log_axis(ax, "y")
+    log_axis(ax)
     left = np.array([row["remaining"] for row in student.lengths])
     for number, fit in enumerate(student.fits):
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
@@ -167,9 +133,7 @@ def _draw_ratios(ax: Axes, analysis: Theorem1Analysis) -> None:
     ax.axhline(1, color=INK, linewidth=1)
     for number, student in enumerate(analysis.students):
         _draw_estimates(ax, [(fit.k, fit.ratio) for fit in student.fits], number, "-")
-    _log_axis(ax, "x")
-    ks = [fit.k for fit in analysis.students[0].fits]
-    ax.set_xticks(ks, [str(k) for k in ks], minor=False)
+    _k_axis(ax, [fit.k for fit in analysis.students[0].fits])
     ax.legend(handles=_handles([(student.label, "-") for student in analysis.students], []))
 
 
@@ -206,30 +170,7 @@ def _handles(students: Sequence[tuple[str, str]], tails: Sequence[tuple[str, str
     return [*colours, *lines]
 
 
-def _log_axis(ax: Axes, which: str) -> None:
-    from matplotlib.ticker import LogFormatter
-
-    if which == "x":
-        ax.set_xscale("log", base=2)
-        ax.set_xticks([], minor=True)
-        return
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(LogFormatter())  # the usual one writes mathtext
-    ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
-
-
-def _save(draw: Callable[[Figure], None], size: tuple[float, float]) -> Images:
-    """The same input gives the same bytes."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
-        matplotlib.rcParams.update(SETTINGS)
-        figure = Figure(figsize=size, dpi=150, layout="constrained")
-        draw(figure)
-        png, svg = io.BytesIO(), io.BytesIO()
-        figure.savefig(png, format="png")
-        figure.set_layout_engine("none")  # keep the layout that was found, finding it takes time
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-    return Images(png.getvalue(), svg.getvalue())
+def _k_axis(ax: Axes, ks: Sequence[int]) -> None:
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(ks, [str(k) for k in ks], minor=False)
+    ax.set_xticks([], minor=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from brim.analysis.drawing import TAILS, Images, draw_theorem1, draw_variance
+from brim.analysis.drawing import TAILS, draw_theorem1, draw_variance
 from brim.analysis.resampling import Estimate
 from brim.analysis.results import (
     StudentTheorem1,
@@ -17,6 +17,7 @@ from brim.analysis.results import (
     VarianceAnalysis,
 )
 from brim.files import atomic_write_bytes, atomic_write_json, atomic_write_text, disk_errors
+from brim.plotting import Images
 
 COLUMNS = ("student", "k", "tail", "quantity", "at", "value", "low", "high")
 

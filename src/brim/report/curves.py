@@ -1,50 +1,23 @@
-"""Learning curves as PNG and SVG; matplotlib without pyplot, so no state outlives a figure."""
+"""Learning curves as PNG and SVG."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from brim.plotting import COLOURS, MARKERS, Images, log_axis, render
 from brim.report.evidence import Evidence
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import SubFigure
+    from matplotlib.figure import Figure, SubFigure
     from matplotlib.lines import Line2D
 
 Array = npt.NDArray[np.float64]
-
-# Okabe and Ito's colours, which colour-blind eyes tell apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "os^Dv<>P"
-INK = "#24292f"
-SETTINGS = {
-    "axes.edgecolor": INK,
-    "axes.grid": True,
-    "axes.labelcolor": INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlecolor": INK,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlepad": 10,
-    "font.size": 9.5,
-    "grid.color": "#e3e6ea",
-    "legend.frameon": False,
-    "lines.linewidth": 1.7,
-    "lines.markersize": 4.5,
-    "svg.hashsalt": "brim",  # ids of clip paths would be random
-    "text.color": INK,
-    "text.parse_math": False,  # a label may hold dollar signs
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +28,7 @@ class Style:
     marker: str
 
 
-class Curves(NamedTuple):
-    """One figure, as the bytes of two image files."""
-
-    png: bytes
-    svg: bytes
-
-
-def draw_curves(systems: Sequence[Evidence], metric: str) -> Curves | None:
+def draw_curves(systems: Sequence[Evidence], metric: str) -> Images | None:
     """The learning curves of the systems that were trained; the same input gives the same bytes.
 
     A block of four panels a group: the validation metric, the variance of the returns Ĝ and G
@@ -77,9 +43,6 @@ def draw_curves(systems: Sequence[Evidence], metric: str) -> Curves | None:
     Returns:
         None where no system has a learning curve.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
     groups = group_by_start(systems, metric)
     if not groups:
         return None
@@ -87,18 +50,13 @@ def draw_curves(systems: Sequence[Evidence], metric: str) -> Curves | None:
         system.label: Style(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
         for i, system in enumerate(systems)
     }
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
-        matplotlib.rcParams.update(SETTINGS)
-        figure = Figure(figsize=(10.5, 6.9 * len(groups)), dpi=150, layout="constrained")
+
+    def paint(figure: Figure) -> None:
         blocks = figure.subfigures(len(groups), 1, squeeze=False, hspace=0.03)[:, 0]
         for block, group in zip(blocks, groups, strict=True):
             _draw_block(block, group, metric, styles)
-        png, svg = io.BytesIO(), io.BytesIO()
-        figure.savefig(png, format="png")
-        figure.set_layout_engine("none")  # keep the layout that was found, finding it takes time
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-    return Curves(png.getvalue(), svg.getvalue())
+
+    return render((10.5, 6.9 * len(groups)), paint)
 
 
 def group_by_start(systems: Sequence[Evidence], metric: str) -> list[list[Evidence]]:
@@ -167,13 +125,9 @@ def _draw_evaluations(
 
 def _draw_variances(ax: Axes, group: Sequence[Evidence], styles: dict[str, Style]) -> None:
     """Of the K-step return Ĝ, solid, and of the one-step return G on the same text, dashed."""
-    from matplotlib.ticker import LogFormatter
-
     ax.set_title("Variance of the return: Ĝ solid, G dashed")
     ax.set_ylabel("variance over a batch's tokens")
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(LogFormatter())  # the usual one writes mathtext
-    ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+    log_axis(ax)
     for system in group:
         colour = styles[system.label].colour
         for key, line in (("var_return", "--"), ("var_return_k", "-")):

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from brim.plotting import COLOURS, MARKERS, render
 from brim.report import parts
-from brim.report.curves import MARKERS, SETTINGS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-# Okabe and Ito's colours; LLMR comes first where it is drawn, and has the same one everywhere.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# LLMR comes first where it is drawn, and is orange everywhere.
+_ORDER = (COLOURS[1], COLOURS[0], *COLOURS[2:])
 
 Array = npt.NDArray[np.float64]
 Curve = Sequence[tuple[int, float]]
@@ -37,9 +36,9 @@ def styles(labels: Sequence[str]) -> dict[str, Style]:
     lines = ("-", "--", ":")
     return {
         label: Style(
-            COLOURS[i % len(COLOURS)],
+            _ORDER[i % len(_ORDER)],
             MARKERS[i % len(MARKERS)],
-            lines[i // len(COLOURS) % len(lines)],
+            lines[i // len(_ORDER) % len(lines)],
         )
         for i, label in enumerate(labels)
     }
@@ -61,19 +60,8 @@ def draw(
         size: width and height in inches.
         paint: draws into it.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
-        matplotlib.rcParams.update(SETTINGS)
-        figure = Figure(figsize=size, dpi=150, layout="constrained")
-        paint(figure)
-        png, svg = io.BytesIO(), io.BytesIO()
-        figure.savefig(png, format="png")
-        figure.set_layout_engine("none")  # keep the layout that was found, finding it takes time
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-    return parts.Figure(name, title, png.getvalue(), svg.getvalue(), caption)
+    images = render(size, paint)
+    return parts.Figure(name, title, images.png, images.svg, caption)
 
 
 def draw_mean(ax: Axes, curves: Sequence[Curve], style: Style, *, smooth: bool = False) -> None:
@@ -102,15 +90,6 @@ def draw_mean(ax: Axes, curves: Sequence[Curve], style: Style, *, smooth: bool =
         deviation = values.std(axis=0, ddof=1)
         low, high = mean - deviation, mean + deviation
         ax.fill_between(at, low, high, color=style.colour, alpha=0.12, linewidth=0)
-
-
-def plain_log_axis(ax: Axes) -> None:
-    """A logarithmic vertical axis whose numbers need no mathtext."""
-    from matplotlib.ticker import LogFormatter
-
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(LogFormatter())
-    ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
 
 
 def handles(chosen: dict[str, Style], *, markers: bool = True) -> list[Line2D]:

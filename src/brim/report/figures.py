@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from brim.metrics import spread
+from brim.plotting import log_axis
 from brim.report import parts
 from brim.report.drawing import (
     Style,
@@ -13,7 +14,6 @@ from brim.report.drawing import (
     draw,
     draw_mean,
     handles,
-    plain_log_axis,
     styles,
 )
 from brim.report.systems import SystemRuns, TaskRuns
@@ -163,7 +163,7 @@ def _panel(
     if not seeds:
         ax.text(0.5, 0.5, "not logged", ha="center", va="center", transform=ax.transAxes)
     elif log:
-        plain_log_axis(ax)
+        log_axis(ax)
     ax.set_title(title)
     ax.set_xlabel("training step")
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from brim.errors import RunError
 from brim.files import read_json
+from brim.plotting import log_axis
 from brim.report import parts
-from brim.report.drawing import blocks, draw, handles, plain_log_axis, styles
+from brim.report.drawing import blocks, draw, handles, styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +56,7 @@ def variance_figure(paths: Sequence[Path], out: Path, notes: list[str]) -> parts
                 ax.set_xticks(ks, [str(k) for k in ks])
                 ax.set_xticks([], minor=True)
                 if log:
-                    plain_log_axis(ax)
+                    log_axis(ax)
             if len(found) > 1:
                 block.suptitle(name, x=0.01, ha="left", fontweight="bold")
             block.legend(handles=handles(look), loc="outside lower left", ncols=4)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from brim.metrics import Score
-from brim.report.curves import Curves
+from brim.plotting import Images
 from brim.report.evidence import Evidence
 from brim.report.parts import Cell, Figure, PartTable
 from brim.report.table import ABSENT, DIGITS, Table, details, percent, with_interval
@@ -27,7 +27,7 @@ def part_tables(table: Table, evidence: Sequence[Evidence]) -> list[PartTable]:
     return [_results(table), _all_scores(evidence), _signatures(evidence)]
 
 
-def part_figures(curves: Curves | None) -> list[Figure]:
+def part_figures(curves: Images | None) -> list[Figure]:
     """The learning curves, where something was trained."""
     if curves is None:
         return []
