@@ -73,7 +73,7 @@ def test_a_sweep_makes_the_runs_that_its_commands_make(file, tmp_path, here):
     options = ["--jobs", 2, "--threads-per-job", 1, "--retry", 0]
     code, stdout, stderr = sweep(file, "--out", out, *options)
     assert code == 1, stderr
-    assert stdout.splitlines()[0] == "2 done, 2 failed"
+    assert stdout.splitlines()[:2] == ["2 done, 2 failed", "stages: 3 done"]
     assert "brim-k=2/seed=3: exact match " in stderr
     assert "lost/seed=4: failed with exit code 2; the end of" in stderr
     assert "nowhere.jsonl" in stderr  # the end of the log
@@ -81,10 +81,13 @@ def test_a_sweep_makes_the_runs_that_its_commands_make(file, tmp_path, here):
     # One teacher, a pre-distilled student for each seed.
     assert len(list(out.glob("stages/teacher-*"))) == 1
     assert len(list(out.glob("stages/predistill-*"))) == 2
+    tested = [json.loads(path.read_text()) for path in out.glob("stages/*/results.json")]
+    assert [results.keys() for results in tested] == [{"test"}] * 3
 
     code, commands = here(file, "--out", tmp_path / "hand", "--only", "brim*", "--dry-run")
     head, *lines = commands.splitlines()
-    assert (code, head, len(lines)) == (0, "# 2 runs, 0 of them done", 2)
+    assert (code, head, len(lines)) == (0, "# 2 runs, 0 of them done", 3)
+    assert lines.pop() == "# then each teacher and pre-distilled student is tested, once"
     recipe, *words = shlex.split(lines[1])[2:]
     overrides, (_, run, _, stages) = words[:-4], words[-4:]
     config = load_config(RunConfig, find_recipe(recipe), overrides)
@@ -94,7 +97,7 @@ def test_a_sweep_makes_the_runs_that_its_commands_make(file, tmp_path, here):
 
     before = {path: path.stat().st_mtime_ns for path in out.glob("brim*/**/*")}
     code, stdout = here(out / "sweep.yaml", "--out", out, "--only", "brim-k=2")
-    assert (code, stdout.splitlines()[0]) == (0, "2 done")
+    assert (code, stdout.splitlines()[:2]) == (0, ["2 done", "stages: 3 done"])
     assert {path: path.stat().st_mtime_ns for path in out.glob("brim*/**/*")} == before
     code, stdout = here(file, "--out", out, "--status")
     assert [line.split()[2] for line in stdout.splitlines()[:4]] == ["done", "failed"] * 2
@@ -162,6 +165,8 @@ def test_the_same_file_on_a_local_ray(file, tmp_path):
         file, "--out", out, "--ray", "local", "--retry", 0, "--only", "*=3"
     )
     assert code == 1, stderr
-    assert stdout.splitlines()[:2] == ["1 done, 1 failed", "failed: lost/seed=3"]
+    assert stdout.splitlines()[:3] == [
+        "1 done, 1 failed", "stages: 2 done", "failed: lost/seed=3",
+    ]  # fmt: skip
     assert "nowhere.jsonl" in stderr
     assert json.loads((out / "brim-k=2/seed=3/results.json").read_text())["test"]

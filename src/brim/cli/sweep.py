@@ -67,14 +67,16 @@ def sweep(
         typer.echo(commands.sbatch(chosen, cpus=cpus, gpus=gpus, jobs=jobs))
     elif point is not None:
         with running(quiet):
-            typer.echo(commands.one(chosen, point, Reporter(quiet=quiet), sys.argv))
+            ended = commands.one(chosen, point, Reporter(quiet=quiet), sys.argv)
+        if not quiet:
+            typer.echo(ended)
     else:
         with running(quiet):
             reporter = Reporter(quiet=quiet)
-            ended = commands.run(
+            outcome = commands.run(
                 chosen, reporter, jobs=jobs, threads=threads, retry=retry, fail_fast=fail_fast,
                 ray=ray, cpus=cpus, gpus=gpus,
             )  # fmt: skip
         if not quiet:
-            typer.echo(commands.in_words(chosen, ended))
-        raise typer.Exit(1 if ended.failed else 0)
+            typer.echo(commands.in_words(chosen, outcome))
+        raise typer.Exit(1 if outcome.failed else 0)

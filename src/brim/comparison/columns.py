@@ -119,6 +119,9 @@ def _metric_column(name: str, metric: Metric, results: Both, rows: BothWritten) 
         for side in (0, 1)
     )
     sentence_score = metric.sentence_score or metric.corpus_score
+    number_a, number_b = len(rows[0][0].texts), len(rows[1][0].texts)
+    if number_a != number_b:  # an example weighs the same whoever wrote for it, and may be swapped
+        a, b = a / number_a, b / number_b
     return Column(
         label=metric.label,
         higher_is_better=metric.higher_is_better,

@@ -9,6 +9,7 @@ from typing import Any
 
 from brim.comparison.reading import Results, read_results
 from brim.errors import RunError
+from brim.files import read_json
 from brim.metrics import PairedTest, Score, paired_t_test, spread
 
 
@@ -175,10 +176,12 @@ def _read(directory: Path, split: str) -> tuple[dict[str, Results], dict[str, st
     results: dict[str, Results] = {}
     missing: dict[str, str] = {}
     for seed, run in _seeds(directory).items():
-        if (run / "results.json").exists():
-            results[seed] = read_results(run, split)
+        path = run / "results.json"
+        splits = read_json(path) if path.exists() else {}
+        if isinstance(splits, dict) and split not in splits:
+            missing[seed] = f"{run} has no {split} results yet"
         else:
-            missing[seed] = f"{run} has no results yet"
+            results[seed] = read_results(run, split)
     return results, missing
 
 

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from brim.errors import BrimError, RunError
@@ -132,6 +133,7 @@ class _Run:
         # On the loop's clock: when the next request is due, and when the server may be asked again.
         self.next_turn = self.held_until = 0.0
         self.jitter = random.Random()
+        self.told = False
 
     async def whole(self) -> None:
         self.stop = asyncio.Event()
@@ -186,6 +188,9 @@ class _Run:
                 theirs.append(question)
         self.waiting.extend(theirs)
         if theirs and not group:
+            if not self.told:
+                self.told = True
+                self.say("the questions that are left are being asked by another process; waiting")
             await self._sleep(POLL_SECONDS)
         return group
 
@@ -296,16 +301,30 @@ def _run(work: Coroutine[Any, Any, _Result]) -> _Result:
         return asyncio.run(work)
     result: list[_Result] = []
     failure: list[BaseException] = []
+    cancel: list[Callable[[], object]] = []
+    ended = threading.Event()
+
+    async def whole() -> _Result:
+        task = asyncio.current_task()
+        assert task is not None
+        cancel.append(partial(asyncio.get_running_loop().call_soon_threadsafe, task.cancel))
+        return await work
 
     def run() -> None:
         try:
-            result.append(asyncio.run(work))
+            result.append(asyncio.run(whole()))
         except BaseException as error:
             failure.append(error)
+        ended.set()
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
+    threading.Thread(target=run).start()
+    try:
+        ended.wait()  # a thread that it was interrupted for could not be joined a second time
+    except KeyboardInterrupt:
+        for stop in cancel:
+            stop()
+        ended.wait()
+        raise
     if failure:
         raise failure[0]
     return result[0]

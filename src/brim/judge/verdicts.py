@@ -46,7 +46,8 @@ def parse_verdict(reply: str, *, noun: str, refused: bool = False) -> Verdict:
     The last one, because a judge may quote a candidate that says `Preferred: A` itself before it
     comes to its own verdict. The ID may stand on the next line, in brackets, quotes or Markdown,
     and behind the noun (`Summary A`). Anything else on the line is unparsable, and so is a reply
-    whose verdict is only in its sentences. What stands before `</think>` is no part of a reply.
+    whose verdict is only in its sentences. What stands before `</think>` is no part of a reply,
+    and what follows it on its line no verdict: it may be a candidate's, quoted.
 
     Args:
         reply: the raw text.
@@ -55,8 +56,8 @@ def parse_verdict(reply: str, *, noun: str, refused: bool = False) -> Verdict:
     """
     if refused:
         return Verdict.REFUSAL
-    reply = _THOUGHT.sub("", reply)
-    lines = [line.strip() for line in reply.splitlines() if line.strip()]
+    reply = _THOUGHT.sub("\u2026", reply)
+    lines = [line.strip() for line in reply.splitlines() if line.strip(" \t\u2026")]
     label, choice = (
         re.compile(pattern.replace("NOUN", re.escape(noun)), re.IGNORECASE)
         for pattern in (_LABEL, _CHOICE)

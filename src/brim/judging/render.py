@@ -120,9 +120,16 @@ def _tables(results: Mapping[str, Any]) -> Iterator[str]:
 def _warnings(results: Mapping[str, Any]) -> Iterator[str]:
     for name, row in results["criteria"].items():
         if row["position_biased"]:
-            yield f"{name}: the judge is position-biased ({_bias(row['first_position'])})"
+            place = _bias(row["first_position"])
+            yield (
+                f"{name}: the judge is position-biased: it prefers the text listed first, "
+                f"whichever that is, in {place} of its verdicts"
+            )
         if row["id_biased"]:
-            yield f"{name}: the judge is ID-biased ({_bias(row['id_a'])})"
+            yield (
+                f"{name}: the judge is position-biased by ID: it prefers the text called A, "
+                f"whichever that is, in {_bias(row['id_a'])} of its verdicts"
+            )
         if row["win_rate"] is None:
             yield f"{name}: no pair has four verdicts, so there is no win rate"
     if results["num_failed"]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from brim.errors import ConfigError, RunError
-from brim.sweep.grid import Point
+from brim.sweep.grid import Point, Task
 from brim.sweep.launching import Job
 from brim.sweep.states import log_of
 
@@ -35,15 +35,15 @@ class RayLauncher:
     cpus: int = 1
     gpus: float = 0
 
-    def start(self, point: Point, out: Path) -> Job:
+    def start(self, task: Task, out: Path) -> Job:
         """Submit a task that starts a process and waits for it."""
         import ray
 
-        arguments = ["-m", "brim", *point.arguments(out.resolve())]
+        arguments = ["-m", "brim", *task.arguments(out.resolve())]
         options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_retries": 0}
-        task = ray.remote(_task()).options(**options, name=point.name)
-        log = str(log_of(point, out).resolve())
-        return _RayJob(task.remote(arguments, os.getcwd(), log, self.cpus))
+        remote = ray.remote(_task()).options(**options, name=task.name)
+        log = str(log_of(task, out).resolve())
+        return _RayJob(remote.remote(arguments, os.getcwd(), log, self.cpus))
 
 
 def ray_launcher(

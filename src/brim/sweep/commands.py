@@ -14,7 +14,7 @@ from brim.sweep.grid import Point, points, run_point
 from brim.sweep.launching import Launcher, local_launcher
 from brim.sweep.running import Outcome, run_sweep
 from brim.sweep.spec import SweepConfig, keep_sweep, load_sweep
-from brim.sweep.states import first_scores, state_of, status_table
+from brim.sweep.states import first_scores, stage_tests, state_of, status_table
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def check_together(modes: dict[str, bool]) -> None:
 
 
 def status(chosen: Chosen) -> str:
-    """A line a point."""
+    """A line a point, and a line a stage that is or will be tested."""
     return status_table(chosen.points, chosen.out)
 
 
@@ -67,8 +67,13 @@ def dry_run(chosen: Chosen) -> str:
     """The commands that would be run, as a shell script."""
     states = [state_of(point, chosen.out) for point in chosen.points]
     todo = [p for p, state in zip(chosen.points, states, strict=True) if state != "done"]
-    head = f"# {len(chosen.points)} runs, {states.count('done')} of them done"
-    return "\n".join([head, *(point.command(chosen.out) for point in todo)])
+    lines = [f"# {len(chosen.points)} runs, {states.count('done')} of them done"]
+    lines += [point.command(chosen.out) for point in todo]
+    stages = stage_tests(chosen.points, chosen.out)
+    tests = [test for test in stages if state_of(test, chosen.out) != "done"]
+    if todo or tests:
+        lines.append("# then each teacher and pre-distilled student is tested, once")
+    return "\n".join([*lines, *(test.command(chosen.out) for test in tests)])
 
 
 def sbatch(chosen: Chosen, *, cpus: int | None, gpus: float | None, jobs: int | None) -> str:
@@ -136,12 +141,19 @@ def run(
 
 def in_words(chosen: Chosen, ended: Outcome) -> str:
     """How a sweep ended, and what comes next."""
-    counts = {
+    found = {
         "done": ended.done,
         "failed": ended.failed,
         "run by another process": ended.elsewhere,
         "left": ended.left,
     }
-    lines = [", ".join(f"{len(names)} {what}" for what, names in counts.items() if names)]
+    lines = []
+    for head, stages in (("", False), ("stages: ", True)):
+        counts = {
+            what: sum(name.startswith("stages/") is stages for name in names)
+            for what, names in found.items()
+        }
+        told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        lines += [f"{head}{told}"] if told else []
     lines += [f"failed: {name}" for name in ended.failed]
     return "\n".join([*lines, f"runs: {chosen.out}"])

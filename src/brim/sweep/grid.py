@@ -81,6 +81,40 @@ class Point:
         return tuple(keys)
 
 
+@dataclass(frozen=True)
+class StageTest:
+    """The test of what a stage made, for the first rows of a report.
+
+    Attributes:
+        run: name of a point whose run has the stage.
+        stage: as `brim evaluate` calls it.
+        folder: of the stage, below the sweep's `stages`.
+        stage_keys: of a point; a test makes no stage, and needs none that is still being made.
+    """
+
+    run: str
+    stage: str
+    folder: str
+    stage_keys: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The stage's folder below the sweep's; no system has the name `stages`."""
+        return f"stages/{self.folder}"
+
+    def arguments(self, out: Path) -> list[str]:
+        """What follows `brim` on the command line of this test."""
+        return ["evaluate", str(out / self.run), "--stage", self.stage]
+
+    def command(self, out: Path) -> str:
+        """The same for a shell."""
+        return shlex.join(["brim", *self.arguments(out)])
+
+
+Task = Point | StageTest
+"""What a sweep runs as a process of its own."""
+
+
 def points(sweep: SweepConfig, source: str = "sweep") -> list[Point]:
     """The runs of a sweep, every setting of each checked.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from brim.sweep.grid import Point
+from brim.sweep.grid import Task
 from brim.sweep.states import log_of
 
 
@@ -37,7 +37,7 @@ class Launcher(Protocol):
 
     slots: int
 
-    def start(self, point: Point, out: Path) -> Job:
+    def start(self, task: Task, out: Path) -> Job:
         """Begin a run, or go on with it; what it says is appended to its log."""
 
 
@@ -49,27 +49,27 @@ class LocalLauncher:
         slots: how many at a time.
         threads: `OMP_NUM_THREADS` of each.
         devices: `CUDA_VISIBLE_DEVICES` of the processes in turn; none where there is no GPU.
-        command: the process of a point; for tests.
+        command: the process of a task; for tests.
     """
 
     slots: int = 1
     threads: int = 1
     devices: Sequence[str] = ()
-    command: Callable[[Point, Path], list[str]] = lambda point, out: [
-        sys.executable, "-m", "brim", *point.arguments(out),
+    command: Callable[[Task, Path], list[str]] = lambda task, out: [
+        sys.executable, "-m", "brim", *task.arguments(out),
     ]  # fmt: skip
     _busy: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def start(self, point: Point, out: Path) -> Job:
+    def start(self, task: Task, out: Path) -> Job:
         """Begin a process in a session of its own, so that Ctrl-C reaches it through us only."""
         self._busy = {slot: p for slot, p in self._busy.items() if p.poll() is None}
         slot = next(slot for slot in range(self.slots) if slot not in self._busy)
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
         if self.devices:
             environment["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
-        with log_of(point, out).open("ab") as log:
+        with log_of(task, out).open("ab") as log:
             process = subprocess.Popen(
-                self.command(point, out),
+                self.command(task, out),
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -1,4 +1,4 @@
-"""Running a sweep: several points at a time, each a process of its own."""
+"""Running a sweep: several points at a time, then the tests of stages, each a process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from brim.errors import RunError
 from brim.files import disk_errors
 from brim.progress import Meter, Reporter
-from brim.sweep.grid import Point
+from brim.sweep.grid import Point, Task
 from brim.sweep.launching import Job, Launcher, local_launcher
 from brim.sweep.spec import SweepConfig, keep_sweep
 from brim.sweep.states import (
@@ -25,6 +25,7 @@ from brim.sweep.states import (
     has_stages,
     last_lines,
     log_of,
+    stage_tests,
     state_of,
 )
 
@@ -33,7 +34,7 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a sweep ended, as names of points.
+    """How a sweep ended, as names of points and, behind them, of stages that are tested.
 
     Attributes:
         done: finished, now or before.
@@ -61,7 +62,8 @@ def run_sweep(
     """Run the points that are not done; go on with those that were stopped.
 
     Points come in their order, but for one: while a point makes a stage, none that needs the same
-    stage is begun.
+    stage is begun. After them, each teacher and pre-distilled student that they have is tested
+    once, as the first run that has it says.
 
     Args:
         todo: the points.
@@ -93,28 +95,31 @@ def run_sweep(
     )
     for point in todo:
         work.add(point, done=states[point.name] == "done")
-    with work.reporter.meter("sweep", len(work.waiting)) as meter, work.signals():
-        work.run(meter)
+    with work.signals():
+        work.run("sweep")
+        for test in stage_tests(todo, out):
+            work.add(test, done=state_of(test, out) == "done")
+        work.run("stages")
     return work.outcome()
 
 
 @dataclass
 class _Running:
-    point: Point
+    task: Task
     job: Job
     began: float
 
 
 @dataclass
 class _Work:
-    """The points of a sweep on their way."""
+    """The points of a sweep and the tests of stages on their way."""
 
     out: Path
     launcher: Launcher
     reporter: Reporter
     retry: int
     fail_fast: bool
-    waiting: deque[Point] = field(default_factory=deque)
+    waiting: deque[Task] = field(default_factory=deque)
     running: list[_Running] = field(default_factory=list)
     made: set[str] = field(default_factory=set)  # keys of stages that are finished
     states: dict[str, State] = field(default_factory=dict)
@@ -122,16 +127,21 @@ class _Work:
     stopping: bool = False
     interrupts: int = 0
 
-    def add(self, point: Point, *, done: bool) -> None:
-        """Take a point up."""
-        self.states[point.name] = "done" if done else "waiting"
-        if has_stages(self.out / point.name):
-            self.made.update(point.stage_keys)
+    def add(self, task: Task, *, done: bool) -> None:
+        """Take something up."""
+        self.states[task.name] = "done" if done else "waiting"
+        if has_stages(self.out / task.name):
+            self.made.update(task.stage_keys)
         if not done:
-            self.waiting.append(point)
+            self.waiting.append(task)
 
-    def run(self, meter: Meter) -> None:
+    def run(self, name: str) -> None:
         """Until nothing is left, or all has stopped."""
+        if self.waiting:
+            with self.reporter.meter(name, len(self.waiting)) as meter:
+                self._run(meter)
+
+    def _run(self, meter: Meter) -> None:
         try:
             while self.running or (self.waiting and not self.stopping):
                 if self.interrupts and not self.stopping:
@@ -148,7 +158,8 @@ class _Work:
         finally:
             for running in self.running:
                 running.job.kill()
-                self._note(running.point, "killed")
+            for running in self.running:
+                self._note(running.task, "killed")
         if self.interrupts:
             raise KeyboardInterrupt("stopped; the same command goes on")
 
@@ -160,70 +171,70 @@ class _Work:
 
     def _begin(self, meter: Meter) -> None:
         while not self.stopping and len(self.running) < self.launcher.slots:
-            point = self._next()
-            if point is None:
+            task = self._next()
+            if task is None:
                 return
-            self.waiting.remove(point)
-            state = self.states[point.name] = state_of(point, self.out)
+            self.waiting.remove(task)
+            state = self.states[task.name] = state_of(task, self.out)
             if state in ("done", "running"):  # by another process, meanwhile
-                self.reporter.say(f"{point.name}: {state} by another process, left alone")
+                self.reporter.say(f"{task.name}: {state} by another process, left alone")
                 meter.advance()
                 continue
-            self._note(point, point.command(self.out))
-            job = self.launcher.start(point, self.out)
-            self.running.append(_Running(point, job, time.monotonic()))
+            self._note(task, task.command(self.out))
+            job = self.launcher.start(task, self.out)
+            self.running.append(_Running(task, job, time.monotonic()))
 
-    def _next(self) -> Point | None:
+    def _next(self) -> Task | None:
         """The first point that would not wait for a stage that another one makes."""
-        making = {key for running in self.running for key in running.point.stage_keys} - self.made
-        for point in self.waiting:
-            if making.isdisjoint(point.stage_keys):
-                return point
+        making = {key for running in self.running for key in running.task.stage_keys} - self.made
+        for task in self.waiting:
+            if making.isdisjoint(task.stage_keys):
+                return task
         return None
 
     def _collect(self, meter: Meter) -> None:
         for running in list(self.running):
-            point = running.point
+            task = running.task
             code = running.job.poll()
-            if not self.made.issuperset(point.stage_keys) and has_stages(self.out / point.name):
-                self.made.update(point.stage_keys)
+            if not self.made.issuperset(task.stage_keys) and has_stages(self.out / task.name):
+                self.made.update(task.stage_keys)
             if code is not None:
                 self.running.remove(running)
-                self._end(point, code, time.monotonic() - running.began, meter)
+                self._end(task, code, time.monotonic() - running.began, meter)
 
-    def _end(self, point: Point, code: int, seconds: float, meter: Meter) -> None:
-        if code == 0 and (state := state_of(point, self.out)) == "done":
-            self.states[point.name] = state
-            self._note(point, "done")
+    def _end(self, task: Task, code: int, seconds: float, meter: Meter) -> None:
+        if code == 0 and (state := state_of(task, self.out)) == "done":
+            self.states[task.name] = state
+            self._note(task, "done")
             meter.advance()
-            scores = first_scores(self.out / point.name)
-            self.reporter.say(f"{point.name}: {scores} ({seconds:.0f} s)")
+            scores = first_scores(self.out / task.name)
+            self.reporter.say(f"{task.name}: {scores} ({seconds:.0f} s)")
             return
         if self.stopping:
-            self.states[point.name] = "stopped"
-            self._note(point, "stopped")
+            self.states[task.name] = "stopped"
+            self._note(task, "stopped")
             return
-        self.states[point.name] = "failed"
-        self.failures[point.name] += 1
-        again = self.failures[point.name] <= self.retry and not self.fail_fast
-        log = log_of(point, self.out)
+        self.states[task.name] = "failed"
+        self.failures[task.name] += 1
+        again = self.failures[task.name] <= self.retry and not self.fail_fast
+        log = log_of(task, self.out)
         self.reporter.say(
-            f"{point.name}: failed with exit code {code}"
+            f"{task.name}: failed with exit code {code}"
             f"{', will be tried again' if again else ''}; the end of {log}:"
         )
         for line in last_lines(log):
             self.reporter.say(f"  {line}")
-        self._note(point, f"{FAILED} {code}")
+        self._note(task, f"{FAILED} {code}")
         if again:
-            self.waiting.append(point)
+            self.waiting.append(task)
         else:
             meter.advance()
         if self.fail_fast and not self.stopping:
             self.stop()
 
-    def _note(self, point: Point, text: str) -> None:
+    def _note(self, task: Task, text: str) -> None:
         """A line of ours in a point's log."""
-        log = log_of(point, self.out)
+        log = log_of(task, self.out)
         with disk_errors(log), log.open("a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(f"{MARK}{text}\n")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from brim.errors import BrimError
 from brim.files import read_json
 from brim.rundir import read_manifest
 from brim.settings import RunConfig
-from brim.sweep.grid import Point
+from brim.sweep.grid import Point, StageTest, Task
 
 State = Literal["done", "running", "failed", "stopped", "waiting", "foreign"]
 """`stopped`: begun, and gone on with when the sweep is; `foreign`: a run of other settings."""
@@ -23,29 +23,41 @@ MARK, FAILED = "brim sweep: ", "failed with exit code"
 _SHOWN_SCORES = 3
 
 
-def log_of(point: Point, out: Path) -> Path:
-    """Where the output of a point's runs goes."""
-    return out / "logs" / f"{point.label}-seed={point.seed}.log"
+def log_of(task: Task, out: Path) -> Path:
+    """Where the output of a point's runs goes, or that of a stage's test."""
+    return out / "logs" / f"{task.name.replace('/', '-')}.log"
 
 
-def state_of(point: Point, out: Path) -> State:
-    """How far a point is.
+def stage_tests(points: Iterable[Point], out: Path) -> list[StageTest]:
+    """The tests of the teachers and pre-distilled students that these points' runs have so far."""
+    found: dict[str, StageTest] = {}
+    for stage in ("teacher", "predistill"):
+        for point in points:
+            folder = read_manifest(out / point.name).get("stages", {}).get(stage)
+            if folder is not None and (out / "stages" / folder / "best").exists():
+                found.setdefault(folder, StageTest(point.name, stage, folder))
+    return list(found.values())
+
+
+def state_of(task: Task, out: Path) -> State:
+    """How far a point is, or a stage's test.
 
     Raises:
-        RunError: a file of the run directory is damaged.
+        RunError: a file of the directory is damaged.
     """
-    run = out / point.name
-    if not (run / "config.yaml").exists():
-        if _is_held(run):
-            return "running"
-        return "failed" if _has_failed(log_of(point, out)) else "waiting"
-    if not _same_settings(run / "config.yaml", point.config):
-        return "foreign"
-    if _is_held(run):
+    folder = out / task.name
+    begun, lock = False, folder / "predictions" / ".test.partial.lock"
+    if isinstance(task, Point):
+        begun, lock = (folder / "config.yaml").exists(), folder / ".lock"
+        if begun and not _same_settings(folder / "config.yaml", task.config):
+            return "foreign"
+    if _is_held(lock):
         return "running"
-    if "test" in results_of(run):
+    if (begun or isinstance(task, StageTest)) and "test" in results_of(folder):
         return "done"
-    return "failed" if _has_failed(log_of(point, out)) else "stopped"
+    if _has_failed(log_of(task, out)):
+        return "failed"
+    return "stopped" if begun else "waiting"
 
 
 def results_of(run: Path) -> Mapping[str, Any]:
@@ -76,17 +88,19 @@ def last_lines(log: Path, number: int = 5) -> list[str]:
 
 
 def status_table(points: Sequence[Point], out: Path) -> str:
-    """A line a point, and how many there are of each state."""
-    states = [state_of(point, out) for point in points]
-    width = max((len(point.name) for point in points), default=0)
-    lines = [
-        f"{point.number:>4}  {point.name:<{width}}  {state:<7}  "
-        + (first_scores(out / point.name) if state == "done" else "")
-        for point, state in zip(points, states, strict=True)
-    ]
-    count = Counter(states)
-    summary = ", ".join(f"{number} {state}" for state, number in count.most_common())
-    return "\n".join([*(line.rstrip() for line in lines), f"{len(points)} points: {summary}"])
+    """A line a point and a line a stage, and how many there are of each state."""
+    kinds: dict[str, Sequence[Task]] = {"points": points, "stages": stage_tests(points, out)}
+    width = max(len(task.name) for tasks in kinds.values() for task in tasks)
+    lines, summary = [], []
+    for kind, tasks in kinds.items():
+        states = [state_of(task, out) for task in tasks]
+        for task, state in zip(tasks, states, strict=True):
+            number = str(task.number) if isinstance(task, Point) else ""
+            scores = first_scores(out / task.name) if state == "done" else ""
+            lines.append(f"{number:>4}  {task.name:<{width}}  {state:<7}  {scores}".rstrip())
+        counts = ", ".join(f"{n} {state}" for state, n in Counter(states).most_common())
+        summary += [f"{len(tasks)} {kind}: {counts}"] if tasks else []
+    return "\n".join([*lines, *summary])
 
 
 def _same_settings(path: Path, config: RunConfig) -> bool:
@@ -99,10 +113,10 @@ def _same_settings(path: Path, config: RunConfig) -> bool:
     return known.model_dump(exclude=leave_out) == config.model_dump(exclude=leave_out)
 
 
-def _is_held(run: Path) -> bool:
-    """Whether a process works on a run directory: it holds the lock then."""
+def _is_held(lock: Path) -> bool:
+    """Whether a process works on a directory: it holds the lock then."""
     try:
-        with (run / ".lock").open("rb") as file:
+        with lock.open("rb") as file:
             # Shared, and given back at once: those who look do not get into each other's way.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:

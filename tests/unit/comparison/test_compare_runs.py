@@ -169,6 +169,26 @@ def test_several_samples_an_example(tmp_path, references, write_run) -> None:
     assert comparison.num_same == 0
 
 
+def test_an_example_weighs_the_same_however_many_samples_it_has(
+    tmp_path, references, write_run
+) -> None:
+    """A swap would else put examples of weight 1 and of weight 4 into one corpus."""
+    worse, better = (garble(references, rate=rate, seed=1) for rate in (0.4, 0.1))
+    a, b = (
+        write_run(tmp_path / name, texts, references)
+        for name, texts in (("a", worse), ("b", better))
+    )
+    expected = compare_runs(a, b, metrics=["ter", "bleu"], **FAST).metrics
+    for i, text in enumerate(better):
+        change_row(b, i, samples=[{"text": text, "num_tokens": 1}] * 4)
+    found = compare_runs(a, b, metrics=["ter", "bleu"], **FAST).metrics
+    for name, metric in found.items():
+        assert metric.randomization_p == expected[name].randomization_p < 0.05
+        assert metric.bootstrap_p == expected[name].bootstrap_p
+        assert metric.difference == pytest.approx(expected[name].difference)
+        assert metric.sentences == expected[name].sentences
+
+
 def test_sentences_are_those_that_differ_most(two, references) -> None:
     comparison = compare_runs(*two, metrics=["ter", "bleu"], num_sentences=6, **FAST)
     a, b = map(texts_of, two)

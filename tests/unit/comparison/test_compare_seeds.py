@@ -68,11 +68,27 @@ def test_seeds_that_one_lacks_are_named(methods, references, write_run) -> None:
     comparison = compare(a, b)
     assert comparison.seeds == ("19083", "34007")
     assert comparison.unpaired == {
-        "7": f"{b / 'seed=7'} has no results yet",
-        "310": f"{b / 'seed=310'} has no results yet",
+        "7": f"{b / 'seed=7'} has no test results yet",
+        "310": f"{b / 'seed=310'} has no test results yet",
         "55080": f"not in {b}",
     }
     assert list(comparison.metrics["bleu"].values_a) == values(a, "bleu", ("19083", "34007"))
+
+
+def test_seeds_without_the_split_are_named(methods, references, write_run) -> None:
+    a, b = methods
+    with pytest.raises(RunError, match="no seed that both have validation results of"):
+        compare(a, b, split="validation")
+    for seed in SEEDS[1:]:
+        for method in methods:
+            texts = garble(references, rate=0.2, seed=int(seed))
+            write_run(method / f"seed={seed}", texts, references, split="validation")
+    comparison = compare(a, b, split="validation")
+    assert comparison.seeds == ("19083", "34007")
+    assert comparison.unpaired == {"310": f"{a / 'seed=310'} has no validation results yet"}
+    (b / "seed=310" / "results.json").write_text("3")
+    with pytest.raises(RunError, match="results.json: no results of the validation split"):
+        compare(a, b, split="validation")
 
 
 def test_one_shared_seed_is_shown_without_a_test(methods) -> None:

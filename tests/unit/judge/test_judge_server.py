@@ -179,7 +179,8 @@ def test_retry_after_is_read_in_both_forms():
     assert retry_after(None) is None
     assert retry_after("2.5") == 2.5
     assert retry_after("-3") == 0
-    for nonsense in ("soon", "nan", "inf", "", "Wed, 99 Foo 2026"):
+    far = "Wed, 21 Oct 2015 07:2822200222+0000"
+    for nonsense in ("soon", "nan", "inf", "", "Wed, 99 Foo 2026", far):
         assert retry_after(nonsense) is None
     ahead = retry_after(email.utils.formatdate(time.time() + 90, usegmt=True))
     assert 85 < ahead <= 90

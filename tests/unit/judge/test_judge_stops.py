@@ -100,3 +100,43 @@ def test_what_a_killed_process_had_claimed_is_asked_by_one_that_runs(slow, tmp_p
     first.communicate()
     finish(second)
     assert sum(slow.answered.values()) <= NUM_QUESTIONS + 2
+
+
+NOTEBOOK = (
+    ASK.replace("import sys\n", "import asyncio, sys\n", 1).split("with Store")[0]
+    + """
+def cell():
+    say = lambda text: print(text, file=sys.stderr, flush=True)
+    try:
+        with Store(Path(path)) as store:
+            ask_all(questions, backend, store, Limits(concurrency=2), say=say)
+    except KeyboardInterrupt:
+        say("stopped")
+
+async def notebook():
+    # As in a kernel, where Ctrl-C comes to a cell as an exception.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    cell()
+
+import signal
+asyncio.run(notebook())
+"""
+)
+
+
+def test_ctrl_c_in_a_notebook_loses_no_answer_and_sends_no_more(slow, tmp_path):
+    path = tmp_path / "verdicts.sqlite"
+    process = subprocess.Popen(
+        [sys.executable, "-c", NOTEBOOK, slow.url, str(path)], stderr=subprocess.PIPE, text=True
+    )
+    while sum(slow.answered.values()) < 6:
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert "waiting for the answers under way" in errors
+    assert errors.endswith("\nstopped\n")
+    answered = sum(slow.answered.values())
+    assert 6 <= answered <= 10
+    with Store(path) as store:
+        assert len(store.get(f"key {i}" for i in range(NUM_QUESTIONS))) == answered

@@ -63,11 +63,14 @@ def test_the_other_way_round_it_is_none(judged, server, runs):
 
 
 @pytest.mark.parametrize(
-    ("judge", "flag", "other"),
-    [(always_a, "id_biased", "position_biased"), (first, "position_biased", "id_biased")],
+    ("judge", "flag", "other", "words"),
+    [
+        (always_a, "id_biased", "position_biased", " by ID: it prefers the text called A"),
+        (first, "position_biased", "id_biased", ": it prefers the text listed first"),
+    ],
 )
 def test_a_judge_that_looks_at_the_place_gives_exactly_half_and_is_flagged(
-    judged, write_run, server, tmp_path, judge, flag, other
+    judged, write_run, server, tmp_path, judge, flag, other, words
 ):
     server.judge = judge
     a = write_run("a", [f"One {i}" for i in range(8)])
@@ -77,7 +80,8 @@ def test_a_judge_that_looks_at_the_place_gives_exactly_half_and_is_flagged(
     assert row[flag]
     assert not row[other]
     page = (tmp_path / "out" / "judge.md").read_text(encoding="utf-8")
-    assert "biased" in page.split("## Warnings")[1]
+    wanted = f"- overall: the judge is position-biased{words}"
+    assert f"{wanted}, whichever that is, in 100.00 % (p 0.00781, " in page.split("## Warnings")[1]
     assert "the judge against itself (8 pairs)" in page
 
 

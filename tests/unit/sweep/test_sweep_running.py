@@ -15,6 +15,7 @@ from brim.config import dump_config
 from brim.errors import RunError
 from brim.progress import Reporter
 from brim.sweep import Outcome, Point, load_sweep, points, run_sweep
+from brim.sweep.grid import Task
 from brim.sweep.launching import LocalLauncher, local_launcher
 from brim.sweep.states import last_lines, log_of, state_of, status_table
 
@@ -22,7 +23,8 @@ from brim.sweep.states import last_lines, log_of, state_of, status_table
 RUN = r"""
 import json, os, pathlib, signal, sys, time
 out, name, config = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-run, plan = out / name, json.loads((out / "plan.json").read_text()).get(name, "")
+plans = json.loads((out / "plan.json").read_text())
+run, plan = out / name, plans.get(name, "")
 def tell(event):
     with open(out / "events", "a") as file:
         file.write(json.dumps({"event": event, "name": name, "time": time.monotonic(),
@@ -42,7 +44,10 @@ if plan.startswith("fail after"):
 if plan == "fail" or plan == "fail once" and not (run / "tried").exists():
     (run / "tried").touch()
     sys.exit("cannot go on: no such file")
-(run / "config.yaml").write_text(config)
+if name.startswith("stages/"):
+    assert config == ""
+else:
+    (run / "config.yaml").write_text(config)
 if plan == "deaf":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tell("deaf")
@@ -57,7 +62,7 @@ if plan == "long" and not (run / "saved").exists():
 if plan.startswith("stages"):
     wait_for(plan.split()[1])
     tell("stages")
-(run / "half").write_text('{"stages": {}}')
+(run / "half").write_text(json.dumps({"stages": plans.get("made", {})}))
 (run / "half").rename(run / "manifest.json")
 if plan.startswith("stages"):
     wait_for(plan.split()[2])
@@ -119,9 +124,9 @@ def run(tmp_path, monkeypatch):
     return go
 
 
-def command(point: Point, out: Path) -> list[str]:
-    config = dump_config(point.config)
-    return [sys.executable, "-I", "-S", "-c", RUN, str(out), point.name, config]
+def command(task: Task, out: Path) -> list[str]:
+    config = dump_config(task.config) if isinstance(task, Point) else ""
+    return [sys.executable, "-I", "-S", "-c", RUN, str(out), task.name, config]
 
 
 def events(out: Path) -> list[dict]:
@@ -307,6 +312,84 @@ def test_the_table_of_states(make, run):
         "   4  b/seed=2  waiting",
         "4 points: 2 waiting, 1 done, 1 failed",
     ]
+
+
+STAGES = ("stages/teacher-1", "stages/predistill-2")
+MADE = {"teacher": "teacher-1", "teacher_outputs": "outputs-3", "predistill": "predistill-2"}
+
+
+@pytest.fixture
+def stages(run):
+    """What the runs' stages have made: both of a sweep's seeds have the same here."""
+    for name in STAGES:
+        (run.out / name / "best").mkdir(parents=True)
+
+
+def test_stages_are_tested_once_after_the_points(make, run, stages):
+    ended = run(make(), {"made": MADE, STAGES[0]: "fail once"}, slots=2)
+    assert ended == Outcome((*ALL, *STAGES), (), (), ())
+    assert begun(run.out)[4:] == [*STAGES, STAGES[0]]
+    assert run.lines[-1].startswith("stages/teacher-1: BLEU 12.35 (")
+    table = status_table(make(), run.out).splitlines()
+    assert table[4:] == [
+        "      stages/teacher-1     done     BLEU 12.35",
+        "      stages/predistill-2  done     BLEU 12.35",
+        "4 points: 4 done",
+        "2 stages: 2 done",
+    ]
+    assert run(make(), {"made": MADE}).done == ended.done
+    assert len(begun(run.out)) == 7
+    log = (run.out / "logs/stages-predistill-2.log").read_text()
+    wanted = f"brim evaluate {run.out}/a/seed=1 --stage predistill"
+    assert wanted in log.splitlines()[0]
+
+
+def test_a_stages_test_fails_like_a_run_and_is_left_to_others(make, run, stages):
+    held = run.out / STAGES[1] / "predictions"
+    held.mkdir()
+    with (held / ".test.partial.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        ended = run(make(), {"made": MADE, STAGES[0]: "fail"}, retry=0)
+    assert ended == Outcome(ALL, STAGES[:1], STAGES[1:], ())
+    assert "  cannot go on: no such file" in run.lines
+    assert status_table(make(), run.out).endswith("\n2 stages: 1 failed, 1 waiting")
+
+
+def test_where_a_sweep_stops_no_stage_is_tested(make, run, stages):
+    ended = run(make(), {"made": MADE, "b/seed=1": "fail"}, fail_fast=True)
+    assert ended.left == ("a/seed=2", "b/seed=2", *STAGES)
+    assert begun(run.out) == ["a/seed=1", "b/seed=1"]
+
+
+def test_all_runs_are_killed_even_if_the_disk_is_full(make, run, monkeypatch):
+    def full(self, task, text):
+        if text == "killed":
+            raise RunError("no space left")
+
+    started = []
+
+    class Job:
+        def __init__(self):
+            self.killed = False
+
+        def poll(self):
+            raise RunError("no space left")
+
+        def kill(self):
+            self.killed = True
+
+    class Launcher:
+        slots = 2
+
+        def start(self, task, out):
+            started.append(Job())
+            return started[-1]
+
+    monkeypatch.setattr("brim.sweep.running._Work._note", full)
+    text = "seeds: [1, 2]\nsystems: {a: {recipe: cmudict/kl}}"
+    with pytest.raises(RunError, match="no space"):
+        run_sweep(make(text), run.out, launcher=Launcher())
+    assert [job.killed for job in started] == [True, True]
 
 
 def test_the_end_of_a_log_survives_strange_bytes(make, run):
