@@ -38,8 +38,8 @@ def length_buckets(
     # begins.
     best, start = np.zeros(len(order) + 1), np.zeros(len(order) + 1, dtype=int)
     for end in range(1, len(order) + 1):
-        most = max(1, max_tokens // max(1, prompts[end - 1] + completions[end - 1]))
-        first = max(0, end - most)
+        longest = prompts[end - 1] + completions[end - 1]
+        first = max(0, end - max(1, max_tokens // longest)) if longest else 0
         rows = np.arange(1, end - first + 1)
         widths = _running_maximum(prompts[first:end]) + _running_maximum(completions[first:end])
         tokens = rows * widths

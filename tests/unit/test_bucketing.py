@@ -38,6 +38,10 @@ def by_length(rows: Sequence[tuple[int, int]]) -> list[int]:
     return sorted(range(len(rows)), key=lambda i: (sum(rows[i]), rows[i]))
 
 
+def test_rows_without_tokens_cost_one_pass():
+    assert length_buckets([0, 0], [0, 0], 1) == [[0, 1]]
+
+
 @given(lengths, limits, overheads)
 def test_every_row_is_in_one_group_within_the_limit_or_alone(rows, limit, overhead):
     groups = length_buckets(*unzip(rows), limit, overhead=overhead)

@@ -67,8 +67,10 @@ def running(quiet: bool = False) -> Iterator[None]:
 
     disable_progress_bar()
     flush_denormals(True)
+    logger = logging.getLogger("brim")
+    level = logger.level
     if quiet:
-        logging.getLogger("brim").setLevel(logging.ERROR)
+        logger.setLevel(logging.ERROR)
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -76,3 +78,4 @@ def running(quiet: bool = False) -> Iterator[None]:
         raise typer.Exit(130) from None
     finally:
         flush_denormals(False)
+        logger.setLevel(level)
