@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from brim.config import Config
 from brim.models import Decoding, Quantization
@@ -13,6 +13,7 @@ from brim.tasks import TaskConfig
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 DType = Literal["float32", "bfloat16", "float16", "auto"]
+_T = TypeVar("_T")
 
 
 class DecodingConfig(Config):
@@ -37,6 +38,15 @@ class DecodingConfig(Config):
     """What samples: `loop` is this package's own, in which a row's text depends on its seed alone;
     `generate` is transformers'; `vllm` is for decoder-only students on a CUDA GPU, needs the extra
     of its name, and was never run. Greedy text of evaluations and teachers is the loop's."""
+
+    @field_validator("top_k", "top_p")
+    @classmethod
+    def _of_sampling(cls, value: _T, info: ValidationInfo) -> _T:
+        if value is not None and info.data.get("strategy") == "greedy":
+            raise ValueError(
+                "is for strategy sampling, not greedy; leave it out (null), or change the strategy"
+            )
+        return value
 
     def build(self, **changes: Any) -> Decoding:
         """The library's own class, with some arguments changed."""
@@ -289,11 +299,11 @@ class StudentConfig(_ModelConfig):
         return "path, build, keep_layers"
 
 
-# What the strategies of an evaluation have settings for.
-_SETTINGS_OF = {
-    "greedy": (),
-    "beam": ("num_beams", "length_penalty"),
-    "sampling": ("temperature", "top_k", "top_p", "num_samples"),
+# What the strategies of an evaluation have settings for, and what null stands for there.
+_SETTINGS_OF: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "beam": {"num_beams": 4, "length_penalty": 1.0},
+    "sampling": {"temperature": 1.0, "top_k": None, "top_p": None, "num_samples": 1},
 }
 
 
@@ -307,13 +317,14 @@ class EvaluationDecodingConfig(Config):
     strategy: Literal["greedy", "beam", "sampling"] = "greedy"
     """`greedy` takes the likeliest token, `beam` searches for the likeliest text, `sampling` draws
     from the model's distribution."""
-    num_beams: int = Field(4, ge=1)
-    """Texts that beam search keeps at every token; each counts in `evaluation.batch_tokens`."""
-    length_penalty: float = Field(1.0, allow_inf_nan=False)
+    num_beams: int | None = Field(None, ge=1)
+    """Texts that beam search keeps at every token; null for 4. Each counts in
+    `evaluation.batch_tokens`."""
+    length_penalty: float | None = Field(None, allow_inf_nan=False)
     """Beam search looks for the highest log-probability divided by `tokens ** length_penalty`: 0
-    for the likeliest text, 1 for the likeliest tokens on average."""
-    temperature: float = Field(1.0, gt=0)
-    """Divides the logits; sampling only."""
+    for the likeliest text, 1 for the likeliest tokens on average; null for 1."""
+    temperature: float | None = Field(None, gt=0)
+    """Divides the logits; sampling only; null for 1."""
     top_k: int | None = Field(None, ge=1)
     """Sample among the k likeliest tokens only."""
     top_p: float | None = Field(None, gt=0, le=1)
@@ -321,29 +332,43 @@ class EvaluationDecodingConfig(Config):
     num_samples: int = Field(1, ge=1)
     """Sampled completions of each prompt: scores are over all of them, intervals over prompts."""
 
-    @model_validator(mode="after")
-    def _nothing_of_other_strategies(self) -> Self:
-        # Not whether they were given: a run's own config.yaml spells every default out.
-        for strategy, names in _SETTINGS_OF.items():
-            for name in names if strategy != self.strategy else ():
-                default = type(self).model_fields[name].default
-                if getattr(self, name) != default:
-                    raise ValueError(
-                        f"{name} is for strategy {strategy}, not {self.strategy}; leave it out "
-                        f"(at {'null' if default is None else default}), or change the strategy"
-                    )
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _without_old_defaults(cls, data: Any) -> Any:
+        # A config.yaml from before there was null spells the defaults of all strategies out.
+        old = {name: value for own in _SETTINGS_OF.values() for name, value in own.items()}
+        if not isinstance(data, dict) or any(data.get(k) is None for k, v in old.items() if v):
+            return data
+        own = _SETTINGS_OF.get(str(data.get("strategy")), {})
+        return {k: v for k, v in data.items() if k in own or k not in old or v != old[k]}
+
+    @field_validator("num_beams", "length_penalty", "temperature", "top_k", "top_p", "num_samples")
+    @classmethod
+    def _of_the_strategy(cls, value: _T, info: ValidationInfo) -> _T:
+        default = cls.model_fields[str(info.field_name)].default
+        chosen = info.data.get("strategy")
+        for strategy, names in _SETTINGS_OF.items() if chosen and value != default else ():
+            if info.field_name in names and strategy != chosen:
+                raise ValueError(
+                    f"is for strategy {strategy}, not {chosen}; leave it out "
+                    f"({'null' if default is None else default}), or change the strategy"
+                )
+        return value
 
     def build(self, max_tokens: int, batch_tokens: int) -> Decoding:
         """The library's own class."""
-        own = self.model_dump(include=set(_SETTINGS_OF[self.strategy]) - {"num_samples"})
+        own = {name: value for name, value in self._own().items() if name != "num_samples"}
         # Our loop has no beams.
         engine: Literal["generate", "loop"] = "generate" if self.strategy == "beam" else "loop"
         return Decoding(max_tokens, self.strategy, batch_tokens=batch_tokens, engine=engine, **own)
 
     def describe(self) -> dict[str, Any]:
         """The strategy and its own settings, for `results.json`."""
-        return self.model_dump(include={"strategy", *_SETTINGS_OF[self.strategy]}, mode="json")
+        return {"strategy": self.strategy, **self._own()}
+
+    def _own(self) -> dict[str, Any]:
+        given = self.model_dump(exclude_none=True)
+        return {name: given.get(name, null) for name, null in _SETTINGS_OF[self.strategy].items()}
 
 
 class EvaluationConfig(Config):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from brim.config import config_hash, load_config
+from brim.config import config_hash, dump_config, load_config
 from brim.errors import ConfigError, RunError
 from brim.files import atomic_write_json, atomic_write_text
 from brim.recipes import find_recipe
@@ -49,20 +49,76 @@ def test_what_is_given_reaches_the_decoding(overrides, expected):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["num_beams=8"], "num_beams is for strategy beam, not greedy"),
-        (["temperature=0.5"], "temperature is for strategy sampling, not greedy"),
-        (["strategy=sampling", "length_penalty=0.5"], "length_penalty is for strategy beam"),
-        (["strategy=beam", "num_samples=3"], r"num_samples is for strategy sampling.*\(at 1\)"),
-        (["strategy=beam", "top_p=0.9"], r"top_p is for strategy sampling.*\(at null\)"),
-        (["strategy=beam", "num_beams=0"], "greater than or equal to 1|at least 1"),
-        (["strategy=beam", "length_penalty=.nan"], "length_penalty"),
-        (["strategy=beams"], "did you mean beam"),
+        (["num_beams=8"], "num_beams=8: is for strategy beam, not greedy"),
+        (["num_beams=4"], "num_beams=4: is for strategy beam, not greedy"),
+        (["length_penalty=1.0"], "length_penalty=1.0: is for strategy beam, not greedy"),
+        (["temperature=1.0"], "temperature=1.0: is for strategy sampling, not greedy"),
+        (["top_k=5"], r"top_k=5: is for strategy sampling.*\(null\)"),
+        (["strategy=sampling", "num_beams=4"], "num_beams=4: is for strategy beam, not sampling"),
+        (["strategy=beam", "num_samples=3"], r"num_samples=3: is for strategy sampling.*\(1\)"),
+        (["strategy=beam", "top_p=0.9"], "top_p=0.9: is for strategy sampling"),
+        (["strategy=beam", "num_beams=0"], "num_beams=0: 0 must be greater than or equal to 1"),
+        (["strategy=beam", "length_penalty=.nan"], "length_penalty=.nan: "),
+        (["strategy=beams", "num_beams=4"], "strategy=beams: .*did you mean beam"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused_in_a_line(overrides, message):
-    with pytest.raises(ConfigError, match=message) as caught:
+    with pytest.raises(ConfigError, match=f"evaluation.decoding.{message}") as caught:
         make_config(*(f"evaluation.decoding.{item}" for item in overrides))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["top_k=3", "top_p=0.9"])
+def test_greedy_rollouts_have_no_settings_of_samples(given):
+    message = rf"decoding.{given}: is for strategy sampling, not greedy; .*\(null\)"
+    with pytest.raises(ConfigError, match=message):
+        make_config("decoding.strategy=greedy", f"decoding.{given}")
+    assert make_config(f"decoding.{given}")
+    assert make_config("decoding.strategy=greedy", "decoding.temperature=0.5")
+
+
+def write_config(tmp_path, decoding):
+    stored = parse(dump_config(make_config()), str).data
+    stored["evaluation"]["decoding"] = decoding
+    path = tmp_path / "config.yaml"
+    atomic_write_text(path, dump(stored))
+    return path
+
+
+def test_another_strategy_is_chosen_for_a_run_that_has_settings_of_its_own(tmp_path):
+    sampled = {"strategy": "sampling", "temperature": 0.5}
+    path = write_config(tmp_path, EvaluationDecodingConfig(**sampled).model_dump())
+    beam = "evaluation.decoding.strategy=beam"
+    with pytest.raises(ConfigError, match=r"evaluation.decoding.temperature: is for strategy"):
+        load_config(RunConfig, path, [beam])
+    config = load_config(RunConfig, path, [beam, "evaluation.decoding.temperature=null"])
+    assert config.evaluation.decoding == EvaluationDecodingConfig(strategy="beam")
+
+
+OLD = {
+    "num_beams": 4, "length_penalty": 1.0, "temperature": 1.0, "top_k": None, "top_p": None,
+    "num_samples": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"strategy": "greedy"},
+        {"strategy": "beam", "num_beams": 2, "length_penalty": 1.0},
+        {"strategy": "sampling", "temperature": 0.5, "num_samples": 3},
+    ],
+)
+def test_a_file_that_spells_all_defaults_out_means_those_of_its_strategy(tmp_path, own):
+    path = write_config(tmp_path, {**OLD, **own})
+    decoding = load_config(RunConfig, path).evaluation.decoding
+    assert decoding.describe() == EvaluationDecodingConfig(**own).describe()
+    if own["strategy"] == "greedy":
+        assert decoding == EvaluationDecodingConfig()
+    with pytest.raises(ConfigError, match="is for strategy"):
+        load_config(
+            RunConfig, path, ["evaluation.decoding.top_k=5", "evaluation.decoding.strategy=beam"]
+        )
 
 
 @pytest.fixture

@@ -5,27 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from brim.errors import BrimError, RunError
 from brim.judge.backends import Backend, RejectedError, TransientError
-from brim.judge.store import Claim, Reply, Store
-
-_Result = TypeVar("_Result")
+from brim.judge.store import Reply, Store
 
 # So many questions without an answer in a row, each tried again and again: the server is gone.
 MAX_FAILURES_IN_A_ROW = 10
 # A server that wants to be left alone for longer is come back to by another start.
 MAX_WAIT_SECONDS = 600.0
-# Of a question that another process is asking.
-POLL_SECONDS = 0.1
-_LOCAL_LEASE_SECONDS = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +91,16 @@ def ask_all(
         backend: who is asked.
         store: where replies go.
         limits: how many and how often.
-        advance: called for each question that is done with, failed ones too.
+        advance: called for each question that was asked, failed ones too.
         say: told what the person who watches should know.
 
     Raises:
         BrimError: no further question has any chance; the replies so far are in the store.
         KeyboardInterrupt: after Ctrl-C.
     """
-    run = _Run(questions, backend, store, limits, advance, say)
+    known = store.get(questions)
+    left = [question for key, question in questions.items() if key not in known]
+    run = _Run(left, backend, store, limits, advance, say)
     _run(run.whole())
     return run.outcome
 
@@ -116,7 +112,7 @@ class _StoppedError(Exception):
 class _Run:
     def __init__(
         self,
-        questions: Mapping[str, Question],
+        questions: Iterable[Question],
         backend: Backend,
         store: Store,
         limits: Limits,
@@ -125,7 +121,7 @@ class _Run:
     ) -> None:
         self.backend, self.store, self.limits = backend, store, limits
         self.advance, self.say = advance, say
-        self.waiting = deque(questions.values())
+        self.waiting = deque(questions)
         self.outcome = Outcome()
         self.judge = json.dumps(dict(backend.identity), sort_keys=True)
         self.failures_in_a_row = 0
@@ -133,7 +129,6 @@ class _Run:
         # On the loop's clock: when the next request is due, and when the server may be asked again.
         self.next_turn = self.held_until = 0.0
         self.jitter = random.Random()
-        self.told = False
 
     async def whole(self) -> None:
         self.stop = asyncio.Event()
@@ -160,9 +155,8 @@ class _Run:
     async def _work(self) -> None:
         try:
             while self.waiting and not self.stop.is_set():
-                group = await self._take()
-                if group:
-                    await self._answer(group)
+                number = min(self.backend.batch, len(self.waiting))
+                await self._answer([self.waiting.popleft() for _ in range(number)])
         except _StoppedError:
             pass
         except BrimError as error:
@@ -171,28 +165,6 @@ class _Run:
         except BaseException:
             self.stop.set()
             raise
-
-    async def _take(self) -> list[Question]:
-        """The next questions, claimed; those that another process has go to the end."""
-        await asyncio.sleep(0)  # answers may be waiting to be read
-        group: list[Question] = []
-        theirs: list[Question] = []
-        for _ in range(min(self.backend.batch, len(self.waiting))):
-            question = self.waiting.popleft()
-            claim = self.store.claim(question.key, self._lease(0.0))
-            if claim is Claim.OURS:
-                group.append(question)
-            elif claim is Claim.ANSWERED:
-                self.advance()
-            else:
-                theirs.append(question)
-        self.waiting.extend(theirs)
-        if theirs and not group:
-            if not self.told:
-                self.told = True
-                self.say("the questions that are left are being asked by another process; waiting")
-            await self._sleep(POLL_SECONDS)
-        return group
 
     async def _answer(self, group: list[Question]) -> None:
         try:
@@ -213,10 +185,6 @@ class _Run:
                     f"was answered is in {self.store.path}: start again when the server is well"
                 ) from None
             return
-        except BaseException:
-            for question in group:
-                self.store.release(question.key)
-            raise
         self.failures_in_a_row = 0
         for question, reply in zip(group, replies, strict=True):
             self.store.put(
@@ -231,7 +199,6 @@ class _Run:
     def _fail(self, group: list[Question], error: Exception) -> None:
         for question in group:
             self.outcome.failed[question.key] = str(error)
-            self.store.release(question.key)
             self.advance()
 
     async def _ask(self, group: list[Question]) -> list[Reply]:
@@ -253,19 +220,10 @@ class _Run:
                 self._hold(failure)
             if attempt == self.limits.max_retries:
                 raise failure
-            wait = min(self.limits.backoff * 2**attempt, self.limits.max_backoff)
-            wait = max(wait * self.jitter.uniform(0.5, 1.5), failure.wait or 0.0)
-            for question in group:
-                self.store.claim(question.key, self._lease(wait))
-            await self._sleep(wait)
+            pause = min(self.limits.backoff * 2**attempt, self.limits.max_backoff)
+            pause *= self.jitter.uniform(0.5, 1.5)
+            await self._sleep(max(pause, failure.wait or 0.0))
         raise AssertionError("the last attempt returns or raises")
-
-    def _lease(self, wait: float) -> float:
-        """Seconds after which a claim may be taken for that of a process that hangs."""
-        if not self.backend.timed:
-            return _LOCAL_LEASE_SECONDS
-        line = self.limits.concurrency * 60.0 / self.limits.rpm if self.limits.rpm else 0.0
-        return wait + line + self.limits.timeout + MAX_WAIT_SECONDS
 
     def _hold(self, failure: TransientError) -> None:
         """Leave the server alone for as long as it asks, with all questions."""
@@ -293,38 +251,21 @@ class _Run:
             raise _StoppedError
 
 
-def _run(work: Coroutine[Any, Any, _Result]) -> _Result:
-    """The result of a coroutine, where a notebook's loop is running too."""
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Wait for a coroutine to end, where a notebook's loop is running too."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(work)
-    result: list[_Result] = []
-    failure: list[BaseException] = []
-    cancel: list[Callable[[], object]] = []
-    ended = threading.Event()
-
-    async def whole() -> _Result:
-        task = asyncio.current_task()
-        assert task is not None
-        cancel.append(partial(asyncio.get_running_loop().call_soon_threadsafe, task.cancel))
-        return await work
-
-    def run() -> None:
-        try:
-            result.append(asyncio.run(whole()))
-        except BaseException as error:
-            failure.append(error)
-        ended.set()
-
-    threading.Thread(target=run).start()
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(work)
+    thread = ThreadPoolExecutor(max_workers=1)
+    ended = thread.submit(loop.run_until_complete, task)
+    thread.submit(loop.close)
+    thread.shutdown(wait=False)
     try:
-        ended.wait()  # a thread that it was interrupted for could not be joined a second time
+        ended.result()
     except KeyboardInterrupt:
-        for stop in cancel:
-            stop()
-        ended.wait()
+        loop.call_soon_threadsafe(task.cancel)
+        wait([ended])
         raise
-    if failure:
-        raise failure[0]
-    return result[0]

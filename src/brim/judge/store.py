@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import Enum
 from pathlib import Path
 from typing import Self
 
+from filelock import FileLock, Timeout
+
 from brim.errors import RunError
+from brim.files import disk_errors
 
 _VERSION = 1
 _BUSY_SECONDS = 60.0
@@ -31,11 +30,6 @@ CREATE TABLE IF NOT EXISTS replies (
     completion_tokens INTEGER,
     seconds REAL NOT NULL,
     created TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS claims (
-    key TEXT PRIMARY KEY,
-    owner TEXT NOT NULL,       -- machine:process
-    expires REAL NOT NULL
 );
 """
 
@@ -60,51 +54,55 @@ class Reply:
     seconds: float = 0.0
 
 
-class Claim(Enum):
-    """Whose a question is."""
-
-    OURS = "ours"
-    OTHERS = "another process is asking it"
-    ANSWERED = "answered"
-
-
 class Store:
-    """Replies by key, in one file that several processes of a machine may share.
+    """Replies by key, in one file. A reply is on the disk when `put` returns.
 
-    A reply is on the disk when `put` returns. A process claims a question before it asks, so that
-    no other one asks it at the same time; claims of a process that has died count for nothing.
+    One process at a time has it, so that nothing is asked twice. The lock is the system's and goes
+    with the process, however that ends.
 
     Args:
         path: the file; made if need be, and so is its folder.
+        alone: False to look into it only, while another process may have it.
 
     Raises:
-        RunError: here and in all methods: the file cannot be used.
+        RunError: here and in all methods: the file cannot be used, or another process has it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, alone: bool = True) -> None:
         self.path = path
-        self._host = socket.gethostname()
-        self._owner = f"{self._host}:{os.getpid()}"
-        try:
+        self._lock = FileLock(path.with_name(f"{path.name}.lock"))
+        with disk_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{path.parent}: cannot write: {error.strerror}") from None
-        with self._errors():
-            self._database = sqlite3.connect(
-                path,
-                timeout=_BUSY_SECONDS,
-                isolation_level=None,
-                check_same_thread=False,  # one thread after the other, in a notebook
-            )
-            self._open()
+            try:
+                if alone:
+                    self._lock.acquire(timeout=0)
+            except Timeout:
+                raise RunError(
+                    f"{path}: another process is judging with it; wait, stop it, or choose another "
+                    "--store"
+                ) from None
+        try:
+            with self._errors():
+                self._database = sqlite3.connect(
+                    path,
+                    timeout=_BUSY_SECONDS,
+                    isolation_level=None,
+                    check_same_thread=False,  # one thread after the other, in a notebook
+                )
+                self._open()
+        except BaseException:
+            self._lock.release()
+            raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._errors():
-            self._database.execute("DELETE FROM claims WHERE owner = ?", (self._owner,))
-            self._database.close()
+        try:
+            with self._errors():
+                self._database.close()
+        finally:
+            self._lock.release()
 
     def get(self, keys: Iterable[str]) -> dict[str, Reply]:
         """The replies that are there."""
@@ -120,32 +118,10 @@ class Store:
                     found[key] = Reply(row[0], bool(row[1]), *row[2:])
         return found
 
-    def claim(self, key: str, seconds: float) -> Claim:
-        """Take a question for so long, or longer if it is ours already."""
-        now = time.time()
-        with self._transaction() as database:
-            if database.execute("SELECT 1 FROM replies WHERE key = ?", (key,)).fetchone():
-                return Claim.ANSWERED
-            row = database.execute("SELECT owner, expires FROM claims WHERE key = ?", (key,))
-            owner, expires = row.fetchone() or (self._owner, now)
-            if owner != self._owner and expires > now and self._alive(owner):
-                return Claim.OTHERS
-            database.execute(
-                "INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", (key, self._owner, now + seconds)
-            )
-            return Claim.OURS
-
-    def release(self, key: str) -> None:
-        """Give a question back unanswered."""
+    def put(self, key: str, reply: Reply, *, judge: str, prompt: str, verdict: str) -> None:
+        """Keep a reply; one that is there already stays."""
         with self._errors():
             self._database.execute(
-                "DELETE FROM claims WHERE key = ? AND owner = ?", (key, self._owner)
-            )
-
-    def put(self, key: str, reply: Reply, *, judge: str, prompt: str, verdict: str) -> None:
-        """Keep a reply."""
-        with self._transaction() as database:
-            database.execute(
                 "INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     key,
@@ -161,7 +137,6 @@ class Store:
                     datetime.now(UTC).isoformat(timespec="seconds"),
                 ),
             )
-            database.execute("DELETE FROM claims WHERE key = ?", (key,))
 
     def _open(self) -> None:
         version = self._database.execute("PRAGMA user_version").fetchone()[0]
@@ -172,30 +147,6 @@ class Store:
         if version == 0:
             self._database.executescript(f"BEGIN IMMEDIATE; {_TABLES} COMMIT")
             self._database.execute(f"PRAGMA user_version = {_VERSION}")
-
-    def _alive(self, owner: str) -> bool:
-        """Whether a process may still be at work; of another machine's nothing is known."""
-        host, _, pid = owner.rpartition(":")
-        if host != self._host:
-            return True
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass
-        return True
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._errors():
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._database
-            except BaseException:
-                self._database.execute("ROLLBACK")
-                raise
-            self._database.execute("COMMIT")
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

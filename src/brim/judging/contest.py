@@ -248,7 +248,7 @@ def estimate(contest: Contest, store: Path, limits: Limits) -> str:
     questions = contest.questions()
     known: Mapping[str, Reply] = {}
     if store.exists():
-        with Store(store) as opened:
+        with Store(store, alone=False) as opened:
             known = opened.get(questions)
     left = [question for key, question in questions.items() if key not in known]
     characters = sum(len(question.prompt()) for question in left)

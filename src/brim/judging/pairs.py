@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from brim.errors import ConfigError, DataError, RunError
-from brim.files import read_jsonl
+from brim.errors import ConfigError, RunError
 from brim.judge import KINDS, Kind, Pair
 from brim.tasks import Split
 from brim.tasks.templates import Template
+from brim.written import Written, predictions_path, read_written
 from brim.yaml12 import parse
 
 KIND_OF_TASK: dict[str, Kind] = {
@@ -20,14 +19,6 @@ KIND_OF_TASK: dict[str, Kind] = {
     "synopsis": "summarization",
     "europarl": "translation",
 }
-
-
-class Row(NamedTuple):
-    """A line of a file of predictions."""
-
-    id: str
-    prompt: str
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +38,9 @@ class System:
     name: str
     task: str | None
     around: tuple[str, str]
-    rows: tuple[Row, ...]
+    rows: tuple[Written, ...]
 
-    def source(self, row: Row) -> str:
+    def source(self, row: Written) -> str:
         """The text of the row without the run's template: what a person would be given.
 
         Raises:
@@ -86,18 +77,16 @@ def read_systems(a: Path, b: Path, split: Split) -> tuple[System, System]:
 
     Raises:
         ConfigError: they are the same directory.
-        RunError: a file is missing or damaged, or the ids differ.
-        DataError: there are no predictions.
+        RunError: a file is missing, damaged or empty, or the ids differ.
     """
     names = names_of(a, b)
     ours, theirs = (
         _read_system(directory, name, split) for directory, name in zip((a, b), names, strict=True)
     )
-    if not ours.rows:
-        raise DataError(f"{_path(a, split)}: holds no predictions; nothing can be compared")
     if [row.id for row in ours.rows] != [row.id for row in theirs.rows]:
         raise RunError(
-            f"{_path(b, split)}: other examples than in {a}; evaluate both on the same data"
+            f"{predictions_path(b, split)}: other examples than in {a}; "
+            "evaluate both on the same data"
         )
     return ours, theirs
 
@@ -149,15 +138,13 @@ def kind_of(ours: System, theirs: System) -> Kind:
 
 
 def _read_system(directory: Path, name: str, split: Split) -> System:
-    if not directory.is_dir():
-        raise RunError(f"{directory}: no such run directory; check the path")
     task = _read_task(directory)
     return System(
         directory=directory,
         name=name,
         task=task.get("name"),
         around=_around(task),
-        rows=tuple(_read_rows(directory, split)),
+        rows=tuple(read_written(directory, split)),
     )
 
 
@@ -176,28 +163,9 @@ def _read_task(directory: Path) -> dict[str, Any]:
     return task
 
 
-def _read_rows(directory: Path, split: Split) -> Iterator[Row]:
-    path = _path(directory, split)
-    if not path.exists():
-        raise RunError(f"{path}: missing; write it by brim evaluate {directory} --split {split}")
-    for number, line in enumerate(read_jsonl(path), start=1):
-        try:
-            row = Row(line["id"], line["prompt"], line["text"])
-            "".join(row).encode()  # text, all of it, and fit to be sent
-        except (KeyError, TypeError, UnicodeEncodeError) as error:
-            raise RunError(
-                f"{path}:{number}: damaged: {error!r}; write it anew by brim evaluate {directory}"
-            ) from None
-        yield row
-
-
 def _around(task: dict[str, Any]) -> tuple[str, str]:
     if task.get("prompt") is None or task.get("messages_column"):
         return "", ""
     template = Template(str(task["prompt"]))
     parts = template.render(dict.fromkeys(template.fields, "\0")).split("\0")
     return (parts[0], parts[1]) if len(parts) == 2 else ("", "")
-
-
-def _path(directory: Path, split: Split) -> Path:
-    return directory / "predictions" / f"{split}.jsonl"

@@ -120,15 +120,14 @@ def _tables(results: Mapping[str, Any]) -> Iterator[str]:
 def _warnings(results: Mapping[str, Any]) -> Iterator[str]:
     for name, row in results["criteria"].items():
         if row["position_biased"]:
-            place = _bias(row["first_position"])
             yield (
-                f"{name}: the judge is position-biased: it prefers the text listed first, "
-                f"whichever that is, in {place} of its verdicts"
+                f"{name}: the judge is position-biased: it prefers the text listed "
+                f"{_preferred(row['first_position'], 'first', 'second')}"
             )
         if row["id_biased"]:
             yield (
-                f"{name}: the judge is position-biased by ID: it prefers the text called A, "
-                f"whichever that is, in {_bias(row['id_a'])} of its verdicts"
+                f"{name}: the judge is position-biased by ID: it prefers the text called "
+                f"{_preferred(row['id_a'], 'A', 'B')}"
             )
         if row["win_rate"] is None:
             yield f"{name}: no pair has four verdicts, so there is no win rate"
@@ -232,6 +231,12 @@ def _interval(row: Mapping[str, Any]) -> str:
 def _bias(row: Mapping[str, Any]) -> str:
     flag = ", biased" if row["biased"] else ""
     return f"{_percent(row['rate'])} (p {row['p_value']:.3g}{flag})"
+
+
+def _preferred(row: Mapping[str, Any], place: str, other: str) -> str:
+    if row["rate"] < 0.5:
+        row, place = {**row, "rate": 1 - row["rate"]}, other
+    return f"{place}, whichever that is, in {_bias(row)} of its verdicts"
 
 
 def _changed(row: Mapping[str, Any]) -> str:

@@ -27,7 +27,8 @@ def judge_runs(
 ) -> dict[str, Any]:
     """Ask what is not answered yet, and write `judge.json` and `judge.md` into `out`.
 
-    It can be stopped at any time; the same call goes on, and pays for no answer twice.
+    It can be stopped at any time; the same call goes on, and pays for no answer twice. What is in
+    `out` may be added to, by criteria or examples; a call that would lose a part of it is refused.
 
     Args:
         contest: of `open_contest`.
@@ -41,7 +42,8 @@ def judge_runs(
         What `judge.json` holds.
 
     Raises:
-        BrimError: `out` holds another comparison, or the judge cannot be asked.
+        BrimError: `out` holds another comparison or more than this one, another process is judging
+            with the store, or the judge cannot be asked.
         KeyboardInterrupt: after Ctrl-C.
     """
     limits, reporter = limits or Limits(), reporter or Reporter(quiet=True)
@@ -137,13 +139,28 @@ def _about(contest: Contest, out: Path) -> dict[str, Any]:
 
 
 def _check_out(out: Path, contest: Contest) -> None:
+    """What `judge.json` holds must be a part of what will take its place: nothing gets lost."""
     path = out / "judge.json"
     if not path.exists():
         return
-    known, ours = read_json(path), _about(contest, out)
-    for name, value in ours.items():
-        if not isinstance(known, dict) or known.get(name) != value:
+    known = read_json(path)
+    other = f"choose another --out (by --store {out / 'verdicts.sqlite'} it can share the answers)"
+    if not isinstance(known, dict):
+        raise RunError(f"{path}: is no comparison; {other}")
+    for name, value in {**_about(contest, out), "keep_lines": contest.keep_lines}.items():
+        if known.get(name) != value:
+            raise RunError(f"{path}: holds a comparison with another {name!r}; {other}")
+    for name, text in known.get("templates", {}).items():
+        if name not in contest.templates:
             raise RunError(
-                f"{path}: holds a comparison with another {name!r}; choose another --out (by "
-                f"--store {out / 'verdicts.sqlite'} it can share the answers)"
+                f"{path}: holds verdicts on {name} too; add it to --criteria, for which no answer "
+                f"is asked for again, or {other}"
             )
+        if contest.templates[name].text != text:
+            raise RunError(f"{path}: holds verdicts to another template {name!r}; {other}")
+    ids = {pair["id"] for pair in known.get("pairs", ())}
+    if not ids <= {pair.id for pair in contest.pairs}:
+        raise RunError(
+            f"{path}: holds verdicts on {len(ids):,} examples, which are not all among these; give "
+            f"at least --max-examples {len(ids)} with --seed {known.get('seed')}, or {other}"
+        )

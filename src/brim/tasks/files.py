@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_METRICS = ("chrf", "bleu", "rougeL", "exact_match")
 
-_FORMAT = 1  # of the cached files; another number makes them anew
+_FORMAT = 2  # of the cached files; another number makes them anew
 
 
 class Files:
@@ -149,9 +149,9 @@ class Files:
         examples = self._read(source, (home, *carved))[split]
         if not examples:
             raise DataError(
-                f"{source.name}: no row is left for the {split} split once "
-                f"{' and '.join(carved)} are carved out; name a file in task.{split}, or change "
-                f"task.{split}_fraction"
+                f"{source.name}: too few rows to carve out {' and '.join(carved)}, for none is "
+                f"left for {split}; name files of {'their' if len(carved) > 1 else 'its'} own in "
+                f"{' and '.join(f'task.{name}' for name in carved)}"
             )
         return examples[: self.max_examples.get(split)]
 

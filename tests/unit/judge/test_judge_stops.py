@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -83,23 +84,27 @@ def test_a_stopped_one_goes_on_and_pays_for_nothing_twice(slow, tmp_path, how):
     assert sum(slow.answered.values()) == NUM_QUESTIONS + answered - kept
 
 
-def test_two_processes_with_one_store_ask_each_question_once(slow, tmp_path):
-    processes = [start(slow, tmp_path / "verdicts.sqlite") for _ in range(2)]
-    for process in processes:
-        finish(process)
-    assert slow.num_requests == NUM_QUESTIONS
-    assert set(slow.answered.values()) == {1}
-
-
-def test_what_a_killed_process_had_claimed_is_asked_by_one_that_runs(slow, tmp_path):
+def test_a_second_process_is_told_of_the_first_and_takes_over_when_it_is_killed(server, tmp_path):
     path = tmp_path / "verdicts.sqlite"
-    first, second = start(slow, path), start(slow, path)
-    while sum(slow.answered.values()) < 6:
+    going_on = threading.Event()
+
+    def judge(prompt):
+        if sum(server.answered.values()) >= 6:
+            going_on.wait(60)
+        return always_a(prompt)
+
+    server.judge = judge
+    first = start(server, path)
+    while server.num_requests < 8:
+        assert first.poll() is None
         time.sleep(0.005)
+    _, errors = start(server, path).communicate(timeout=60)
+    assert "another process is judging with it" in errors
     first.kill()
     first.communicate()
-    finish(second)
-    assert sum(slow.answered.values()) <= NUM_QUESTIONS + 2
+    going_on.set()
+    finish(start(server, path))
+    assert server.num_requests == NUM_QUESTIONS + 2  # two were under way
 
 
 NOTEBOOK = (

@@ -1,15 +1,11 @@
-import os
 import sqlite3
 import subprocess
 import sys
-import threading
-from pathlib import Path
 
 import pytest
 
 from brim.errors import RunError
 from brim.judge import Reply, Store, query_key
-from brim.judge.store import Claim
 
 REPLY = Reply("Preferred: A", False, "stop", 5, 3, 0.25)
 
@@ -42,7 +38,6 @@ def test_a_reply_outlives_a_process_that_is_killed(tmp_path):
     code = (
         "import os, sys, pathlib\nfrom brim.judge import Reply, Store\n"
         "store = Store(pathlib.Path(sys.argv[1]))\n"
-        "store.claim('unanswered', 3600)\n"
         "store.put('k', Reply('Preferred: A'), judge='{}', prompt='p', verdict='A')\n"
         "os.kill(os.getpid(), 9)\n"
     )
@@ -50,63 +45,44 @@ def test_a_reply_outlives_a_process_that_is_killed(tmp_path):
     assert killed.returncode == -9
     with Store(path) as store:
         assert store.get(["k"])["k"].text == "Preferred: A"
-        assert store.claim("k", 60) is Claim.ANSWERED
-        assert store.claim("unanswered", 60) is Claim.OURS
 
 
-def claimed_by(path: Path, owner: str, expires: float) -> None:
-    with sqlite3.connect(path) as database:
-        database.execute("INSERT INTO claims VALUES ('k', ?, ?)", (owner, expires))
-
-
-def test_a_question_has_one_owner_until_it_is_given_back_or_late(tmp_path):
+def test_one_has_it_at_a_time_and_others_may_look(tmp_path):
     path = tmp_path / "s.sqlite"
     with Store(path) as store:
-        host = store._host
-        claimed_by(path, f"{host}:{os.getppid()}", 1e18)  # alive
-        assert store.claim("k", 60) is Claim.OTHERS
-        store.release("k")  # not ours to give
-        assert store.claim("k", 60) is Claim.OTHERS
-    for owner, expires in [(f"{host}:{os.getppid()}", 1.0), ("elsewhere:1", 1.0)]:
-        with Store(path) as store:
-            with sqlite3.connect(path) as database:
-                database.execute("DELETE FROM claims")
-            claimed_by(path, owner, expires)
-            assert store.claim("k", 60) is Claim.OURS
-            assert store.claim("k", 60) is Claim.OURS
+        put(store, "k")
+        with pytest.raises(RunError, match=r"s\.sqlite: another process .* --store") as caught:
+            Store(path)
+        assert "\n" not in str(caught.value)
+        with Store(path, alone=False) as other:
+            assert other.get(["k"])["k"] == REPLY
+        put(store, "after")
+        with pytest.raises(RunError, match="another process"):  # looking gives nothing away
+            Store(path)
     with Store(path) as store:
-        claimed_by(path, "elsewhere:1", 1e18)
-        assert store.claim("k", 60) is Claim.OTHERS
+        assert store.get(["k", "after"]).keys() == {"k", "after"}
 
 
-def test_claims_are_given_back_at_the_end(tmp_path):
+def test_a_file_of_the_first_version_is_read(tmp_path):
     path = tmp_path / "s.sqlite"
     with Store(path) as store:
-        store.claim("k", 3600)
-    with sqlite3.connect(path) as database:
-        assert database.execute("SELECT count(*) FROM claims").fetchone() == (0,)
-
-
-def test_many_writers_at_once_lose_nothing(tmp_path):
-    path = tmp_path / "s.sqlite"
-    failures = []
-
-    def write(name):
-        try:
-            with Store(path) as store:
-                for i in range(10):
-                    put(store, f"{name}-{i}")
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=write, args=(name,)) for name in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+        put(store, "k")
+    with sqlite3.connect(path) as database:  # it had leases too, such as of a machine that is gone
+        database.execute("CREATE TABLE claims (key TEXT PRIMARY KEY, owner TEXT, expires REAL)")
+        database.execute("INSERT INTO claims VALUES ('k', 'elsewhere:1', 1e18)")
     with Store(path) as store:
-        assert len(store.get(f"{name}-{i}" for name in range(4) for i in range(10))) == 40
+        assert store.get(["k"])["k"] == REPLY
+
+
+def test_a_file_that_cannot_be_used_is_given_free_again(tmp_path):
+    path = tmp_path / "s.sqlite"
+    path.write_text("no database")
+    with pytest.raises(RunError, match="cannot be used") as caught:
+        Store(path)
+    path.unlink()
+    with Store(path):
+        pass
+    del caught
 
 
 def test_a_file_that_is_no_store_is_told_in_one_line(tmp_path):

@@ -130,6 +130,13 @@ def test_the_interval_is_at_least_as_wide_as_the_scores_own(pairs):
         assert variance <= found.win_rate * (1 - found.win_rate) + 1e-12
 
 
+def test_equal_texts_alone_are_no_win_rate_where_the_judge_said_nothing_of_the_others():
+    found = summarize([[UNPARSABLE] * 4] * 5, num_identical=3)
+    assert (found.win_rate, found.low, found.high) == (None, None, None)
+    assert summarize([], num_identical=3).win_rate == 0.5
+    assert summarize([[UNPARSABLE] * 4, FOR_A], num_identical=1).win_rate == 0.75
+
+
 def test_bias_is_tested_over_pairs_not_queries():
     # Three pairs cannot show a bias, however sure the twelve queries about them look.
     assert not summarize([ALWAYS_A] * 3).id_biased

@@ -5,12 +5,12 @@ import os
 
 import pytest
 from conftest import KEY, KEY_NAME
-from judge_server import Fault, always_a, first, listed, longer
+from judge_server import Fault, always_a, first, listed, longer, preferred
 from typer.testing import CliRunner
 
 from brim.cli.app import app
 from brim.cli.judge import judge as _command  # noqa: F401  (the command, until the package has it)
-from brim.errors import BrimError, ConfigError, DataError, RunError
+from brim.errors import BrimError, ConfigError, RunError
 from brim.judge import Limits
 from brim.judging import Judge, default_out, estimate, judge_runs, names_of, open_contest
 
@@ -62,11 +62,21 @@ def test_the_other_way_round_it_is_none(judged, server, runs):
     assert judged(a=runs[1], b=runs[0])["criteria"]["overall"]["win_rate"] == 0.0
 
 
+def always_b(prompt):
+    return preferred("B")
+
+
+def second(prompt):
+    return preferred(listed(prompt)[1][0])
+
+
 @pytest.mark.parametrize(
     ("judge", "flag", "other", "words"),
     [
         (always_a, "id_biased", "position_biased", " by ID: it prefers the text called A"),
+        (always_b, "id_biased", "position_biased", " by ID: it prefers the text called B"),
         (first, "position_biased", "id_biased", ": it prefers the text listed first"),
+        (second, "position_biased", "id_biased", ": it prefers the text listed second"),
     ],
 )
 def test_a_judge_that_looks_at_the_place_gives_exactly_half_and_is_flagged(
@@ -208,11 +218,55 @@ def test_two_comparisons_share_a_store(judged, runs, server, tmp_path):
     assert results["criteria"]["overall"]["win_rate"] == 0.0
 
 
-def test_a_folder_keeps_to_its_comparison(judged, runs, server, tmp_path):
-    judged()
-    with pytest.raises(RunError, match="another 'a'; choose another --out"):
-        judged(a=runs[1], b=runs[0])
-    assert server.num_requests == 24
+MINE = "overall: |\n  [Source] [ID1]: [Answer-A] [ID2]: [Answer-B]\n  End by Preferred: <ID>\n"
+LOSSES = {
+    "another system": ({"swapped": True}, r"another 'a'; choose another --out"),
+    "a criterion less": (
+        {"criteria": ["coherence"]},
+        "on overall too; add it to --criteria, .* or",
+    ),
+    "another template": ({"prompts": MINE}, "another template 'overall'; choose another --out"),
+    "fewer examples": ({"max_examples": 2}, "on 4 examples, .* --max-examples 4 with --seed 0, or"),
+    "other examples": ({"max_examples": 4, "seed": 2}, "--max-examples 4 with --seed 0, or choose"),
+    "line breaks": ({"keep_lines": True}, "another 'keep_lines'; choose another --out"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_folder_loses_nothing_that_was_judged(judged, runs, server, tmp_path, name):
+    options, words = LOSSES[name]
+    options = {"max_examples": 4, **options}
+    if options.pop("swapped", False):
+        options |= {"a": runs[1], "b": runs[0]}
+    if "prompts" in options:
+        options["prompts"] = tmp_path / "mine.yaml"
+        options["prompts"].write_text(MINE)
+    before = judged(max_examples=4)
+    with pytest.raises(RunError, match=words) as caught:
+        judged(**options)
+    assert "\n" not in str(caught.value)
+    assert server.num_requests == 16
+    assert json.loads((tmp_path / "out" / "judge.json").read_text(encoding="utf-8")) == before
+
+
+def test_a_folder_grows_by_criteria_and_examples(judged, server):
+    before = judged(max_examples=4)
+    after = judged(max_examples=6, criteria=["coherence", "overall"])
+    assert server.num_requests == 16 + 8 + 24
+    assert before["criteria"].keys() == {"overall"}
+    assert {row["num_pairs"] for row in after["criteria"].values()} == {6}
+
+
+def test_no_verdict_on_a_text_that_was_written_anew_is_used(judged, runs, server):
+    assert judged()["criteria"]["overall"]["wins"] == 24
+    edit(runs[0], LONG[2], "No.")  # as of another way to decode
+    after = judged()
+    assert server.num_requests == 24 + 4
+    assert (after["criteria"]["overall"]["wins"], after["criteria"]["overall"]["losses"]) == (20, 4)
+    assert after["pairs"][2] == {"id": "x2", "scores": {"overall": 0.0}}
+    edit(runs[0], "No.", LONG[2])  # as it was: so is the verdict
+    assert judged()["pairs"][2] == {"id": "x2", "scores": {"overall": 1.0}}
+    assert server.num_requests == 24 + 4
 
 
 def test_what_failed_is_shown_and_asked_by_the_next_start(judged, server, tmp_path):
@@ -239,7 +293,7 @@ def test_what_failed_is_shown_and_asked_by_the_next_start(judged, server, tmp_pa
 
 
 MISTAKES = {
-    "no directory": (lambda a, b: b.rename(b.with_name("gone")), "no such run directory"),
+    "no directory": (lambda a, b: b.rename(b.with_name("gone")), "no such directory"),
     "no predictions": (lambda a, b: (b / "predictions" / "test.jsonl").unlink(), "brim evaluate"),
     "other ids": (lambda a, b: edit(b, '"x3"', '"y3"'), "other examples"),
     "fewer": (lambda a, b: edit(b, '{"id": "x5"', '{"no": 1}\n'), "test.jsonl:"),
@@ -273,7 +327,7 @@ def test_what_cannot_be_judged_is_told_before_anything_is_paid(judged, runs, ser
 def test_other_mistakes(judged, runs, write_run, server):
     with pytest.raises(ConfigError, match="same directory"):
         judged(b=runs[0])
-    with pytest.raises(DataError, match="no predictions"):
+    with pytest.raises(RunError, match="no predictions"):
         judged(a=write_run("e1", []), b=write_run("e2", []))
     with pytest.raises(RunError, match="--split validation"):
         judged(split="validation")

@@ -1,11 +1,13 @@
 """The task on the user's own data: splits, carving, the cache, data sets, real files."""
 
 import gzip
+import hashlib
 import itertools
 import json
 import logging
 import os
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,7 +47,13 @@ def arrow_examples(request, tmp_path, monkeypatch):
     """Examples over many blocks, and the same as a list."""
     monkeypatch.setattr(arrow, "BLOCK_BYTES", 300)
     expected = [
-        Example(f"id{i}", "p" * (i % 7), ("a", "é" * i)[: i % 3], MESSAGES[: i % 3])
+        Example(
+            f"id{i}",
+            "p" * (i % 7),
+            ("a", "é" * i)[: i % 3],
+            MESSAGES[: i % 3],
+            (i % 7 // 2, i % 7) if i % 2 else None,
+        )
         for i in range(100)
     ]
     path = tmp_path / "rows.arrow"
@@ -89,6 +97,18 @@ def test_a_description_is_that_of_the_rows(arrow_examples):
     }
     assert describe(examples[:7])["sha256"] == example_digest(expected[:7])
     assert describe(examples[::-1])["sha256"] == example_digest(expected[::-1])
+
+
+def test_the_hash_is_of_the_field_too_and_of_old_data_what_it_was():
+    plain = Example("a", "say p", ("r", "é"))
+    known = hashlib.sha256(b'["a", "say p", ["r", "\\u00e9"], []]\n').hexdigest()
+    assert example_digest([plain]) == known
+    others = [replace(plain, field=span) for span in ((4, 5), (3, 5), (0, 5))]
+    assert len({known, *(example_digest([other]) for other in others)}) == 4
+    # Chats are cut inside a message, which they were not when their hash was of four parts.
+    chat = Example("a", "", messages=MESSAGES[:1])
+    four = json.dumps(["a", "", [], [{"content": "hi", "role": "user"}]]) + "\n"
+    assert example_digest([chat]) != hashlib.sha256(four.encode()).hexdigest()
 
 
 def test_a_file_of_no_examples_is_an_empty_sequence():
@@ -168,8 +188,16 @@ def test_a_split_that_nothing_gives_is_an_error(tmp_path, train):
     with pytest.raises(ConfigError, match=r"task\.test is not set and task.test_fraction is 0"):
         Files(train=train, test_fraction=0).load("test")
     small = write_jsonl(tmp_path / "small.jsonl", pairs(1))
-    with pytest.raises(DataError, match=r"small.jsonl: no row is left for the validation split"):
+    with pytest.raises(
+        DataError,
+        match=r"small.jsonl: too few rows to carve out validation and test, for none is left for "
+        r"validation; name files of their own in task.validation and task.test$",
+    ):
         Files(train=small).load("validation")
+    with pytest.raises(DataError, match=r"carve out test, .* its own in task.test$"):
+        Files(train=small, validation=small).load("test")
+    with pytest.raises(DataError, match=r"for train; name files of their own"):
+        Files(train=small, validation_fraction=0.9, test_fraction=0.09).load("train")
 
 
 def test_bad_rows_are_counted_where_they_are_left_out(tmp_path, caplog):
@@ -233,6 +261,18 @@ def test_the_copy_is_found_again_until_something_changes(tmp_path, train, monkey
         path.unlink()
     assert load() == changed
     assert len(reads) == 1
+
+
+def test_a_copy_in_an_older_format_is_made_anew(tmp_path, train, monkeypatch):
+    def load():
+        return Files(train=train, prompt="say {prompt}", cache_dir=tmp_path / "data").load("train")
+
+    with monkeypatch.context() as older:
+        older.setattr("brim.tasks.files._FORMAT", 1)
+        older.setattr(arrow, "_SCHEMA", arrow._SCHEMA.remove(arrow._SCHEMA.names.index("field")))
+        with pytest.raises(KeyError, match="field"):
+            load()[0]  # such a copy cannot be read
+    assert load()[0] == Example("train.jsonl:1", "say p0", ("t0",), field=(4, 6))
 
 
 def test_a_bad_row_leaves_nothing_behind(tmp_path):
@@ -312,7 +352,7 @@ def test_prompts_come_from_a_column_or_a_template(tmp_path):
     )
     template = "{note}: {en} {{en}}"
     assert one(prompt=template, target_column=["nl", "en"], id_column="key") == Example(
-        "9", "short: yes {0} {en}", ("ja", "yes {0}")
+        "9", "short: yes {0} {en}", ("ja", "yes {0}"), field=(7, 14)
     )
     assert one(prompt_column="en", target_column=None).references == ()
     assert one(prompt_column="en", optional_target=True).references == ()
