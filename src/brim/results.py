@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from filelock import FileLock
 
 from brim._version import __version__
 from brim.checkpoints import latest_state
-from brim.files import atomic_write_json, read_json, read_jsonl
+from brim.files import atomic_write_json, disk_errors, read_json, read_jsonl
 from brim.journal import Journal
 from brim.models import LanguageModel
 from brim.pipeline import Pipeline
@@ -62,11 +63,24 @@ def evaluate_model(
         }
         if PartialState().is_main_process:
             journal.publish(folder / f"{split}.jsonl")
-            found = directory / "results.json"
-            known = read_json(found) if found.exists() else {}
-            atomic_write_json(found, {**known, split: results})
+            add_results(directory, split, results)
         journal.remove()
     return results
+
+
+def add_results(directory: Path, split: Split, results: Mapping[str, Any]) -> None:
+    """Put the results of a split into `results.json`, beside those of the other splits.
+
+    Other processes that do so for another split wait their turn.
+
+    Raises:
+        RunError: the file is damaged or cannot be written.
+    """
+    path = directory / "results.json"
+    # Not the directory's own lock: whoever trains in it holds that while stages are tested.
+    with disk_errors(path), FileLock(directory / "predictions" / ".results.lock"):
+        known = read_json(path) if path.exists() else {}
+        atomic_write_json(path, {**known, split: results})
 
 
 def _inputs(

@@ -16,7 +16,7 @@ FLOORS = [
     {"models", "tasks", "metrics", "judge"},
     {"objectives"},
     {"ordering", "settings", "optimization", "sharding", "checkpoints", "tracking", "evaluation"}
-    | {"predictions", "journal", "stages", "learner", "trainer"},
+    | {"predictions", "written", "journal", "stages", "learner", "trainer"},
     {"rundir", "materials", "pipeline", "results", "runs"} | {"comparison", "judging", "analysis"},
     {"report", "recipes", "quickstart", "plan", "sweep"},
     {"cli"},

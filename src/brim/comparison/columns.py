@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from brim._version import __version__
-from brim.comparison.reading import Results, Written
 from brim.errors import RunError
 from brim.metrics import METRICS, Metric, Pair, Score, get_metric, sentence_statistics
 from brim.metrics.base import Array, mean_of_sums, with_counts
+from brim.written import Results, Written
 
 # Of single numbers an example, which no text is needed for.
 NUMBERS = {"return": "return", "expected_return": "expected return", "length": "length"}

@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from brim.comparison.reading import Results, read_results
 from brim.errors import RunError
-from brim.files import read_json
 from brim.metrics import PairedTest, Score, paired_t_test, spread
+from brim.written import Results, find_results
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,12 +175,11 @@ def _read(directory: Path, split: str) -> tuple[dict[str, Results], dict[str, st
     results: dict[str, Results] = {}
     missing: dict[str, str] = {}
     for seed, run in _seeds(directory).items():
-        path = run / "results.json"
-        splits = read_json(path) if path.exists() else {}
-        if isinstance(splits, dict) and split not in splits:
+        found = find_results(run, split)
+        if found is None:
             missing[seed] = f"{run} has no {split} results yet"
         else:
-            results[seed] = read_results(run, split)
+            results[seed] = found
     return results, missing
 
 

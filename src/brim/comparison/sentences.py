@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from brim.comparison.columns import Column, read_columns
-from brim.comparison.reading import Written, predictions_path, read_results, read_written
 from brim.errors import ConfigError, RunError
 from brim.metrics import (
     Pair,
@@ -21,6 +20,7 @@ from brim.metrics import (
     paired_bootstrap,
     win_tie_loss,
 )
+from brim.written import Written, predictions_path, read_results, read_written
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,10 @@ def compare_runs(
     if num_sentences < 0:
         raise ConfigError(f"num_sentences is {num_sentences}: it must be at least 0")
     results = read_results(a, split), read_results(b, split)
-    rows = read_written(results[0], split), read_written(results[1], split)
+    rows_a, rows_b = (
+        list(read_written(side.directory, split, count=side.num_examples)) for side in results
+    )
+    rows = rows_a, rows_b
     _check_same_examples(predictions_path(a, split), predictions_path(b, split), *rows)
     columns, left_out = read_columns(results, rows, metrics)
     compared = _compare(columns, seed, num_resamples, confidence)

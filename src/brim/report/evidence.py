@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from brim.errors import ConfigError, RunError
 from brim.files import read_json, read_jsonl
 from brim.metrics import Score
+from brim.written import Written, predictions_path, read_results, read_written
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +27,6 @@ class System:
     label: str
     directory: Path
     train: bool
-
-
-class Prediction(NamedTuple):
-    """What a system wrote for one example; the returns are Eq 10, where a teacher was asked."""
-
-    id: str
-    prompt: str
-    references: tuple[str, ...]
-    text: str
-    teacher_return: float | None
-    sampled_return: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +47,7 @@ class Evidence:
     directory: Path
     results: Mapping[str, Any]
     scores: Mapping[str, Score]
-    predictions: Sequence[Prediction]
+    predictions: Sequence[Written]
     metrics: Sequence[Mapping[str, Any]]
     settings: str | None
     manifest: Mapping[str, Any]
@@ -99,7 +89,7 @@ def read_evidence(
             )
         if [p.id for p in other.predictions] != [p.id for p in first.predictions]:
             raise RunError(
-                f"{_predictions_path(other.directory, split)}: other examples than in "
+                f"{predictions_path(other.directory, split)}: other examples than in "
                 f"{first.directory}; evaluate both on the same data"
             )
     return evidence
@@ -107,66 +97,19 @@ def read_evidence(
 
 def _read_system(system: System, split: str) -> Evidence:
     directory = system.directory
-    path = directory / "results.json"
-    if not directory.is_dir():
-        raise RunError(f"{directory}: no such run directory; check the path")
-    if not path.exists():
-        raise RunError(f"{path}: missing; write it by brim evaluate {directory}")
-    splits = read_json(path)
-    if not isinstance(splits, dict) or not isinstance(splits.get(split), dict):
-        raise RunError(
-            f"{path}: no results of the {split} split; "
-            f"write them by brim evaluate {directory} --split {split}"
-        )
-    results = splits[split]
-    try:
-        scores = {name: Score(**fields) for name, fields in results["scores"].items()}
-        num_examples = int(results["num_examples"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(
-            f"{path}: damaged: {error!r}; write it anew by brim evaluate {directory}"
-        ) from None
-    predictions = list(_read_predictions(directory, split))
-    if len(predictions) != num_examples:
-        raise RunError(
-            f"{_predictions_path(directory, split)}: {len(predictions)} predictions where "
-            f"results.json counts {num_examples}; write both anew by brim evaluate {directory}"
-        )
+    results = read_results(directory, split)
     manifest = directory / "manifest.json"
     settings = [p for p in (directory / "config.yaml", directory / "inputs.json") if p.exists()]
     return Evidence(
         label=system.label,
         directory=directory,
-        results=results,
-        scores=scores,
-        predictions=predictions,
+        results=results.facts,
+        scores=results.scores,
+        predictions=list(read_written(directory, split, count=results.num_examples)),
         metrics=_read_metrics(directory) if system.train else [],
         settings=settings[0].read_text(encoding="utf-8", errors="replace") if settings else None,
         manifest=read_json(manifest) if manifest.exists() else {},
     )
-
-
-def _read_predictions(directory: Path, split: str) -> Iterator[Prediction]:
-    path = _predictions_path(directory, split)
-    if not path.exists():
-        raise RunError(f"{path}: missing; write it by brim evaluate {directory} --split {split}")
-    for number, row in enumerate(read_jsonl(path), start=1):
-        try:
-            prediction = Prediction(
-                id=row["id"],
-                prompt=row["prompt"],
-                references=tuple(row["references"]),
-                text=row["text"],
-                teacher_return=row["teacher_return"],
-                sampled_return=row.get("sampled_return"),
-            )
-            # Text, all of it, and fit to be written again.
-            "".join([*prediction[:2], *prediction.references, prediction.text]).encode()
-        except (KeyError, TypeError, UnicodeEncodeError) as error:
-            raise RunError(
-                f"{path}:{number}: damaged: {error!r}; write it anew by brim evaluate {directory}"
-            ) from None
-        yield prediction
 
 
 def _read_metrics(directory: Path) -> list[dict[str, Any]]:
@@ -178,7 +121,3 @@ def _read_metrics(directory: Path) -> list[dict[str, Any]]:
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             raise RunError(f"{path}:{number}: damaged: no step; resume the run to write it anew")
     return rows
-
-
-def _predictions_path(directory: Path, split: str) -> Path:
-    return directory / "predictions" / f"{split}.jsonl"

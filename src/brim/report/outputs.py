@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +11,7 @@ from brim.metrics import METRICS, sentence_scores
 from brim.report.parts import Output
 from brim.report.samples import evenly_spaced
 from brim.report.systems import Run, TaskRuns
+from brim.written import Written, read_written
 
 
 def choose_outputs(
@@ -33,12 +31,16 @@ def choose_outputs(
     chosen = []
     for task in tasks:
         runs = _first_runs(task)
-        count = min(int(run.results.get("num_examples", 0)) for run in runs.values())
+        counts = {label: run.results["num_examples"] for label, run in runs.items()}
+        count = min(counts.values())
         positions = evenly_spaced(range(count), max_outputs // len(tasks))
         found = {}
         for label, run in runs.items():
             try:
-                found[label] = _read(run, positions)
+                rows = read_written(
+                    run.directory, run.split, count=counts[label], at=set(positions)
+                )
+                found[label] = list(rows)
             except RunError as error:
                 notes.append(f"{label}: outputs not shown: {error}.")
         prefix = f"{task.label}: " if len(tasks) > 1 else ""
@@ -60,38 +62,14 @@ def _first_runs(task: TaskRuns) -> dict[str, Run]:
     return chosen
 
 
-def _read(run: Run, positions: Sequence[int]) -> list[dict[str, Any]]:
-    """The predictions at these places of the split, ascending; no other line is parsed."""
-    path, wanted, rows = run.predictions_path, set(positions), []
-    if not path.exists():
-        raise RunError(f"{path} is missing")
-    with path.open("rb") as file:
-        for number, line in enumerate(file):
-            if number in wanted:
-                rows.append(_row(line, path, number + 1))
-    if len(rows) < len(wanted):
-        raise RunError(f"{path} has fewer predictions than results.json counts")
-    return rows
-
-
-def _row(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    try:
-        row: dict[str, Any] = json.loads(line)
-        texts = [row["id"], row["prompt"], row["text"], *row["references"]]
-        "".join(texts).encode()  # text, all of it, and fit to be written again
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path}:{number}: damaged: {error!r}") from None
-    return row
-
-
 def _side_by_side(
-    task: TaskRuns, found: Mapping[str, list[dict[str, Any]]], prefix: str, notes: list[str]
+    task: TaskRuns, found: Mapping[str, list[Written]], prefix: str, notes: list[str]
 ) -> list[Output]:
     if not found:
         return []
     first = next(iter(found.values()))
-    ids = [row["id"] for row in first]
-    same = {label: rows for label, rows in found.items() if [r["id"] for r in rows] == ids}
+    ids = [row.id for row in first]
+    same = {label: rows for label, rows in found.items() if [row.id for row in rows] == ids}
     notes += [
         f"{label}: outputs not shown, for they are of other examples."
         for label in found
@@ -100,10 +78,10 @@ def _side_by_side(
     scores = {label: _scores(rows, task.metrics[:1]) for label, rows in same.items()}
     return [
         Output(
-            id=f"{prefix}{row['id']}",
-            prompt=row["prompt"],
-            references=tuple(row["references"]),
-            texts={label: rows[i]["text"] for label, rows in same.items()},
+            id=f"{prefix}{row.id}",
+            prompt=row.prompt,
+            references=row.references,
+            texts={label: rows[i].text for label, rows in same.items()},
             numbers={
                 label: _numbers(rows[i]) | {name: s[i] for name, s in scores[label].items()}
                 for label, rows in same.items()
@@ -113,24 +91,25 @@ def _side_by_side(
     ]
 
 
-def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    numbers = {"return": row.get("teacher_return"), "length": row.get("num_tokens")}
-    return {name: float(value) for name, value in numbers.items() if value is not None}
+def _numbers(row: Written) -> dict[str, float]:
+    numbers = {"return": row.teacher_return, "length": row.num_tokens}
+    return {name: value for name, value in numbers.items() if value is not None}
 
 
-def _scores(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> dict[str, list[float]]:
+def _scores(rows: Sequence[Written], metrics: Sequence[str]) -> dict[str, list[float]]:
     """Of each sentence; from the predictions' own statistics where they have them."""
     scores: dict[str, list[float]] = {}
     for name in metrics:
         metric = METRICS.get(name)
-        if metric is None or not rows or not all(row["references"] for row in rows):
+        if metric is None or not rows or not all(row.references for row in rows):
             continue
-        known = [(row.get("statistics") or {}).get(name) for row in rows]
+        known = [row.statistics.get(name) for row in rows]
         if all(known):
             formula = metric.sentence_score or metric.corpus_score
             values = formula(np.array(known, dtype=np.float64))
         else:
-            texts, references = ([row[key] for row in rows] for key in ("text", "references"))
-            values = sentence_scores(name, texts, references)
+            values = sentence_scores(
+                name, [row.text for row in rows], [row.references for row in rows]
+            )
         scores[metric.label] = [float(value) for value in values]
     return scores

@@ -308,16 +308,16 @@ def test_files_that_are_missing_or_cut(tmp_path, two) -> None:
     with pytest.raises(RunError, match="39 predictions where results.json counts 40"):
         compare_runs(a, b)
     path.write_text("".join(lines)[:-30])
-    with pytest.raises(RunError, match=r"test.jsonl:40: cannot be read"):
+    with pytest.raises(RunError, match=r"test.jsonl:40: damaged"):
         compare_runs(a, b)
     path.unlink()
-    with pytest.raises(RunError, match="test.jsonl: missing; write it by brim evaluate"):
+    with pytest.raises(RunError, match="test.jsonl: no predictions of the test split; write"):
         compare_runs(a, b)
     (b / "results.json").write_text(json.dumps({"test": {"scores": {"bleu": {}}}}))
     with pytest.raises(RunError, match="results.json: damaged"):
         compare_runs(a, b)
     (b / "results.json").unlink()
-    with pytest.raises(RunError, match="results.json: missing; write it by brim evaluate"):
+    with pytest.raises(RunError, match="results.json: no results of the test split; write"):
         compare_runs(a, b)
 
 

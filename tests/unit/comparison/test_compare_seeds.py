@@ -87,7 +87,7 @@ def test_seeds_without_the_split_are_named(methods, references, write_run) -> No
     assert comparison.seeds == ("19083", "34007")
     assert comparison.unpaired == {"310": f"{a / 'seed=310'} has no validation results yet"}
     (b / "seed=310" / "results.json").write_text("3")
-    with pytest.raises(RunError, match="results.json: no results of the validation split"):
+    with pytest.raises(RunError, match="results.json: damaged"):
         compare(a, b, split="validation")
 
 

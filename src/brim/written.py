@@ -1,0 +1,181 @@
+"""What an evaluation left in a directory: the scores of a split, and the texts of its examples.
+
+Everything that looks at a finished evaluation reads it here, without torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from brim.errors import RunError
+from brim.files import read_json
+from brim.metrics import Score
+
+# What Python says to JSON of another shape than we write, or to half a character.
+_DAMAGE = (KeyError, TypeError, ValueError, AttributeError)
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """A split of a `results.json`.
+
+    Attributes:
+        directory: that holds it.
+        scores: by name, in the file's order.
+        num_examples: in the split.
+        data: SHA-256 of the split's examples, where the file has it.
+        facts: all that the file has of the split: the above, further counts, the training's facts.
+    """
+
+    directory: Path
+    scores: Mapping[str, Score]
+    num_examples: int
+    data: str | None
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A row of `predictions/SPLIT.jsonl`; None and {} stand for what an evaluation left out.
+
+    Attributes:
+        id, prompt, references: of the example.
+        texts: what is scored: the decoded text, or all samples of a sampled evaluation.
+        num_tokens, teacher_return: of it, their mean over the samples.
+        sampled_text, sampled_return: of a sample of the policy that was drawn beside.
+        statistics: by metric the additive statistics, summed over the samples.
+    """
+
+    id: str
+    prompt: str
+    references: tuple[str, ...]
+    texts: tuple[str, ...]
+    num_tokens: float | None
+    teacher_return: float | None
+    sampled_text: str | None
+    sampled_return: float | None
+    statistics: Mapping[str, Sequence[float]]
+
+    @property
+    def text(self) -> str:
+        """The one that is shown: the first."""
+        return self.texts[0]
+
+
+def find_results(directory: Path, split: str) -> Results | None:
+    """The results of a split; None where there are none yet.
+
+    Raises:
+        RunError: they are damaged.
+    """
+    path = directory / "results.json"
+    if not path.exists():
+        return None
+    splits = read_json(path)
+    try:
+        facts = splits.get(split)
+        if not isinstance(facts, dict) or "scores" not in facts:  # somebody else's file
+            return None
+        return Results(
+            directory=directory,
+            scores={name: Score(**fields) for name, fields in facts["scores"].items()},
+            num_examples=int(facts["num_examples"]),
+            data=facts.get("data", {}).get("sha256"),
+            facts=facts,
+        )
+    except _DAMAGE as error:
+        raise RunError(f"{path}: damaged: {error!r}; {_again(directory, split)}") from None
+
+
+def read_results(directory: Path, split: str) -> Results:
+    """Read the results of a split.
+
+    Raises:
+        RunError: no such directory, or its results are missing or damaged.
+    """
+    results = find_results(directory, split)
+    if results is None:
+        raise _absent("results", directory / "results.json", directory, split)
+    return results
+
+
+def predictions_path(directory: Path, split: str) -> Path:
+    """Where the predictions of a split are."""
+    return directory / "predictions" / f"{split}.jsonl"
+
+
+def read_written(
+    directory: Path, split: str, *, count: int | None = None, at: Collection[int] | None = None
+) -> Iterator[Written]:
+    """Read what was written for each example of a split, one after the other.
+
+    Args:
+        directory: of the evaluation.
+        split: of the data.
+        count: how many examples `results.json` counts; None to take what is there.
+        at: places in the split, from 0, whose rows are wanted; the other lines are not parsed.
+            None for all.
+
+    Raises:
+        RunError: no such directory, or the file is missing, empty, damaged in a wanted line, or has
+            another number of lines than `count`.
+    """
+    path = predictions_path(directory, split)
+    if not path.exists():
+        raise _absent("predictions", path, directory, split)
+    again = _again(directory, split)
+    number = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if at is not None and number - 1 not in at:
+                continue
+            try:
+                row = _parse(json.loads(line))
+            except _DAMAGE as error:
+                raise RunError(f"{path}:{number}: damaged: {error!r}; {again}") from None
+            yield row
+    if count is not None and number != count:
+        raise RunError(f"{path}: {number} predictions where results.json counts {count}; {again}")
+    if not number:
+        raise RunError(f"{path}: holds no predictions; name a split with examples")
+
+
+def _parse(row: Mapping[str, Any]) -> Written:
+    completions: Sequence[Mapping[str, Any]] = row.get("samples") or [row]
+    written = Written(
+        id=row["id"],
+        prompt=row["prompt"],
+        references=tuple(row["references"]),
+        texts=tuple(completion["text"] for completion in completions),
+        num_tokens=_mean([completion.get("num_tokens") for completion in completions]),
+        teacher_return=_mean([completion.get("teacher_return") for completion in completions]),
+        sampled_text=row.get("sampled_text"),
+        sampled_return=_mean([row.get("sampled_return")]),
+        statistics=dict(row.get("statistics") or {}),
+    )
+    # Text, all of it, and fit to be written again.
+    texts = [written.id, written.prompt, *written.references, *written.texts]
+    "".join([*texts, written.sampled_text or ""]).encode()
+    return written
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    known = [float(value) for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def _absent(what: str, path: Path, directory: Path, split: str) -> RunError:
+    if not directory.is_dir():
+        return RunError(f"{directory}: no such directory; check the path")
+    return RunError(
+        f"{path}: no {what} of the {split} split; "
+        f"write them by brim evaluate {directory} --split {split}"
+    )
+
+
+def _again(directory: Path, split: str) -> str:
+    return f"write it anew by brim evaluate {directory} --split {split}"
