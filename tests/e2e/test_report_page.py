@@ -307,6 +307,19 @@ def test_every_part_is_there(driver, visit):
     assert not run(driver, "return document.querySelector('details').open")
 
 
+def test_a_lead_has_paragraphs_and_lists(driver, visit):
+    visit(plain_page(lead="First.\n\n- one\n- two - three\n\n- a\nb\n\n\n- four"))
+    assert all_texts(driver, "header p") == ["First.", "- a\nb"]
+    lists = (
+        "return [...document.querySelectorAll('header ul')].map((found) => found.children.length)"
+    )
+    assert run(driver, lists) == [2, 1]
+    assert all_texts(driver, "header li") == ["one", "two - three", "four"]
+    visit(plain_page(lead="\n".join(f"- {text}" for text in HOSTILE)))
+    assert all_texts(driver, "header li") == EXPECTED
+    assert not was_attacked(driver)
+
+
 def test_paging(driver, visit):
     visit(plain_page())
     assert shown_numbers(driver) == list(range(10))
@@ -498,6 +511,26 @@ def test_a_narrow_window_does_not_scroll_sideways(driver, visit, make_page):
         driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert width[1] == 380
     assert width[0] <= 380
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_label_stays_on_one_line_in_a_wide_table(driver, visit, width):
+    label = "BRIM (K = 16)"
+    row = (Cell(label), Cell("LLMR + Min-Var baseline"), Cell(label), *[Cell("1.00 ± 0.01")] * 12)
+    table = PartTable("wide", "Wide", tuple(f"column {i}" for i in range(15)), (row,), "")
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        visit(plain_page(tables=[table]))
+        lines = run(
+            driver,
+            "return [...document.querySelectorAll('tbody th, td:nth-child(3)')].slice(0, 2).map("
+            "(cell) => { const range = document.createRange(); range.selectNodeContents(cell);"
+            "return new Set([...range.getClientRects()].map((box) => box.top)).size; })",
+        )
+    finally:
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert lines == [1, 1]
 
 
 def luminance(colour: str) -> float:

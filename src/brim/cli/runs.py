@@ -156,6 +156,8 @@ def generate(
     from brim.runs import escape_line, generate, read_prompts
 
     prompts = read_prompts(file)
+    if not temperature and (top_k or top_p):
+        raise ConfigError("--top-k, --top-p: are of sampling; give --temperature above 0 too")
     try:
         decoding = Decoding(
             strategy="sampling" if temperature else "greedy",

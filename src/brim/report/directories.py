@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from brim.errors import ConfigError, RunError
 from brim.files import read_json, read_jsonl
-from brim.metrics import Score
 from brim.report.labels import name_of
 from brim.report.systems import Run, Unfinished
+from brim.written import find_results
 from brim.yaml12 import parse
 
 # Folders with nothing to find in them; stages are found by the manifests of their runs.
@@ -46,11 +46,11 @@ def read_run(directory: Path, split: str) -> Run:
     Raises:
         RunError: a file is damaged.
     """
-    results, scores = _read_results(directory, split)
+    found = find_results(directory, split)
     config, inputs = directory / "config.yaml", directory / "inputs.json"
-    found = config if config.exists() else inputs
-    text = found.read_text(encoding="utf-8", errors="replace") if found.exists() else ""
-    settings = _read_settings(config, text) if found is config else {}
+    path = config if config.exists() else inputs
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    settings = _read_settings(config, text) if path is config else {}
     manifest = directory / "manifest.json"
     return Run(
         directory=directory,
@@ -58,24 +58,10 @@ def read_run(directory: Path, split: str) -> Run:
         settings=settings,
         text=text,
         manifest=read_json(manifest) if manifest.exists() else {},
-        results=results,
-        scores=scores,
+        results=found.facts if found else {},
+        scores=found.scores if found else {},
         split=split,
     )
-
-
-def _read_results(directory: Path, split: str) -> tuple[Mapping[str, Any], dict[str, Score]]:
-    path = directory / "results.json"
-    splits = read_json(path) if path.exists() else {}
-    results = splits.get(split) if isinstance(splits, dict) else None
-    if not isinstance(results, dict) or "scores" not in results:
-        return {}, {}
-    try:
-        return results, {name: Score(**fields) for name, fields in results["scores"].items()}
-    except (TypeError, AttributeError) as error:
-        raise RunError(
-            f"{path}: damaged: {error!r}; write it anew by brim evaluate {directory}"
-        ) from None
 
 
 def _read_settings(path: Path, text: str) -> dict[str, Any]:
@@ -109,18 +95,18 @@ def unfinished(run: Run) -> Unfinished:
     if step == planned:
         state = f"trained, without results of the {run.split} split"
     label = name_of(run.settings.get("objective", {})).label
-    return Unfinished(run.directory, label, run.seed, _failure(run.directory) or state)
+    return Unfinished(run.directory, label, run.seed, failure(run.directory) or state)
 
 
 def not_begun(directory: Path) -> Unfinished:
     """A run that is held or was left before its own training began."""
     seed = re.fullmatch(r"seed=(\d+)", directory.name)
     label = directory.parent.name if seed else directory.name
-    state = _failure(directory) or "in the stages before its own training"
+    state = failure(directory) or "in the stages before its own training"
     return Unfinished(directory, label, int(seed[1]) if seed else None, state)
 
 
-def _failure(directory: Path) -> str | None:
+def failure(directory: Path) -> str | None:
     """What a sweep's log says of a run in it that has failed; None where it has not."""
     log = directory.parents[1] / "logs" / f"{directory.parent.name}-{directory.name}.log"
     if not log.is_file():

@@ -30,6 +30,7 @@ _BAND = (
     "Mean over the seeds that all systems of a panel share; band: a standard deviation on each "
     "side."
 )
+_STAGES = ("teacher", "student")  # families
 _VARIANCE = "rollout/var_return_k"
 _FAMILIES = {
     "teacher": "#000000",
@@ -99,12 +100,27 @@ def learning_curves(tasks: Sequence[TaskRuns]) -> list[parts.Figure]:
         ),
         _curves(
             tasks,
-            lambda system: system.name.family != "brim" and system.name.stem != "LLMR",
+            lambda system: (
+                system.name.family not in ("brim", *_STAGES) and system.name.stem != "LLMR"
+            ),
             name="curves",
             title="Learning curves of the other methods",
         ),
     ]
     return [figure for figure in found if figure is not None]
+
+
+def stage_curves(tasks: Sequence[TaskRuns]) -> parts.Figure | None:
+    """The learning curves of the teacher and the pre-distilled students.
+
+    Apart, for they climb from nothing: beside them every method is a flat line.
+    """
+    return _curves(
+        tasks,
+        lambda system: system.name.family in _STAGES,
+        name="curves_stages",
+        title="Learning curves of the teacher and the pre-distilled student",
+    )
 
 
 def _curves(

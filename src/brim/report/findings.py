@@ -1,13 +1,19 @@
-"""What the numbers of a report say, in plain sentences that are computed from them."""
+"""What the numbers of a report say, in plain sentences that are computed from them.
+
+They are for the first half minute; the tables have all tests and numbers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from brim.metrics import spread
-from brim.report.seed_tests import SeedTest
-from brim.report.systems import Gathered, SystemRuns, TaskRuns
-from brim.report.tables import best_student, score_text
+from brim.report.seed_tests import SeedTest, seed_test
+from brim.report.systems import SystemRuns, TaskRuns
+from brim.report.tables import best_student, decoded_otherwise, score_text
+
+_MOST_NAMES = 2
+_LENGTHS_DIFFER = 0.05  # of the longest text: then a return is as much about length
 
 
 def compared(task: TaskRuns, split: str) -> str:
@@ -18,103 +24,144 @@ def compared(task: TaskRuns, split: str) -> str:
         {len(system.runs) for system in task.systems if system.runs[0].seed is not None}
     )
     seeds = " to ".join(dict.fromkeys([str(counts[0]), str(counts[-1])]))
-    plural = "s" if counts[-1] != 1 else ""
+    systems = f"{len(task.systems)} system{'s' if len(task.systems) > 1 else ''}"
     return (
-        f"{task.label}: {len(task.systems)} systems, {seeds} seed{plural} each ({len(runs)} runs), "
-        f"{task.kind} student, on {examples:,} examples of the {split} split. Checkpoints and K "
-        f"are picked by the validation split's {_name(task, task.criterion)}."
+        f"{task.label}: {systems}, {seeds} seed{'s' if counts[-1] > 1 else ''} each ({len(runs)} "
+        f"runs), on {examples:,} examples of the {split} split."
     )
 
 
 def findings(
     task: TaskRuns, tests: Sequence[SeedTest], *, baseline: str, alpha: float
 ) -> list[str]:
-    """Sentences about one task; each holds its numbers."""
+    """Sentences about one task: a few on each first-class number, then what else was measured."""
     chosen = task.best_brim()
-    sentences = [
-        _leader(task, name, chosen, baseline)
-        for name in dict.fromkeys([*task.returns[:1], *task.metrics[:1]])
-    ]
-    sentences += _verdicts(task, tests, chosen, alpha)
+    sentences = []
+    for name in dict.fromkeys([*task.returns[:1], *task.metrics[:1]]):
+        parts = [_leader(task, name, chosen, baseline)]
+        parts += _better_than_baseline(task, name, chosen, baseline, alpha)
+        parts += _verdicts(task, tests, chosen, name, baseline=baseline, alpha=alpha)
+        sentences.append(" ".join(parts))
+    sentences += _ppo(task, tests, alpha)
     sentences += _choice_of_k(task, chosen)
     sentences += _training(task)
-    sentences += _ppo(task, tests, alpha)
+    if any(system.decoding for system in task.systems):
+        sentences.append(decoded_otherwise(task))
     return sentences
-
-
-def missing(gathered: Gathered) -> list[str]:
-    """Unfinished and failed runs, then what else is not there or was left out."""
-    lines = []
-    for run in gathered.unfinished:
-        seed = "" if run.seed is None else f", seed {run.seed}"
-        lines.append(f"{run.label}{seed}: no results: {run.state} ({run.directory}).")
-    for task in gathered.tasks:
-        few = [
-            f"{system.label} ({len(system.runs)})"
-            for system in task.systems
-            if system.runs[0].seed is not None and len(system.runs) < task.num_seeds
-        ]
-        if few:
-            lines.append(
-                f"{task.label}: fewer than {task.num_seeds} seeds, so their means are not over the "
-                f"same seeds as the others': {', '.join(few)}."
-            )
-    return [*lines, *gathered.notes]
 
 
 def _leader(task: TaskRuns, name: str, chosen: SystemRuns | None, baseline: str) -> str:
-    """Who has the best score, and what BRIM and the baseline have, with their lengths."""
+    """Who has the best score, and what BRIM and the baseline have."""
     best = best_student(task, name, task.systems)
+    others = [s for s in dict.fromkeys([chosen, task.find(baseline)]) if s is not None]
+    others = [s for s in others if s is not best and s.values(name)]
+    if best is None and not others:
+        others = [s for s in task.systems if s.is_student and s.values(name)][:3]
+    parts = [f"{best.label} is the best student, {_score(task, best, name)}"] if best else []
+    if others:
+        scores = (f"{s.label} has {_score(task, s, name)}" for s in others)
+        parts.append(", ".join(scores))
+    text = f"{_sentence(_name(task, name))}: {'; '.join(parts)}"
+    lengths = [spread(s.values("length"))[0] for s in [best, *others] if s and s.values("length")]
+    if name in task.returns and lengths and min(lengths) < (1 - _LENGTHS_DIFFER) * max(lengths):
+        counts = ", ".join(f"{length:.1f}" for length in lengths)
+        text += f" (their texts have {counts} tokens, and a shorter text has the higher return)"
+    return f"{text}."
+
+
+def _score(task: TaskRuns, system: SystemRuns, name: str) -> str:
+    """With the number of seeds, where others have more."""
+    count = len(system.values(name))
+    fewer = count < task.num_seeds and system.runs[0].seed is not None
+    return f"{score_text(system, name)}{f' (n = {count})' if fewer else ''}"
+
+
+def _better_than_baseline(
+    task: TaskRuns, name: str, chosen: SystemRuns | None, baseline: str, alpha: float
+) -> list[str]:
+    """Those that have a star in the tables, but for the one that has a sentence of its own."""
     base = task.find(baseline)
-    shown = [s for s in dict.fromkeys([best, chosen, base]) if s is not None and s.values(name)]
-    parts = [f"{s.label} {score_text(s, name)}{_length(s)}" for s in shown]
-    which = "highest" if task.example(name).higher_is_better else "lowest"
-    lead = f"{which} of the students first" if best else "of"
-    return f"{_sentence(_name(task, name))}, {lead}: {'; '.join(parts)}."
+    if base is None:
+        return []
+    tests = [
+        test
+        for system in task.systems
+        if system.is_student and system not in (base, chosen)
+        if (test := seed_test(task, system, base, name))
+    ]
+    better = [test for test in tests if test.better and test.significant(alpha)]
+    if not better:
+        return []
+    return [f"Better than {baseline}: {_and([t.system for t in better])} ({_largest(better)})."]
 
 
-def _length(system: SystemRuns) -> str:
-    lengths = system.values("length")
-    return f" at {spread(lengths)[0]:.1f} tokens" if lengths else ""
+def _largest(tests: Sequence[SeedTest]) -> str:
+    largest = max(test.test.p_value or 0.0 for test in tests)
+    return f"p {'=' if len(tests) == 1 else '≤'} {largest:.2g}"
 
 
 def _verdicts(
-    task: TaskRuns, tests: Sequence[SeedTest], chosen: SystemRuns | None, alpha: float
+    task: TaskRuns,
+    tests: Sequence[SeedTest],
+    chosen: SystemRuns | None,
+    name: str,
+    *,
+    baseline: str,
+    alpha: float,
 ) -> list[str]:
-    """How BRIM fares against its competitors, on the first return and the first metric."""
+    """How BRIM fares against its competitors: their names, and the p-value nearest to alpha."""
     if chosen is None:
         return []
+    mine = [t for t in tests if t.system == chosen.label and t.metric == name]
+    tested = [t for t in mine if t.test.p_value is not None]
+    if not tested:
+        reason = "no competitor shares two seeds with it"
+        return [f"No test of {chosen.label}, for {reason}."] if mine else []
+    groups = []
+    for word, better in (("better than", True), ("worse than", False)):
+        found = [t for t in tested if t.better is better and t.significant(alpha)]
+        if found:
+            bound = _largest(found)
+            lost = [t.against for t in found if t.holm is not None and t.holm >= alpha]
+            if lost:
+                which = "" if len(lost) == len(found) else f" for {_and(lost)}"
+                bound += f", not after Holm's correction{which}"
+            groups.append(f"{word} {_and([t.against for t in found])} ({bound})")
+    even = [t for t in tested if not t.significant(alpha)]
+    if even:
+        smallest = min(t.test.p_value or 0.0 for t in even)
+        bound = f"p {'=' if len(even) == 1 else '≥'} {smallest:.2g}"
+        names = [t.against for t in even]
+        if len(names) > _MOST_NAMES:  # all that is not named elsewhere: it can be counted
+            first = [name for name in names if name == baseline]
+            names = [*first, f"{len(names) - len(first)} others"]
+        groups.append(f"not told apart from {_and(names)} ({bound})")
+    pairs = sorted({t.test.num_pairs for t in tested})
+    count = str(pairs[0]) if len(pairs) == 1 else f"{pairs[0]} to {pairs[-1]}"
+    return [f"{chosen.label} is {'; '.join(groups)}, over {count} shared seeds."]
+
+
+def _ppo(task: TaskRuns, tests: Sequence[SeedTest], alpha: float) -> list[str]:
+    """Both kinds of PPO, where both were run."""
+    name = next(iter(task.returns), None)
     sentences = []
-    for name in dict.fromkeys([*task.returns[:1], *task.metrics[:1]]):
-        mine = [t for t in tests if t.system == chosen.label and t.metric == name]
-        tested = [t for t in mine if t.test.p_value is not None]
-        if not tested:
-            if mine:
-                sentences.append(
-                    f"{chosen.label}, {_name(task, name)}: no test, for no competitor shares two "
-                    "seeds with it."
-                )
+    for found in tests:
+        if found.against != "PPO with LLMR" or found.metric != name:
             continue
-        groups = []
-        for word, better in (("better than", True), ("worse than", False)):
-            found = [t for t in tested if t.better is better and t.significant(alpha)]
-            if found:
-                groups.append(f"{word} {', '.join(_test(t) for t in found)}")
-        even = [t for t in tested if not t.significant(alpha)]
-        if even:
-            groups.append(f"not told apart from {', '.join(_test(t) for t in even)}")
-        lead = f"{chosen.label}, {_name(task, name)}, paired t-tests at {alpha:g}"
-        sentences.append(f"{lead}: {'; '.join(groups)}.")
+        p_value = found.test.p_value
+        if p_value is None:
+            verdict = "cannot be tested against"
+        elif not found.significant(alpha):
+            verdict = "is not told apart from"
+        else:
+            verdict = f"is {'better' if found.better else 'worse'} than"
+        p = "" if p_value is None else f"p = {p_value:.2g}, "
+        num = found.test.num_pairs
+        sentences.append(
+            f"{found.system} {verdict} {found.against} in {_name(task, found.metric)} ({p}"
+            f"{found.test.difference:+.2f}, {num} seed{'s' if num > 1 else ''})."
+        )
     return sentences
-
-
-def _test(found: SeedTest) -> str:
-    test = found.test
-    effect = "" if test.effect_size is None else f", d_z {test.effect_size:+.2f}"
-    return (
-        f"{found.against} ({test.difference:+.2f}, p {test.p_value:.3g}{effect}, "
-        f"{test.num_pairs} pairs)"
-    )
 
 
 def _choice_of_k(task: TaskRuns, chosen: SystemRuns | None) -> list[str]:
@@ -126,51 +173,49 @@ def _choice_of_k(task: TaskRuns, chosen: SystemRuns | None) -> list[str]:
             "not known."
         ]
     on_test = best_student(task, task.criterion, task.brims)
-    name = _name(task, task.criterion)
-    text = f"The K with the best validation {name} is {chosen.name.k}"
-    if on_test is None:
+    text = f"K = {chosen.name.k} is chosen, by the validation {_name(task, task.criterion)}"
+    if on_test is None or on_test is chosen:
         return [f"{text}."]
-    same = "the same" if on_test is chosen else str(on_test.name.k)
-    return [f"{text}; on the test split, which has no say, it would have been {same}."]
+    return [f"{text}; the {chosen.runs[0].split} split would have chosen K = {on_test.name.k}."]
 
 
 def _training(task: TaskRuns) -> list[str]:
-    """Variance and bias of the K-step return, means over the training steps."""
-    systems = [s for s in task.systems if s.name.stem == "LLMR"] + task.brims
-    parts = []
+    """Variance and bias of the K-step return, means over the training steps; LLMR is K = 1.
+
+    Over the seeds that all of them have, for the student of one seed may vary far more than
+    another's.
+    """
+    base = [s for s in task.systems if s.name.stem == "LLMR" and not s.decoding]
+    systems = base + task.brims
+    if len({system.name.k for system in systems}) < len(systems):
+        return []  # some K is there twice, with other settings
+    seeds = [{run.seed for run in system.runs} for system in systems]
+    shared = set.intersection(*seeds) if seeds else set()
+    found = {}
     for system in systems:
         variance, bias = (
-            [value for curve in system.curves(f"rollout/{key}") for _, value in curve]
+            [v for run in system.runs if run.seed in shared for _, v in run.curve(f"rollout/{key}")]
             for key in ("var_return_k", "bias")
         )
         if variance and bias:
-            parts.append(f"{system.label} {spread(variance)[0]:.1f} and {spread(bias)[0]:+.2f}")
-    if len(parts) < 2:
+            found[str(system.name.k or 1)] = (spread(variance)[0], spread(bias)[0])
+    if len(found) < 2:
         return []
-    return [f"Variance and bias of the K-step return, means over training: {'; '.join(parts)}."]
-
-
-def _ppo(task: TaskRuns, tests: Sequence[SeedTest], alpha: float) -> list[str]:
-    """Both kinds of PPO, where both were run."""
-    name = next(iter(task.returns), None)
-    found = [t for t in tests if t.against == "PPO with LLMR" and t.metric == name]
-    sentences = []
-    for test in found:
-        ours, theirs = task.find(test.system), task.find(test.against)
-        assert ours is not None
-        assert theirs is not None
-        text = f"{test.system} {score_text(ours, test.metric)}, {test.against} "
-        text += f"{score_text(theirs, test.metric)} in {_name(task, test.metric)}"
-        if test.test.p_value is not None:
-            text += (
-                f": {test.verdict(alpha)} (p {test.test.p_value:.3g}, {test.test.num_pairs} pairs)"
-            )
-        sentences.append(f"{text}.")
-    return sentences
+    variances = ", ".join(f"{variance:.1f}" for variance, _ in found.values())
+    biases = ", ".join(f"{bias:.2f}" for _, bias in found.values())
+    return [
+        f"The K-step return while training, K = {', '.join(found)}: variance {variances}; bias "
+        f"{biases}."
+    ]
 
 
 def _name(task: TaskRuns, metric: str) -> str:
     return task.example(metric).name if metric in task.scores else metric
+
+
+def _and(names: Sequence[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _sentence(text: str) -> str:

@@ -12,8 +12,10 @@ from typing import Any
 from brim.config import config_hash
 from brim.errors import RunError
 from brim.files import read_json
+from brim.report.decodings import part_by_decoding
 from brim.report.directories import folders, not_begun, read_run, unfinished
 from brim.report.labels import Name, flatten, name_of, tell_apart
+from brim.report.sweeps import SWEEP_FILE, points_not_begun
 from brim.report.systems import Gathered, Run, SystemRuns, TaskRuns, Unfinished, in_seed_order
 
 # What a report is made of besides runs: a judge's verdicts, and variance and bias against K.
@@ -42,7 +44,8 @@ def gather(directories: Sequence[Path], *, split: str = "test") -> Gathered:
     the folders, named by its folder (`teacher` and `student` are the paper's).
 
     Args:
-        directories: looked through with all that is in them.
+        directories: looked through with all that is in them; of a sweep's, with a `sweep.yaml`, the
+            runs that have not begun are found too.
         split: whose results are wanted.
 
     Raises:
@@ -52,6 +55,7 @@ def gather(directories: Sequence[Path], *, split: str = "test") -> Gathered:
     models: list[Run] = []
     open_runs: list[Unfinished] = []
     extras: dict[str, list[Path]] = {name: [] for name in EXTRAS}
+    sweeps: list[Path] = []
     for directory, files in folders(directories):
         for name in files & set(EXTRAS):
             extras[name].append(directory / name)
@@ -65,13 +69,18 @@ def gather(directories: Sequence[Path], *, split: str = "test") -> Gathered:
             open_runs.append(not_begun(directory))
         elif "results.json" in files:
             models += [model for model in [read_run(directory, split)] if model.scores]
+        if SWEEP_FILE in files:
+            sweeps.append(directory)
     if not runs:
-        places = ", ".join(map(str, directories))
         raise RunError(
-            f"{places}: no finished run, {len(open_runs)} unfinished; a run has config.yaml, "
-            f"manifest.json, and results of the {split} split in results.json"
+            f"{', '.join(map(str, directories))}: no finished run, {len(open_runs)} unfinished; a "
+            f"run has config.yaml, manifest.json, and results of the {split} split in results.json"
         )
     notes: list[str] = []
+    places = {run.directory.resolve() for run in runs}
+    places |= {run.directory.resolve() for run in open_runs}
+    for directory in sweeps:
+        open_runs += points_not_begun(directory, places, notes)
     tasks = _group(runs, models, notes)
     found = {name: tuple(paths) for name, paths in extras.items() if paths}
     return Gathered(tasks, tuple(open_runs), tuple(notes), found)
@@ -92,7 +101,13 @@ def _group(runs: Sequence[Run], models: Sequence[Run], notes: list[str]) -> tupl
         systems, settings = _systems(mine, [own[i] for i in group], notes)
         added = _stages(mine, notes)
         added += [_model(model) for model in models if _data(model) == _data(mine[0]) is not None]
-        systems, settings = systems + added, settings + [{}] * len(added)
+        parted, usual = part_by_decoding(systems + added)
+        settings = [
+            identity
+            for parts, identity in zip(parted, settings + [{}] * len(added), strict=True)
+            for _ in parts
+        ]
+        systems = [system for parts in parted for system in parts]
         told = tell_apart([system.label for system in systems], settings)
         systems = [replace(s, label=text) for s, text in zip(systems, told, strict=True)]
         systems.sort(key=lambda system: (system.name.place, system.label))
@@ -105,6 +120,7 @@ def _group(runs: Sequence[Run], models: Sequence[Run], notes: list[str]) -> tupl
                 settings=_shared(mine[0]),
                 systems=tuple(systems),
                 criterion=criterion or next(iter(mine[0].scores)),
+                decoding=usual,
             )
         )
     return tuple(tasks)

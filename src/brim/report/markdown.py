@@ -13,6 +13,12 @@ def escape_markdown(text: str) -> str:
     return "<br>".join(_SPECIAL.sub(r"\\\1", line) for line in text.splitlines())
 
 
+def markdown_sentence(text: str) -> str:
+    """A sentence of ours that may hold code between backticks, which is to be copied as it is."""
+    pieces = re.split(r"(`[^`\n\r]+`)", text)
+    return "".join(p if i % 2 else escape_markdown(p) for i, p in enumerate(pieces))
+
+
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """A table whose first row is its head, from cells of plain text."""
     head, *body = [f"| {' | '.join(map(escape_markdown, row))} |" for row in rows]

@@ -47,7 +47,8 @@ def render_report(
 
     Args:
         title: of the page.
-        lead: what the reader should know first; blank lines part paragraphs.
+        lead: what the reader should know first; blank lines part paragraphs, and lines that all
+            begin with `- ` are a list.
         tables: in their order on the page.
         figures: likewise. The SVG is embedded, or the PNG where there is none or it is large.
         outputs: the examples of the browser of outputs, in the order of the data.
@@ -80,7 +81,7 @@ def render_report(
         policy=_policy(script),
         style=Markup(style),
         script=Markup(script),
-        paragraphs=[paragraph for paragraph in lead.split("\n\n") if paragraph.strip()],
+        paragraphs=[_paragraph(text) for text in re.split("\n{2,}", lead) if text.strip()],
         tables=tables,
         figures=[(figure, _source(figure)) for figure in figures],
         outputs=len(outputs),
@@ -93,6 +94,13 @@ def render_report(
         facts=PartTable("facts", "", tuple(head), tuple(tuple(map(Cell, row)) for row in rows), ""),
         version=__version__,
     )
+
+
+def _paragraph(text: str) -> str | list[str]:
+    """A paragraph, or the items of a list."""
+    lines = text.split("\n")
+    listed = all(line.startswith("- ") for line in lines)
+    return [line.removeprefix("- ") for line in lines] if listed else text
 
 
 def numeric_columns(table: PartTable) -> list[bool]:

@@ -46,7 +46,9 @@ class SeedTest:
 def seed_test(
     task: TaskRuns, system: SystemRuns, against: SystemRuns, metric: str
 ) -> SeedTest | None:
-    """One test, uncorrected; None where the two share no seed."""
+    """One test, uncorrected; None where the two share no seed or were decoded differently."""
+    if system.decoding != against.decoding:
+        return None
     ours, theirs = system.by_seed(metric), against.by_seed(metric)
     seeds = [seed for seed in ours if seed in theirs]
     if not seeds:

@@ -42,11 +42,6 @@ class Run:
     scores: Mapping[str, Score]
     split: str
 
-    @property
-    def predictions_path(self) -> Path:
-        """Where its texts are."""
-        return self.directory / "predictions" / f"{self.split}.jsonl"
-
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`; none without one."""
@@ -72,11 +67,14 @@ class SystemRuns:
         label: unique within its task.
         name: what the settings make it.
         runs: in the order of the seeds, no seed twice.
+        decoding: what of how its texts were decoded is not as in most systems of its task; "" where
+            nothing is. It is in the label, too.
     """
 
     label: str
     name: Name
     runs: tuple[Run, ...]
+    decoding: str = ""
 
     @property
     def is_student(self) -> bool:
@@ -124,6 +122,7 @@ class TaskRuns:
         settings: what the systems share.
         systems: in the order of the rows.
         criterion: the score that picks checkpoints, and K, on the validation split.
+        decoding: how most systems' texts were decoded, in words.
     """
 
     label: str
@@ -132,6 +131,7 @@ class TaskRuns:
     settings: Mapping[str, Any]
     systems: tuple[SystemRuns, ...]
     criterion: str
+    decoding: str = "greedy"
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
@@ -164,8 +164,9 @@ class TaskRuns:
 
     @property
     def brims(self) -> list[SystemRuns]:
-        """BRIM as the paper has it, a system a K."""
-        return [s for s in self.systems if s.name.family == "brim" and s.name.k is not None]
+        """BRIM as the paper has it, a system a K; none that was decoded unlike the others."""
+        found = [s for s in self.systems if s.name.family == "brim" and s.name.k is not None]
+        return [system for system in found if not system.decoding]
 
     def validation_by_k(self, metric: str) -> dict[int, float]:
         """The mean validation score of each K, over the seeds that all K have.

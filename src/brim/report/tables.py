@@ -168,10 +168,13 @@ def _column(
 
 
 def best_student(task: TaskRuns, metric: str, systems: Iterable[SystemRuns]) -> SystemRuns | None:
-    """The best student of those with the most seeds; None where it has no rival."""
+    """The best student of those with the most seeds; None where it has no rival.
+
+    What was decoded unlike the others does not compete.
+    """
     if metric == "length":
         return None
-    students = [s for s in systems if s.is_student and s.values(metric)]
+    students = [s for s in systems if s.is_student and not s.decoding and s.values(metric)]
     most = max((len(s.values(metric)) for s in students), default=0)
     rivals = [s for s in students if len(s.values(metric)) == most]
     if len(rivals) < 2:
@@ -242,11 +245,10 @@ def _paper_name(label: str) -> Name:
 def _caption(tasks: Sequence[TaskRuns], baseline: str, alpha: float) -> str:
     tasks = list({c.label: c for c in tasks}.values())
     run = tasks[0].systems[0].runs[0]
-    sizes = ", ".join(
-        f"{c.systems[0].runs[0].results.get('num_examples', 0):,}"
-        + (f" ({c.label})" if len(tasks) > 1 else "")
-        for c in tasks
-    )
+    counts = [f"{c.systems[0].runs[0].results.get('num_examples', 0):,}" for c in tasks]
+    sizes = counts[0]
+    if len(set(counts)) > 1:
+        sizes = ", ".join(f"{n} ({c.label})" for n, c in zip(counts, tasks, strict=True))
     most = max(c.num_seeds for c in tasks)
     spread_text = f"mean ± standard deviation over {most} seeds" if most > 1 else "one seed"
     text = (
@@ -258,4 +260,17 @@ def _caption(tasks: Sequence[TaskRuns], baseline: str, alpha: float) -> str:
             f" * better than {baseline}: p < {alpha:g} in a paired two-sided t-test over the seeds "
             f"(the paper: p < {paper.ALPHA})."
         )
+    for c in tasks:
+        if any(system.decoding for system in c.systems):
+            text += f" {c.label}:" if len(tasks) > 1 else ""
+            text += f" {decoded_otherwise(c)}"
     return text
+
+
+def decoded_otherwise(task: TaskRuns) -> str:
+    """A sentence on systems whose texts were decoded unlike those of most."""
+    labels = ", ".join(system.label for system in task.systems if system.decoding)
+    return (
+        f"{labels}: decoded otherwise than the rest ({task.decoding}), so not tested against them, "
+        "and never the best."
+    )

@@ -227,14 +227,14 @@ def moved_away(directory: Path) -> None:
 
 
 DAMAGES = {
-    "no directory": (moved_away, "no such run directory"),
-    "no results": (without("results.json"), "results.json: missing"),
-    "no predictions": (without("predictions", "test.jsonl"), "test.jsonl: missing"),
+    "no directory": (moved_away, "no such directory"),
+    "no results": (without("results.json"), "results.json: no results of the test"),
+    "no predictions": (without("predictions", "test.jsonl"), "test.jsonl: no predictions"),
     "no metrics": (without("metrics.jsonl"), "metrics.jsonl: missing"),
     "results are no JSON": (rewritten("results.json", '{"test": '), "results.json"),
-    "results are a list": (rewritten("results.json", "[]"), "no results of the test split"),
+    "results are a list": (rewritten("results.json", "[]"), "results.json: damaged"),
     "other split": (rewritten("results.json", '{"train": {}}'), "no results of the test split"),
-    "scores missing": (rewritten("results.json", '{"test": {}}'), "damaged"),
+    "scores missing": (rewritten("results.json", '{"test": {}}'), "no results of the test split"),
     "score cut": (
         rewritten("results.json", '{"test": {"scores": {"bleu": {"value": 1}}}}'),
         "damaged",

@@ -25,6 +25,8 @@ from brim.cli.app import app
 from brim.cli.report import report
 from brim.errors import ConfigError
 from brim.report.drawing import Style, draw_mean
+from brim.report.figures import learning_curves, stage_curves
+from brim.report.gather import gather
 from brim.report.parts import Cell, PartTable
 from brim.report.rendering import as_latex, as_markdown, escape_latex
 from brim.report.report import write_reports
@@ -43,7 +45,7 @@ def written(tmp_path_factory, grid) -> tuple[Path, str]:
 
 def test_all_files_are_there(written):
     out, _ = written
-    tables = ("table1", "returns", "table8", "significance", "significance_all")
+    tables = ("table1", "returns", "table8", "significance", "significance_all", "stability")
     figures = ("figure1", "figure2", "figure3", "curves", "variance_training")
     expected = {f"{name}.{end}" for name in tables for end in ("md", "tex", "csv")}
     expected |= {f"{name}.{end}" for name in figures for end in ("png", "svg")}
@@ -95,10 +97,11 @@ def test_results_hold_every_run_and_test(written, grid):
 def test_summary_says_what_the_numbers_say(written):
     _, text = written
     assert "6 systems, 3 seeds each (18 runs)" in text
-    assert "The K with the best validation exact match is 4; on the test split" in text
-    assert re.search(r"BRIM \(K = 4\), exact match, paired t-tests at 0.05: .*LLMR \(\+2.00", text)
-    assert "PPO with BRIM 21.00 ± 0.50, PPO with LLMR 20.00 ± 0.00 in return" not in text
-    assert "PPO with BRIM 10.50 ± 0.25, PPO with LLMR 10.00 ± 0.00 in return" in text
+    assert "K = 4 is chosen, by the validation exact match" in text
+    # Differences of 1, 1.5 and 0.5 in exact match are half of that in return.
+    p = 1 - 2 * math.sqrt(3) / math.sqrt(2 + 12)
+    line = f"PPO with BRIM is not told apart from PPO with LLMR in return (p = {p:.2g}, +0.50, 3"
+    assert line in text
     markdown = (written[0] / "summary.md").read_text()
     assert "## Findings" in markdown
     assert "## Missing" not in markdown
@@ -188,6 +191,27 @@ def test_a_mean_curve_is_over_common_steps_with_a_band_of_a_deviation():
     assert not one.collections
     draw_mean(one, [], Style("#000000", "o", "-"))
     assert len(one.lines) == 1
+
+
+def test_curves_of_the_stages_are_a_figure_of_their_own(tmp_path):
+    manifest = {"stages_dir": "../stages", "stages": {"predistill": "predistill-1"}}
+    for name, objective in (("kl", {"name": "kl"}), ("llmr", OBJECTIVES["llmr"])):
+        scores = {"return": 3.0, "length": 2.0}
+        run = make_folder(tmp_path / name, objective, 1, scores, validation=scores,
+                          manifest=manifest, predictions=False)  # fmt: skip
+    (task,) = gather([tmp_path]).tasks
+    assert stage_curves([task]) is None
+    stage = tmp_path / "stages" / "predistill-1"
+    (stage / "best").mkdir(parents=True)
+    for name in ("results.json", "metrics.jsonl"):
+        (stage / name).write_bytes((run / name).read_bytes())
+    (task,) = gather([tmp_path]).tasks
+    figures = [*learning_curves([task]), stage_curves([task])]
+    labels = [re.findall("<!-- (.*) -->", figure.svg.decode()) for figure in figures]
+    assert [figure.name for figure in figures] == ["figure2", "curves", "curves_stages"]
+    systems = [s.label for s in task.systems]
+    shown = [[label for label in systems if label in found] for found in labels]
+    assert shown == [["LLMR"], ["KL"], ["Pre-distilled student"]]
 
 
 # -- text -------------------------------------------------------------------------------------
