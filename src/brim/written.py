@@ -37,6 +37,12 @@ class Results:
     data: str | None
     facts: Mapping[str, Any]
 
+    @property
+    def decoding(self) -> str | None:
+        """How the texts were decoded, in words; None where the file does not say it."""
+        kept = self.facts.get("decoding")
+        return decoding_in_words(kept) if isinstance(kept, dict) else None
+
 
 @dataclass(frozen=True, slots=True)
 class Written:
@@ -89,6 +95,20 @@ def find_results(directory: Path, split: str) -> Results | None:
         )
     except _DAMAGE as error:
         raise RunError(f"{path}: damaged: {error!r}; {_again(directory, split)}") from None
+
+
+def decoding_in_words(decoding: Mapping[str, Any]) -> str:
+    """The strategy, then all that is set."""
+    own = {key: value for key, value in decoding.items() if key != "strategy" and value is not None}
+    return ", ".join(
+        [str(decoding.get("strategy", "greedy")), *(f"{key} = {own[key]}" for key in own)]
+    )
+
+
+def different_decodings(a: Results, b: Results) -> tuple[str, str] | None:
+    """How the texts of each were decoded; None where it is the same, or not known of both."""
+    ours, theirs = a.decoding, b.decoding
+    return None if ours is None or theirs is None or ours == theirs else (ours, theirs)
 
 
 def read_results(directory: Path, split: str) -> Results:

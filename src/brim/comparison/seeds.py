@@ -9,7 +9,7 @@ from typing import Any
 
 from brim.errors import RunError
 from brim.metrics import PairedTest, Score, paired_t_test, spread
-from brim.written import Results, find_results
+from brim.written import Results, different_decodings, find_results
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ class SeedComparison:
         unpaired: by seed, why it is left out.
         metrics: by name.
         left_out: by name, why a score is not among the metrics.
+        decodings: of A and B, where the texts were decoded differently.
         confidence: of the intervals.
     """
 
@@ -59,6 +60,7 @@ class SeedComparison:
     unpaired: Mapping[str, str]
     metrics: Mapping[str, SeedMetric]
     left_out: Mapping[str, str]
+    decodings: tuple[str, str] | None
     confidence: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def compare_seeds(
 
     Raises:
         RunError: no shared seed with results, a score that was asked for and cannot be compared, a
-            damaged file, or runs of one seed on other data.
+            damaged file, runs of one seed on other data, or of one method decoded differently.
     """
     results_a, missing_a = _read(a, split)
     results_b, missing_b = _read(b, split)
@@ -107,6 +109,8 @@ def compare_seeds(
     pairs = [(results_a[seed], results_b[seed]) for seed in seeds]
     for one, other in pairs:
         _check_same_data(one, other)
+        _check_same_decoding(pairs[0][0], one)
+        _check_same_decoding(pairs[0][1], other)
     compared: dict[str, SeedMetric] = {}
     left_out: dict[str, str] = {}
     runs = [run for pair in pairs for run in pair]
@@ -127,6 +131,7 @@ def compare_seeds(
         unpaired={seed: unpaired[seed] for seed in sorted(unpaired, key=_by_number)},
         metrics=compared,
         left_out=left_out,
+        decodings=different_decodings(*pairs[0]),
         confidence=confidence,
     )
 
@@ -167,6 +172,15 @@ def _check_same_data(a: Results, b: Results) -> None:
         raise RunError(
             f"{b.directory}: evaluated on other examples than {a.directory}; "
             "evaluate both on the same data"
+        )
+
+
+def _check_same_decoding(first: Results, other: Results) -> None:
+    different = different_decodings(first, other)
+    if different:
+        raise RunError(
+            f"{other.directory}: decoded otherwise ({different[1]}) than {first.directory} "
+            f"({different[0]}); evaluate all seeds of a method alike"
         )
 
 

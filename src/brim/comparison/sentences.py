@@ -20,7 +20,7 @@ from brim.metrics import (
     paired_bootstrap,
     win_tie_loss,
 )
-from brim.written import Written, predictions_path, read_results, read_written
+from brim.written import Written, different_decodings, predictions_path, read_results, read_written
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,7 @@ class Comparison:
         better_a, better_b: the sentences where A (B) is most ahead by the first metric; further
             metrics decide where it is even.
         left_out: by name, why a score of `results.json` is not among the metrics.
+        decodings: of A and B, where the texts were decoded differently.
         seed, num_resamples, confidence: of intervals and p-values.
     """
 
@@ -92,6 +93,7 @@ class Comparison:
     better_a: tuple[Sentence, ...]
     better_b: tuple[Sentence, ...]
     left_out: Mapping[str, str]
+    decodings: tuple[str, str] | None
     seed: int
     num_resamples: int
     confidence: float
@@ -151,6 +153,7 @@ def compare_runs(
         better_a=_sentences(rows, columns, _most(ahead, num_sentences)),
         better_b=_sentences(rows, columns, _most(-ahead, num_sentences)),
         left_out=left_out,
+        decodings=different_decodings(*results),
         seed=seed,
         num_resamples=num_resamples,
         confidence=confidence,

@@ -100,8 +100,11 @@ def _facts(comparison: Comparison | SeedComparison) -> list[str]:
             f"{', '.join(comparison.seeds)}; {confidence} intervals"
         )
         unpaired = comparison.unpaired
+    sides = zip("AB", comparison.decodings or (), strict=False)
+    decodings = "; ".join(f"{side} {decoding}" for side, decoding in sides)
     return [
         what,
+        *([f"decoded differently: {decodings}"] if decodings else []),
         *(f"left out: seed {seed}: {reason}" for seed, reason in unpaired.items()),
         *(f"left out: {name}: {reason}" for name, reason in comparison.left_out.items()),
     ]

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from brim.report.systems import Run, SystemRuns
+from brim.written import decoding_in_words
 
 _LIMITS = ("max_tokens", "max_prompt_tokens")
 
@@ -49,7 +50,7 @@ def part_by_decoding(systems: Sequence[SystemRuns]) -> tuple[list[list[SystemRun
             for key, runs in parts.items()
         ]
         for system, parts in zip(systems, parted, strict=True)
-    ], in_words(known[usual])
+    ], decoding_in_words(known[usual])
 
 
 def _known_limits(runs: Sequence[Run]) -> Decoding:
@@ -78,14 +79,6 @@ def _difference(decoding: Decoding, usual: Decoding) -> str:
         other = {key: value for key, value in other.items() if value is not None or key in usual}
     parts = [f"{key} = {_shown(value)}" for key, value in other.items()]
     return ", ".join(parts if strategy is None else [str(strategy), *parts])
-
-
-def in_words(decoding: Mapping[str, Any]) -> str:
-    """The strategy, then all that is set."""
-    own = {key: value for key, value in decoding.items() if key != "strategy" and value is not None}
-    return ", ".join(
-        [str(decoding.get("strategy", "greedy")), *(f"{key} = {own[key]}" for key in own)]
-    )
 
 
 def _shown(value: Any) -> str:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from brim.report.decodings import in_words
 from brim.report.more_tables import TestsByTask, test_row
 from brim.report.stability import stability
 from brim.report.systems import Gathered, Run, TaskRuns
 from brim.report.table import ABSENT
+from brim.written import decoding_in_words
 
 
 def settings_of(tasks: Sequence[TaskRuns]) -> dict[str, str]:
@@ -44,7 +44,7 @@ def _provenance(run: Run, out: Path) -> dict[str, str]:
         "steps": run.results.get("steps"),
         "tested step": run.results.get("best_step"),
         "seconds": None if "seconds" not in run.results else f"{run.results['seconds']:,.0f}",
-        "decoding": in_words(decoding) if isinstance(decoding, dict) else None,
+        "decoding": decoding_in_words(decoding) if isinstance(decoding, dict) else None,
         "started": run.manifest.get("started"),
         "platform": run.manifest.get("platform"),
         "settings' hash": (run.manifest.get("config_hash") or "")[:12] or None,

@@ -10,6 +10,7 @@ from written_runs import garble
 from brim.comparison import SeedComparison, compare
 from brim.errors import ConfigError, RunError
 from brim.metrics import spread
+from brim.report.comparison import comparison_text
 
 SEEDS = ("310", "19083", "34007")
 
@@ -129,3 +130,29 @@ def test_a_run_against_seeds(methods) -> None:
         compare(a, b / "seed=310")
     with pytest.raises(ConfigError, match="b holds runs of several seeds"):
         compare(a / "seed=310", b)
+
+
+def decode_by(run: Path, **decoding: object) -> None:
+    path = run / "results.json"
+    results = json.loads(path.read_text())
+    results["test"]["decoding"] = decoding
+    path.write_text(json.dumps(results))
+
+
+def test_what_was_decoded_differently_is_said_and_never_mixed(methods) -> None:
+    a, b = methods
+    for seed in SEEDS:
+        decode_by(a / f"seed={seed}", strategy="greedy", max_tokens=8)
+        decode_by(b / f"seed={seed}", strategy="greedy", max_tokens=8)
+    assert "decoded differently" not in comparison_text(compare(a, b))
+    for seed in SEEDS:
+        decode_by(b / f"seed={seed}", strategy="beam", max_tokens=8, num_beams=4)
+    assert (
+        "decoded differently: A greedy, max_tokens = 8; B beam, max_tokens = 8, num_beams = 4"
+        in comparison_text(compare(a, b))
+    )
+    run = f"seed={SEEDS[0]}"
+    assert "decoded differently" in comparison_text(compare(a / run, b / run))
+    decode_by(b / f"seed={SEEDS[-1]}", strategy="greedy", max_tokens=8)
+    with pytest.raises(RunError, match="decoded otherwise .*evaluate all seeds of a method alike"):
+        compare(a, b)
