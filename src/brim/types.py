@@ -33,12 +33,16 @@ class Example:
         references: acceptable answers, the first one the training target; empty for a prompt
             without a target, which reinforcement learning can use and evaluation cannot.
         messages: a chat (`role`, `content`), rendered by the tokenizer's chat template.
+        field: the characters of `prompt`, first and behind the last, that lose their end where the
+            prompt is too long, as an article inside an instruction does; None for a prompt that
+            is one piece, and for a chat, which loses the end of its longest message.
     """
 
     id: str
     prompt: str
     references: tuple[str, ...] = ()
     messages: tuple[Mapping[str, str], ...] = ()
+    field: tuple[int, int] | None = None
 
     @property
     def text(self) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from brim.errors import DataError, ModelError
+from brim.models.cutting import cut_fields
 from brim.types import Example
 
 
@@ -45,33 +46,30 @@ class Encoder:
     ) -> tuple[list[list[int]], int]:
         """Prompt ids and how many prompts were cut.
 
-        A long prompt of an encoder keeps its beginning and the final EOS; one of a decoder-only
-        model keeps its end, which the completion continues, and the BOS. An empty one becomes BOS,
-        or EOS where there is no BOS.
+        A long prompt with an `Example.field` loses the end of this field, and a chat the end of its
+        longest message; all else stays (`cut_fields`). Where there is neither, or the rest alone is
+        too long, an encoder's prompt keeps its beginning and the final EOS, and that of a
+        decoder-only model its end, which the completion continues, and the BOS. An empty prompt
+        becomes BOS, or EOS where there is no BOS.
 
         Raises:
             DataError: the chat template refuses an example's messages.
             ModelError: an example has messages and the tokenizer no chat template.
         """
-        plain = [row for row, example in enumerate(examples) if not example.messages]
-        chats = [row for row, example in enumerate(examples) if example.messages]
-        ids: list[list[int]] = [[] for _ in examples]
-        for row, tokens in zip(
-            plain, self._tokenize([examples[i].prompt for i in plain]), strict=True
-        ):
-            strip = self._appends_end and not self.is_encoder_decoder
-            ids[row] = tokens[:-1] if strip else tokens
-        rendered = [self._render(examples[i]) for i in chats]
-        # A template writes all special tokens itself; only an encoder's final EOS is missing.
-        for row, tokens in zip(
-            chats, self._tokenize(rendered, add_special_tokens=self.is_encoder_decoder), strict=True
-        ):
-            ids[row] = tokens
-        ids = [tokens or [self._start_id] for tokens in ids]
+        ids = self._encode(examples)
         if max_tokens is None:
             return ids, 0
-        num_cut = sum(len(tokens) > max_tokens for tokens in ids)
-        return [self._cut(tokens, max_tokens) for tokens in ids], num_cut
+        long = [row for row, tokens in enumerate(ids) if len(tokens) > max_tokens]
+        shorter = cut_fields(
+            [examples[row] for row in long],
+            [len(ids[row]) for row in long],
+            max_tokens,
+            tokenizer=self.tokenizer,
+            encode=self._encode,
+        )
+        for row, tokens in zip(long, shorter, strict=True):
+            ids[row] = tokens or self._cut(ids[row], max_tokens)
+        return ids, len(long)
 
     def completions(self, examples: Sequence[Example], texts: Sequence[str]) -> list[list[int]]:
         """Ids of one text an example, each with one EOS at its end.
@@ -93,6 +91,24 @@ class Encoder:
                 )
             ids.append(self.end_ids[0])
         return all_ids  # type: ignore[no-any-return]
+
+    def _encode(self, examples: Sequence[Example]) -> list[list[int]]:
+        """The ids of whole prompts."""
+        plain = [row for row, example in enumerate(examples) if not example.messages]
+        chats = [row for row, example in enumerate(examples) if example.messages]
+        ids: list[list[int]] = [[] for _ in examples]
+        for row, tokens in zip(
+            plain, self._tokenize([examples[i].prompt for i in plain]), strict=True
+        ):
+            strip = self._appends_end and not self.is_encoder_decoder
+            ids[row] = tokens[:-1] if strip else tokens
+        rendered = [self._render(examples[i]) for i in chats]
+        # A template writes all special tokens itself; only an encoder's final EOS is missing.
+        for row, tokens in zip(
+            chats, self._tokenize(rendered, add_special_tokens=self.is_encoder_decoder), strict=True
+        ):
+            ids[row] = tokens
+        return [tokens or [self._start_id] for tokens in ids]
 
     def _tokenize(self, texts: list[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         if not texts:
@@ -118,8 +134,6 @@ class Encoder:
             ) from error
 
     def _cut(self, ids: list[int], max_tokens: int) -> list[int]:
-        if len(ids) <= max_tokens:
-            return ids
         if self.is_encoder_decoder:
             kept_end = ids[-1:] if ids[-1] in self.end_ids else []
             return ids[: max_tokens - len(kept_end)] + kept_end

@@ -111,8 +111,10 @@ class LanguageModel(nn.Module):
     ) -> Batch:
         """Token ids of the examples' prompts, on the model's device.
 
-        A prompt longer than `max_tokens` loses its end before an encoder (the EOS is kept) and its
-        beginning before a decoder-only model (the BOS is kept); the batch counts them.
+        A prompt longer than `max_tokens` loses the end of its `Example.field`, a chat that of its
+        longest message. Where there is neither, or the rest alone is too long, it loses its end
+        before an encoder (the EOS is kept) and its beginning before a decoder-only model (the BOS
+        is kept). The batch counts all of them.
 
         Args:
             examples: B rows; those with messages are rendered by the chat template.

@@ -24,6 +24,7 @@ _SCHEMA = pa.schema(
         ("prompt", pa.string()),
         ("references", pa.list_(pa.string())),
         ("messages", pa.list_(_MESSAGE)),
+        ("field", pa.list_(pa.int64(), 2)),
     ]
 )
 
@@ -120,4 +121,6 @@ class ArrowExamples(Sequence[Example]):
 
 
 def _example(row: Mapping[str, Any]) -> Example:
-    return Example(row["id"], row["prompt"], tuple(row["references"]), tuple(row["messages"]))
+    field = None if row["field"] is None else (row["field"][0], row["field"][1])
+    references, messages = tuple(row["references"]), tuple(row["messages"])
+    return Example(row["id"], row["prompt"], references, messages, field)

@@ -49,11 +49,13 @@ class BundledTask(ABC):
     def load(self, split: Split) -> Sequence[Example]:
         """The examples of a split."""
         rows = map(self.read, read_table(self.name, split)[: self.max_examples.get(split)])
-        return [
-            Example(id, self.template.render({"source": source}), references)
-            for id, source, references in rows
-        ]
+        return [self._example(*row) for row in rows]
 
     @abstractmethod
     def read(self, row: Sequence[str]) -> tuple[str, str, tuple[str, ...]]:
         """Id, source and references of a row."""
+
+    def _example(self, example_id: str, source: str, references: tuple[str, ...]) -> Example:
+        texts = {"source": source}
+        prompt, field = self.template.render(texts), self.template.longest(texts)
+        return Example(example_id, prompt, references, field=field)

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_METRICS = ("chrf", "bleu", "rougeL", "exact_match")
 
-_FORMAT = 2  # of the cached files; another number makes them anew
+_FORMAT = 3  # of the cached files; another number makes them anew
 
 
 class Files:

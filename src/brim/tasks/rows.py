@@ -124,11 +124,12 @@ class Columns:
             RowError: a field is missing, null, no text, empty, or has a character that is none.
         """
         example_id = _id(row, self.id) if self.id and self.has_id(row) else default_id
-        prompt = ""
+        prompt, field = "", None
         messages: tuple[Mapping[str, str], ...] = ()
         reply: tuple[str, ...] = ()
         if self.template:
-            prompt = self.template.render({name: _text(row, name) for name in self.template.fields})
+            texts = {name: _text(row, name) for name in self.template.fields}
+            prompt, field = self.template.render(texts), self.template.longest(texts)
         elif self.messages:
             messages, reply = _messages(row, self.messages)
         references = tuple(text for name in self.targets for text in self._references(row, name))
@@ -137,7 +138,7 @@ class Columns:
                 f'field "{self.messages}" ends with the assistant\'s message',
                 ", which would be the target, but a target column is set too",
             )
-        return Example(example_id, prompt, references or reply, messages)
+        return Example(example_id, prompt, references or reply, messages, field)
 
     def _references(self, row: Row, name: str) -> tuple[str, ...]:
         if self.optional_target and row.get(name) is None:

@@ -69,6 +69,22 @@ class Template:
         pairs = zip(self._names, self._literals[1:], strict=True)
         return self._literals[0] + "".join(row[name] + literal for name, literal in pairs)
 
+    def longest(self, row: Mapping[str, str]) -> tuple[int, int] | None:
+        """Where the row's longest text stands in what `render` makes: `Example.field`.
+
+        The first one of equally long ones; None where the template is a field and nothing else, so
+        that the row's text is itself the prompt.
+        """
+        if self._literals == ["", ""]:
+            return None
+        spans = []
+        start = len(self._literals[0])
+        for name, literal in zip(self._names, self._literals[1:], strict=True):
+            end = start + len(row[name])
+            spans.append((start, end))
+            start = end + len(literal)
+        return max(spans, key=lambda span: span[1] - span[0])
+
 
 def check_column(name: str, columns: Iterable[str], where: str) -> None:
     """Check that `name` is one of the columns; `where` opens the error's text.

@@ -268,7 +268,7 @@ def test_a_copy_in_an_older_format_is_made_anew(tmp_path, train, monkeypatch):
         return Files(train=train, prompt="say {prompt}", cache_dir=tmp_path / "data").load("train")
 
     with monkeypatch.context() as older:
-        older.setattr("brim.tasks.files._FORMAT", 1)
+        older.setattr("brim.tasks.files._FORMAT", 2)
         older.setattr(arrow, "_SCHEMA", arrow._SCHEMA.remove(arrow._SCHEMA.names.index("field")))
         with pytest.raises(KeyError, match="field"):
             load()[0]  # such a copy cannot be read

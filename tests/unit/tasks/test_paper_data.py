@@ -100,8 +100,9 @@ def test_prompts_are_cut_at_the_limits_of_table_5(name, family, load):
     assert batch.prompt_mask.sum(dim=1).tolist() == [min(len(row), limit) for row in ids]
     for i in long[:5]:
         kept = tokenizer.decode(batch.prompt_ids[i][batch.prompt_mask[i]], skip_special_tokens=True)
-        prompt = examples[i].prompt
-        assert prompt.startswith(kept) if ends else prompt.endswith(kept)
+        # A prompt that is the problem and nothing else is what a decoder-only model continues.
+        start = name != "gsm8k" or ends
+        assert examples[i].prompt.startswith(kept) if start else examples[i].prompt.endswith(kept)
 
 
 # Systems that need no model, by the outside tools themselves

@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,12 @@ def problems(split: str, count: int) -> list[dict]:
     return [
         {"question": f"{split} {i}?", "answer": f"<<{i}+0={i}>>{i}\n#### {i}"} for i in range(count)
     ]
+
+
+def example(example_id: str, prompt: str, text: str, reference: str) -> Example:
+    head, tail = prompt.split("{}")
+    field = (len(head), len(head + text)) if head or tail else None
+    return Example(example_id, head + text + tail, (reference,), field=field)
 
 
 # Settings
@@ -95,9 +102,9 @@ def test_a_folder_with_three_files(name, columns, tmp_path):
     task = CONFIGS[name](path=str(tmp_path), max_test_examples=2).build(cache_dir=tmp_path / "data")
     for split, ending in zip(SPLITS, (".jsonl", ".jsonl.gz", ".ndjson"), strict=True):
         expected = [
-            Example("a", COLUMNS[name][2].format(f"{split} text"), ("reply",)),
-            Example("7", COLUMNS[name][2].format("second"), ("reply #### 2",)),
-            Example(f"{split}{ending}:3", COLUMNS[name][2].format("third"), ("reply",)),
+            example("a", COLUMNS[name][2], f"{split} text", "reply"),
+            example("7", COLUMNS[name][2], "second", "reply #### 2"),
+            example(f"{split}{ending}:3", COLUMNS[name][2], "third", "reply"),
         ]
         examples = task.load(split)
         assert list(examples) == expected[: 2 if split == "test" else 3]
@@ -191,7 +198,7 @@ def test_xsum_s_parquet_branch(hub):
     task = XSumConfig(path=str(folder)).build()
     for split in SPLITS:
         examples = task.load(split)
-        assert list(examples) == [Example("35", "summarize: An article.", ("It.",))]
+        assert list(examples) == [example("35", "summarize: {}", "An article.", "It.")]
         assert describe(examples)["source"] == f"{folder}#{split}"
 
 
@@ -230,6 +237,16 @@ def test_europarl_s_common_sentences_are_trained_on():
     sentences = ["The debate is closed.", "That concludes the debate.", "(Applause)"]
     task = EuroparlConfig(prompt="{en}").build()
     assert {task._interval(Example("", sentence)) for sentence in sentences} == {"train"}
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_europarl_s_errors_name_settings_that_it_has(tmp_path, split):
+    write(tmp_path / "train.jsonl", [{"en": "Yes.", "nl": "Ja."}])
+    with pytest.raises(DataError, match="too few rows") as caught:
+        EuroparlConfig(path=str(tmp_path)).build().load(split)
+    named = set(re.findall(r"task\.(\w+)", str(caught.value)))
+    assert named == {"validation", "test"}
+    assert named < EuroparlConfig.model_fields.keys()
 
 
 def test_europarl_holds_out_enough_of_the_published_pairs():

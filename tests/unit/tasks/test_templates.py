@@ -72,3 +72,23 @@ def test_an_unknown_column_names_the_columns_and_the_nearest_one():
         "prompt template 'Q: {qestion}': no column 'qestion'; "
         "columns: 'id', 'question', 'answer'; did you mean 'question'?"
     )
+
+
+@given(pieces=st.lists(st.tuples(literals, names), min_size=1, max_size=5), end=literals)
+def test_the_longest_text_of_a_row_is_where_it_says(pieces, end):
+    def escape(text):
+        return text.replace("{", "{{").replace("}", "}}")
+
+    text = "".join(escape(literal) + "{" + name + "}" for literal, name in pieces) + escape(end)
+    row = {name: f"{name}{{}}" * (1 + len(name)) for _, name in pieces}
+    template = Template(text)
+    span = template.longest(row)
+    if len(pieces) == 1 and pieces[0][0] == end == "":
+        assert span is None
+        return
+    start, stop = span
+    longest = max(map(len, row.values()))
+    first = next(i for i, (_, name) in enumerate(pieces) if len(row[name]) == longest)
+    assert template.render(row)[start:stop] == row[pieces[first][1]]
+    before = [literal + row[name] for literal, name in pieces[:first]]
+    assert template.render(row)[:start] == "".join(before) + pieces[first][0]
