@@ -6,9 +6,11 @@ from pairs import GPT2, LLAMA, T5
 
 import brim.cli.analyze
 from brim.analysis import Subject, analyze_variance, find_students, open_run
+from brim.analysis.study import Study
 from brim.analysis.subjects import analysed_objective, load_student
 from brim.cli import app
 from brim.errors import ConfigError, RunError
+from brim.progress import Reporter
 from brim.runs import train
 from brim.types import Example
 
@@ -90,6 +92,8 @@ def test_a_recipe_is_analysed_before_any_reinforcement_learning(write_recipe, tm
     assert (found["objective"]["tail"], found["students"][0]["path"]) == ("none", None)
     with pytest.raises(ConfigError, match="--out"):
         brim("analyze", "variance", recipe, *QUICK)
+    with pytest.raises(ConfigError, match=r"nosuch: no such recipe; .* nor is there such a run"):
+        brim("analyze", "variance", "nosuch", *QUICK)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +160,11 @@ def test_what_is_missing_is_said(run, tmp_path):
         brim("analyze", "variance", run, "--k", "1,two", "--out", tmp_path, "--quiet")
     with pytest.raises(ConfigError, match="give integers of at least 1"):
         brim("analyze", "variance", run, "--k", "0,2", "--out", tmp_path, "--quiet")
+    with pytest.raises(ConfigError, match="samples: 1 rollouts a prompt .* give a multiple of 2"):
+        brim("analyze", "variance", run, "--out", tmp_path, *QUICK, "--samples", 1)
+    for number in (1, -3):
+        with pytest.raises(ConfigError, match=f"prompts: .* at least 2, not {number}"):
+            brim("analyze", "variance", run, "--out", tmp_path, *QUICK, "--prompts", number)
     with pytest.raises(ConfigError, match="no number of tokens left occurs 32 times"):
         brim("analyze", "theorem1", run, "--out", tmp_path, *QUICK)
     with (
@@ -166,3 +175,16 @@ def test_what_is_missing_is_said(run, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match="no run directory"):
         brim("analyze", "variance", tmp_path / "empty", *QUICK)
+
+
+def test_folders_that_cannot_be_written_and_prompts_that_are_not_there_are_said_at_once(
+    run, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("brim.analysis.study.draw_samples", None)  # nothing is written before
+    with pytest.raises(RunError, match="cannot write"):
+        brim("analyze", "theorem1", run, "--out", tmp_path / "file" / "out", "--quiet")
+    study = Study.plan(
+        open_run(run, reporter=Reporter()), split="test", num_prompts=9999, num_samples=2, seed=0
+    )
+    assert f"test has {len(study.examples)}; all are taken" in capsys.readouterr().err

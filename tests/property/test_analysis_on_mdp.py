@@ -164,6 +164,36 @@ def test_bias_is_never_negative_and_without_a_tail_grows_with_k(many, measured):
     assert smallest >= -1e-12  # rounding
 
 
+def test_intervals_of_a_prompt_hold_its_own_variance_and_bias_mostly(many, measured):
+    exact = many.exact_returns(PLAN[0])
+    for i, estimator in enumerate(PLAN):
+        returns = many.exact_returns(estimator)[:, 0]
+        mean = many.probabilities @ returns
+        truths = {
+            "variance_first": float(many.probabilities @ (returns - mean).square()),
+            "bias_first": float(many.probabilities @ (returns - exact[:, 0])),
+        }
+        for name, truth in truths.items():
+            values, low, high = (
+                np.array([prompt[f"{name}{end}"][i] for prompt in measured.prompts])
+                for end in ("", "_low", "_high")
+            )
+            assert np.all((low <= values + 1e-9) & (values <= high + 1e-9))
+            # Eight rollouts: percentile intervals of 95 % hold the truth less often.
+            assert ((low <= truth + 1e-9) & (truth <= high + 1e-9)).mean() > 0.5
+
+
+def test_completions_that_are_all_dropped_are_an_error_and_those_that_are_not_the_pilot():
+    setting = Setting(num_prompts=12, num_samples=2)
+    for weights in setting.weights:
+        weights.mask[[i % 12 < 10 for i in range(24)]] = False
+    assert (setting.measure(num_dimensions=8).sketches["scaled"][:, 10:] != 0).any(axis=-1).all()
+    for weights in setting.weights:
+        weights.mask[:] = False
+    with pytest.raises(ConfigError, match="all completions are cut"):
+        setting.measure(num_dimensions=8)
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -70,19 +70,20 @@ def choose_k(
     resamples: Resamples,
     *,
     num_prompts: int,
-    longest: int | None = None,
+    note: str = "",
 ) -> Choice:
     """The K whose batch gradient is nearest in direction to that of K = 1 in the mean.
 
     K = 1 has no bias. So a larger K is recommended only if it is told apart from K = 1; K = 1 is,
-    if it has the highest score; and nothing is, if E g_1 is itself not told apart from zero.
+    if it has the highest score; and nothing is, if E g_1 is itself not told apart from zero, by its
+    norm or by its product with the best K's E g.
 
     Args:
         ks: ascending from 1.
         moments: of each K.
         resamples: of the prompts; the same that the moments were computed with.
         num_prompts: B, prompts of a rollout batch.
-        longest: tokens of the longest completion, where a longer K is K = 1 (one-step tail).
+        note: what else is to be known, at the end of the text.
 
     Raises:
         ValueError: `ks` does not begin with 1.
@@ -95,7 +96,8 @@ def choose_k(
     with np.errstate(invalid="ignore"):  # scores of minus infinity are not told apart
         lows = [resamples.interval(scores[int(best[0])] - other).low for other in scores]
     near = tuple(k for k, low in zip(ks, lows, strict=True) if k != winner and not low > 0)
-    seen = resamples.interval(moments[0].squared_norm).low > 0
+    # ⟨E g, E g_1⟩ > 0 with a g of less noise shows too that E g_1 is not zero.
+    seen = any(resamples.interval(moments[i].product).low > 0 for i in {0, int(best[0])})
     decided = seen and (winner == 1 or 1 not in near)
     shares = {k: float((best[1:] == i).mean()) for i, k in enumerate(ks)}
     errors = [float(moment.error(num_prompts)[0]) for moment in moments]
@@ -111,7 +113,7 @@ def choose_k(
         variance_ratios=ratios,
         by_mse=ks[int(np.argmin(errors))],
         by_batch=by_batch,
-        text=_explain(winner, near, seen, decided, shares, ratios, by_batch, longest),
+        text=_explain(winner, near, seen, decided, shares, ratios, by_batch) + note,
     )
 
 
@@ -137,7 +139,6 @@ def _explain(
     shares: Mapping[int, float],
     ratios: Mapping[int, float],
     by_batch: Mapping[int, int],
-    longest: int | None,
 ) -> str:
     batch = next(iter(by_batch))
     others = ", ".join(map(str, near))
@@ -172,6 +173,4 @@ def _explain(
     told = ", ".join(f"{ratio:.2f} at K = {k}" for k, ratio in ratios.items() if k != 1)
     if told:
         text += f" The gradient's variance is, in units of that of K = 1, {told}."
-    if longest is not None:
-        text += f" No completion is longer than {longest} tokens: K ≥ {longest} is K = 1."
     return text

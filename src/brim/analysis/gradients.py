@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from brim.analysis.resampling import Estimate, Resamples
 from brim.analysis.sampling import Samples
 from brim.analysis.sketch import GradientSketch
+from brim.errors import ConfigError
 from brim.metrics.base import Array
 from brim.models import Comparison, LanguageModel
 from brim.objectives import Objective
@@ -89,6 +90,9 @@ def measure_gradients(
         seed: of the sketch.
         batch_tokens: tokens of a pass, padding included.
         advance: called with the number of prompts done.
+
+    Raises:
+        ConfigError: nothing is learnt from any of the samples.
     """
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
     sketch = GradientSketch(
@@ -98,7 +102,13 @@ def measure_gradients(
         device=parameters[0].device,
     )
     tokens = sum(int(weights.mask.sum()) for weights in estimators) / len(estimators)
+    if not tokens:
+        raise ConfigError(
+            "objective.truncated=drop: all completions are cut, and nothing is learnt from them; "
+            "raise decoding.max_tokens, or set it to keep"
+        )
     mean_length = tokens / len(samples.rollout)
+    learnt = estimators[0].mask.any(dim=1)
 
     def contributions(prompt: int, half: int, number: int) -> Iterator[tuple[int, Tensor]]:
         """Sketches by tensor, to be added up, of the first `number` estimators."""
@@ -120,7 +130,9 @@ def measure_gradients(
 
     student.eval()
     squares = torch.zeros(len(parameters), dtype=torch.float64)
-    for prompt in range(min(PILOT, samples.num_prompts)):
+    prompts = range(samples.num_prompts)
+    pilots = [p for p in prompts if any(learnt[rows].any() for rows in samples.halves(p))]
+    for prompt in pilots[:PILOT]:
         for half in range(2):
             parts = [part for _, part in contributions(prompt, half, 1)]
             squares += torch.stack(parts).sum(0).square().sum(1)
@@ -131,10 +143,11 @@ def measure_gradients(
         "scaled": torch.where(squares > 0, (sizes / squares).sqrt(), 0.0),
         "output_layer": torch.tensor([id(p) in heads for p in parameters]).double(),
     }
-    combine = {part: factors for part, factors in combine.items() if factors.any()}
+    if not combine["output_layer"].any():
+        del combine["output_layer"]
     shape = (len(estimators), samples.num_prompts, 2, num_dimensions)
     sketches = {part: np.zeros(shape) for part in combine}
-    for prompt in range(samples.num_prompts):
+    for prompt in prompts:
         for half in range(2):
             for i, by_tensor in contributions(prompt, half, len(estimators)):
                 for part, factors in combine.items():

@@ -82,9 +82,13 @@ class Resamples:
 
     def interval(self, values: Array) -> Estimate:
         """(1 + R,) values, the first of the sample itself."""
+        return Estimate(*(float(row[0]) for row in self.intervals(values[:, None])))
+
+    def intervals(self, values: Array) -> Array:
+        """(1 + R, N) values, those of N numbers: (3, N), the numbers, lower and upper ends."""
         tails = [(1 - self.confidence) / 2, (1 + self.confidence) / 2]
-        low, high = np.quantile(values[1:], tails)  # NaN if any of them is
-        return Estimate(float(values[0]), float(low), float(high))
+        ends = np.quantile(values[1:], tails, axis=0)  # NaN if any of them is
+        return np.concatenate([values[:1], ends])
 
 
 def pooled_variance(counts: Array, tokens: Array, sums: Array, squares: Array) -> Array:

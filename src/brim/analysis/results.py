@@ -23,7 +23,9 @@ Each number has an interval over prompts, {value, low, high}; null stands for wh
                           or average for a run with `phase: average`; active is the share of the
                           completions that are longer than K, on which K has an effect
       choice              see `choice.Choice`: which K, and why, by the scaled gradient
-      prompts[]           {id, length, variance_first, bias_first}, the latter two by row
+      prompts[]           {id, length, variance_first, bias_first}, the latter two lists by row;
+                          so are …_low and …_high, percentile bootstraps over the prompt's M
+                          rollouts (with few rollouts too narrow)
 
 `numbers` of a row:
 
@@ -111,6 +113,11 @@ class StudentVariance:
     rows: tuple[Row, ...]
     choice: Choice
     prompts: tuple[Mapping[str, Any], ...] = field(repr=False)
+
+    @property
+    def verdict(self) -> str:
+        """Which K, in words."""
+        return self.choice.text
 
     def row(self, k: int, tail: str) -> Row:
         """The row of an estimator; K = 1 is that of every tail."""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from brim.divergences import forward_kl, reverse_kl
 from brim.errors import ConfigError
 from brim.metrics.base import Array
-from brim.models import LanguageModel, RowFunction
+from brim.models import LanguageModel
 from brim.objectives.induction import ReturnInduction
 from brim.seeding import derive_seed
 from brim.types import ActionValues, Batch, Example, Rollout
@@ -59,6 +59,30 @@ class Samples:
         return result
 
 
+def check_samples(objective: ReturnInduction, *, num_samples: int, num_prompts: int) -> None:
+    """Whether these rollouts have a variance that can be measured.
+
+    Raises:
+        ConfigError: the decoding does not sample, there are fewer than two prompts, or
+            `num_samples` is no multiple of twice the objective's `num_generations`.
+    """
+    group = objective.num_generations
+    if objective.decoding.strategy != "sampling":
+        raise ConfigError(
+            "decoding.strategy: greedy rollouts of a prompt do not vary; set it to sampling"
+        )
+    if num_prompts < 2:
+        raise ConfigError(
+            f"prompts: a variance over prompts needs at least 2, not {num_prompts}; give more, or "
+            "another split"
+        )
+    if num_samples < 2 or num_samples % (2 * group):
+        raise ConfigError(
+            f"samples: {num_samples} rollouts a prompt cannot be halved into rounds of "
+            f"objective.num_generations = {group}; give a multiple of {2 * group}"
+        )
+
+
 def draw_samples(
     objective: ReturnInduction,
     student: LanguageModel,
@@ -76,21 +100,10 @@ def draw_samples(
     alone; students meet the same random numbers.
 
     Raises:
-        ConfigError: the decoding does not sample, there are fewer than two examples, or
-            `num_samples` is no multiple of twice the objective's `num_generations`.
+        ConfigError: see `check_samples`.
     """
+    check_samples(objective, num_samples=num_samples, num_prompts=len(examples))
     group = objective.num_generations
-    if objective.decoding.strategy != "sampling":
-        raise ConfigError(
-            "decoding.strategy: greedy rollouts of a prompt do not vary; set it to sampling"
-        )
-    if len(examples) < 2:
-        raise ConfigError("prompts: a variance over prompts needs at least 2; give more")
-    if num_samples < 2 or num_samples % (2 * group):
-        raise ConfigError(
-            f"samples: {num_samples} rollouts a prompt cannot be halved into rounds of "
-            f"objective.num_generations = {group}; give a multiple of {2 * group}"
-        )
     num_rounds, prompts = num_samples // group, range(len(examples))
     at_once = max(1, ROWS // (len(examples) * group))
     parts = []
@@ -116,19 +129,20 @@ def token_divergences(
     `reverse_kl` is KL(student ‖ teacher), `forward_kl` KL(teacher ‖ student), in nats, both models
     at temperature 1, at the states that the student's own completions pass through.
     """
+    functions = {"reverse_kl": reverse_kl, "forward_kl": forward_kl}
 
-    def divergence(function: RowFunction) -> Array:
-        def ask(part: Rollout) -> Tensor:
-            with teacher.evaluating():
-                reading = teacher.read(part).to(part.mask.device)
+    def ask(part: Rollout) -> Tensor:
+        with teacher.evaluating():
+            reading = teacher.read(part).to(part.mask.device)
+        columns = []
+        for function in functions.values():
             compared = student.measure(part, comparison=reading.comparison(function)).compared
             assert compared is not None
-            return compared.sum(dim=1)
+            columns.append(compared.sum(dim=1))
+        return torch.stack(columns, dim=1)
 
-        sums: Array = samples.by_prompt(teacher.map(samples.rollout, ask)).sum(axis=1)
-        return sums
-
-    return {"reverse_kl": divergence(reverse_kl), "forward_kl": divergence(forward_kl)}
+    sums = teacher.map(samples.rollout, ask)
+    return {name: samples.by_prompt(sums[:, i]).sum(axis=1) for i, name in enumerate(functions)}
 
 
 def _join(parts: Sequence[Rollout]) -> Rollout:

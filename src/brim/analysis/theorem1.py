@@ -26,9 +26,10 @@ import torch
 
 from brim.analysis.resampling import Estimate, Resamples, pooled_variance
 from brim.analysis.results import Fit, StudentTheorem1, Theorem1Analysis
-from brim.analysis.sampling import Samples, draw_samples
+from brim.analysis.sampling import Samples
 from brim.analysis.steps import MIN_TOKENS, Steps, fit_laws
-from brim.analysis.subjects import Subject, analysed_objective, choose_prompts, load_student
+from brim.analysis.study import Study, check_ks
+from brim.analysis.subjects import Subject
 from brim.errors import ConfigError
 from brim.pipeline import Pipeline
 from brim.returns import block_returns
@@ -56,41 +57,16 @@ def analyze_theorem1(
     Raises:
         ConfigError: also if there are too few rollouts for any variance.
     """
-    objective, config = analysed_objective(pipeline), pipeline.config
-    examples = choose_prompts(pipeline, split, num_prompts, seed)
-    resamples = Resamples.draw(
-        len(examples),
-        num_resamples=config.evaluation.num_resamples,
-        confidence=config.evaluation.confidence,
-        seed=seed,
+    study = Study.plan(
+        pipeline, split=split, num_prompts=num_prompts, num_samples=num_samples, seed=seed
     )
-    measured = []
-    for subject in students:
-        student = load_student(pipeline, subject)
-        with pipeline.reporter.meter(
-            f"{subject.label}: rollouts", len(examples) * num_samples
-        ) as meter:
-            samples = draw_samples(
-                objective,
-                student,
-                pipeline.teacher,
-                examples,
-                num_samples=num_samples,
-                seed=seed,
-                max_prompt_tokens=config.decoding.max_prompt_tokens,
-                advance=meter.advance,
-            )
-        measured.append(measure_theorem1(subject, samples, resamples, sorted({1, *ks})))
+    every_k = sorted({1, *check_ks(ks)})
+    measured = tuple(
+        measure_theorem1(subject, samples, study.resamples, every_k)
+        for subject, _, samples in study.sample(students)
+    )
     return Theorem1Analysis(
-        run="/".join(pipeline.out.resolve().parts[-2:]),
-        split=split,
-        seed=seed,
-        num_prompts=len(examples),
-        num_samples=num_samples,
-        q_centering=objective.q_centering,
-        confidence=resamples.confidence,
-        num_resamples=len(resamples.counts) - 1,
-        students=tuple(measured),
+        **study.facts(), q_centering=study.objective.q_centering, students=measured
     )
 
 
@@ -142,7 +118,7 @@ def measure_theorem1(
         lengths=lengths,
         correlations=correlations,
         positions=tuple(steps.by_position(longest)),
-        verdict=_verdict(constants, fits, correlations),
+        verdict=_verdict(constants, fits, correlations, longest),
     )
 
 
@@ -150,6 +126,7 @@ def _verdict(
     constants: Mapping[str, Estimate],
     fits: Sequence[Fit],
     correlations: Sequence[Mapping[str, Any]],
+    longest: int,
 ) -> str:
     """Whether steps look independent, and what the law gets right."""
 
@@ -183,5 +160,10 @@ def _verdict(
         texts.append(
             "Var Ĝ / Var G is this many times what the law says "
             f"(1 if it held; above, K saves less): {told}."
+        )
+    if fits[-1].k >= longest:
+        texts.append(
+            f"No completion is longer than {longest} tokens: K ≥ {longest} leaves nothing but the "
+            "token's own q."
         )
     return " ".join(texts)

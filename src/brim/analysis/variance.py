@@ -23,14 +23,9 @@ from brim.analysis.gradients import (
 )
 from brim.analysis.resampling import Estimate, Resamples, pooled_variance
 from brim.analysis.results import Row, StudentVariance, VarianceAnalysis
-from brim.analysis.sampling import Samples, draw_samples, token_divergences
-from brim.analysis.subjects import (
-    Subject,
-    analysed_objective,
-    choose_prompts,
-    load_student,
-)
-from brim.errors import ConfigError
+from brim.analysis.sampling import Samples, token_divergences
+from brim.analysis.study import Study, check_ks
+from brim.analysis.subjects import Subject
 from brim.metrics.base import Array
 from brim.models import LanguageModel
 from brim.objectives.policy_gradient import PolicyGradient
@@ -87,36 +82,18 @@ def analyze_variance(
     Raises:
         BrimError: a student does not fit the teacher, or the numbers do not go together.
     """
-    objective, config = analysed_objective(pipeline), pipeline.config
-    plan = _estimators(objective, ks)
-    examples = choose_prompts(pipeline, split, num_prompts, seed)
-    minibatches = pipeline.objective.updates.num_minibatches
-    batch_prompts = max(1, config.trainer.rollout_batch_size // minibatches)
-    resamples = Resamples.draw(
-        len(examples),
-        num_resamples=config.evaluation.num_resamples,
-        confidence=config.evaluation.confidence,
-        seed=seed,
+    study = Study.plan(
+        pipeline, split=split, num_prompts=num_prompts, num_samples=num_samples, seed=seed
     )
+    objective, trainer = study.objective, pipeline.config.trainer
+    plan = _estimators(objective, check_ks(ks))
+    minibatches = pipeline.objective.updates.num_minibatches
+    batch_prompts = max(1, trainer.rollout_batch_size // minibatches)
     measured = []
-    for subject in students:
-        student = load_student(pipeline, subject)
-        with pipeline.reporter.meter(
-            f"{subject.label}: rollouts", len(examples) * num_samples
-        ) as meter:
-            samples = draw_samples(
-                objective,
-                student,
-                pipeline.teacher,
-                examples,
-                num_samples=num_samples,
-                seed=seed,
-                max_prompt_tokens=config.decoding.max_prompt_tokens,
-                advance=meter.advance,
-            )
+    for subject, student, samples in study.sample(students):
         weights = [weigh(samples, estimator.of(objective), student) for estimator in plan]
         divergences = token_divergences(samples, student, pipeline.teacher)
-        with pipeline.reporter.meter(f"{subject.label}: gradients", len(examples)) as meter:
+        with pipeline.reporter.meter(f"{subject.label}: gradients", len(study.examples)) as meter:
             gradients = measure_gradients(
                 samples,
                 weights,
@@ -126,7 +103,7 @@ def analyze_variance(
                 output_layer=output_layer(student),
                 num_dimensions=num_dimensions,
                 seed=seed,
-                batch_tokens=config.trainer.micro_batch_tokens,
+                batch_tokens=trainer.micro_batch_tokens,
                 advance=meter.advance,
             )
         measured.append(
@@ -137,7 +114,7 @@ def analyze_variance(
                 weights,
                 gradients,
                 divergences,
-                resamples,
+                study.resamples,
                 own_tail=own_tail(objective),
                 batch_prompts=batch_prompts,
             )
@@ -145,16 +122,10 @@ def analyze_variance(
     names = ("q_centering", "clip_target", "clip_range", "truncated", "baseline", "immediate")
     settings = {name: getattr(objective, name) for name in (*names, "num_generations")}
     return VarianceAnalysis(
-        run="/".join(pipeline.out.resolve().parts[-2:]),
-        split=split,
-        seed=seed,
-        num_prompts=len(examples),
-        num_samples=num_samples,
+        **study.facts(),
         batch_prompts=batch_prompts,
-        objective={"name": config.objective.name, **settings, "tail": own_tail(objective)},
+        objective={"name": pipeline.config.objective.name, **settings, "tail": own_tail(objective)},
         decoding=asdict(objective.decoding),
-        confidence=resamples.confidence,
-        num_resamples=len(resamples.counts) - 1,
         num_dimensions=num_dimensions,
         students=tuple(measured),
     )
@@ -167,8 +138,6 @@ def own_tail(objective: PolicyGradient) -> str:
 
 def _estimators(objective: PolicyGradient, ks: Sequence[int]) -> list[Estimator]:
     """K = 1, which is the same for every tail, and the others by tail."""
-    if min(ks, default=1) < 1:
-        raise ConfigError(f"k: {min(ks)} is no number of steps; give integers of at least 1")
     tails = ["one_step", "none", *(["average"] if objective.phase == "average" else [])]
     larger = sorted(set(ks) - {1})
     return [Estimator(1, "one_step"), *(Estimator(k, tail) for tail in tails for k in larger)]
@@ -230,13 +199,18 @@ def describe_student(
     moments = {
         part: gradient_moments(gradients, part, resamples.counts) for part in gradients.sketches
     }
+    rollouts = Resamples.draw(
+        samples.num_samples,
+        num_resamples=len(resamples.counts) - 1,
+        confidence=resamples.confidence,
+    )
     rows, firsts = [], []
     for number, (estimator, own) in enumerate(zip(plan, weights, strict=True)):
         first = samples.by_prompt(own.returns[:, 0])
-        firsts.append((first.var(axis=1, ddof=1), (first - exact).mean(axis=1)))
+        firsts.append(_describe_prompts(first, exact, rollouts))
         measured = _describe_returns(samples, own, weights[0], tokens, resamples)
-        measured["variance_first"] = resamples.mean(firsts[-1][0])
-        measured["bias_first"] = resamples.mean(firsts[-1][1])
+        measured["variance_first"] = resamples.mean(firsts[-1]["variance_first"])
+        measured["bias_first"] = resamples.mean(firsts[-1]["bias_first"])
         for part, found in moments.items():
             described = found[number].describe(resamples, batch_prompts)
             measured |= {f"{PREFIXES[part]}{name}": value for name, value in described.items()}
@@ -244,7 +218,6 @@ def describe_student(
         rows.append(Row(estimator.k, estimator.tail, active, measured))
     chosen = [i for i, e in enumerate(plan) if e.k == 1 or e.tail == own_tail]
     longest = int(lengths.max())
-    beyond = own_tail == "one_step" and max(e.k for e in plan) >= longest
     return StudentVariance(
         label=subject.label,
         path=None if subject.path is None else str(subject.path),
@@ -256,18 +229,41 @@ def describe_student(
             [moments["scaled"][i] for i in chosen],
             resamples,
             num_prompts=batch_prompts,
-            longest=longest if beyond else None,
+            note=_beyond(plan, own_tail, longest),
         ),
         prompts=tuple(
             {
                 "id": rollout.batch.examples[i * samples.num_generations].id,
                 "length": float(lengths[i].mean()),
-                "variance_first": [float(variance[i]) for variance, _ in firsts],
-                "bias_first": [float(bias[i]) for _, bias in firsts],
+                **{name: [float(found[name][i]) for found in firsts] for name in firsts[0]},
             }
             for i in range(samples.num_prompts)
         ),
     )
+
+
+def _describe_prompts(first: Array, exact: Array, rollouts: Resamples) -> dict[str, Array]:
+    """Variance and bias of each prompt, (P,), of (P, M) returns; intervals over its rollouts."""
+    number = first.shape[1]
+    centred = first - first.mean(axis=1, keepdims=True)
+    means, squares = (rollouts.counts @ part.T / number for part in (centred, centred**2))
+    values = {
+        "variance_first": (squares - means**2) * number / (number - 1),
+        "bias_first": rollouts.counts @ (first - exact).T / number,
+    }
+    return {
+        f"{name}{end}": row
+        for name, value in values.items()
+        for end, row in zip(("", "_low", "_high"), rollouts.intervals(value), strict=True)
+    }
+
+
+def _beyond(plan: Sequence[Estimator], tail: str, longest: int) -> str:
+    """What a K means that no completion is longer than, if one of the plan's is."""
+    if tail == "average" or max(estimator.k for estimator in plan) < longest:
+        return ""
+    means = "K = 1" if tail == "one_step" else "the token's own q alone"
+    return f" No completion is longer than {longest} tokens: K ≥ {longest} is {means}."
 
 
 def _describe_returns(

@@ -31,8 +31,8 @@ Students = Annotated[
     ),
 ]
 FromSplit = Annotated[Split, typer.Option("--split", help="Where the prompts are from.")]
-Prompts = Annotated[int, typer.Option("--prompts", min=2, help="How many, drawn at random.")]
-SamplesOption = Annotated[int, typer.Option("--samples", min=2, help="Rollouts a prompt.")]
+Prompts = Annotated[int, typer.Option("--prompts", help="How many, drawn at random; at least 2.")]
+SamplesOption = Annotated[int, typer.Option("--samples", help="Rollouts a prompt; even.")]
 Ks = Annotated[str, typer.Option("--k", help="The K to compare.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the results [RUN/analysis].")]
@@ -41,76 +41,50 @@ Stages = Annotated[
 ]
 
 
-@analyze.command()
-def variance(
-    run: Run,
-    more: More = None,
-    students: Students = None,
-    split: FromSplit = Split.validation,
-    prompts: Prompts = 64,
-    samples: SamplesOption = 16,
-    k: Ks = "1,2,4,8,16",
-    seed: Seed = 0,
-    out: Out = None,
-    stages: Stages = None,
-    quiet: Quiet = False,
-) -> None:
-    """Variance and bias of returns and gradients by K, and which K to use."""
-    from brim.analysis import analyze_variance, write_analysis
-    from brim.progress import Reporter
+def _add_command(name: str, told: str) -> None:
+    """A command of this name that runs `brim.analysis.analyze_{name}`."""
 
-    with running(quiet):
-        pipeline, subjects, folder = _open(run, more, students, out, stages, Reporter(quiet=quiet))
-        analysis = analyze_variance(
-            pipeline,
-            subjects,
-            ks=_numbers(k),
-            split=split.value,
-            num_prompts=prompts,
-            num_samples=samples,
-            seed=seed,
-        )
-        path, *_ = write_analysis(analysis, folder)
-    if not quiet:
-        for student in analysis.students:
-            typer.echo(f"{student.label}: {student.choice.text}")
-        typer.echo(f"tables and figure: {path}")
+    @analyze.command(name, help=told)
+    def command(
+        run: Run,
+        more: More = None,
+        students: Students = None,
+        split: FromSplit = Split.validation,
+        prompts: Prompts = 64,
+        samples: SamplesOption = 16,
+        k: Ks = "1,2,4,8,16",
+        seed: Seed = 0,
+        out: Out = None,
+        stages: Stages = None,
+        quiet: Quiet = False,
+    ) -> None:
+        from brim import analysis
+        from brim.progress import Reporter
+
+        with running(quiet):
+            ks, reporter = _numbers(k), Reporter(quiet=quiet)
+            pipeline, subjects, folder = _open(run, more, students, out, stages, reporter)
+            measured = getattr(analysis, f"analyze_{name}")(
+                pipeline,
+                subjects,
+                ks=ks,
+                split=split.value,
+                num_prompts=prompts,
+                num_samples=samples,
+                seed=seed,
+            )
+            path, *_ = analysis.write_analysis(measured, folder)
+        if not quiet:
+            for student in measured.students:
+                typer.echo(f"{student.label}: {student.verdict}")
+            typer.echo(f"tables and figure: {path}")
 
 
-@analyze.command()
-def theorem1(
-    run: Run,
-    more: More = None,
-    students: Students = None,
-    split: FromSplit = Split.validation,
-    prompts: Prompts = 64,
-    samples: SamplesOption = 16,
-    k: Ks = "1,2,4,8,16",
-    seed: Seed = 0,
-    out: Out = None,
-    stages: Stages = None,
-    quiet: Quiet = False,
-) -> None:
-    """Measured variance against Theorem 1's law, and how far steps are from independent."""
-    from brim.analysis import analyze_theorem1, write_analysis
-    from brim.progress import Reporter
-
-    with running(quiet):
-        pipeline, subjects, folder = _open(run, more, students, out, stages, Reporter(quiet=quiet))
-        analysis = analyze_theorem1(
-            pipeline,
-            subjects,
-            ks=_numbers(k),
-            split=split.value,
-            num_prompts=prompts,
-            num_samples=samples,
-            seed=seed,
-        )
-        path, *_ = write_analysis(analysis, folder)
-    if not quiet:
-        for student in analysis.students:
-            typer.echo(f"{student.label}: {student.verdict}")
-        typer.echo(f"tables and figure: {path}")
+_add_command("variance", "Variance and bias of returns and gradients by K, and which K to use.")
+_add_command(
+    "theorem1",
+    "Measured variance against Theorem 1's law, and how far steps are from independent.",
+)
 
 
 def _open(
@@ -121,24 +95,34 @@ def _open(
     stages: Path | None,
     reporter: Reporter,
 ) -> tuple[Pipeline, list[Subject], Path]:
+    """What is analysed, and the folder of the results, which is made before any work."""
     from brim.analysis import find_students, open_recipe, open_run
     from brim.config import load_config
     from brim.errors import ConfigError
+    from brim.files import disk_errors
     from brim.recipes import find_recipe
     from brim.settings import RunConfig
 
     # A shell makes several words of --students checkpoints/step-*.
     overrides = [word for word in more or [] if "=" in word and not Path(word).is_dir()]
     paths = [*(students or []), *(Path(word) for word in more or [] if word not in overrides)]
-    subjects = find_students(paths)
-    if Path(run).is_dir():
+    subjects, is_run = find_students(paths), Path(run).is_dir()
+    folder = out or Path(run) / "analysis"
+    if is_run:
         pipeline = open_run(Path(run), overrides, reporter)
-        return pipeline, subjects, out or Path(run) / "analysis"
-    if out is None:
-        raise ConfigError("--out: the analysis of a recipe needs a folder; name one")
-    config = load_config(RunConfig, find_recipe(run), overrides, search=find_recipe)
-    pipeline = open_recipe(config, out, stages_dir=stages or out / "stages", reporter=reporter)
-    return pipeline, subjects, out
+    else:
+        try:
+            recipe = find_recipe(run)
+        except ConfigError as error:
+            raise ConfigError(f"{error}; nor is there such a run directory") from None
+        if out is None:
+            raise ConfigError("--out: the analysis of a recipe needs a folder; name one")
+        config = load_config(RunConfig, recipe, overrides, search=find_recipe)
+        stages = stages or out / "stages"
+        pipeline = open_recipe(config, out, stages_dir=stages, reporter=reporter)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return pipeline, subjects, folder
 
 
 def _numbers(text: str) -> list[int]:
