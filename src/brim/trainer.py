@@ -57,7 +57,8 @@ class TrainerState:
 
     Attributes:
         step: steps done, skipped ones included.
-        best_step: the step of the best validation score so far, None before the first.
+        best_step: the step of the best validation score so far, the last of equally good ones;
+            None before the first.
         best_score: that score, in the metric's own direction.
         nonfinite_steps: steps skipped in a row until now.
         num_processes: how many processes made the last step; None before it.
@@ -154,6 +155,7 @@ class Trainer:
                 self._save()
             if stop:
                 raise Interrupted(step)
+        self._warn_of_the_untrained()
         return self.state
 
     # -- one step ---------------------------------------------------------------------------
@@ -243,7 +245,8 @@ class Trainer:
         evaluation = self.learner.ask(self.evaluate)
         score = evaluation.scores[self.metric]
         best = self.state.best_score
-        if best is None or (score.value > best if score.higher_is_better else score.value < best):
+        # The later one of equals: where a score is 0 throughout, step 0 must not be the best.
+        if best is None or (score.value >= best if score.higher_is_better else score.value <= best):
             self.state = replace(self.state, best_step=step, best_score=score.value)
             weights = self.learner.weights()
             if self.accelerator.is_main_process:
@@ -256,6 +259,14 @@ class Trainer:
             samples = evaluation.predictions[: self.num_samples]
             self.tracker.log_samples(step, [sample.as_dict() for sample in samples])
             self.hooks.on_evaluate(step, evaluation)
+
+    def _warn_of_the_untrained(self) -> None:
+        if self.state.best_step == 0 < self.state.step and self.accelerator.is_main_process:
+            logger.warning(
+                "%s: best/ is the model of step 0, before training: %s was worse at every "
+                "evaluation up to step %d; train longer, or change optim.lr",
+                *(self.directory, self.metric, self.state.step),
+            )
 
     def _log(self, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
         if self.accelerator.is_main_process:

@@ -21,6 +21,19 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 Progress = Callable[[str, int, int], None]
 """Told what is being read, how much of it is done and how much there is."""
 
+MetricName = Literal[
+    "rouge1",
+    "rouge2",
+    "rougeL",
+    "rougeLsum",
+    "bleu",
+    "chrf",
+    "ter",
+    "exact_match",
+    "answer_accuracy",
+]
+"""The keys of `brim.metrics.METRICS`, for settings to be checked before any data is read."""
+
 PositiveInt = Annotated[int, Field(ge=1)]
 
 

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import json
 import logging
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
@@ -27,7 +29,7 @@ from brim.errors import ConfigError, DataError
 from brim.files import atomic_open, atomic_write_json, disk_errors, read_json
 from brim.seeding import derive_seed
 from brim.tasks.arrow import ArrowExamples, ArrowWriter
-from brim.tasks.base import SPLITS, Progress, Split, TaskSettings
+from brim.tasks.base import SPLITS, MetricName, Progress, Split, TaskSettings
 from brim.tasks.rows import Columns, Source, read_examples
 from brim.tasks.sources import open_source
 from brim.tasks.templates import Template
@@ -35,7 +37,7 @@ from brim.types import Example
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_METRICS = ("chrf", "bleu", "rougeL", "exact_match")
+DEFAULT_METRICS: tuple[MetricName, ...] = ("chrf", "bleu", "rougeL", "exact_match")
 
 _FORMAT = 3  # of the cached files; another number makes them anew
 
@@ -49,7 +51,8 @@ class Files:
 
     A validation or test split that is not given is carved out of the training data: the prompts
     whose hash falls into a fixed interval. So it does not depend on the order of the rows, and
-    the same prompt is never in two splits.
+    the same prompt is never in two splits. Where a split has a source of its own, a warning says
+    how many of its prompts are training prompts too, when both are read.
 
     Args:
         train: source of the training split.
@@ -126,6 +129,7 @@ class Files:
         self.max_examples = dict(max_examples or {})
         self.cache_dir = cache_dir
         self.on_progress = on_progress
+        self._prompts: dict[Split, array[int]] = {}  # 8 bytes of the hash of each prompt
 
     def load(self, split: Split) -> Sequence[Example]:
         """The examples of a split, memory-mapped where there is a `cache_dir`.
@@ -205,6 +209,7 @@ class Files:
         """Read a source once and write the examples of each split; returns their provenance."""
         home, *carved = sinks
         writers = {split: ArrowWriter(sink) for split, sink in sinks.items()}
+        prompts = {split: array("q") for split in sinks}
         skipped: Counter[str] = Counter()
         for example in read_examples(
             source,
@@ -214,7 +219,9 @@ class Files:
             on_progress=self.on_progress,
         ):
             split = self._interval(example) if carved else home
-            writers[split if split in carved else home].add(example)
+            split = split if split in carved else home
+            writers[split].add(example)
+            prompts[split].append(_prompt_key(example))
         for writer in writers.values():
             writer.close()
         if skipped:
@@ -223,9 +230,10 @@ class Files:
         for split in carved:
             count, fraction = writers[split].num_examples, self.fractions[split]
             logger.warning(
-                "task.%s is not set: %d rows of %s (%g %% of its prompts, by hash) are kept for it",
-                *(split, count, source.name, 100 * fraction),
+                "task.%s is not set: %d row%s of %s (%g %% of its prompts, by hash) kept for it",
+                *(split, count, "s" * (count != 1), source.name, 100 * fraction),
             )
+        self._warn_of_overlap(prompts)
         common = {"source": source.name, "skipped": dict(skipped)}
         return {
             split: {
@@ -236,15 +244,38 @@ class Files:
             for split, writer in writers.items()
         }
 
+    def _warn_of_overlap(self, read: Mapping[Split, array[int]]) -> None:
+        """Say once how many prompts of a split with a source of its own are training prompts."""
+        new = read.keys() - self._prompts.keys()
+        self._prompts.update(read)
+        for split in SPLITS[1:]:
+            pair = {"train", split}
+            if self.sources[split] and pair & new and pair <= self._prompts.keys():
+                train, own = (
+                    np.unique(self._prompts[name][: self.max_examples.get(name)])
+                    for name in ("train", split)
+                )
+                if common := len(np.intersect1d(train, own, assume_unique=True)):
+                    logger.warning(
+                        "%d of the %d different prompts of task.%s (%s) are in the training split "
+                        "too: its scores are partly of what was trained on",
+                        *(common, len(own), split, self.sources[split]),
+                    )
+
     def _interval(self, example: Example) -> Split:
         """The split that would get a prompt, were all splits carved out of one source."""
-        prompt = example.prompt or json.dumps([dict(message) for message in example.messages])
-        point = derive_seed(0, "carve", prompt) / 2**63
+        point = _prompt_key(example) / 2**63
         for split, fraction in self.fractions.items():
             if point < fraction:
                 return split
             point -= fraction
         return "train"
+
+
+def _prompt_key(example: Example) -> int:
+    """63 bits of the hash of a prompt, by which it is carved."""
+    prompt = example.prompt or json.dumps([dict(message) for message in example.messages])
+    return derive_seed(0, "carve", prompt)
 
 
 def _template(
@@ -316,7 +347,7 @@ class FilesConfig(TaskSettings):
     """Configuration of a hub data set."""
     dataset_revision: str | None = None
     """Branch, tag or commit of a hub data set."""
-    metrics: tuple[str, ...] = DEFAULT_METRICS
+    metrics: tuple[MetricName, ...] = DEFAULT_METRICS
     """What is measured; the first one picks the checkpoint."""
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, Protocol
 
 from brim.errors import DataError
@@ -16,6 +17,7 @@ from brim.types import Example
 Row = Mapping[str, object]
 
 _ROWS_PER_REPORT = 1000
+_ROWS_TO_LOOK_AT = 1000  # for a column that the first row lacks
 
 
 class RowError(Exception):
@@ -24,12 +26,14 @@ class RowError(Exception):
     Attributes:
         reason: what the row is counted under, the same text for all rows with this fault.
         detail: the rest of the sentence, about this one row.
+        column: what the row lacks altogether.
     """
 
-    def __init__(self, reason: str, detail: str = "") -> None:
+    def __init__(self, reason: str, detail: str = "", column: str | None = None) -> None:
         super().__init__(reason + detail)
         self.reason = reason
         self.detail = detail
+        self.column = column
 
 
 class Source(Protocol):
@@ -179,7 +183,8 @@ def read_examples(
     seen: set[bytes] = set()
     first_problem = ""
     num_rows = 0
-    for number, row in source.rows(columns.used):
+    rows = source.rows(columns.used)
+    for number, row in rows:
         if on_progress and num_rows % _ROWS_PER_REPORT == 0:
             on_progress(source.name, *source.position())
         num_rows += 1
@@ -192,9 +197,12 @@ def read_examples(
         except RowError as problem:
             text = f"{source.where(number)}: {problem}"
             if on_bad_row == "error":
-                raise DataError(
-                    f"{text}; mend the row, or leave bad rows out with task.on_bad_row=skip"
-                ) from None
+                remedy = "mend the row, or leave bad rows out with task.on_bad_row=skip"
+                others = islice(rows, _ROWS_TO_LOOK_AT) if problem.column and num_rows == 1 else ()
+                has = [problem.column in r for _, r in others if not isinstance(r, RowError)]
+                if has and not any(has):
+                    remedy = f"none of the first {len(has) + 1} rows has it; use one that they have"
+                raise DataError(f"{text}{'' if text.endswith('?') else ';'} {remedy}") from None
             skipped[problem.reason] += 1
             first_problem = first_problem or text
         else:
@@ -217,7 +225,7 @@ def _check_new(example_id: str, seen: set[bytes]) -> None:
 
 def _value(row: Row, name: str) -> object:
     if name not in row:
-        raise RowError(f'no field "{name}"', describe_columns(name, row))
+        raise RowError(f'no field "{name}"', describe_columns(name, row), column=name)
     return row[name]
 
 

@@ -25,6 +25,7 @@ MAX_LINE_BYTES = 16 * 2**20
 _KINDS = {".jsonl": "", ".ndjson": "", ".json": "", ".csv": ",", ".tsv": "\t"}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _ROWS_PER_READ = 1000
+_NAME_A_FILE = f"name a file ({', '.join(_KINDS)}), or a folder that `datasets` can read"
 
 
 def open_source(
@@ -305,10 +306,12 @@ class DatasetSource:
         self.name = f"{name}#{split}"
         self.label = split
         self._position = 0
+        folder = Path(name).expanduser()
+        if folder.is_dir() and not any(folder.iterdir()):
+            raise DataError(f"{name}: an empty folder; {_NAME_A_FILE}")
         # Imported here because it takes a second that no other task needs.
         import datasets
 
-        folder = Path(name).expanduser()
         saved = any((folder / file).is_file() for file in ("state.json", "dataset_dict.json"))
         try:
             if saved:
@@ -318,8 +321,13 @@ class DatasetSource:
                 data = datasets.load_dataset(path, config, split=split, revision=revision)
         except Exception as error:  # whatever the library, the network or a file format says
             lines = str(error).splitlines() or [type(error).__name__]
-            fault = "cannot be read" if folder.is_dir() else "no file or folder, and on the hub"
-            raise DataError(f"{self.name}: {fault}: {lines[0]}") from error
+            if folder.is_dir():
+                raise DataError(
+                    f"{self.name}: cannot be read: {lines[0]}; {_NAME_A_FILE}"
+                ) from error
+            raise DataError(
+                f"{self.name}: no file or folder, and on the hub: {lines[0]}"
+            ) from error
         if isinstance(data, datasets.DatasetDict):
             if split not in data:
                 raise DataError(f"{self.name}: no such split; splits: {', '.join(data)}")

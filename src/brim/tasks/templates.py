@@ -100,6 +100,12 @@ def check_column(name: str, columns: Iterable[str], where: str) -> None:
 def describe_columns(name: str, columns: Iterable[str]) -> str:
     """The end of an error about a missing column: what there is, and what was probably meant."""
     columns = list(columns)
+    for mark in ";,\t|":
+        if len(columns) == 1 and name in columns[0].split(mark):
+            return (
+                f"; the only column is {columns[0]!r}, so the delimiter looks like {mark!r}; "
+                "write commas in a .csv file and tabs in a .tsv file"
+            )
     near = difflib.get_close_matches(name, columns, n=1)
     shown = ", ".join(repr(column) for column in columns[:20])
     more = f" and {len(columns) - 20} more" if len(columns) > 20 else ""

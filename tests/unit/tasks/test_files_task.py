@@ -9,6 +9,7 @@ import os
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
 import pytest
@@ -16,9 +17,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from brim.config import dump_config, load_config
 from brim.errors import BrimError, ConfigError, DataError, RunError
+from brim.metrics import METRICS
 from brim.tasks import SPLITS, Files, FilesConfig, TaskConfig, arrow, describe, rows
 from brim.tasks.arrow import ArrowExamples, ArrowWriter
-from brim.tasks.base import example_digest
+from brim.tasks.base import MetricName, example_digest
 from brim.types import Example
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
@@ -176,6 +178,63 @@ def test_a_chat_is_carved_by_its_messages(tmp_path):
     assert sum(lengths) == 200
     assert 70 <= lengths[1] <= 130
     assert task.load("train")[0].prompt == ""
+
+
+def overlaps(caplog):
+    return [text for text in caplog.messages if "in the training split too" in text]
+
+
+@pytest.mark.parametrize("order", [SPLITS, SPLITS[::-1]])
+@pytest.mark.parametrize("cached", [True, False])
+def test_training_prompts_in_another_file_are_told_once(tmp_path, train, caplog, order, cached):
+    rows = pairs(30, 980)
+    test = write_jsonl(tmp_path / "test.jsonl", [*rows, *rows])
+    validation = write_jsonl(tmp_path / "dev.jsonl", pairs(9, 2000) * 2)
+    cache = tmp_path / "cache" if cached else None
+    for _ in range(2):
+        task = Files(train=train, validation=validation, test=test, cache_dir=cache)
+        for split in (*order, *order):
+            task.load(split)
+    expected = (
+        f"20 of the 30 different prompts of task.test ({test}) are in the training split too: "
+        "its scores are partly of what was trained on"
+    )
+    assert overlaps(caplog) == [expected] * (1 if cached else 2)
+
+
+def test_only_the_prompts_that_are_used_overlap(tmp_path, train, caplog):
+    # Of the file that is carved, what went to validation is not trained on.
+    task = Files(train=train, test=train, validation_fraction=0.4)
+    count = len(task.load("train"))
+    task.load("test")
+    (text,) = overlaps(caplog)
+    assert count < 700
+    assert text.startswith(f"{count} of the 1000 different prompts of task.test")
+    caplog.clear()
+    limits = {"train": 100, "test": 5}
+    test = write_jsonl(tmp_path / "test.jsonl", [*pairs(5, 500), *pairs(5)])
+    task = Files(train=train, test=test, validation_fraction=0, max_examples=limits)
+    task.load("train"), task.load("test")
+    # Repeats inside a split, and splits that are carved, are no overlap.
+    double = write_jsonl(tmp_path / "double.jsonl", pairs(100) * 2)
+    for split in SPLITS:
+        Files(train=double).load(split)
+    assert overlaps(caplog) == []
+
+
+def test_chats_overlap_by_their_messages(tmp_path, caplog):
+    paths = [
+        write_jsonl(
+            tmp_path / f"{name}.jsonl",
+            [{"m": [{"role": "user", "content": f"q{i}"}]} for i in numbers],
+        )
+        for name, numbers in (("a", range(10)), ("b", range(8, 12)))
+    ]
+    task = Files(train=paths[0], test=paths[1], messages_column="m", target_column=None,
+                 validation_fraction=0)  # fmt: skip
+    task.load("train"), task.load("test")
+    (text,) = overlaps(caplog)
+    assert text.startswith("2 of the 4 different prompts")
 
 
 def test_a_split_that_nothing_gives_is_an_error(tmp_path, train):
@@ -400,6 +459,21 @@ def test_settings_from_a_file_and_the_command_line_build_the_task(tmp_path, trai
     prompts_only = load_config(FilesConfig, recipe, ["target_column=null"])
     assert prompts_only.build().load("test")[0].references == ()
     assert TypeAdapter(TaskConfig).validate_python({"name": "files"}) == FilesConfig()
+
+
+def test_metrics_are_checked_before_the_data_is_read(tmp_path):
+    assert get_args(MetricName) == tuple(METRICS)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: files\ntrain: gone.jsonl\nmetrics: [exact, chrf]\n")
+    for overrides, place in (
+        ([], f"{recipe}:3: metrics.0"),
+        (["metrics=[chrf,exact]"], "command line: metrics=[chrf,exact]: metrics.1"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_config(FilesConfig, recipe, overrides)
+        text = str(caught.value)
+        assert text.startswith(f'{place}: "exact" is not one of rouge1, ')
+        assert text.endswith("; did you mean exact_match?")
 
 
 # Data sets of Hugging Face's

@@ -40,7 +40,8 @@ def problem(path, columns=PLAIN):
         read(path, columns)
     text = str(caught.value)
     assert "\n" not in text
-    return text.removesuffix("; mend the row, or leave bad rows out with task.on_bad_row=skip")
+    text = text.removesuffix(" mend the row, or leave bad rows out with task.on_bad_row=skip")
+    return text.removesuffix(";")
 
 
 BAD_LINES = [
@@ -183,6 +184,38 @@ def test_a_csv_file_without_the_column_is_refused_before_its_rows(tmp_path):
         read(path, on_bad_row="skip")
 
 
+@pytest.mark.parametrize(
+    ("name", "header", "mark"),
+    [("rows.csv", "prompt;target", "';'"), ("rows.csv", "target\tprompt", r"'\t'"),
+     ("rows.tsv", "prompt,target", "','")],
+)  # fmt: skip
+def test_another_delimiter_is_named(tmp_path, name, header, mark):
+    path = write(tmp_path, name, f"{header}\nbad\n".encode())
+    with pytest.raises(ConfigError) as caught:
+        read(path)
+    assert str(caught.value) == (
+        f"{path}: no column 'prompt'; the only column is {header!r}, so the delimiter looks like "
+        f"{mark}; write commas in a .csv file and tabs in a .tsv file"
+    )
+
+
+@pytest.mark.parametrize(
+    ("others", "remedy"),
+    [
+        ([b'{"q": "p"}\n', b"{\n"], "none of the first 2 rows has it; use one that they have"),
+        ([b'{"q": "p"}\n', GOOD], "mend the row, or leave bad rows out with task.on_bad_row=skip"),
+        ([b"{\n"], "mend the row, or leave bad rows out with task.on_bad_row=skip"),
+    ],
+)
+def test_skipping_is_no_remedy_for_a_column_that_no_row_has(tmp_path, others, remedy):
+    path = write(tmp_path, "rows.jsonl", b'{"promt": "p"}\n' + b"".join(others))
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert str(caught.value) == (
+        f"{path}:1: no field \"prompt\"; columns: 'promt'; did you mean 'promt'? {remedy}"
+    )
+
+
 @pytest.mark.parametrize("data", [b"", b"\n \n"])
 def test_a_jsonl_file_without_rows_is_an_error(tmp_path, data):
     path = write(tmp_path, "rows.jsonl", data)
@@ -213,6 +246,11 @@ def test_a_missing_file_is_an_error(tmp_path, monkeypatch, text, message):
     with pytest.raises(DataError) as caught:
         open_source(text, "train")
     assert str(caught.value) == message
+
+
+def test_an_empty_folder_says_what_may_be_named(tmp_path):
+    with pytest.raises(DataError, match=r"an empty folder; name a file \(\.jsonl, .*, or a folder"):
+        open_source(str(tmp_path), "train")
 
 
 def test_a_file_of_unknown_kind_says_which_are_known(tmp_path):
