@@ -16,9 +16,19 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from brim.config_errors import Models, explain, key_path, models_below, shown, value_at
+from brim.config_errors import (
+    COMMAND_LINE,
+    Mistake,
+    Models,
+    explain,
+    first_mistake,
+    key_path,
+    models_below,
+    shown,
+    value_at,
+)
 from brim.errors import ConfigError
-from brim.yaml12 import Document, KeyPath, dump, parse
+from brim.yaml12 import Document, KeyPath, dotted, dump, parse
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 _Search = Callable[[str], Path]
@@ -69,15 +79,23 @@ def load_config(
     Raises:
         ConfigError: a file, key or value that cannot be used.
     """
-    commands, written = _read_overrides(overrides)
-    document = _merge(_vary(_read_file(source, [cls], search), commands, cls), commands, [cls])
-    while True:
-        try:
-            # Through JSON: strict types there still take a list for a tuple and text for a path.
-            return cls.model_validate_json(json.dumps(document.data), strict=True)
-        except ValidationError as error:
-            if not _restore_text(document.data, written, error):
-                raise ConfigError(explain(cls, document, error)) from None
+    document, outcome = _validate(cls, source, overrides, search)
+    if isinstance(outcome, ValidationError):
+        culprits = _find_culprits(cls, source, overrides, search)
+        raise ConfigError(explain(cls, document, outcome, culprits)) from None
+    return outcome
+
+
+def check_files(
+    source: Path, overrides: Sequence[str] = (), *, search: _Search | None = None
+) -> None:
+    """Find the mistakes that can be found without the class of the settings.
+
+    Raises:
+        ConfigError: a file that cannot be read, or an override that is none.
+    """
+    _read_overrides(overrides)
+    _read_file(source, [], search)
 
 
 def dump_config(config: BaseModel) -> str:
@@ -104,6 +122,44 @@ def config_hash(value: BaseModel | Mapping[str, Any]) -> str:
 
 
 # Reading
+
+
+def _validate(
+    cls: type[ConfigT], source: Path, overrides: Sequence[str], search: _Search | None
+) -> tuple[Document, ConfigT | ValidationError]:
+    """The settings as they were written, and the checked object or what is wrong with them."""
+    commands, written = _read_overrides(overrides)
+    document = _merge(_vary(_read_file(source, [cls], search), commands, cls), commands, [cls])
+    while True:
+        try:
+            # Through JSON: strict types there still take a list for a tuple and text for a path.
+            return document, cls.model_validate_json(json.dumps(document.data), strict=True)
+        except ValidationError as error:
+            if not _restore_text(document.data, written, error):
+                return document, error
+
+
+def _find_culprits(
+    cls: type[BaseModel], source: Path, overrides: Sequence[str], search: _Search | None
+) -> list[str]:
+    """The overrides that the first mistake needs, where no override is just the wrong setting."""
+
+    def mistake(chosen: Sequence[str]) -> Mistake | None:
+        document, outcome = _validate(cls, source, chosen, search)
+        if not isinstance(outcome, ValidationError):
+            return None
+        return first_mistake(cls, document, outcome)[0]
+
+    found = mistake(overrides)
+    if found is None or found.place.startswith(f"{COMMAND_LINE}{dotted(found.path)}="):
+        return []
+    return [
+        override
+        for i, override in enumerate(overrides)
+        # What a variant brings has a line in the file.
+        if override.partition("=")[0].partition(".")[0].strip() in cls.model_fields
+        and mistake([*overrides[:i], *overrides[i + 1 :]]) != found
+    ]
 
 
 def _read_file(
@@ -180,7 +236,7 @@ def _read_overrides(overrides: Sequence[str]) -> tuple[Document, dict[KeyPath, s
     commands = Document({})
     written: dict[KeyPath, str] = {}
     for override in overrides:
-        origin = f"command line: {override}".encode(errors="backslashreplace").decode()
+        origin = f"{COMMAND_LINE}{override}".encode(errors="backslashreplace").decode()
         key, equals, text = override.partition("=")
         path: KeyPath = tuple(key.strip().split("."))
         if not equals or not all(path):

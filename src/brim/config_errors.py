@@ -10,7 +10,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -19,21 +19,45 @@ from brim.yaml12 import Document, KeyPath, dotted
 
 Models = Sequence[type[BaseModel]]
 
+COMMAND_LINE = "command line: "
 
-def explain(cls: type[BaseModel], document: Document, error: ValidationError) -> str:
-    """One line on the first mistake; unknown keys go first, for they explain missing ones."""
+
+class Mistake(NamedTuple):
+    """What is wrong, with the setting that it is wrong with, and where that was written."""
+
+    place: str
+    path: KeyPath
+    problem: str
+
+
+def explain(
+    cls: type[BaseModel], document: Document, error: ValidationError, culprits: Sequence[str] = ()
+) -> str:
+    """One line on the first mistake; the place is that of the culprits, where there are some.
+
+    `culprits` are overrides without any of which there would be no such mistake.
+    """
+    (place, path, problem), more = first_mistake(cls, document, error)
+    if culprits:
+        place = f"{COMMAND_LINE}{' '.join(culprits)}"
+    if path and not place.startswith(f"{COMMAND_LINE}{dotted(path)}="):
+        place = f"{place}: {dotted(path)}"
+    others = f" (and {more} more)" if more else ""
+    return " ".join(f"{place}: {problem}{others}".split())
+
+
+def first_mistake(
+    cls: type[BaseModel], document: Document, error: ValidationError
+) -> tuple[Mistake, int]:
+    """The first mistake and the number of others; unknown keys explain missing ones: they lead."""
     mistakes: dict[KeyPath, list[ErrorDetails]] = {}
     for detail in sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden"):
         mistakes.setdefault(key_path(document.data, detail), []).append(detail)
     # Of a union of text and settings, what is wrong inside the settings says more.
     paths = [path for path in mistakes if not any(path in _parents(other) for other in mistakes)]
     path = paths[0]
-    place = document.origin(path)
-    if path and not place.startswith(f"command line: {dotted(path)}="):
-        place = f"{place}: {dotted(path)}"
     problem = _problem(cls, document.data, path, mistakes[path])
-    more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
-    return " ".join(f"{place}: {problem}{more}".split())
+    return Mistake(document.origin(path), path, problem), len(paths) - 1
 
 
 def _problem(cls: type[BaseModel], data: Any, path: KeyPath, details: list[ErrorDetails]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,30 +13,68 @@ from filelock import FileLock
 
 from brim._version import __version__
 from brim.checkpoints import latest_state
-from brim.files import atomic_write_json, disk_errors, read_json, read_jsonl
+from brim.errors import RunError
+from brim.files import atomic_write_json, disk_errors, read_jsonl
 from brim.journal import Journal
 from brim.models import LanguageModel
 from brim.pipeline import Pipeline
 from brim.stages import fingerprint_model
 from brim.tasks import Split, describe
 from brim.types import Example
+from brim.written import planned_steps, predictions_path, read_splits
+
+# What results of all splits in one folder share.
+_OF_A_FOLDER = ("model", "decoding", "seed")
 
 
 def evaluate_model(
-    model: LanguageModel, pipeline: Pipeline, split: Split, directory: Path, *, label: str
+    model: LanguageModel,
+    pipeline: Pipeline,
+    split: Split,
+    directory: Path,
+    *,
+    label: str,
+    training: Mapping[str, Any],
+    guest: bool = False,
 ) -> dict[str, Any]:
     """Decode a split, score it, and write predictions and results into `directory`.
 
     Finished blocks are kept in a hidden file beside the predictions until both are written: the
     same evaluation, stopped and begun again, goes on from them and ends in the same files.
 
+    Args:
+        model: who writes.
+        pipeline: the run whose task and settings these are.
+        split: which split.
+        directory: where the files go.
+        label: of the model, for who watches.
+        training: the model's `training_facts`, taken before it was read: it may go on meanwhile.
+        guest: the folder is not the model's own; what it holds of others is not overwritten.
+
     Returns:
         What `results.json` holds for the split.
+
+    Raises:
+        RunError: `results.json` is damaged, or of another model or other settings.
     """
     examples = pipeline.task.load(split)
+    limits = pipeline.config.decoding
+    inputs = _inputs(pipeline, model, examples)
+    facts = {
+        "data": describe(examples),
+        "model": inputs["model"],
+        "seed": pipeline.config.seed,
+        "decoding": {
+            **pipeline.config.evaluation.decoding.describe(),
+            "max_tokens": limits.max_tokens,
+            "max_prompt_tokens": limits.max_prompt_tokens,
+        },
+    }
+    known = read_splits(directory, split)
+    if guest:
+        _check_guest(directory, known, split, facts)
     folder = directory / "predictions"
-    path = folder / f".{split}.partial.jsonl"
-    journal = Journal(path, _inputs(pipeline, model, examples))
+    journal = Journal(folder / f".{split}.partial.jsonl", inputs)
     with (
         journal.opened(),
         _a_word_on_stops(),
@@ -45,21 +83,15 @@ def evaluate_model(
         evaluation = pipeline.evaluate(
             model, pipeline.teacher, examples, journal=journal, advance=meter.advance
         )
-        limits = pipeline.config.decoding
         results = {
             "split": split,
             "scores": {name: score.as_dict() for name, score in evaluation.scores.items()},
-            "data": describe(examples),
-            "decoding": {
-                **pipeline.config.evaluation.decoding.describe(),
-                "max_tokens": limits.max_tokens,
-                "max_prompt_tokens": limits.max_prompt_tokens,
-            },
+            **facts,
             "num_examples": len(examples),
             "num_truncated_prompts": evaluation.num_truncated_prompts,
             "num_truncated_completions": evaluation.num_truncated_completions,
             "num_parameters": model.num_parameters,
-            **training_facts(directory),
+            **training,
         }
         if PartialState().is_main_process:
             journal.publish(folder / f"{split}.jsonl")
@@ -79,8 +111,7 @@ def add_results(directory: Path, split: Split, results: Mapping[str, Any]) -> No
     path = directory / "results.json"
     # Not the directory's own lock: whoever trains in it holds that while stages are tested.
     with disk_errors(path), FileLock(directory / "predictions" / ".results.lock"):
-        known = read_json(path) if path.exists() else {}
-        atomic_write_json(path, {**known, split: results})
+        atomic_write_json(path, {**read_splits(directory, split), split: results})
 
 
 def _inputs(
@@ -113,14 +144,59 @@ def _a_word_on_stops() -> Iterator[None]:
         ) from None
 
 
+def kept_results(
+    model: LanguageModel, split: Split, directory: Path, training: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The results of a run's split if they are of this model, at this point of its training."""
+    known: dict[str, Any] = read_splits(directory, split).get(split, {})
+    if not predictions_path(directory, split).exists() or any(
+        known.get(key) != value for key, value in training.items()
+    ):
+        return None
+    return known if known.get("model") == fingerprint_model(model) else None
+
+
+def _check_guest(
+    directory: Path, known: Mapping[str, Any], split: Split, facts: Mapping[str, Any]
+) -> None:
+    """Results of one folder are of one model, decoded in one way, and a split's of one data."""
+    for name, results in known.items():
+        same = {key: results.get(key, facts[key]) == facts[key] for key in _OF_A_FOLDER}
+        same["data"] = name != split or results.get("data", {}).get("sha256") in (
+            None, facts["data"]["sha256"],
+        )  # fmt: skip
+        other = [key for key, equal in same.items() if not equal]
+        if other:
+            raise RunError(
+                f"{directory}: holds {name} results of another {' and '.join(other)}, which these "
+                "would replace or stand beside; name another --out"
+            )
+
+
 def training_facts(directory: Path) -> dict[str, Any]:
-    """How long a training directory was trained, and which step its best checkpoint is of."""
+    """How long a training directory was trained, and which step its best checkpoint is of.
+
+    Of a run also how many steps are planned; where it has no checkpoint (yet), `steps` is the
+    last one that was evaluated, and no more is known.
+    """
     state = latest_state(directory / "checkpoints")
+    planned = planned_steps(directory)
+    plan = {} if planned is None else {"planned_steps": planned}
     if state is None:
-        return {}
+        return {"steps": _last_evaluated(directory), **plan} if plan else {}
     steps = read_jsonl(directory / "timings.jsonl")
     return {
+        **plan,
         "steps": state["step"],
         "best_step": state["best_step"],
         "seconds": sum(row.get("time/step", 0.0) for row in steps),
     }
+
+
+def _last_evaluated(directory: Path) -> int:
+    step = 0
+    with suppress(RunError):  # a line that is being written
+        for row in read_jsonl(directory / "metrics.jsonl"):
+            if any(key.startswith("eval/") for key in row):
+                step = row["step"]
+    return step

@@ -6,6 +6,7 @@ resumable and skipped when its inputs are unchanged, then the test split of the 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -15,18 +16,22 @@ from typing import Any, Literal
 
 from accelerate import Accelerator
 
+from brim.checkpoints import latest_state
 from brim.config import load_config
 from brim.errors import ConfigError, DataError, RunError
 from brim.files import read_json
 from brim.models import Decoding, check_same_tokenizer, load_model
 from brim.pipeline import Pipeline
 from brim.progress import Reporter
-from brim.results import evaluate_model
+from brim.results import evaluate_model, kept_results, training_facts
 from brim.rundir import Resume, begin_run, open_run, read_manifest
 from brim.seeding import derive_seed
 from brim.settings import RunConfig
-from brim.tasks import Split
+from brim.tasks import Split, describe
 from brim.types import Example
+from brim.written import stopped_at
+
+logger = logging.getLogger(__name__)
 
 StageName = Literal["teacher", "predistill"]
 
@@ -76,9 +81,17 @@ def train(
         pipeline.other_processes = other_processes
         pipeline.check()
         begin_run(out, config, command)
+        before = latest_state(out / "checkpoints")
         pipeline.run()
+        training, label = training_facts(out), config.objective.name
+        if before is not None and before["step"] == training["steps"]:
+            reporter.say(f"{label}: unchanged, kept")
         best = pipeline.reload(out / "best", config.student)
-        return evaluate_model(best, pipeline, "test", out, label=config.objective.name)
+        kept = kept_results(best, "test", out, training)
+        if kept is not None:
+            reporter.say(f"{label} on test: unchanged, kept")
+            return kept
+        return evaluate_model(best, pipeline, "test", out, label=label, training=training)
 
 
 def evaluate_run(
@@ -103,7 +116,8 @@ def evaluate_run(
         reporter: tells the person who watches.
 
     Raises:
-        RunError: `run` is no run directory, or its training or teacher is missing.
+        RunError: `run` is no run directory, its training or teacher is missing, or files would be
+            overwritten that are of other data, another model or other settings.
         ConfigError: an override cannot be used, another model is given without `out`, or a stage
             with any of these.
     """
@@ -117,23 +131,44 @@ def evaluate_run(
         results: dict[str, Any] = read_json(directory / "results.json")[split]
         return results
     pipeline = open_pipeline(run, overrides, reporter)
-    if out is None and (model is not None or overrides):
+    own = out is None or out.resolve() == run.resolve()
+    if own and (model is not None or overrides):
         raise ConfigError(
             "--out: results of another model or of other settings need a folder of their own; "
             "name one"
         )
-    if out is not None and out.resolve() != run.resolve() and (out / "manifest.json").exists():
+    if out is not None and not own and (out / "manifest.json").exists():
         raise RunError(
             f"{out}: holds a run, whose results would be overwritten; name another --out"
         )
     if model is None and not (run / "best").exists():
         raise RunError(f"{run}: has no best checkpoint yet; finish it by brim train --resume must")
+    if own:
+        _check_data(run, pipeline, split)
+    training: dict[str, Any] = {}
     if model is None:
+        training = training_facts(run)
+        stop = stopped_at(run, training)
+        if stop:
+            logger.warning(
+                "%s: its training has not ended (%s); the results say so, and no sweep or report "
+                "counts them",
+                run,
+                stop,
+            )
         student = pipeline.reload(run / "best", pipeline.config.student)
     else:
         student = pipeline.place(load_model(model))
     check_same_tokenizer(pipeline.teacher, student)
-    return evaluate_model(student, pipeline, split, out or run, label=model or run.name)
+    return evaluate_model(
+        student,
+        pipeline,
+        split,
+        out or run,
+        label=model or run.name,
+        training=training,
+        guest=not own,
+    )
 
 
 def evaluate_stage(
@@ -142,7 +177,7 @@ def evaluate_stage(
     """Evaluate what a stage of a run made, in the stage's own folder.
 
     Args:
-        run: a finished run directory.
+        run: a run directory that has its stages, whether its own training has ended or not.
         name: whose result.
         split: which split.
         reporter: tells the person who watches.
@@ -151,7 +186,7 @@ def evaluate_stage(
         The stage's folder.
 
     Raises:
-        RunError: `run` is no run directory, or has made no such stage.
+        RunError: `run` is no run directory, has made no such stage, or the data is not its own.
     """
     pipeline = open_pipeline(run, reporter=reporter)
     stage = read_manifest(run).get("stages", {}).get(name)
@@ -161,12 +196,26 @@ def evaluate_stage(
             f"{run}: has trained no {name} of its own (or it is gone); evaluate a loaded model by "
             "--model NAME --out FOLDER"
         )
+    _check_data(run, pipeline, split)
     if name == "teacher":
         model = pipeline.teacher
     else:
         model = pipeline.reload(directory / "best", pipeline.config.student)
-    evaluate_model(model, pipeline, split, directory, label=name)
+    training = training_facts(directory)
+    evaluate_model(model, pipeline, split, directory, label=name, training=training)
     return directory
+
+
+def _check_data(run: Path, pipeline: Pipeline, split: Split) -> None:
+    """Meet a split that is not what the run was begun with: the run's results are of that."""
+    known = read_manifest(run).get("data", {}).get(split)
+    # As the manifest has it: of validation so much as training decodes.
+    examples = pipeline.validation_examples if split == "validation" else pipeline.task.load(split)
+    if known is not None and known["sha256"] != describe(examples)["sha256"]:
+        raise RunError(
+            f"{run}: the {split} split is not what this run was begun with (see manifest.json), "
+            "and its results would be overwritten; bring the data back, or evaluate by --out FOLDER"
+        )
 
 
 def open_pipeline(
@@ -175,7 +224,7 @@ def open_pipeline(
     """The finished stages of a run.
 
     Raises:
-        RunError: `run` is no run directory.
+        RunError: `run` is no run directory, or its trained teacher is missing.
         ConfigError: an override cannot be used.
     """
     if not (run / "config.yaml").exists():
@@ -186,7 +235,12 @@ def open_pipeline(
     pipeline = Pipeline(config, run, Accelerator(), reporter or Reporter(quiet=True), stages_dir)
     if config.teacher.train is not None:
         # The teacher that the run had, whatever the overrides would have made of it.
-        stage = manifest.get("stages", {}).get("teacher", "teacher")
+        stage = manifest.get("stages", {}).get("teacher")
+        if stage is None:
+            raise RunError(
+                f"{run}: was stopped before it had its teacher and all other stages; go on with it "
+                "by the brim train or brim sweep that began it"
+            )
         best = stages_dir / stage / "best"
         if not best.exists():
             raise RunError(f"{best}: the run's teacher is missing; bring back its stages folder")

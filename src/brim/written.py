@@ -6,14 +6,16 @@ Everything that looks at a finished evaluation reads it here, without torch.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from brim.errors import RunError
+from brim.errors import BrimError, RunError
 from brim.files import read_json
 from brim.metrics import Score
+from brim.yaml12 import parse
 
 # What Python says to JSON of another shape than we write, or to half a character.
 _DAMAGE = (KeyError, TypeError, ValueError, AttributeError)
@@ -42,6 +44,11 @@ class Results:
         """How the texts were decoded, in words; None where the file does not say it."""
         kept = self.facts.get("decoding")
         return decoding_in_words(kept) if isinstance(kept, dict) else None
+
+    @property
+    def stopped_at(self) -> str | None:
+        """`step 11 of 120` where the model's training had not ended; None where it had."""
+        return stopped_at(self.directory, self.facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +86,8 @@ def find_results(directory: Path, split: str) -> Results | None:
         RunError: they are damaged.
     """
     path = directory / "results.json"
-    if not path.exists():
-        return None
-    splits = read_json(path)
     try:
-        facts = splits.get(split)
+        facts = read_splits(directory, split).get(split)
         if not isinstance(facts, dict) or "scores" not in facts:  # somebody else's file
             return None
         return Results(
@@ -95,6 +99,66 @@ def find_results(directory: Path, split: str) -> Results | None:
         )
     except _DAMAGE as error:
         raise RunError(f"{path}: damaged: {error!r}; {_again(directory, split)}") from None
+
+
+def read_splits(directory: Path, split: str) -> dict[str, Any]:
+    """All that `results.json` holds, by split; nothing where there is none.
+
+    Raises:
+        RunError: it is damaged; the remedy is for `split`.
+    """
+    path = directory / "results.json"
+    if not path.exists():
+        return {}
+    try:
+        splits = read_json(path)
+        if not isinstance(splits, dict):
+            raise RunError(f"{path}: damaged: not an object of splits")
+    except RunError as error:
+        raise RunError(f"{error}; remove it, and {_again(directory, split)}") from None
+    return splits
+
+
+def stopped_at(directory: Path, facts: Mapping[str, Any]) -> str | None:
+    """How far the training of an evaluated model was, in words, if it had not ended.
+
+    Args:
+        directory: of the results; if it is a run's, its settings say how many steps were planned
+            where results of an older version do not.
+        facts: of a split.
+
+    Returns:
+        `step 11 of 120`, or None where the training had ended, there was none, or nobody knows.
+    """
+    step = facts.get("steps")
+    if step is None:
+        return None
+    planned = facts.get("planned_steps") or planned_steps(directory)
+    return None if planned is None or step >= planned else f"step {step:,} of {planned:,}"
+
+
+def planned_steps(directory: Path) -> int | None:
+    """How many steps the run in a directory is to have; None where there is no run or no saying."""
+    config, manifest = directory / "config.yaml", directory / "manifest.json"
+    if not config.exists() or not manifest.exists():
+        return None
+    try:
+        trainer = parse(config.read_text(encoding="utf-8"), str).data["trainer"]
+        if trainer.get("max_steps") is not None:
+            return int(trainer["max_steps"])
+        examples = read_json(manifest)["data"]["train"]["num_examples"]
+        planned: int = math.ceil(trainer["num_epochs"] * examples / trainer["rollout_batch_size"])
+        return planned
+    except (BrimError, *_DAMAGE):
+        return None
+
+
+def check_run(run: Path) -> None:
+    """Raise a RunError where there is no run in a directory."""
+    if not (run / "config.yaml").exists():
+        if below := _run_below(run):
+            raise RunError(f"{run}: holds runs and is none; name one, such as {below}")
+        raise RunError(f"{run}: no run directory (it has no config.yaml); check the path")
 
 
 def decoding_in_words(decoding: Mapping[str, Any]) -> str:
@@ -191,10 +255,20 @@ def _mean(values: Sequence[Any]) -> float | None:
 def _absent(what: str, path: Path, directory: Path, split: str) -> RunError:
     if not directory.is_dir():
         return RunError(f"{directory}: no such directory; check the path")
+    if not (directory / "results.json").exists() and (run := _run_below(directory)):
+        return RunError(f"{directory}: holds runs and is none; name one, such as {run}")
     return RunError(
         f"{path}: no {what} of the {split} split; "
         f"write them by brim evaluate {directory} --split {split}"
     )
+
+
+def _run_below(directory: Path) -> Path | None:
+    """A run in a directory that is none itself, such as runs/ or a sweep's."""
+    if (directory / "config.yaml").exists():
+        return None
+    found = [*directory.glob("*/config.yaml"), *directory.glob("*/*/config.yaml")]
+    return min((path.parent for path in found), default=None)
 
 
 def _again(directory: Path, split: str) -> str:

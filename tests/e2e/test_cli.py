@@ -109,7 +109,10 @@ def wait_for_step(process: subprocess.Popen, metrics: Path, step: int) -> None:
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise AssertionError(f"ended early: {process.communicate()}")
-        if metrics.exists() and any(r["step"] >= step for r in rows(metrics) if "train/loss" in r):
+        # A last line without its end is being written.
+        whole = metrics.read_text().rpartition("\n")[0] if metrics.exists() else ""
+        found = [json.loads(line) for line in whole.splitlines()]
+        if any(row["step"] >= step for row in found if "train/loss" in row):
             return
         time.sleep(0.02)
     raise AssertionError("no progress")

@@ -7,8 +7,8 @@ import pytest
 
 import brim.results
 from brim.errors import RunError
-from brim.files import read_json
 from brim.results import add_results
+from brim.written import read_splits
 
 
 @pytest.fixture
@@ -30,13 +30,13 @@ def test_results_of_another_split_are_kept_and_of_the_same_replaced(directory):
 def test_evaluations_that_end_at_once_lose_nothing(directory, monkeypatch):
     both_have_read = Barrier(2)
 
-    def read_and_wait(path):
-        found = read_json(path)
+    def read_and_wait(*where):
+        found = read_splits(*where)
         with suppress(BrokenBarrierError):
             both_have_read.wait(timeout=0.3)  # without turns both would get here
         return found
 
-    monkeypatch.setattr(brim.results, "read_json", read_and_wait)
+    monkeypatch.setattr(brim.results, "read_splits", read_and_wait)
     with ThreadPoolExecutor(2) as pool:
         splits = ("validation", "test")
         list(pool.map(lambda split: add_results(directory, split, {"n": split}), splits))
@@ -45,6 +45,8 @@ def test_evaluations_that_end_at_once_lose_nothing(directory, monkeypatch):
 
 def test_a_damaged_file_is_named_and_left_alone(directory):
     (directory / "results.json").write_text("{")
-    with pytest.raises(RunError, match=r"results.json: cannot be read"):
+    with pytest.raises(
+        RunError, match=r"results.json: cannot be read: .*; remove it, and write it anew"
+    ):
         add_results(directory, "test", {})
     assert (directory / "results.json").read_text() == "{"

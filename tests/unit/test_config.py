@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator
 
-from brim.config import Config, config_hash, dump_config, load_config
+from brim.config import Config, check_files, config_hash, dump_config, load_config
 from brim.errors import ConfigError
+from brim.recipes import find_recipe
 from brim.yaml12 import dump, parse
 
 
@@ -233,6 +234,48 @@ def test_a_mistake_in_a_file_is_named_with_its_line(load, text, message):
 )  # fmt: skip
 def test_a_mistake_on_the_command_line_is_named_with_the_override(load, override, message):
     assert complaint(load, "optim: {lr: 1}\n", override) == message
+
+
+ONE_LENGTH = "give one of steps and epochs"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("trainer:\n  steps: 1", ["mode=greedy", "trainer.epochs=2"],
+         f"command line: trainer.epochs=2: trainer: {ONE_LENGTH}"),
+        ("trainer: {steps: 1}", ["trainer={epochs: 2}"],
+         f"command line: trainer={{epochs: 2}}: {ONE_LENGTH}"),
+        ("", ["trainer.epochs=2", "optim.lr=1", "trainer.steps=1"],
+         f"command line: trainer.epochs=2 trainer.steps=1: trainer: {ONE_LENGTH}"),
+        ("\ntrainer: {steps: 1, epochs: 2}", ["trainer.optim.lr=1"],
+         f"recipe.yaml:2: trainer: {ONE_LENGTH}"),
+        ("trainer: {steps: 1, epochs: 2}", ["optim.lr=-1"],
+         f"recipe.yaml:1: trainer: {ONE_LENGTH} (and 1 more)"),
+        ("trainer: {steps: 1}\nvariants: {size: {big: {trainer: {epochs: 2}}}}", ["size=big"],
+         f"recipe.yaml:1: trainer: {ONE_LENGTH}"),
+    ],
+)  # fmt: skip
+def test_what_overrides_and_file_make_together_is_blamed_on_who_is_needed_for_it(
+    load, text, overrides, message
+):
+    assert complaint(load, text, *overrides) == message
+
+
+def test_files_and_overrides_are_checked_without_the_class(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.yaml").write_text("optim: [1\n")
+    Path("good.yaml").write_text("anything: {at: all}\n")
+    for text, overrides, message in (
+        ("extends: bad.yaml", [], "bad.yaml:2: "),
+        ("extends: no.yaml", [], "no.yaml: no such file"),
+        ("extends: some/recipe", [], "some/recipe: no such recipe"),
+        ("extends: good.yaml", ["k 3"], "command line: k 3: "),
+    ):
+        Path("recipe.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            check_files(Path("recipe.yaml"), overrides, search=find_recipe)
+    check_files(Path("good.yaml"), ["no.such.key=1"], search=find_recipe)
 
 
 def test_a_missing_key_is_named_with_the_mapping_that_lacks_it(load, tmp_path):

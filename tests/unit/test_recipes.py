@@ -92,3 +92,14 @@ def test_returns_are_induced_alike(task):
 def test_unknown_recipe_names_the_nearest():
     with pytest.raises(ConfigError, match="did you mean wordproblems/llmr"):
         find_recipe("wordproblem/llmr")
+
+
+def test_a_run_directory_or_a_file_without_its_ending_is_offered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs/cmudict/brim").mkdir(parents=True)
+    Path("runs/cmudict/brim/config.yaml").touch()
+    Path("mine.yaml").touch()
+    with pytest.raises(ConfigError, match=r"did you mean runs/cmudict/brim/config\.yaml\?"):
+        find_recipe("runs/cmudict/brim")
+    with pytest.raises(ConfigError, match=r"did you mean mine\.yaml\?"):
+        find_recipe("mine")

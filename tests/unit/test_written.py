@@ -8,7 +8,14 @@ import pytest
 
 from brim.errors import RunError
 from brim.metrics import mean_score
-from brim.written import find_results, predictions_path, read_results, read_written
+from brim.written import (
+    find_results,
+    planned_steps,
+    predictions_path,
+    read_results,
+    read_written,
+    stopped_at,
+)
 
 ROWS = [
     {"id": f"x{i}", "prompt": f"p{i}", "references": [f"r{i}"], "text": f"t{i}", "num_tokens": i}
@@ -57,6 +64,33 @@ def test_damaged_results_are_never_passed_over(directory, text):
     (directory / "results.json").write_text(text)
     with pytest.raises(RunError, match=r"results.json: damaged: .*--split test"):
         find_results(directory, "test")
+
+
+PLANS = {"max_steps: 40, num_epochs: null": 40, "max_steps: null, num_epochs: 1.5": 30}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_results_from_before_the_end_of_a_training_say_how_far_it_was(tmp_path, plan):
+    trainer = f"trainer: {{{plan}, rollout_batch_size: 5}}"
+    (tmp_path / "config.yaml").write_text(trainer)
+    (tmp_path / "manifest.json").write_text('{"data": {"train": {"num_examples": 98}}}')
+    planned = PLANS[plan]
+    assert planned_steps(tmp_path) == planned
+    # Results of an older version do not have the number of planned steps.
+    assert stopped_at(tmp_path, {"steps": planned - 1}) == f"step {planned - 1} of {planned}"
+    assert stopped_at(tmp_path, {"steps": planned}) is None
+    assert stopped_at(tmp_path, {}) is None
+    assert stopped_at(tmp_path / "no run", {"steps": 0, "planned_steps": 1200}) == "step 0 of 1,200"
+    assert stopped_at(tmp_path, {"steps": 7, "planned_steps": 7}) is None
+
+
+@pytest.mark.parametrize("config", ["trainer: {max_steps: null}", "trainer: 3", "{", "seed: 1", ""])
+def test_of_settings_that_do_not_say_it_the_planned_steps_are_not_known(tmp_path, config):
+    (tmp_path / "config.yaml").write_text(config)
+    assert planned_steps(tmp_path) is None
+    (tmp_path / "manifest.json").write_text("{}")
+    assert planned_steps(tmp_path) is None
+    assert stopped_at(tmp_path, {"steps": 3}) is None
 
 
 def test_rows_come_one_after_the_other(directory):

@@ -11,7 +11,7 @@ import sys
 import typer
 
 from brim.cli import analyze, compare, judge, report, runs, sweep
-from brim.cli.app import app
+from brim.cli.app import UsageError, app, usage_in_a_line
 from brim.errors import BrimError
 from brim.process import leave_processes, prepare_process
 
@@ -22,9 +22,13 @@ def main() -> None:
     """Entry point: user mistakes are one line and exit code 2."""
     prepare_process()
     try:
-        app()
+        code = app(standalone_mode=False)
+    except UsageError as error:
+        typer.echo(usage_in_a_line(error), err=True)
+        sys.exit(2)
     except BrimError as error:
         typer.echo(f"brim: {error}", err=True)
         sys.exit(2)
     finally:
         leave_processes()
+    sys.exit(code)

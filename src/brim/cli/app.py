@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from brim._version import __version__
 from brim.process import flush_denormals
+
+if TYPE_CHECKING:
+    from brim.settings import RunConfig
+
+# Click's, which typer has under another name in each of its versions.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     name="brim",
@@ -51,6 +60,35 @@ def _root(
     ] = False,
 ) -> None:
     """Distil a large language model into a small one by reinforcement learning."""
+
+
+def usage_in_a_line(error: Any) -> str:
+    """What is wrong with the arguments, and where help is; the help itself, if there were none."""
+    text, context = error.format_message(), error.ctx
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return str(text)
+    text = text.replace("Value error, ", "").replace("Input should ", "must ").rstrip(".?")
+    hint = ""
+    if context is not None:
+        hint = f"; see {context.command_path} -h"
+        option = getattr(error, "option_name", "")
+        if text.startswith("No such option") and "KEY.SUB=VALUE" in context.get_usage():
+            typed = next((word for word in sys.argv if word.startswith(f"{option}=")), "")
+            setting = re.sub("^-+", "", typed or f"{option}=VALUE")
+            hint = f"; settings have no dashes: write {setting}{hint}"
+    return " ".join(f"brim: {text[:1].lower()}{text[1:]}{hint}".split())
+
+
+def load_recipe(recipe: str, overrides: Sequence[str] | None) -> tuple[Path, RunConfig]:
+    """The file and the settings of a recipe; without torch where a file or its YAML is wrong."""
+    from brim.config import check_files, load_config
+    from brim.recipes import find_recipe
+
+    path = find_recipe(recipe)
+    check_files(path, overrides or [], search=find_recipe)
+    from brim.settings import RunConfig
+
+    return path, load_config(RunConfig, path, overrides or [], search=find_recipe)
 
 
 def is_main_process() -> bool:

@@ -35,7 +35,7 @@ def compare(
         Path | None, typer.Option(help="Folder for comparison.md and comparison.json.")
     ] = None,
 ) -> None:
-    """Say whether A is better than B beyond chance, and where they differ most."""
+    """Say whether A is better than B, and where they differ most."""
     from brim.comparison import compare
     from brim.report.comparison import comparison_text, write_comparison
 

@@ -66,7 +66,10 @@ def judge(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Have a large model compare two systems, four queries a pair, by the paper's prompts."""
+    """Have a large model compare two systems.
+
+    By the paper's prompts, in four queries a pair.
+    """
     from brim.judge import Limits
     from brim.judging import (
         Judge,

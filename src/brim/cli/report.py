@@ -30,7 +30,7 @@ def report(
     outputs: Annotated[int, typer.Option(min=0, help="Examples with texts on the page.")] = 200,
     quiet: Quiet = False,
 ) -> None:
-    """Compare runs: the paper's tables and figures, and one page, from their directories."""
+    """Make the paper's tables and figures, and a page, from runs."""
     from brim.progress import Reporter
     from brim.report import write_reports
 

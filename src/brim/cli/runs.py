@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from brim.cli.app import Overrides, Quiet, Split, app, is_main_process, running
+from brim.cli.app import Overrides, Quiet, Split, app, is_main_process, load_recipe, running
 
 
 class Resume(StrEnum):
@@ -48,16 +48,13 @@ def train(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run a recipe: teacher, teacher outputs, pre-distillation, distillation, test."""
-    from brim.config import load_config
+    """Run a recipe: teacher, pre-distillation, distillation, test."""
+    path, config = load_recipe(recipe, overrides)
     from brim.progress import Reporter
-    from brim.recipes import find_recipe, run_directory
+    from brim.recipes import run_directory
     from brim.report import summary
     from brim.runs import train
-    from brim.settings import RunConfig
 
-    path = find_recipe(recipe)
-    config = load_config(RunConfig, path, overrides or [], search=find_recipe)
     out = out or run_directory(path)
     with running(quiet):
         results = train(
@@ -71,12 +68,24 @@ def train(
         )
     if not quiet and is_main_process():
         typer.echo(summary(results))
-        typer.echo(f"run directory: {out}\nnext: brim evaluate {out} · brim generate {out}")
+        typer.echo(f"run directory: {out}\nnext: brim report {out} · brim generate {out}")
+
+
+def is_sweep(name: str) -> bool:
+    """Whether this is a sweep's file, which has `systems`; one that cannot be read is none."""
+    from brim.errors import ConfigError
+    from brim.yaml12 import parse
+
+    try:
+        data = parse(Path(name).read_text(encoding="utf-8"), lambda line: name).data
+    except (OSError, UnicodeError, ConfigError):
+        return False
+    return isinstance(data, dict) and "systems" in data
 
 
 @app.command()
 def plan(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name (brim recipes) or a YAML file.")],
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a YAML file; or a sweep's.")],
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Bytes and operations as JSON.")] = False,
     memory: Annotated[
@@ -92,15 +101,24 @@ def plan(
         typer.Option(min=0, metavar="GB/S", help="What a device sends, 10^9 bytes a second."),
     ] = None,
 ) -> None:
-    """Say what a recipe will do and take, without weights, data or network."""
-    from brim.config import load_config
-    from brim.plan import as_dict, as_text, plan
-    from brim.recipes import find_recipe
-    from brim.settings import RunConfig
-
-    config = load_config(RunConfig, find_recipe(recipe), overrides or [], search=find_recipe)
-    found = plan(config, devices=devices, memory_limit=memory, tflops=tflops, bandwidth=bandwidth)
+    """Say what a recipe or a sweep takes, without weights or data."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    if is_sweep(recipe):
+        from brim.errors import ConfigError
+        from brim.plan import plan_sweep, sweep_as_dict, sweep_as_text
+        from brim.sweep import load_sweep, points
+
+        if overrides or bandwidth is not None:
+            raise ConfigError(f"{recipe}: a sweep's plan takes no settings and no --bandwidth")
+        runs = points(load_sweep(Path(recipe)), recipe)
+        whole = plan_sweep(runs, devices=devices, memory_limit=memory, tflops=tflops)
+        table = sweep_as_text(whole, width=width)
+        typer.echo(json.dumps(sweep_as_dict(whole), indent=2) if as_json else table)
+        return
+    _, config = load_recipe(recipe, overrides)
+    from brim.plan import as_dict, as_text, plan
+
+    found = plan(config, devices=devices, memory_limit=memory, tflops=tflops, bandwidth=bandwidth)
     typer.echo(json.dumps(as_dict(found), indent=2) if as_json else as_text(found, width=width))
 
 
@@ -118,7 +136,10 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder for the results [RUN].")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Score a run's best checkpoint, or another model, on the run's task."""
+    """Score a run's best checkpoint, or another model, on its task."""
+    from brim.written import check_run
+
+    check_run(run)  # before torch comes
     from brim.progress import Reporter
     from brim.report import summary
     from brim.runs import evaluate_run
@@ -150,7 +171,10 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
     block: Annotated[int, typer.Option(min=1, help="Prompts before the first comes out.")] = 32,
 ) -> None:
-    r"""Complete prompts: one line in, one line out (line breaks come out as \n)."""
+    r"""Complete prompts: one line in, one line out.
+
+    Line breaks of a completion come out as \n.
+    """
     from brim.errors import ConfigError
     from brim.models import Decoding
     from brim.runs import escape_line, generate, read_prompts
@@ -190,7 +214,7 @@ def quickstart(
         bool, typer.Option(help="A minute's version, for checking the set-up.")
     ] = False,
 ) -> None:
-    """Distil a pronunciation teacher into a small student, by LLMR and by BRIM."""
+    """Distil a teacher of pronunciation, by LLMR and by BRIM."""
     from brim.progress import Reporter
     from brim.quickstart import quickstart
 

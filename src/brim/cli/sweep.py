@@ -45,7 +45,14 @@ def sweep(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Run a grid of settings, methods and seeds; stop and go on at any time."""
+    """Run a grid of settings, methods and seeds.
+
+    Stop it at any time; the same command goes on.
+    """
+    from brim.config import check_files
+    from brim.recipes import find_recipe
+
+    check_files(file, search=find_recipe)
     from brim.progress import Reporter
     from brim.sweep import commands
 

@@ -91,8 +91,9 @@ def compare_seeds(
         confidence: coverage of the intervals of the differences.
 
     Raises:
-        RunError: no shared seed with results, a score that was asked for and cannot be compared, a
-            damaged file, runs of one seed on other data, or of one method decoded differently.
+        RunError: no shared seed with results of finished runs, a score that was asked for and
+            cannot be compared, a damaged file, runs of one seed on other data, or of one method
+            decoded differently.
     """
     results_a, missing_a = _read(a, split)
     results_b, missing_b = _read(b, split)
@@ -192,6 +193,8 @@ def _read(directory: Path, split: str) -> tuple[dict[str, Results], dict[str, st
         found = find_results(run, split)
         if found is None:
             missing[seed] = f"{run} has no {split} results yet"
+        elif found.stopped_at:
+            missing[seed] = f"{run}: its training had not ended ({found.stopped_at})"
         else:
             results[seed] = found
     return results, missing

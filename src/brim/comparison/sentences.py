@@ -81,6 +81,7 @@ class Comparison:
             metrics decide where it is even.
         left_out: by name, why a score of `results.json` is not among the metrics.
         decodings: of A and B, where the texts were decoded differently.
+        stopped_at: of `a` and of `b` whose training had not ended, how far it was.
         seed, num_resamples, confidence: of intervals and p-values.
     """
 
@@ -94,6 +95,7 @@ class Comparison:
     better_b: tuple[Sentence, ...]
     left_out: Mapping[str, str]
     decodings: tuple[str, str] | None
+    stopped_at: Mapping[str, str]
     seed: int
     num_resamples: int
     confidence: float
@@ -154,6 +156,11 @@ def compare_runs(
         better_b=_sentences(rows, columns, _most(-ahead, num_sentences)),
         left_out=left_out,
         decodings=different_decodings(*results),
+        stopped_at={
+            side: stop
+            for side, found in zip("ab", results, strict=True)
+            if (stop := found.stopped_at) is not None
+        },
         seed=seed,
         num_resamples=num_resamples,
         confidence=confidence,

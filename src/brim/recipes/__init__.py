@@ -23,7 +23,8 @@ def find_recipe(name: str) -> Path:
         return path
     path = ROOT / f"{name}.yaml"
     if not path.is_file():
-        near = difflib.get_close_matches(name, [known for known, _ in list_recipes()], n=1)
+        own = [file for file in (Path(name, "config.yaml"), Path(f"{name}.yaml")) if file.is_file()]
+        near = own or difflib.get_close_matches(name, [known for known, _ in list_recipes()], n=1)
         hint = f"did you mean {near[0]}?" if near else "brim recipes lists them"
         raise ConfigError(f"{name}: no such recipe; {hint}")
     return path

@@ -13,6 +13,7 @@ from brim.report.markdown import escape_markdown, markdown_table
 from brim.report.table import ABSENT, DIGITS, align, percent, with_interval
 
 _LONGEST = 400  # characters of a text in a terminal; Markdown and JSON have all of it
+_MOST_DIGITS = 8  # of a difference
 # These turn the direction of what follows, and so can show another text than there is.
 _BIDIRECTIONAL = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
@@ -94,16 +95,18 @@ def _facts(comparison: Comparison | SeedComparison) -> list[str]:
             f"resamples, seed {comparison.seed}"
         )
         unpaired: Mapping[str, str] = {}
+        stopped = comparison.stopped_at
     else:
         what = (
             f"{comparison.split} split, {len(comparison.seeds)} seeds: "
             f"{', '.join(comparison.seeds)}; {confidence} intervals"
         )
-        unpaired = comparison.unpaired
+        unpaired, stopped = comparison.unpaired, {}
     sides = zip("AB", comparison.decodings or (), strict=False)
     decodings = "; ".join(f"{side} {decoding}" for side, decoding in sides)
     return [
         what,
+        *(f"{side.upper()}: its training had not ended ({stop})" for side, stop in stopped.items()),
         *([f"decoded differently: {decodings}"] if decodings else []),
         *(f"left out: seed {seed}: {reason}" for seed, reason in unpaired.items()),
         *(f"left out: {name}: {reason}" for name, reason in comparison.left_out.items()),
@@ -234,6 +237,9 @@ def _verdict(
 
 
 def _interval(value: float, low: float | None, high: float | None, digits: int) -> str:
+    # What is not zero does not look like it, unless it is rounding.
+    shown = (more for more in range(digits, _MOST_DIGITS) if round(value, more))
+    digits = next(shown, digits)
     if low is None or high is None:
         return f"{value:+z.{digits}f}"
     return f"{value:+z.{digits}f} [{low:+z.{digits}f}, {high:+z.{digits}f}]"

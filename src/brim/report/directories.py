@@ -13,7 +13,7 @@ from brim.errors import ConfigError, RunError
 from brim.files import read_json, read_jsonl
 from brim.report.labels import name_of
 from brim.report.systems import Run, Unfinished
-from brim.written import find_results
+from brim.written import find_results, planned_steps, stopped_at
 from brim.yaml12 import parse
 
 # Folders with nothing to find in them; stages are found by the manifests of their runs.
@@ -83,17 +83,20 @@ def _parse(text: str) -> Any:
 
 
 def unfinished(run: Run) -> Unfinished:
-    """How far a run without results came."""
+    """How far a run came that has no results, or none of its end."""
     step = 0
     try:
         for row in read_jsonl(run.directory / "metrics.jsonl"):
             step = row["step"]
     except RunError:
         pass  # a line that is being written
-    planned = run.settings.get("trainer", {}).get("max_steps")
+    planned = planned_steps(run.directory)
     state = f"at step {step:,}" + (f" of {planned:,}" if planned else "")
     if step == planned:
         state = f"trained, without results of the {run.split} split"
+        stop = stopped_at(run.directory, run.results)
+        if stop:
+            state = f"trained, but its results of the {run.split} split are of {stop}"
     label = name_of(run.settings.get("objective", {})).label
     return Unfinished(run.directory, label, run.seed, failure(run.directory) or state)
 

@@ -17,6 +17,7 @@ from brim.report.directories import folders, not_begun, read_run, unfinished
 from brim.report.labels import Name, flatten, name_of, tell_apart
 from brim.report.sweeps import SWEEP_FILE, points_not_begun
 from brim.report.systems import Gathered, Run, SystemRuns, TaskRuns, Unfinished, in_seed_order
+from brim.written import stopped_at
 
 # What a report is made of besides runs: a judge's verdicts, and variance and bias against K.
 EXTRAS = ("judge.json", "variance.json")
@@ -54,6 +55,7 @@ def gather(directories: Sequence[Path], *, split: str = "test") -> Gathered:
     runs: list[Run] = []
     models: list[Run] = []
     open_runs: list[Unfinished] = []
+    notes: list[str] = []
     extras: dict[str, list[Path]] = {name: [] for name in EXTRAS}
     sweeps: list[Path] = []
     for directory, files in folders(directories):
@@ -61,14 +63,19 @@ def gather(directories: Sequence[Path], *, split: str = "test") -> Gathered:
             extras[name].append(directory / name)
         if {"config.yaml", "manifest.json"} <= files:
             run = read_run(directory, split)
-            if run.scores:
+            if run.scores and not stopped_at(directory, run.results):
                 runs.append(run)
             else:
                 open_runs.append(unfinished(run))
         elif files == {".lock"}:
             open_runs.append(not_begun(directory))
         elif "results.json" in files:
-            models += [model for model in [read_run(directory, split)] if model.scores]
+            model = read_run(directory, split)
+            stop = stopped_at(directory, model.results)
+            if stop:
+                notes.append(f"{directory}: left out, since its model is of {stop} of a training.")
+            elif model.scores:
+                models.append(model)
         if SWEEP_FILE in files:
             sweeps.append(directory)
     if not runs:
@@ -76,12 +83,12 @@ def gather(directories: Sequence[Path], *, split: str = "test") -> Gathered:
             f"{', '.join(map(str, directories))}: no finished run, {len(open_runs)} unfinished; a "
             f"run has config.yaml, manifest.json, and results of the {split} split in results.json"
         )
-    notes: list[str] = []
     places = {run.directory.resolve() for run in runs}
     places |= {run.directory.resolve() for run in open_runs}
     for directory in sweeps:
         open_runs += points_not_begun(directory, places, notes)
     tasks = _group(runs, models, notes)
+    notes += _untrained(tasks)
     found = {name: tuple(paths) for name, paths in extras.items() if paths}
     return Gathered(tasks, tuple(open_runs), tuple(notes), found)
 
@@ -214,6 +221,22 @@ def _stages(runs: Sequence[Run], notes: list[str]) -> list[SystemRuns]:
         if tested:
             systems.append(SystemRuns(name.label, name, tested))
     return systems
+
+
+def _untrained(tasks: Sequence[TaskRuns]) -> list[str]:
+    """Who was trained, and is best before it: what was tested is what it began with."""
+    notes = []
+    for task in tasks:
+        for system in task.systems:
+            runs = [run for run in system.runs if run.results.get("steps")]
+            zero = sum(run.results.get("best_step") == 0 for run in runs)
+            if zero:
+                notes.append(
+                    f"{task.label}: {system.label}: the best checkpoint of {zero} of {len(runs)} "
+                    f"run{'s' if len(runs) > 1 else ''} is of step 0: no training is in what was "
+                    "tested there."
+                )
+    return notes
 
 
 def _stage_directory(run: Run, stage: str) -> Path | None:

@@ -145,10 +145,9 @@ class _Work:
         try:
             while self.running or (self.waiting and not self.stopping):
                 if self.interrupts and not self.stopping:
-                    self.reporter.say(
-                        f"stopping: {len(self.running)} runs save what they have; "
-                        "once more ends them at once"
-                    )
+                    count = len(self.running)
+                    runs = "1 run has" if count == 1 else f"{count} runs have"
+                    self.reporter.say(f"stopping when {runs} saved; once more ends them at once")
                     self.stop()
                 if self.interrupts > 1:
                     break

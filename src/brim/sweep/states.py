@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from brim.config import load_config
 from brim.errors import BrimError
-from brim.files import read_json
 from brim.rundir import read_manifest
 from brim.settings import RunConfig
 from brim.sweep.grid import Point, StageTest, Task
+from brim.written import read_splits, stopped_at
 
 State = Literal["done", "running", "failed", "stopped", "waiting", "foreign"]
 """`stopped`: begun, and gone on with when the sweep is; `foreign`: a run of other settings."""
@@ -53,7 +53,8 @@ def state_of(task: Task, out: Path) -> State:
             return "foreign"
     if _is_held(lock):
         return "running"
-    if (begun or isinstance(task, StageTest)) and "test" in results_of(folder):
+    results = results_of(folder)
+    if (begun or isinstance(task, StageTest)) and results and not stopped_at(folder, results):
         return "done"
     if _has_failed(log_of(task, out)):
         return "failed"
@@ -61,9 +62,8 @@ def state_of(task: Task, out: Path) -> State:
 
 
 def results_of(run: Path) -> Mapping[str, Any]:
-    """What is in `results.json`; nothing where there is none."""
-    path = run / "results.json"
-    results: dict[str, Any] = read_json(path) if path.exists() else {}
+    """What `results.json` holds of the test split; nothing where there is none."""
+    results: dict[str, Any] = read_splits(run, "test").get("test", {})
     return results
 
 
@@ -74,7 +74,7 @@ def has_stages(run: Path) -> bool:
 
 def first_scores(run: Path) -> str:
     """The first scores of a finished run on one line."""
-    scores = list(results_of(run).get("test", {}).get("scores", {}).values())
+    scores = list(results_of(run).get("scores", {}).values())
     return " · ".join(f"{score['name']} {score['value']:.2f}" for score in scores[:_SHOWN_SCORES])
 
 

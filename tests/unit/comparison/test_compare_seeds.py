@@ -1,6 +1,7 @@
 """Two methods over the seeds that both were run with."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -155,4 +156,18 @@ def test_what_was_decoded_differently_is_said_and_never_mixed(methods) -> None:
     assert "decoded differently" in comparison_text(compare(a / run, b / run))
     decode_by(b / f"seed={SEEDS[-1]}", strategy="greedy", max_tokens=8)
     with pytest.raises(RunError, match="decoded otherwise .*evaluate all seeds of a method alike"):
+        compare(a, b)
+
+
+def test_runs_whose_training_had_not_ended_are_left_out(methods) -> None:
+    a, b = methods
+    facts = '"split": "test", "steps": 11, "planned_steps": 120'
+    change_results(a / "seed=310", '"split": "test"', facts)
+    comparison = compare(a, b)
+    assert comparison.seeds == SEEDS[1:]
+    text = "left out: seed 310: .*seed=310: its training had not ended .step 11 of 120."
+    assert re.search(text, comparison_text(comparison))
+    for seed in SEEDS[1:]:
+        change_results(b / f"seed={seed}", '"split": "test"', facts)
+    with pytest.raises(RunError, match="compare finished runs"):
         compare(a, b)

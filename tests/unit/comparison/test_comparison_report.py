@@ -181,3 +181,29 @@ def test_mistakes_are_one_line(two, tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="file"):
         write_comparison(compare(*two, num_resamples=10), tmp_path / "file")
+
+
+def test_a_training_that_had_not_ended_is_named(two) -> None:
+    for directory, steps in zip(two, (11, 120), strict=True):
+        path = directory / "results.json"
+        results = json.loads(path.read_text())
+        results["test"] |= {"steps": steps, "planned_steps": 120}
+        path.write_text(json.dumps(results))
+    comparison = compare(*two, num_resamples=50)
+    assert comparison.stopped_at == {"a": "step 11 of 120"}
+    line = "A: its training had not ended (step 11 of 120)"
+    assert line in comparison_text(comparison).splitlines()
+    assert line in comparison_markdown(comparison)
+
+
+def test_a_difference_that_is_not_zero_does_not_look_like_it(tmp_path, references, write_run):
+    size = len(references)
+    texts = [f"{i} {group[0]}" for i, group in enumerate(references)]
+    returns = [[1.0] * size, [1.0] * (size - 1) + [1.0 - 0.00042 * size]]
+    a, b = (
+        write_run(tmp_path / name, [f"{name} {text}" for text in texts], references, returns=own)
+        for name, own in zip("ab", returns, strict=True)
+    )
+    text = comparison_text(compare(a, b, metrics=["return", "length"], num_resamples=50))
+    assert " +0.0004 [" in text
+    assert " +0.00 [+0.00, +0.00]" in text  # of the lengths: what is zero stays as it was

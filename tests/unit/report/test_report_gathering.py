@@ -118,6 +118,45 @@ def test_unfinished_and_failed_runs_are_listed_with_how_far_they_came(tmp_path):
     }
 
 
+def test_results_from_before_the_end_of_a_training_are_not_counted(tmp_path):
+    make_folder(tmp_path / "llmr" / "seed=1", LLMR, 1, SCORES)
+    for seed, more in ((2, {}), (3, {"planned_steps": 20})):
+        under_way = make_folder(
+            tmp_path / "llmr" / f"seed={seed}", LLMR, seed, None, metrics=[{"step": 11}]
+        )
+        results = {"test": results_of(SCORES, steps=11, **more)}
+        (under_way / "results.json").write_text(json.dumps(results))
+    trained = make_folder(tmp_path / "llmr" / "seed=4", LLMR, 4, None)
+    (trained / "results.json").write_text(json.dumps(results))
+    other = tmp_path / "beam"
+    other.mkdir()
+    (other / "results.json").write_text(json.dumps(results))
+    groups, gathered = found(tmp_path)
+    assert groups == [("cmudict", [("LLMR", [1])])]
+    assert {run.seed: run.state for run in gathered.unfinished} == {
+        2: "at step 11 of 20",
+        3: "at step 11 of 20",
+        4: "trained, but its results of the test split are of step 11 of 20",
+    }
+    assert gathered.notes == (
+        f"{other}: left out, since its model is of step 11 of 20 of a training.",
+    )
+
+
+def test_systems_that_were_best_before_their_training_are_named(tmp_path):
+    for seed in SEEDS:
+        run = make_folder(tmp_path / "llmr" / f"{seed}", LLMR, seed, None)
+        best = 0 if seed != SEEDS[0] else 20
+        results = {"test": results_of(SCORES, best_step=best)}
+        (run / "results.json").write_text(json.dumps(results))
+        make_folder(tmp_path / "kl" / f"{seed}", KL, seed, SCORES)
+    _, gathered = found(tmp_path)
+    assert gathered.notes == (
+        "cmudict: LLMR: the best checkpoint of 2 of 3 runs is of step 0: no training is in what "
+        "was tested there.",
+    )
+
+
 def test_teacher_and_students_of_the_stages_stand_beside_the_runs(tmp_path):
     for seed in SEEDS[:2]:
         stages = {"teacher": "teacher-abc", "predistill": f"predistill-{seed}"}

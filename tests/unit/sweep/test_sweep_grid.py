@@ -246,22 +246,30 @@ def test_points_with_equal_stages_have_equal_keys():
     assert larger[0].stage_keys[1] != larger[1].stage_keys[1]
 
 
-SHIPPED = {"cmudict": 80, "wordproblems": 80, "paper_t5": 165}
+# Runs, tasks, and systems with each K.
+SHIPPED = {
+    "cmudict": (80, 1, 1),
+    "wordproblems": (80, 1, 1),
+    "paper_t5": (195, 3, 3),
+    "paper_qwen": (105, 3, 3),
+    "paper_sizes": (30, 1, 0),
+}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 @pytest.mark.filterwarnings("ignore:greedy rollouts")
 def test_sweeps_that_are_shipped_load(name):
     found = points(load_sweep(ROOT / "docs" / "results" / f"{name}.yaml"))
-    assert len(found) == SHIPPED[name]
+    num_runs, num_tasks, num_of_k = SHIPPED[name]
+    assert len(found) == num_runs
     assert {point.seed for point in found} == set(PAPER_SEEDS)
     first = found[: len(found) // 5]
     assert {point.seed for point in first} == {PAPER_SEEDS[0]}
     # One teacher a task, whatever the seed.
-    assert len({point.stage_keys[0] for point in found}) == (3 if name == "paper_t5" else 1)
+    assert len({point.stage_keys[0] for point in found}) == num_tasks
     for label, k in (("brim-k=2", 2), ("brim-k=4", 4), ("brim-k=8", 8), ("brim-k=16", 16)):
         of_k = [point.config.objective.k for point in first if point.label.endswith(label)]
-        assert of_k == [k] * (3 if name == "paper_t5" else 1)
+        assert of_k == [k] * num_of_k
 
 
 def test_the_example_of_the_docs_is_55_runs():

@@ -189,6 +189,25 @@ def test_descriptions_and_trackers_do_not_matter_other_settings_do(make, run):
     assert begun(run.out) == ["a/seed=1"]  # nothing was begun
 
 
+def test_a_stopped_run_that_somebody_evaluated_goes_on(make, run):
+    point = make()[0]
+    run([point])
+    results = run.out / point.name / "results.json"
+    (run.out / point.name / "manifest.json").write_text("{}")
+    planned = point.config.trainer.max_steps
+    facts = json.loads(results.read_text())["test"]
+    # `steps` alone is what older versions write.
+    for more in ({"steps": 11}, {"steps": 11, "planned_steps": planned}):
+        results.write_text(json.dumps({"test": {**facts, **more}}))
+        assert state_of(point, run.out) == "stopped"
+    results.write_text(json.dumps({"test": {**facts, "steps": planned}}))
+    assert state_of(point, run.out) == "done"
+    results.write_text(json.dumps({"test": {**facts, "steps": 11}}))
+    run([point])
+    assert begun(run.out) == [point.name, point.name]
+    assert state_of(point, run.out) == "done"
+
+
 def test_a_failed_run_is_shown_and_tried_again_after_the_others(make, run):
     todo = make()
     ended = run(todo, {"b/seed=1": "fail"})
@@ -235,6 +254,7 @@ def test_ctrl_c_lets_runs_save_and_the_same_call_goes_on(make, run):
         run(todo, {"b/seed=1": "long"})
     watcher.join()
     assert signal.getsignal(signal.SIGINT) is handler
+    assert "stopping when 1 run has saved; once more ends them at once" in run.lines
     assert (run.out / "b/seed=1/saved").exists()
     states = [state_of(point, run.out) for point in todo]
     assert states == ["done", "stopped", "waiting", "waiting"]
@@ -328,7 +348,8 @@ def stages(run):
 def test_stages_are_tested_once_after_the_points(make, run, stages):
     ended = run(make(), {"made": MADE, STAGES[0]: "fail once"}, slots=2)
     assert ended == Outcome((*ALL, *STAGES), (), (), ())
-    assert begun(run.out)[4:] == [*STAGES, STAGES[0]]
+    assert sorted(begun(run.out)[4:6]) == sorted(STAGES)  # which begin at once
+    assert begun(run.out)[6:] == [STAGES[0]]
     assert run.lines[-1].startswith("stages/teacher-1: BLEU 12.35 (")
     table = status_table(make(), run.out).splitlines()
     assert table[4:] == [

@@ -1,0 +1,142 @@
+"""What the command line says of mistakes in its arguments, and what it does not import for that."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import brim.cli
+import brim.recipes
+from brim.cli import app
+
+
+@pytest.fixture
+def brim_says(tmp_path, monkeypatch, capsys):
+    """Exit code, standard output and standard error of a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(brim.cli, "prepare_process", lambda: None)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["brim", *arguments])
+        with pytest.raises(SystemExit) as exit:
+            brim.cli.main()
+        return exit.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train a.yaml --objective.k=3", "no such option: --objective.k; settings have no dashes: "
+         "write objective.k=3; see brim train -h"),
+        ("train a.yaml --seed 3", "no such option: --seed; settings have no dashes: write "
+         "seed=VALUE; see brim train -h"),
+        ("compare a b --objective.k=3", "no such option: --objective.k; see brim compare -h"),
+        ("evaluate a --split tst", "invalid value for '--split': 'tst' is not one of 'train', "
+         "'validation', 'test'; see brim evaluate -h"),
+        ("evaluate a --stage foo", "invalid value for '--stage': 'foo' is not one of 'teacher', "
+         "'predistill'; see brim evaluate -h"),
+        ("train", "missing argument 'recipe'; see brim train -h"),
+        ("trian a.yaml", "no such command 'trian'. Did you mean 'train'; see brim -h"),
+        ("recipes a", "got unexpected extra argument(s) (a); see brim recipes -h"),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_is_one_line_and_exit_code_2(brim_says, arguments, message):
+    code, out, err = brim_says(*arguments.split())
+    assert (code, out) == (2, "")
+    assert err == f"brim: {message}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["report a --alpha 5", "generate a --temperature -1", "sweep a --jobs x", "train a --out"],
+)
+def test_a_wrong_value_is_named_with_its_option_on_one_line(brim_says, arguments):
+    code, out, err = brim_says(*arguments.split())
+    command, option = arguments.split()[0], arguments.split()[2]
+    assert (code, out) == (2, "")
+    assert err.startswith("brim: ")
+    assert option in err
+    assert err.count("\n") == 1
+    assert "Input should" not in err
+    assert "Value error" not in err
+    if arguments != "train a --out":  # typer's parser does not say of which command
+        assert err.endswith(f"; see brim {command} -h\n")
+
+
+def test_help_and_version_are_no_mistakes(brim_says):
+    code, out, err = brim_says("--version")
+    assert (code, out, err) == (0, f"{brim.__version__}\n", "")
+    code, out, err = brim_says("train", "--help")
+    assert (code or 0, err) == (0, "")
+    assert "Run directory" in out
+    _, out, err = brim_says()
+    assert "Commands:" in out + err
+    assert "brim: " not in out + err
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (typer.Exit(1), 1)])
+def test_the_exit_code_of_a_command_reaches_the_shell(brim_says, monkeypatch, stop, code):
+    def stopped():
+        raise stop
+
+    monkeypatch.setattr(brim.recipes, "list_recipes", stopped)
+    assert brim_says("recipes")[0] == code
+
+
+def test_no_sentence_of_the_help_is_cut_at_80_columns():
+    text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).output
+    assert "quickstart" in text
+    assert "..." not in text.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["compare", "runs/dates"]])
+def test_a_folder_of_runs_is_no_run_and_one_in_it_is_offered(brim_says, command):
+    Path("runs/dates").mkdir(parents=True)
+    Path("runs/dates/config.yaml").touch()
+    for name in ("results.json", "predictions/test.jsonl"):
+        Path("runs/dates", name).parent.mkdir(exist_ok=True)
+    code, _, err = brim_says(command[0], "runs", *command[1:])
+    assert code == 2
+    assert err == "brim: runs: holds runs and is none; name one, such as runs/dates\n"
+
+
+EARLY = {
+    "train nowhere.yaml": "no such file",
+    "train cmudict/brin": "did you mean cmudict/brim?",
+    "train cmudict/brim seed": "write a setting as key.sub=value",
+    "train bad.yaml": "bad.yaml:2: ",
+    "train worse.yaml": "worse.yaml:1: extends: bad.yaml:2: ",
+    "plan nowhere.yaml": "no such file",
+    "evaluate runs/nowhere": "no run directory",
+    "compare nowhere nowhere": "no such directory",
+    "report nowhere": "no such folder",
+    "sweep nowhere.yaml --status": "no such file",
+    "sweep bad.yaml --dry-run": "bad.yaml:2: ",
+}
+
+
+def test_mistakes_in_paths_and_files_are_found_without_torch(tmp_path):
+    (tmp_path / "bad.yaml").write_text("task: files\ntask: gsm8k\n")
+    (tmp_path / "worse.yaml").write_text("extends: bad.yaml\n")
+    code = (
+        "import sys\nfrom brim.cli import main\n"
+        f"for command in {list(EARLY)!r}:\n"
+        "    sys.argv = ['brim', *command.split()]\n"
+        "    try: main()\n"
+        "    except SystemExit as stop: assert stop.code == 2, command\n"
+        "    heavy = {'torch', 'transformers', 'datasets'} & sys.modules.keys()\n"
+        "    assert not heavy, (command, heavy)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, text=True, capture_output=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stderr.splitlines()
+    for (command, message), line in zip(EARLY.items(), lines, strict=True):
+        assert line.startswith("brim: "), command
+        assert message in line, command
