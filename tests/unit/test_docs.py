@@ -14,6 +14,7 @@ from brim.cli import app
 from brim.config import load_config
 from brim.recipes import find_recipe
 from brim.settings import RunConfig
+from brim.sweep import load_sweep, points
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -111,7 +112,9 @@ def test_commands_parse(page, recipes):
 def check_settings(params: dict) -> None:
     """Recipes exist, and keys and values of overrides are known."""
     recipe = params.get("recipe", "cmudict/brim")
-    if not recipe.startswith("runs/"):
+    if recipe.startswith("docs/results/"):  # a sweep, for brim plan
+        assert points(load_sweep(ROOT / recipe))
+    elif not recipe.startswith("runs/"):
         overrides = params.get("overrides") or []
         load_config(RunConfig, find_recipe(recipe), overrides, search=find_recipe)
 

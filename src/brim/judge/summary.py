@@ -60,8 +60,8 @@ class Summary:
     that in each pair every text stood in both places under both IDs: preferring a place comes to ½.
 
     Attributes:
-        win_rate: mean score of the pairs; None without any, and where pairs were asked about but
-            none counts: then equal texts alone say nothing of the systems.
+        win_rate: mean score of the pairs; None where none that was asked about counts, for equal
+            texts alone say nothing of the systems.
         low, high: Wilson interval of it with n = `num_pairs`. The four queries about a pair are no
             independent trials, pairs are; and no score in [0, 1] varies more than a trial that is
             won or lost, so that the interval is not too narrow.
@@ -141,7 +141,7 @@ def summarize(
     scores = [score for answers in pairs if (score := pair_score(answers)) is not None]
     num_pairs = len(scores) + num_identical
     low = high = win_rate = None
-    if scores or (num_identical and not pairs):
+    if scores:
         win_rate = (math.fsum(scores) + num_identical / 2) / num_pairs
         low, high = wilson(win_rate, num_pairs, confidence)
     by_query = Counter(score for answers in pairs for score in _scores(answers))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -213,8 +214,14 @@ def read_reply(noun: str, reply: Reply) -> Verdict:
 
 
 def default_out(a: Path, b: Path) -> Path:
-    """Where a comparison goes that is told nothing else; raises like `names_of`."""
-    return Path("judge") / "-vs-".join(name.replace("/", "-") for name in names_of(a, b))
+    """Where a comparison goes that is told nothing else; raises like `names_of`.
+
+    What the ends of both paths have in common, such as the seed, follows the names.
+    """
+    names = "-vs-".join(name.replace("/", "-") for name in names_of(a, b))
+    ends = zip(reversed(a.resolve().parts), reversed(b.resolve().parts), strict=False)
+    same = [ours for ours, theirs in takewhile(lambda pair: pair[0] == pair[1], ends)]
+    return Path("judge") / "-".join([names, *reversed(same)])
 
 
 def read_request(settings: Sequence[str]) -> dict[str, Any]:

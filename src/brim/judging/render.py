@@ -33,7 +33,9 @@ def summary_lines(results: Mapping[str, Any]) -> str:
     lines = []
     for name, row in results["criteria"].items():
         rate = "no win rate"
-        if row["win_rate"] is not None:
+        if results["num_identical"] == results["num_examples"]:
+            rate = "no pair needed the judge: all texts are equal"
+        elif row["win_rate"] is not None:
             rate = (
                 f"A wins {_percent(row['win_rate'])} [{_percent(row['low'])}, "
                 f"{_percent(row['high'])}] over {row['num_pairs']:,} pairs"
@@ -129,7 +131,9 @@ def _warnings(results: Mapping[str, Any]) -> Iterator[str]:
                 f"{name}: the judge is position-biased by ID: it prefers the text called "
                 f"{_preferred(row['id_a'], 'A', 'B')}"
             )
-        if row["win_rate"] is None:
+        if results["num_identical"] == results["num_examples"]:
+            yield f"{name}: no pair needed the judge, for all texts are equal: there is no win rate"
+        elif row["win_rate"] is None:
             yield f"{name}: no pair has four verdicts, so there is no win rate"
     if results["num_failed"]:
         reasons = "; ".join(_code(reason) for reason in results["failures"])

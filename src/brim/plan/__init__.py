@@ -2,6 +2,18 @@
 
 from brim.plan.planning import plan
 from brim.plan.render import as_dict, as_text
+from brim.plan.sweeps import SweepPlan, plan_sweep, sweep_as_dict, sweep_as_text
 from brim.plan.types import ModelPlan, Plan, StagePlan
 
-__all__ = ["ModelPlan", "Plan", "StagePlan", "as_dict", "as_text", "plan"]
+__all__ = [
+    "ModelPlan",
+    "Plan",
+    "StagePlan",
+    "SweepPlan",
+    "as_dict",
+    "as_text",
+    "plan",
+    "plan_sweep",
+    "sweep_as_dict",
+    "sweep_as_text",
+]

@@ -133,7 +133,7 @@ def test_the_interval_is_at_least_as_wide_as_the_scores_own(pairs):
 def test_equal_texts_alone_are_no_win_rate_where_the_judge_said_nothing_of_the_others():
     found = summarize([[UNPARSABLE] * 4] * 5, num_identical=3)
     assert (found.win_rate, found.low, found.high) == (None, None, None)
-    assert summarize([], num_identical=3).win_rate == 0.5
+    assert summarize([], num_identical=3).win_rate is None
     assert summarize([[UNPARSABLE] * 4, FOR_A], num_identical=1).win_rate == 0.75
 
 

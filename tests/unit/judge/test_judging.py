@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 from conftest import KEY, KEY_NAME
@@ -12,7 +13,15 @@ from brim.cli.app import app
 from brim.cli.judge import judge as _command  # noqa: F401  (the command, until the package has it)
 from brim.errors import BrimError, ConfigError, RunError
 from brim.judge import Limits
-from brim.judging import Judge, default_out, estimate, judge_runs, names_of, open_contest
+from brim.judging import (
+    Judge,
+    default_out,
+    estimate,
+    judge_runs,
+    names_of,
+    open_contest,
+    summary_lines,
+)
 
 LIMITS = Limits(concurrency=4, backoff=0.01, max_retries=3, timeout=10)
 LONG = [f"Summary number {i}, which is the longer one of the two." for i in range(6)]
@@ -118,6 +127,15 @@ def test_equal_texts_are_a_tie_without_a_query(judged, write_run, server):
     assert results["num_identical"] == 1
     assert results["criteria"]["overall"]["win_rate"] == pytest.approx((5 + 0.5) / 6)
     assert results["pairs"][0]["scores"] == {"overall": 0.5}
+
+
+def test_equal_texts_alone_have_no_win_rate(judged, write_run, server, tmp_path):
+    results = judged(a=write_run("a", SHORT), b=write_run("b", SHORT))
+    assert server.num_requests == 0
+    assert results["criteria"]["overall"]["win_rate"] is None
+    assert "overall: no pair needed the judge: all texts are equal" in summary_lines(results)
+    page = (tmp_path / "out" / "judge.md").read_text(encoding="utf-8")
+    assert "no pair needed the judge" in page.split("## Warnings")[1]
 
 
 def test_the_judge_sees_the_source_without_the_runs_template(judged, write_run, server):
@@ -346,6 +364,8 @@ def test_the_names_tell_two_runs_apart(tmp_path):
     assert str(default_out(one, tmp_path / "kl" / "seed=2")) == (
         f"judge{os.sep}brim-k=4-seed=1-vs-kl-seed=2"
     )
+    assert default_out(one, two) == Path("judge") / "brim-k=4-vs-kl-seed=1"
+    assert default_out(tmp_path / "a", tmp_path / "b") == Path("judge") / "a-vs-b"
 
 
 def test_the_estimate_knows_what_is_paid_for(judged, runs, server, tmp_path):
