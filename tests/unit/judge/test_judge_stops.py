@@ -14,7 +14,11 @@ from brim.judge import Store
 NUM_QUESTIONS = 24
 ASK = """
 import sys
+import signal
 from pathlib import Path
+
+# Tests that were started in the background ignore it, and so would this process.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from brim.judge import Limits, OpenAIBackend, Question, Store, ask_all, openai_identity
 
 url, path = sys.argv[1:]
@@ -127,7 +131,6 @@ async def notebook():
     signal.signal(signal.SIGINT, signal.default_int_handler)
     cell()
 
-import signal
 asyncio.run(notebook())
 """
 )
