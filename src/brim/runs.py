@@ -29,7 +29,7 @@ from brim.seeding import derive_seed
 from brim.settings import RunConfig
 from brim.tasks import Split, describe
 from brim.types import Example
-from brim.written import stopped_at
+from brim.written import check_run, stopped_at
 
 logger = logging.getLogger(__name__)
 
@@ -227,8 +227,7 @@ def open_pipeline(
         RunError: `run` is no run directory, or its trained teacher is missing.
         ConfigError: an override cannot be used.
     """
-    if not (run / "config.yaml").exists():
-        raise RunError(f"{run}: no run directory (it has no config.yaml); check the path")
+    check_run(run)
     config = load_config(RunConfig, run / "config.yaml", overrides)
     manifest = read_manifest(run)
     stages_dir = Path(os.path.normpath(run / manifest.get("stages_dir", "stages")))
