@@ -46,9 +46,8 @@ def main() -> None:
     rollouts = []
     for start in range(0, len(examples), 8):
         rows = examples[start : start + 8]
-        texts = [example.references[0] for example in rows]
         batch = reference.encode(rows, max_tokens=200)
-        rollouts.append(reference.encode_completions(batch, texts, max_tokens=96))
+        rollouts.append(reference.encode_targets(batch, max_tokens=96))
 
     print("| | mean change of Q | of the regret | same best token | KL | time |")
     print("| --- | --- | --- | --- | --- | --- |")

@@ -44,8 +44,7 @@ def imitate(
     for _, rows in zip(range(steps), batches(examples, 64, seed=1), strict=False):
         batch = model.encode(rows, max_tokens=None)
         if writer is None:
-            targets = [example.references[0] for example in rows]
-            rollout = model.encode_completions(batch, targets, max_tokens=MAX_TOKENS)
+            rollout = model.encode_targets(batch, max_tokens=MAX_TOKENS)
         else:
             rollout = writer.generate(batch, greedy)
         loss = cross_entropy(model.logprobs(rollout), rollout.mask) / rollout.num_tokens

@@ -221,8 +221,7 @@ class Materials:
 
         def rollouts() -> Iterator[Rollout]:
             batch = teacher.encode(examples, max_tokens=decoding.max_prompt_tokens)
-            texts = [row.references[0] for row in examples]
-            rollout = teacher.encode_completions(batch, texts, max_tokens=decoding.max_tokens)
+            rollout = teacher.encode_targets(batch, max_tokens=decoding.max_tokens)
             for rows in rollout.buckets(teacher.batch_tokens):
                 yield rollout.select(rows)
 

@@ -26,9 +26,12 @@ from brim.files import atomic_write_json, disk_errors
 from brim.models import Decoding, LanguageModel, hash_tensors, plain_tensors
 from brim.predictions import BLOCK, predict
 from brim.progress import Meter
-from brim.types import Example
+from brim.types import Example, Target
 
 logger = logging.getLogger(__name__)
+
+# What is kept of a prediction of a teacher.
+_ROW = ("id", "text", "token_ids", "truncated")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,12 @@ def write_completions(
     max_prompt_tokens: int | None,
     meter: Meter,
 ) -> None:
-    """Decode `examples` into a JSONL file of `id` and `text`, going on where a stop left it."""
+    """Decode `examples` into a JSONL file, resuming where a stop left it.
+
+    A row has `id`, `text`, and what the student learns: `token_ids`, and whether they are
+    `truncated`. The text does not say them: another split into tokens can spell it, bytes of half
+    a character cannot be spelled at all, and it does not show whether it ended.
+    """
     state = PartialState()
     block = BLOCK * state.num_processes
     if state.is_main_process:
@@ -123,7 +131,7 @@ def write_completions(
             max_prompt_tokens=max_prompt_tokens,
         )
         if state.is_main_process:
-            rows = ({"id": prediction.id, "text": prediction.text} for prediction in predictions)
+            rows = ({name: getattr(row, name) for name in _ROW} for row in predictions)
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             with disk_errors(path), path.open("ab") as file:
                 file.write(lines.encode())
@@ -134,7 +142,7 @@ def write_completions(
 
 
 class CompletedExamples(Sequence[Example]):
-    """Examples whose one reference is the text that `write_completions` wrote for them.
+    """Examples whose one reference is what `write_completions` wrote for them.
 
     Only the position of each line is kept in memory.
 
@@ -169,7 +177,8 @@ class CompletedExamples(Sequence[Example]):
                 f"{self._path}:{index + 1}: holds {row['id']!r} where {example.id!r} is expected; "
                 "delete the stage's folder to write it anew"
             )
-        return replace(example, references=(row["text"],))
+        target = Target(tuple(row["token_ids"]), row["truncated"])
+        return replace(example, references=(row["text"],), target=target)
 
 
 def _line_offsets(path: Path) -> np.ndarray:

@@ -24,6 +24,19 @@ _Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """A completion to learn, as the tokens of the model that wrote it.
+
+    Attributes:
+        token_ids: its actions; the last one ends the text, unless it was cut.
+        truncated: cut at the length limit of its writer, so that it has no end to learn.
+    """
+
+    token_ids: tuple[int, ...]
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """One row of data.
 
@@ -36,6 +49,8 @@ class Example:
         field: the characters of `prompt`, first and behind the last, that lose their end where the
             prompt is too long, as an article inside an instruction does; None for a prompt that
             is one piece, and for a chat, which loses the end of its longest message.
+        target: the first reference as the tokens that a model wrote, which are learnt as they are;
+            None for text, which is tokenized and given an end.
     """
 
     id: str
@@ -43,6 +58,7 @@ class Example:
     references: tuple[str, ...] = ()
     messages: tuple[Mapping[str, str], ...] = ()
     field: tuple[int, int] | None = None
+    target: Target | None = None
 
     @property
     def text(self) -> str:

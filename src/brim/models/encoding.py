@@ -25,18 +25,18 @@ class Encoder:
     Args:
         tokenizer: the model's tokenizer.
         end_ids: the tokens that end a completion; the first is appended to targets.
-        is_encoder_decoder: the kind of model.
+        decoder_start_id: what opens a completion of an encoder-decoder; None for decoder-only.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         end_ids: Sequence[int],
-        *,
-        is_encoder_decoder: bool,
+        decoder_start_id: int | None,
     ) -> None:
         self.tokenizer, self.end_ids = tokenizer, tuple(end_ids)
-        self.is_encoder_decoder = is_encoder_decoder
+        self.is_encoder_decoder = decoder_start_id is not None
+        self._not_text = {*end_ids, decoder_start_id, tokenizer.pad_token_id}
         own = (tokenizer.bos_token_id, *end_ids)
         self._start_id = next(i for i in own if i is not None)
         self._appends_end = any(i in self.end_ids for i in tokenizer("a").input_ids[-1:])
@@ -77,8 +77,10 @@ class Encoder:
         Raises:
             DataError: a text spells out an end-of-sequence token before its end.
         """
+        if not texts:  # which tokenizers refuse
+            return []
         if self.is_encoder_decoder:
-            all_ids = self.tokenizer(text_target=list(texts)).input_ids
+            all_ids = self.tokenizer(text_target=list(texts), verbose=False).input_ids
         else:
             all_ids = self._tokenize(list(texts), add_special_tokens=False)
         for ids, example in zip(all_ids, examples, strict=True):
@@ -91,6 +93,17 @@ class Encoder:
                 )
             ids.append(self.end_ids[0])
         return all_ids  # type: ignore[no-any-return]
+
+    def texts(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """The ids of each row as text.
+
+        Only what frames a text is left out: end, padding and decoder start. A special token that a
+        model was taught to write, such as a separator, is part of what it wrote.
+        """
+        ids = [[i for i in row if i not in self._not_text] for row in rows]
+        return self.tokenizer.batch_decode(  # type: ignore[no-any-return]
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
 
     def _encode(self, examples: Sequence[Example]) -> list[list[int]]:
         """The ids of whole prompts."""

@@ -71,13 +71,12 @@ class LanguageModel(nn.Module):
         self.end_ids = end_token_ids(model, tokenizer)
         pad_id = tokenizer.pad_token_id
         self.filler_id: int = self.end_ids[0] if pad_id is None else pad_id
-        self._encoder = Encoder(tokenizer, self.end_ids, is_encoder_decoder=self.is_encoder_decoder)
+        start_id = start_token_id(model) if self.is_encoder_decoder else None
+        self._encoder = Encoder(tokenizer, self.end_ids, start_id)
         protect_head(model)
-        self._backbone: Backbone
-        if self.is_encoder_decoder:
-            self._backbone = EncoderDecoder(model, start_token_id(model))
-        else:
-            self._backbone = DecoderOnly(model)
+        self._backbone: Backbone = (
+            DecoderOnly(model) if start_id is None else EncoderDecoder(model, start_id)
+        )
         self._scale = measure_scale(self._backbone)
         self.batch_tokens, self._compiled = BATCH_TOKENS, False
         self.training = model.training
@@ -144,19 +143,40 @@ class LanguageModel(nn.Module):
             DataError: a text spells out an end-of-sequence token before its end.
         """
         ids = self._encoder.completions(batch.examples, texts)
-        completion_ids, mask = pad([row[:max_tokens] for row in ids], self.filler_id, "right")
+        return self._completed(batch, ids, [False] * len(ids), max_tokens)
+
+    def encode_targets(self, batch: Batch, *, max_tokens: int) -> Rollout:
+        """What the batch's examples have to teach, as completions of their prompts.
+
+        Of an example that another model answered these are exactly the tokens that it wrote
+        (`Example.target`), with an end only if it wrote one; of any other one the first reference,
+        as `encode_completions` reads it.
+
+        Raises:
+            DataError: a reference spells out an end-of-sequence token before its end.
+        """
+        plain = [example for example in batch.examples if example.target is None]
+        texts = iter(self._encoder.completions(plain, [row.references[0] for row in plain]))
+        targets = [example.target for example in batch.examples]
+        ids = [next(texts) if target is None else target.token_ids for target in targets]
+        cut = [target is not None and target.truncated for target in targets]
+        return self._completed(batch, ids, cut, max_tokens)
+
+    def _completed(
+        self, batch: Batch, rows: Sequence[Sequence[int]], cut: Sequence[bool], max_tokens: int
+    ) -> Rollout:
+        """Completions of these ids, `cut` before they came here or at `max_tokens`."""
+        ids, mask = pad([row[:max_tokens] for row in rows], self.filler_id, "right")
+        truncated = [was or len(row) > max_tokens for row, was in zip(rows, cut, strict=True)]
+        device = self.device
         return Rollout(
-            batch=batch,
-            completion_ids=completion_ids.to(self.device),
-            mask=mask.to(self.device),
-            truncated=torch.tensor([len(row) > max_tokens for row in ids], device=self.device),
+            batch, ids.to(device), mask.to(device), torch.tensor(truncated, device=device)
         )
 
     def decode(self, rollout: Rollout) -> list[str]:
-        """The completions as text, without special tokens."""
+        """The completions as text: all that was written but end, padding and decoder start."""
         rows = zip(rollout.completion_ids.tolist(), rollout.lengths.tolist(), strict=True)
-        ids = [row[:length] for row, length in rows]
-        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)  # type: ignore[no-any-return]
+        return self._encoder.texts([row[:length] for row, length in rows])
 
     def generate(self, batch: Batch, decoding: Decoding) -> Rollout:
         """Write a completion of each prompt, in evaluation mode and without gradient.

@@ -162,8 +162,7 @@ class Divergence(Objective):
                 parts.append((rows, student.generate(batch.select(rows), self.decoding)))
         if rows := (~by_student).nonzero().flatten().tolist():
             some, limit = batch.select(rows), self.decoding.max_tokens
-            texts = [example.references[0] for example in some.examples]
-            parts.append((rows, student.encode_completions(some, texts, max_tokens=limit)))
+            parts.append((rows, student.encode_targets(some, max_tokens=limit)))
         by_student = by_student.to(student.device)
         rollout = replace(_merge(batch, parts, student.filler_id), by_student=by_student)
         return rollout, {

@@ -35,7 +35,7 @@ class SeqKDConfig(Config):
 
 @dataclass(frozen=True)
 class SeqKD(Objective):
-    """Cross-entropy on the first reference of each example."""
+    """Cross-entropy on the target of each example: its tokens where a teacher wrote them."""
 
     decoding: Decoding
     targets: Literal["teacher", "data"] = "teacher"
@@ -44,8 +44,7 @@ class SeqKD(Objective):
         self, batch: Batch, student: LanguageModel, teacher: LanguageModel | None
     ) -> tuple[Rollout, Mapping[str, Tensor]]:
         """The targets as a rollout; nothing is sampled and no teacher is asked."""
-        targets = [example.references[0] for example in batch.examples]
-        rollout = student.encode_completions(batch, targets, max_tokens=self.decoding.max_tokens)
+        rollout = student.encode_targets(batch, max_tokens=self.decoding.max_tokens)
         return rollout, length_sums(rollout)
 
     def loss(
