@@ -10,7 +10,16 @@ import brim
 SOURCE = Path(brim.__file__).parent
 
 FLOORS = [
-    {"_version", "seeding", "masking", "returns", "advantages", "divergences", "losses"},
+    {
+        "_version",
+        "seeding",
+        "masking",
+        "returns",
+        "advantages",
+        "divergences",
+        "losses",
+        "numerals",
+    },
     {"errors", "types", "yaml12", "config_errors", "config", "files", "timing", "progress"}
     | {"bucketing", "process", "plotting"},
     {"models", "tasks", "metrics", "judge"},

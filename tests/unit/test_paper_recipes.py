@@ -34,7 +34,7 @@ K_QWEN = {"xsum": 2, "europarl": 2, "gsm8k": 16}
 METRICS = {
     "xsum": ("rouge1", "rouge2", "rougeL"),
     "europarl": ("bleu", "chrf", "ter"),
-    "gsm8k": ("answer_accuracy",),
+    "gsm8k": ("gsm8k_accuracy", "answer_accuracy"),
 }
 
 T5 = [f"{task}/{method}" for task in TASKS for method in (*DIVERGENCES, *REINFORCEMENT)]

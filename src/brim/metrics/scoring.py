@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from brim._version import __version__
 from brim.errors import ConfigError, DataError
-from brim.metrics.answers import ANSWER_ACCURACY, EXACT_MATCH
+from brim.metrics.answers import ANSWER_ACCURACY, EXACT_MATCH, GSM8K_ACCURACY
 from brim.metrics.base import Array, Metric, References, Score, mean_of_sums, with_counts
 from brim.metrics.bootstrap import bootstrap_interval
 from brim.metrics.rouge import rouge
@@ -26,6 +26,7 @@ METRICS: dict[str, Metric] = {
     "ter": TER,
     "exact_match": EXACT_MATCH,
     "answer_accuracy": ANSWER_ACCURACY,
+    "gsm8k_accuracy": GSM8K_ACCURACY,
 }
 
 

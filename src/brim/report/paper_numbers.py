@@ -12,7 +12,7 @@ TABLE1_COLUMNS = (
     ("europarl", "bleu"),
     ("europarl", "chrf"),
     ("europarl", "ter"),
-    ("gsm8k", "answer_accuracy"),
+    ("gsm8k", "gsm8k_accuracy"),
 )
 # FLAN-T5-XL into T5-base; `Student` is T5-base as it is, prompted.
 TABLE1: Mapping[str, tuple[float, ...]] = {
@@ -48,7 +48,7 @@ TABLE3: Mapping[str, Mapping[str, tuple[float, ...]]] = {
 }
 
 # Qwen1.5-4B into Qwen1.5-0.5B.
-TABLE7_COLUMNS = (("xsum", "rouge1"), ("europarl", "bleu"), ("gsm8k", "answer_accuracy"))
+TABLE7_COLUMNS = (("xsum", "rouge1"), ("europarl", "bleu"), ("gsm8k", "gsm8k_accuracy"))
 TABLE7: Mapping[str, tuple[float, ...]] = {
     "Teacher": (38.15, 21.32, 42.08),
     "Student": (8.80, 0.02, 0.00),

@@ -31,6 +31,7 @@ MetricName = Literal[
     "ter",
     "exact_match",
     "answer_accuracy",
+    "gsm8k_accuracy",
 ]
 """The keys of `brim.metrics.METRICS`, for settings to be checked before any data is read."""
 

@@ -27,6 +27,7 @@ from pydantic import Field, model_validator
 from brim.config import config_hash
 from brim.errors import ConfigError, DataError
 from brim.files import atomic_open, atomic_write_json, disk_errors, read_json
+from brim.numerals import REFERENCE_ANSWERS
 from brim.seeding import derive_seed
 from brim.tasks.arrow import ArrowExamples, ArrowWriter
 from brim.tasks.base import SPLITS, MetricName, Progress, Split, TaskSettings
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_METRICS: tuple[MetricName, ...] = ("chrf", "bleu", "rougeL", "exact_match")
 
-_FORMAT = 3  # of the cached files; another number makes them anew
+_FORMAT = 4  # of the cached files; another number makes them anew
 
 
 class Files:
@@ -62,9 +63,10 @@ class Files:
         prompt: template of the prompt with any columns, as in `Translate to Dutch: {en}`; None for
             the prompt column as it is.
         messages_column: column with a chat instead, a list of `{role, content}`.
-        target_column: column with the reference, text or a list of texts; or several columns, the
-            first one the training target; or None, for prompts alone. A chat whose last message
-            is the assistant's then has that as its reference.
+        target_column: column with the reference, text or a list of texts; or several columns, of
+            which a row may leave some empty: its first reference is the training target; or None,
+            for prompts alone. A chat whose last message is the assistant's then has that as its
+            reference.
         optional_target: rows without a target are allowed: reinforcement learning can use them.
         id_column: column with a row's id; by default it is called after its file and line.
         on_bad_row: `error`, or `skip` to leave bad rows out and count them.
@@ -119,6 +121,7 @@ class Files:
             targets=tuple(targets or ()),
             optional_target=optional_target,
             id=id_column,
+            metrics=tuple(metrics),
         )
         self.on_bad_row = on_bad_row
         self.fractions: dict[Split, float]
@@ -186,6 +189,7 @@ class Files:
                 "prompt": self.columns.template and self.columns.template.text,
                 "columns": [self.columns.messages, self.columns.targets, self.columns.id],
                 "optional_target": self.columns.optional_target,
+                "answers": sorted(REFERENCE_ANSWERS.keys() & self.metrics),
                 "on_bad_row": self.on_bad_row,
                 "splits": splits,
                 "fractions": self.fractions,

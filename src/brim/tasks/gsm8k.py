@@ -130,7 +130,7 @@ class GSM8KConfig(PublishedSettings):
     """Folder with train and test files (.jsonl, .csv, .tsv, also .gz), or hub id."""
     prompt: str = "{question}"
     """Template of the prompt; `{question}` is the problem."""
-    metrics: tuple[MetricName, ...] = ("answer_accuracy",)
+    metrics: tuple[MetricName, ...] = ("gsm8k_accuracy", "answer_accuracy")
     """What is measured; the first one picks the checkpoint."""
     calculator_marks: bool = True
     """Whether targets keep the calculator's marks, `<<3*4=12>>`."""

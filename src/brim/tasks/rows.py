@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from textwrap import shorten
 from typing import Any, Literal, Protocol
 
 from brim.errors import DataError
+from brim.numerals import REFERENCE_ANSWERS
 from brim.tasks.base import Progress
 from brim.tasks.templates import Template, check_column, describe_columns
 from brim.types import Example
@@ -79,11 +81,12 @@ class Columns:
     Attributes:
         template: renders the prompt; None where `messages` is given.
         messages: column with a list of `{role, content}` objects.
-        targets: columns with the references: text, or a list of texts. Without any, a last message
-            of the assistant's is the reference.
+        targets: columns with the references: text, or a list of texts; of several, some may be
+            null. Without any, a last message of the assistant's is the reference.
         optional_target: a row may lack its target, or hold null.
         id: column with the row's id, text or a whole number; None for the row's number.
         optional_id: a row may lack its id, or hold null: it has its number then.
+        metrics: what is measured; where one of them compares answers, each reference must have one.
     """
 
     template: Template | None
@@ -92,6 +95,7 @@ class Columns:
     optional_target: bool = False
     id: str | None = None
     optional_id: bool = False
+    metrics: tuple[str, ...] = ()
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -136,23 +140,40 @@ class Columns:
             prompt, field = self.template.render(texts), self.template.longest(texts)
         elif self.messages:
             messages, reply = _messages(row, self.messages)
-        references = tuple(text for name in self.targets for text in self._references(row, name))
+        references = tuple(self._references(row))
         if reply and self.targets:
             raise RowError(
                 f'field "{self.messages}" ends with the assistant\'s message',
                 ", which would be the target, but a target column is set too",
             )
+        for text in references or reply:
+            self._check_answer(text)
         return Example(example_id, prompt, references or reply, messages, field)
 
-    def _references(self, row: Row, name: str) -> tuple[str, ...]:
-        if self.optional_target and row.get(name) is None:
-            return ()
-        value = _value(row, name)
-        if not isinstance(value, list):
-            return (_checked_text(value, f'field "{name}"'),)
-        if not value:
-            raise RowError(f'field "{name}" is an empty list')
-        return tuple(_checked_text(item, f'an item of field "{name}"') for item in value)
+    def _references(self, row: Row) -> Iterator[str]:
+        found = [self.optional_target or _value(row, name) is not None for name in self.targets]
+        if len(found) > 1 and not any(found):
+            names = ", ".join(f'"{name}"' for name in self.targets)
+            raise RowError(f"all of the fields {names} are null or empty cells")
+        for name in self.targets:
+            if row.get(name) is None and (self.optional_target or any(found)):
+                continue
+            value = _value(row, name)
+            if not isinstance(value, list):
+                yield _checked_text(value, f'field "{name}"')
+            elif not value:
+                raise RowError(f'field "{name}" is an empty list')
+            else:
+                yield from (_checked_text(item, f'an item of field "{name}"') for item in value)
+
+    def _check_answer(self, reference: str) -> None:
+        for metric in self.metrics:
+            read = REFERENCE_ANSWERS.get(metric)
+            if read is not None and read(reference) is None:
+                raise RowError(
+                    f"a reference has no answer for {metric}",
+                    f": {shorten(reference, 60)!r} must be one number, or end in '#### <number>'",
+                )
 
 
 def read_examples(
@@ -242,7 +263,7 @@ def _id(row: Row, name: str) -> str:
 
 def _checked_text(value: object, what: str) -> str:
     if value is None:
-        raise RowError(f"{what} is null")
+        raise RowError(f"{what} is null or an empty cell")
     if not isinstance(value, str):
         raise RowError(f"{what} is {_kind(value)}, not text")
     if not value.strip():

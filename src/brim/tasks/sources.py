@@ -125,6 +125,8 @@ class FileSource:
     def rows(self, columns: Sequence[str]) -> Iterator[tuple[int, Row | RowError]]:
         """Each row, whole, with the number of its first line; blank lines are no rows.
 
+        An empty cell, and one of white space alone, is None.
+
         Raises:
             DataError: the file cannot be read to its end.
         """
@@ -160,7 +162,8 @@ class FileSource:
             elif fields is None:
                 return
             elif len(fields) == len(header):
-                yield first_line, dict(zip(header, fields, strict=True))
+                cells = (field if field.strip() else None for field in fields)
+                yield first_line, dict(zip(header, cells, strict=True))
             elif fields:
                 counts = f": {len(fields)}, but the header has {len(header)}"
                 yield first_line, RowError("wrong number of columns", counts)

@@ -3,14 +3,12 @@
 import gzip
 import json
 import re
-from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from brim.errors import DataError
 from brim.metrics import score, sentence_scores
-from brim.metrics.answers import extract_last_number
 
 GSM8K = Path(__file__).parents[4] / "shared" / "data" / "gsm8k" / "test.jsonl.gz"
 
@@ -68,7 +66,7 @@ def test_the_marked_number_is_right(prediction: str, answer: str) -> None:
         ("#### 18", "-18"),
         ("#### 180", "18"),
         ("#### 1.8", "18"),
-        ("#### 1e3", "1000"),
+        ("#### 1e3", "1"),
         ("18 #### 20", "18"),
         (
             "#### 12345678901234567890123456789012345678901",
@@ -108,21 +106,44 @@ def test_the_last_number_counts_only_in_the_fallback(prediction: str) -> None:
     assert accuracy(prediction, "#### 18") == (0, 100)
 
 
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("16-3", "3"),
-        ("16 - 3 = -13", "-13"),
-        ("(4)-5", "5"),
-        ("a loss of -$1,250.50.", "-1250.50"),
-        ("only .5", "0.5"),
-        ("5. ", "5"),
-        ("one, two", None),
-        ("٣", None),
-    ],
-)
-def test_last_number(text: str, number: str | None) -> None:
-    assert extract_last_number(text) == (None if number is None else Decimal(number))
+# By hand: issue 12, and others of each kind.
+PAIRS = [
+    ("1/2", "1/3", False),
+    ("1/2", "1/2", True),
+    ("1/2", "0.5", True),
+    ("1/2", "1", False),
+    ("10 000", "10", False),
+    ("10 000", "10000", True),
+    ("10,000", "10\u202f000", True),
+    ("10", "10\u00a0000", False),
+    ("1", "1e3", False),
+    ("1000", "1e3", True),
+    ("-3", "\u22123", True),
+    ("3", "\u22123", False),
+    ("12", "**12**", True),
+    ("12", r"\boxed{12}", True),
+    ("$5.00", "5", True),
+    ("5 \u20ac", "\u20ac5.00", True),
+    ("5%", "5", True),
+    ("5.", "5", True),
+    ("5", "5 million", False),
+]
+
+
+@pytest.mark.parametrize(("reference", "prediction", "right"), PAIRS)
+def test_numbers_are_compared_however_they_are_typeset(
+    reference: str, prediction: str, right: bool
+) -> None:
+    assert accuracy(f"#### {prediction}", f"Steps.\n#### {reference}") == (100 * right,) * 2
+    assert accuracy(f"#### {prediction}", reference) == (100 * right,) * 2
+    assert accuracy(prediction, reference) == (100 * right,) * 2
+    # The mark that a reference has is asked of the output too.
+    assert accuracy(f"so it is {prediction}", f"#### {reference}") == (0, 100 * right)
+
+
+def test_a_minus_is_not_lost_in_a_sentence() -> None:
+    assert accuracy("so it is \u22123", "3") == (0, 0)
+    assert accuracy("so it is \u22123", "-3") == (0, 100)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +179,14 @@ def test_the_official_rule_stands_beside_ours(
     assert answer.value == 100 * ours
 
 
+def test_the_official_rule_is_a_metric_too() -> None:
+    predictions = ["#### 1", "#### 1.0", "1", "#### 2"]
+    scores = score(["gsm8k_accuracy"], predictions, [("#### 1",)] * 4)
+    assert scores["gsm8k_accuracy"].value == 25
+    with pytest.raises(DataError, match=r"gsm8k_accuracy.*example 0 has no answer"):
+        score(["gsm8k_accuracy"], ["#### 18"], [("#### $18",)])
+
+
 def test_details_are_shares_of_all_examples() -> None:
     predictions = ["#### 1", "#### 1.0", "1", "#### 2"]
     answer = score(["answer_accuracy"], predictions, [("#### 1",)] * 4)["answer_accuracy"]
@@ -169,7 +198,14 @@ def test_any_reference_may_be_met() -> None:
     assert accuracy("#### 7", "#### 5", "#### 7") == (100, 100)
 
 
-@pytest.mark.parametrize("reference", ["no number", "", "#### ", "18 apples", "1.2.3", "NaN"])
+@pytest.mark.parametrize(
+    "reference",
+    [
+        *("no number", "", "#### ", "18 apples", "1.2.3", "NaN"),
+        *("#### 18 or 20", "#### 18 apples", "#### 3-4", "#### 1,5", "#### 3:30", "#### 1/0"),
+        *("#### 3\n#### 4", "#### 10\u00b2", "so it is 5"),
+    ],
+)
 def test_a_reference_without_an_answer_is_named(reference: str) -> None:
     with pytest.raises(DataError, match=r"example 1 has no answer.*#### <number>") as caught:
         score(["answer_accuracy"], ["#### 1"] * 2, [("#### 1",), ("#### 1", reference)])

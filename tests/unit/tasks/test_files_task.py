@@ -493,7 +493,9 @@ def test_a_saved_data_set(tmp_path, datasets):
     data = datasets.DatasetDict(train=datasets.Dataset.from_dict(table))
     folder = tmp_path / "saved"
     data.save_to_disk(folder)
-    with pytest.raises(DataError, match=r'saved#train\[2\]: field "prompt" is null; mend'):
+    with pytest.raises(
+        DataError, match=r'saved#train\[2\]: field "prompt" is null or an empty cell; mend'
+    ):
         Files(test=f"{folder}#train").load("test")
     task = Files(test=f"{folder}#train", target_column="refs", on_bad_row="skip")
     examples = task.load("test")
@@ -501,7 +503,7 @@ def test_a_saved_data_set(tmp_path, datasets):
         Example("train:0", "a", ("x",)),
         Example("train:1", "b", ("y", "w")),
     ]
-    assert describe(examples)["skipped"] == {'field "prompt" is null': 1}
+    assert describe(examples)["skipped"] == {'field "prompt" is null or an empty cell': 1}
     with pytest.raises(DataError, match=r"saved#test: no such split; splits: train"):
         Files(test=str(folder)).load("test")
     with pytest.raises(ConfigError, match=r"saved#train: no column 'q'; columns: 'prompt', "):

@@ -94,17 +94,17 @@ def test_a_folder_with_three_files(name, columns, tmp_path):
     prompt, target = hub if columns == "hub" else ("source", "target")
     for split, ending in zip(SPLITS, (".jsonl", ".jsonl.gz", ".ndjson"), strict=True):
         rows = [
-            {"id": "a", prompt: f"{split} text", target: "reply", "other": 1},
+            {"id": "a", prompt: f"{split} text", target: "reply #### 1", "other": 1},
             {"id": 7, prompt: "second", target: "reply #### 2"},
-            {prompt: "third", target: "reply"},
+            {prompt: "third", target: "reply #### 3"},
         ]
         write(tmp_path / f"{split}{ending}", rows)
     task = CONFIGS[name](path=str(tmp_path), max_test_examples=2).build(cache_dir=tmp_path / "data")
     for split, ending in zip(SPLITS, (".jsonl", ".jsonl.gz", ".ndjson"), strict=True):
         expected = [
-            example("a", COLUMNS[name][2], f"{split} text", "reply"),
+            example("a", COLUMNS[name][2], f"{split} text", "reply #### 1"),
             example("7", COLUMNS[name][2], "second", "reply #### 2"),
-            example(f"{split}{ending}:3", COLUMNS[name][2], "third", "reply"),
+            example(f"{split}{ending}:3", COLUMNS[name][2], "third", "reply #### 3"),
         ]
         examples = task.load(split)
         assert list(examples) == expected[: 2 if split == "test" else 3]
@@ -293,7 +293,7 @@ def test_what_the_hub_is_asked_for(name, datasets, monkeypatch):
         asked.append((path, config, split, revision))
         prompt, target, _ = COLUMNS[name]
         count = NUM_TRAIN_LINES if name == "gsm8k" and split == "train" else 5
-        return datasets.Dataset.from_dict({prompt: ["p"] * count, target: ["t"] * count})
+        return datasets.Dataset.from_dict({prompt: ["p"] * count, target: ["#### 1"] * count})
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     hub_id, config, revision = HUB[name]

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -56,7 +57,7 @@ BAD_LINES = [
     (b'{"promt": "p", "target": "t"}', 'no field "prompt"',
      "; columns: 'promt', 'target'; did you mean 'promt'?"),
     (b'{"prompt": "p"}', 'no field "target"', "; columns: 'prompt'"),
-    (b'{"prompt": null, "target": "t"}', 'field "prompt" is null', ""),
+    (b'{"prompt": null, "target": "t"}', 'field "prompt" is null or an empty cell', ""),
     (b'{"prompt": 3, "target": "t"}', 'field "prompt" is a number, not text', ""),
     (b'{"prompt": true, "target": "t"}', 'field "prompt" is true or false, not text', ""),
     (b'{"prompt": ["p"], "target": "t"}', 'field "prompt" is a list, not text', ""),
@@ -64,7 +65,7 @@ BAD_LINES = [
     (b'{"prompt": "", "target": "t"}', 'field "prompt" is empty', ""),
     (b'{"prompt": "p", "target": " \\n\\t"}', 'field "target" is empty', ""),
     (b'{"prompt": "p", "target": []}', 'field "target" is an empty list', ""),
-    (b'{"prompt": "p", "target": ["t", null]}', 'an item of field "target" is null', ""),
+    (b'{"prompt": "p", "target": ["t", null]}', 'an item of field "target" is null or an empty cell', ""),
     (b'{"prompt": "p\\u0000", "target": "t"}', 'field "prompt" has a NUL character', ""),
     (b'{"prompt": "\\ud800", "target": "t"}', 'field "prompt" has half of a character',
      ", \\ud800 alone"),
@@ -118,8 +119,8 @@ BAD_CSV = [
     (b"p\n", "wrong number of columns", ": 1, but the header has 2"),
     (b"p,t,u\n", "wrong number of columns", ": 3, but the header has 2"),
     (b'"p"q,t\n', "broken CSV", None),
-    (b",t\n", 'field "prompt" is empty', ""),
-    (b'"",t\n', 'field "prompt" is empty', ""),
+    (b",t\n", 'field "prompt" is null or an empty cell', ""),
+    (b'" ",t\n', 'field "prompt" is null or an empty cell', ""),
     (b"p,\xff\n", "invalid UTF-8", ": 0xff at byte 3 of the line"),
     (b"p,\0\n", "NUL byte", " at byte 3 of the line"),
     (b'"p\nq\nr",\xff\n', "invalid UTF-8", ": 0xff at byte 4 of the line"),
@@ -280,6 +281,55 @@ def test_several_target_columns_are_several_references():
     assert example(columns, prompt="p", a="1", b=["2", "3"]).references == ("1", "2", "3")
     with pytest.raises(RowError, match='no field "b"'):
         example(columns, prompt="p", a="1")
+
+
+def test_of_several_target_columns_some_may_be_null():
+    columns = Columns(Template("{prompt}"), targets=("a", "b"))
+    assert example(columns, prompt="p", a=None, b="2").references == ("2",)
+    assert example(columns, prompt="p", a="1", b=None).references == ("1",)
+    with pytest.raises(RowError, match='all of the fields "a", "b" are null or empty cells'):
+        example(columns, prompt="p", a=None, b=None)
+    with pytest.raises(RowError, match='field "b" is empty'):
+        example(columns, prompt="p", a="1", b="")
+    columns = replace(columns, optional_target=True)
+    assert example(columns, prompt="p", a=None, b=None).references == ()
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_an_empty_cell_is_missing(tmp_path, delimiter):
+    name = "rows.csv" if delimiter == "," else "rows.tsv.gz"
+    lines = ["prompt,a,b,id", "p,1,2,x", "q,,2,", 'r,1,"",z', "s, ,,"]
+    path = write(tmp_path, name, "\n".join(lines).replace(",", delimiter).encode() + b"\n")
+    columns = Columns(
+        Template("{prompt}"), targets=("a", "b"), optional_target=True, id="id", optional_id=True
+    )
+    examples, _ = read(path, columns)
+    assert [e.references for e in examples] == [("1", "2"), ("2",), ("1",), ()]
+    assert [e.id for e in examples] == ["x", f"{name}:3", "z", f"{name}:5"]
+    message = 'all of the fields "a", "b" are null or empty cells'
+    assert problem(path, replace(columns, optional_target=False)) == f"{path}:5: {message}"
+    one = replace(columns, targets=("a",), optional_target=False)
+    assert problem(path, one) == f'{path}:3: field "a" is null or an empty cell'
+
+
+@pytest.mark.parametrize("metric", ["answer_accuracy", "gsm8k_accuracy"])
+def test_a_reference_without_a_number_is_named_where_answers_are_compared(tmp_path, metric):
+    lines = (
+        b'{"prompt": "p", "target": "Steps.\\n#### 1,800"}\n'
+        b'{"prompt": "p", "target": ["18", "#### 18 or 20"]}\n'
+    )
+    path = write(tmp_path, "rows.jsonl", lines)
+    columns = replace(PLAIN, metrics=("bleu", metric))
+    assert problem(path, columns).startswith(f"{path}:2: a reference has no answer for {metric}:")
+    examples, skipped = read(path, columns, on_bad_row="skip")
+    assert ([e.id for e in examples], skipped.total()) == (["rows.jsonl:1"], 1)
+    assert len(read(path, replace(PLAIN, metrics=("bleu",)))[0]) == 2
+
+
+def test_a_chat_s_reply_is_a_reference_too():
+    columns = Columns(None, messages="chat", metrics=("answer_accuracy",))
+    with pytest.raises(RowError, match="no answer for answer_accuracy: 'hello'"):
+        example(columns, chat=[USER, REPLY])
 
 
 def test_an_optional_target_may_be_missing_or_null_but_not_empty():
