@@ -221,14 +221,15 @@ def _check_variants(
     variants: Any, cls: type[BaseModel], origin: str
 ) -> list[tuple[str, dict[Any, Any]]]:
     """Names with their choices, each a mapping of settings."""
-    named = variants.items() if isinstance(variants, dict) else [("", None)]
-    for name, choices in named:
+    named = variants.items() if isinstance(variants, dict) else [("", 0)]
+    kept = [(name, choices) for name, choices in named if choices is not None]  # null removes one
+    for name, choices in kept:
         blocks = choices.values() if isinstance(choices, dict) else [None]
         if not all(isinstance(block, dict) for block in blocks):
             raise ConfigError(f"{origin}: variants: write `name: {{value: {{settings}}}}`")
         if name in cls.model_fields:
             raise ConfigError(f"{origin}: variants: {name} is a setting; choose another name")
-    return list(variants.items())
+    return kept
 
 
 def _read_overrides(overrides: Sequence[str]) -> tuple[Document, dict[KeyPath, str]]:

@@ -34,6 +34,7 @@ from brim.plan.passes import Passes, passes_of
 from brim.plan.peaks import LiveBytes, peak_bytes
 from brim.plan.shapes import ModelShape, Size
 from brim.plan.sources import known_models, student_shape, teacher_shape
+from brim.plan.warnings import settings_warnings
 from brim.recipes import find_recipe, list_recipes
 from brim.settings import LoraConfig, OptimConfig, RunConfig, StudentConfig
 from brim.types import Example
@@ -599,6 +600,32 @@ def test_warnings(recipe, overrides, text, without_peaks):
     assert text in warnings
     fine = ["optim.warmup_steps=0", "student.predistill=null", "teacher.train=null"]
     assert text not in "\n".join(plan(configure("xsum/brim", *fine)).warnings)
+
+
+@pytest.mark.parametrize(
+    ("stage", "keys"),
+    [("teacher", "teacher.train."), ("predistill", "student.predistill."), ("brim", "")],
+)
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_warm_ups_that_do_not_end_in_time(stage, keys, schedule):
+    """Of 100 steps at least ten are to have the full rate; a rate below its half is said to be."""
+
+    def warned(warmup: int, steps: int = 100) -> str:
+        settings = {"warmup_steps": warmup, "schedule": schedule, "lr": 0.5}
+        overrides = [f"{keys}optim.{key}={value}" for key, value in settings.items()]
+        config = configure(
+            "gsm8k/brim", *overrides, f"{keys}trainer={{max_steps: {steps}, num_epochs: null}}"
+        )
+        return "".join(w for w in settings_warnings(config, 6705) if w.startswith(f"{stage}: "))
+
+    assert "reaches 0.25 of 0.5; lower " + keys + "optim.warmup_steps, to 10" in warned(200)
+    assert "less than half" not in warned(200)
+    assert "reaches 0.25, less than half of 0.5" in warned(201)
+    assert "longer than" in warned(101)
+    assert "nearly all of" in warned(100)
+    assert warned(92)
+    assert not any(map(warned, (0, 1, 50, 91)))
+    assert not warned(1, steps=1)
 
 
 def test_memory_limit(without_peaks):

@@ -15,6 +15,7 @@ from brim.materials import Materials
 from brim.models import LanguageModel, add_adapters, check_same_tokenizer, load_model
 from brim.objectives.induction import ReturnInduction
 from brim.objectives.policy_gradient import PolicyGradient
+from brim.objectives.ppo import PPO
 from brim.pipeline import Pipeline
 from brim.progress import Reporter
 from brim.rundir import read_manifest
@@ -151,7 +152,7 @@ def analysed_objective(pipeline: Materials) -> PolicyGradient:
     """The policy gradient whose estimates are measured, by the settings of the run's objective.
 
     That of LLMR and BRIM is itself, on fresh rollouts. PPO's gives centring, clip, truncation and
-    blocks; that its first update normalizes advantages is a mean baseline, and a scale. Any other
+    blocks; where its advantages are normalized, that is a mean baseline, and a scale. Any other
     objective has none of these: they are the defaults of `brim`.
     """
     objective = pipeline.objective
@@ -160,7 +161,8 @@ def analysed_objective(pipeline: Materials) -> PolicyGradient:
     decoding = pipeline.config.decoding.build()
     if isinstance(objective, ReturnInduction):
         shared = {field.name: getattr(objective, field.name) for field in fields(ReturnInduction)}
-        return PolicyGradient(**{**shared, "k": 1, "baseline": "mean"})
+        normalized = isinstance(objective, PPO) and objective.normalize_advantages
+        return PolicyGradient(**{**shared, "k": 1, "baseline": "mean" if normalized else "none"})
     return PolicyGradient(decoding)
 
 

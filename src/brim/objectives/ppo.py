@@ -1,8 +1,8 @@
 """PPO (Schulman et al. 2017) on induced returns: with a learned critic, or with BRIM in its place.
 
 `ppo_llmr` is the pipeline of Ouyang et al. (2022) on the one-step rewards of Eq 2: a value head,
-GAE, the clipped surrogate. `ppo_brim` (the paper's Appendix D) has no critic: the K-step return,
-normalized over the rollout batch, is the advantage.
+GAE, the clipped surrogate. `ppo_brim` (the paper's Appendix D) has no critic: the K-step return is
+the advantage. Of both, advantages are normalized over the rollout batch unless settings say not to.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ class PPOConfig(InductionConfig):
     kl_coefficient: float = Field(0.0, ge=0)
     """Each token is charged this much times log π - log π of the student at the start of training,
     of which a copy is kept; 0 for no charge and no copy."""
+    normalize_advantages: bool = True
+    """Shift and scale the advantages of a rollout batch to mean 0 and standard deviation 1; without
+    it `ppo_brim`'s advantage is the clipped return, with no baseline. The paper does not say."""
     target_kl: float | None = Field(None, gt=0)
     """End a step's updates once the KL between the policy that wrote and the one now, as estimated
     on an update's tokens, exceeds it; null for never."""
@@ -80,7 +83,7 @@ class PPOLLMRConfig(PPOConfig):
 
 
 class PPOBRIMConfig(PPOConfig, BlockConfig):
-    """PPO with the normalized K-step return as the advantage, without a critic."""
+    """PPO with the K-step return as the advantage, without a critic."""
 
     name: Literal["ppo_brim"] = "ppo_brim"
 
@@ -97,6 +100,7 @@ class PPO(ReturnInduction):
     num_minibatches: int = 4
     epsilon: float = 0.2
     kl_coefficient: float = 0.0
+    normalize_advantages: bool = True
     target_kl: float | None = None
     module: nn.Module | None = field(default=None, init=False, repr=False, compare=False)
     start: LanguageModel | None = field(default=None, init=False, repr=False, compare=False)
@@ -135,14 +139,16 @@ class PPO(ReturnInduction):
             sums["kl_tokens"] = total(rollout.mask)  # without those of dropped completions
         rollout = self.with_advantages(rollout, credit, charges, sums)
         assert rollout.advantages is not None
-        advantages = normalize(rollout.advantages, rollout.mask, total=sum_over_processes)
-        return replace(rollout, advantages=advantages), sums
+        if self.normalize_advantages:
+            advantages = normalize(rollout.advantages, rollout.mask, total=sum_over_processes)
+            rollout = replace(rollout, advantages=advantages)
+        return rollout, sums
 
     @abstractmethod
     def with_advantages(
         self, rollout: Rollout, credit: Tensor, charges: Tensor, sums: dict[str, Tensor]
     ) -> Rollout:
-        """Add advantages, not yet normalized.
+        """Add advantages, before any normalization.
 
         Args:
             rollout: with `logprobs`, and `state_values` if there is a critic.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from brim.optimization import count_steps
+from brim.optimization import count_steps, learning_rate
 from brim.plan.shapes import ModelShape, Size
 from brim.settings import LoopConfig, OptimConfig, RunConfig
 
@@ -32,21 +32,29 @@ def settings_warnings(config: RunConfig, num_examples: int | None) -> Iterator[s
     k, limit = getattr(config.objective, "k", 1), config.decoding.max_tokens
     if isinstance(k, int) and k > limit:
         yield f"objective.k is {k}, and completions have at most {limit} tokens: no block is full"
-    for name, loop, optim in training_stages(config):
-        if loop.max_steps is None and num_examples is None:
-            continue
-        steps = count_steps(loop, num_examples or 0)
-        if optim.warmup_steps > steps:
-            reached = optim.lr * steps / optim.warmup_steps
-            yield (
-                f"{name}: the warm-up of {optim.warmup_steps:,} steps is longer than the stage's "
-                f"{steps:,}: the learning rate ends at {reached:.2g}, not {optim.lr:.2g}"
-            )
+    for name, keys, loop, optim in training_stages(config):
+        if loop.max_steps is not None or num_examples is not None:
+            yield from _warmup_warnings(name, keys, count_steps(loop, num_examples or 0), optim)
+
+
+def _warmup_warnings(name: str, keys: str, steps: int, optim: OptimConfig) -> Iterator[str]:
+    """Of a warm-up that leaves less than a tenth of the steps at the full learning rate."""
+    warmup = optim.warmup_steps
+    if warmup == 0 or 10 * (steps - warmup + 1) >= steps:
+        return
+    longer = "longer than" if warmup > steps else "nearly all of"
+    reached = learning_rate(optim, min(warmup, steps) - 1, steps)
+    of = ", less than half of" if 2 * reached < optim.lr else " of"
+    yield (
+        f"{name}: the warm-up of {warmup:,} steps is {longer} the stage's {steps:,}: the learning "
+        f"rate reaches {reached:.2g}{of} {optim.lr:.2g}; lower {keys}optim.warmup_steps, to "
+        f"{steps // 10:,} for a tenth of the steps"
+    )
 
 
 def device_warnings(config: RunConfig, devices: int) -> Iterator[str]:
     """Of devices with nothing to do."""
-    for name, loop, _ in training_stages(config):
+    for name, _, loop, _ in training_stages(config):
         if loop.rollout_batch_size % devices:
             yield (
                 f"{name}: {loop.rollout_batch_size:,} prompts a step cannot be shared out evenly "
@@ -54,13 +62,14 @@ def device_warnings(config: RunConfig, devices: int) -> Iterator[str]:
             )
 
 
-def training_stages(config: RunConfig) -> Iterator[tuple[str, LoopConfig, OptimConfig]]:
-    """The stages in which a model is trained, with their loops and optimizers."""
-    if config.teacher.train is not None:
-        yield "teacher", config.teacher.train.trainer, config.teacher.train.optim
-    if config.student.predistill is not None:
-        yield "predistill", config.student.predistill.trainer, config.student.predistill.optim
-    yield config.objective.name, config.trainer, config.optim
+def training_stages(config: RunConfig) -> Iterator[tuple[str, str, LoopConfig, OptimConfig]]:
+    """The stages in which a model is trained: name, place in the settings, loop and optimizer."""
+    train, predistill = config.teacher.train, config.student.predistill
+    if train is not None:
+        yield "teacher", "teacher.train.", train.trainer, train.optim
+    if predistill is not None:
+        yield "predistill", "student.predistill.", predistill.trainer, predistill.optim
+    yield config.objective.name, "", config.trainer, config.optim
 
 
 def position_warnings(shape: ModelShape, size: Size) -> Iterator[str]:

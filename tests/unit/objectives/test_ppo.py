@@ -140,6 +140,21 @@ def test_brims_advantages_are_the_clipped_returns_normalized(settings, clip_rang
     assert (float(sums["clipped"]) > 0) == (clip_range is not None)
 
 
+@pytest.mark.parametrize("kind", [PPOBRIM, PPOLLMR])
+def test_advantages_are_left_as_they_are_if_not_normalized(kind):
+    student, teacher = pair()
+    rollout = written(student, 24)
+    objective = kind(DECODING, clip_range=1.0, normalize_advantages=False)
+    plain, _ = credited(objective, rollout, student, teacher)
+    # With a critic that says 0 so far, its bounded targets are the advantages.
+    wanted = plain.returns.clamp(-1.0, 1.0) if kind is PPOBRIM else plain.value_targets
+    torch.testing.assert_close(plain.advantages[plain.mask], wanted[plain.mask])
+    scaled, _ = credited(kind(DECODING, clip_range=1.0), rollout, student, teacher)
+    tokens = plain.advantages[plain.mask]
+    expected = (tokens - tokens.mean()) / tokens.std(correction=0)
+    torch.testing.assert_close(scaled.advantages[scaled.mask], expected, rtol=0, atol=1e-4)
+
+
 def test_brim_clips_rewards_if_told_to():
     student, teacher = pair()
     objective = PPOBRIM(DECODING, k=1, clip_range=1.0, clip_target="reward")

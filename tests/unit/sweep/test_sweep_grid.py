@@ -272,6 +272,22 @@ def test_sweeps_that_are_shipped_load(name):
         assert of_k == [k] * num_of_k
 
 
+@pytest.mark.parametrize("name", ["paper_t5", "paper_qwen"])
+@pytest.mark.filterwarnings("ignore:greedy rollouts")
+def test_other_readings_of_the_paper_are_lines_of_its_sweeps(tmp_path, name):
+    text = (ROOT / "docs" / "results" / f"{name}.yaml").read_text(encoding="utf-8")
+    for line in ("warmup: micro_batches", "adamw: pytorch"):
+        assert f"  # {line}" in text
+        text = text.replace(f"  # {line}", f"  {line}")
+    path = tmp_path / "other.yaml"
+    path.write_text(text, encoding="utf-8")
+    shipped = points(load_sweep(ROOT / "docs" / "results" / f"{name}.yaml"))
+    for point, printed in zip(points(load_sweep(path)), shipped, strict=True):
+        assert point.config.optim.warmup_steps in (156, 313)
+        assert point.config.optim.weight_decay == 0.01
+        assert point.stage_keys == printed.stage_keys  # the same teachers and students
+
+
 def test_the_example_of_the_docs_is_55_runs():
     page = (ROOT / "docs" / "sweep.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
