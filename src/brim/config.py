@@ -221,7 +221,7 @@ def _check_variants(
     variants: Any, cls: type[BaseModel], origin: str
 ) -> list[tuple[str, dict[Any, Any]]]:
     """Names with their choices, each a mapping of settings."""
-    named = variants.items() if isinstance(variants, dict) else [("", 0)]
+    named: Any = variants.items() if isinstance(variants, dict) else [("", 0)]
     kept = [(name, choices) for name, choices in named if choices is not None]  # null removes one
     for name, choices in kept:
         blocks = choices.values() if isinstance(choices, dict) else [None]
