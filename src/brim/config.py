@@ -34,6 +34,7 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 _Search = Callable[[str], Path]
 
 _VARIANTS = "variants"
+_NOT_SET = object()
 
 
 class Config(BaseModel):
@@ -119,6 +120,26 @@ def config_hash(value: BaseModel | Mapping[str, Any]) -> str:
 
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=plain)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def describe_changes(before: Any, after: Any, path: KeyPath = ()) -> list[str]:
+    """What differs between two trees of settings, such as `objective.k: 2 → 4`, in their order.
+
+    Of two mappings with different `name`s only that is said: other classes have other settings.
+    """
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = ["name"] if before.get("name") != after.get("name") else before | after
+        return [
+            change
+            for key in keys
+            for change in describe_changes(
+                before.get(key, _NOT_SET), after.get(key, _NOT_SET), (*path, key)
+            )
+        ]
+    if before == after:
+        return []
+    texts = ("not set" if value is _NOT_SET else shown(value) for value in (before, after))
+    return [f"{dotted(path)}: {' → '.join(texts)}"]
 
 
 # Reading

@@ -17,8 +17,8 @@ from filelock import FileLock, Timeout
 
 from brim._version import __version__
 from brim.checkpoints import check_processes
-from brim.config import config_hash, dump_config, load_config
-from brim.errors import RunError
+from brim.config import config_hash, describe_changes, dump_config, load_config
+from brim.errors import ConfigError, RunError
 from brim.files import atomic_write_json, atomic_write_text, read_json
 from brim.settings import RunConfig
 from brim.yaml12 import parse
@@ -37,6 +37,7 @@ PACKAGES = (
 
 # Settings that cannot change results.
 _NO_MATTER = {"description", "tracking"}
+_SHOWN_CHANGES = 5
 
 
 @contextmanager
@@ -145,11 +146,32 @@ def _check(out: Path, config: RunConfig, resume: Resume, other_processes: bool) 
         raise RunError(f"{out}: holds a run already; choose another --out, or --resume auto")
     if manifest["config_hash"] != _identity(config) and not _same_settings(out, manifest, config):
         raise RunError(
-            f"{out}: holds a run with other settings (see its config.yaml); "
+            f"{out}: holds a run with other settings ({changed_settings(out, config)}); "
             "choose another --out, or resume with the settings that it was begun with"
         )
     if not other_processes:
         check_processes(out, manifest.get("num_processes"), PartialState().num_processes)
+
+
+def changed_settings(out: Path, config: RunConfig) -> str:
+    """In which settings a run differs from these, the first few as `objective.k: 2 → 4`.
+
+    Settings that cannot change results are left out.
+    """
+    path = out / "config.yaml"
+    if not path.exists():
+        return "its config.yaml is missing"
+    try:
+        stored = load_config(RunConfig, path).model_dump(mode="json")
+    except ConfigError:  # another version's, or edited
+        stored = parse(path.read_text(encoding="utf-8"), lambda line: f"{path}:{line}").data
+    asked = config.model_dump(mode="json")
+    for settings in (stored, asked):
+        for name in _NO_MATTER:
+            settings.pop(name, None)
+    changes = describe_changes(stored, asked)
+    more = [f"{len(changes) - _SHOWN_CHANGES} more"] if len(changes) > _SHOWN_CHANGES else []
+    return ", ".join([*changes[:_SHOWN_CHANGES], *more]) or "its config.yaml was edited"
 
 
 def _identity(config: RunConfig) -> str:

@@ -247,7 +247,7 @@ def test_student_from_teacher_layers(finished, make_config, tmp_path):
 def test_foreign_directories_are_refused(finished, make_config, tmp_path):
     run, stages = finished(T5)
     before = (run / "metrics.jsonl").read_bytes()
-    with pytest.raises(RunError, match="other settings"):
+    with pytest.raises(RunError, match=r"other settings \(optim.lr: [\d.e-]+ → 0.5\);"):
         train(make_config(T5, "optim.lr=0.5"), run, stages_dir=stages)
     with pytest.raises(RunError, match="holds a run already"):
         train(make_config(T5), run, stages_dir=stages, resume="never")

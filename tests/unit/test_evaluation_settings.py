@@ -141,10 +141,19 @@ def test_a_run_of_an_older_version_can_be_resumed(old_run):
         pass
 
 
-@pytest.mark.parametrize("override", ["evaluation.decoding.strategy=beam", "seed=5"])
-def test_an_old_run_with_other_settings_is_refused(old_run, override):
+@pytest.mark.parametrize(
+    ("override", "change"),
+    [
+        ("evaluation.decoding.strategy=beam", 'evaluation.decoding.strategy: "greedy" → "beam"'),
+        ("seed=5", "seed: 0 → 5"),
+        ("teacher.train=null", "teacher.train: {.* → null"),
+        ("objective.k=4", "objective.k: 2 → 4"),
+        ("objective={name: seqkd}", 'objective.name: "brim" → "seqkd"'),
+    ],
+)
+def test_an_old_run_with_other_settings_is_refused(old_run, override, change):
     with (
-        pytest.raises(RunError, match="other settings"),
+        pytest.raises(RunError, match=rf"other settings \({change}\);"),
         open_run(old_run, make_config(override), "auto"),
     ):
         pass
@@ -154,7 +163,7 @@ def test_settings_that_somebody_edited_are_no_proof(old_run):
     path = old_run / "config.yaml"
     path.write_text(path.read_text().replace("seed: 0\n", "seed: 5\n", 1))
     with (
-        pytest.raises(RunError, match="other settings"),
+        pytest.raises(RunError, match="other settings .*config.yaml was edited"),
         open_run(old_run, make_config("seed=5"), "auto"),
     ):
         pass

@@ -14,6 +14,7 @@ from pathlib import Path
 from brim.errors import RunError
 from brim.files import disk_errors
 from brim.progress import Meter, Reporter
+from brim.rundir import changed_settings
 from brim.sweep.grid import Point, Task
 from brim.sweep.launching import Job, Launcher, local_launcher
 from brim.sweep.spec import SweepConfig, keep_sweep
@@ -80,11 +81,12 @@ def run_sweep(
             a second one they are killed.
     """
     states = {point.name: state_of(point, out) for point in todo}
-    for name, state in states.items():
-        if state == "foreign":
+    for point in todo:
+        if states[point.name] == "foreign":
+            folder = out / point.name
             raise RunError(
-                f"{out / name}: holds a run of other settings (see its config.yaml) than the "
-                "sweep's; move it away, or choose another --out"
+                f"{folder}: holds a run of other settings than the sweep's "
+                f"({changed_settings(folder, point.config)}); move it away, or choose another --out"
             )
     if sweep is not None:
         keep_sweep(sweep, out)
