@@ -19,11 +19,11 @@ from brim.models import (
     build_model,
     check_adapters,
     check_checkpointing,
-    check_same_tokenizer,
     check_vllm,
     keep_layers,
     load_model,
     q_drift,
+    share_vocabulary,
     train_tokenizer,
 )
 from brim.objectives import Objective
@@ -155,7 +155,7 @@ class Materials:
             )
         if config.student.keep_layers is None:
             source = self.loaded_student
-            check_same_tokenizer(self.initial_teacher, source)
+            share_vocabulary(self.initial_teacher, source)
         elif config.teacher.quantization is not None:
             raise ConfigError(
                 "student.keep_layers: quantised layers cannot be trained; give a student of its "

@@ -18,7 +18,7 @@ from typing import Any
 from brim.evaluation import Advance, Evaluation, evaluate
 from brim.journal import Journal
 from brim.materials import Materials
-from brim.models import LanguageModel, add_adapters, keep_layers
+from brim.models import LanguageModel, add_adapters, keep_layers, share_vocabulary
 from brim.objectives import Objective, SeqKD
 from brim.optimization import count_steps
 from brim.predictions import Procedure
@@ -67,6 +67,8 @@ class Pipeline(Materials):
                 examples=self.train_examples,
                 inputs={"model": fingerprint_model(self.initial_teacher)},
             )
+            if self.config.student.keep_layers is None:
+                share_vocabulary(model, self.loaded_student)
             self._forget("initial_teacher")
         return self.as_teacher(model)
 

@@ -20,7 +20,7 @@ from brim.checkpoints import latest_state
 from brim.config import load_config
 from brim.errors import ConfigError, DataError, RunError
 from brim.files import read_json
-from brim.models import Decoding, check_same_tokenizer, load_model
+from brim.models import Decoding, load_model, share_vocabulary
 from brim.pipeline import Pipeline
 from brim.progress import Reporter
 from brim.results import evaluate_model, kept_results, training_facts
@@ -159,7 +159,7 @@ def evaluate_run(
         student = pipeline.reload(run / "best", pipeline.config.student)
     else:
         student = pipeline.place(load_model(model))
-    check_same_tokenizer(pipeline.teacher, student)
+    share_vocabulary(pipeline.teacher, student)
     return evaluate_model(
         student,
         pipeline,

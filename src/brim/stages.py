@@ -96,9 +96,10 @@ class Stage:
 
 
 def fingerprint_model(model: LanguageModel) -> str:
-    """Hash of a model's configuration and of every byte of its weights."""
+    """Hash of a model's configuration, of what it may write, and of every byte of its weights."""
     weights = plain_tensors(model.model.state_dict())
-    return hash_tensors(weights, also=model.model.config.to_json_string())
+    rules = (sorted(model.rules.excluded), model.rules.forced_start, model.rules.forces_end)
+    return hash_tensors(weights, also=f"{model.model.config.to_json_string()}{rules}")
 
 
 def write_completions(

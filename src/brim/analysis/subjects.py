@@ -12,7 +12,7 @@ from accelerate import Accelerator, PartialState
 
 from brim.errors import ConfigError, RunError
 from brim.materials import Materials
-from brim.models import LanguageModel, add_adapters, check_same_tokenizer, load_model
+from brim.models import LanguageModel, add_adapters, load_model, share_vocabulary
 from brim.objectives.induction import ReturnInduction
 from brim.objectives.policy_gradient import PolicyGradient
 from brim.objectives.ppo import PPO
@@ -139,7 +139,7 @@ def load_student(pipeline: Pipeline, subject: Subject) -> LanguageModel:
         student = pipeline.place(
             load_model(subject.path, dtype=role.dtype, trust_remote_code=role.trust_remote_code)
         )
-    check_same_tokenizer(pipeline.teacher, student)
+    share_vocabulary(pipeline.teacher, student)
     student.requires_grad_(True)
     if config.student.lora is not None:
         seed = derive_seed(config.seed, "adapters", "objective")

@@ -13,7 +13,7 @@ from brim.models.quantization import Quantization, plain_tensors, q_drift
 from brim.models.reading import Comparison, Reading
 from brim.models.scratch import build_model
 from brim.models.tokenizer_training import train_tokenizer
-from brim.models.tokenizers import check_same_tokenizer
+from brim.models.tokenizers import check_same_tokenizer, share_vocabulary
 from brim.models.tying import hash_tensors
 from brim.models.value import ActorCritic
 from brim.models.vllm_engine import VLLMEngine, check_vllm
@@ -42,6 +42,7 @@ __all__ = [
     "plain_tensors",
     "q_drift",
     "set_dropout",
+    "share_vocabulary",
     "train_tokenizer",
     "updating",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -107,31 +108,40 @@ class Backbone(ABC):
 
 
 class EncoderDecoder(Backbone):
-    """T5, BART, Marian and their kin; each completion is opened by `start_token_id`."""
+    """T5, BART, Marian and their kin.
+
+    Args:
+        model: the whole of it.
+        start_ids: the tokens that open every completion, and that the model does not choose.
+    """
 
     prompt_side = "right"
 
-    def __init__(self, model: PreTrainedModel, start_token_id: int) -> None:
+    def __init__(self, model: PreTrainedModel, start_ids: Sequence[int]) -> None:
         super().__init__(model)
-        self.start_token_id = start_token_id
+        self.start_ids = tuple(start_ids)
 
     def hidden(self, prompts: Prompts, completion_ids: Tensor, num_positions: int) -> Tensor:
         """See `Backbone.hidden`."""
-        self.check_length(num_positions)
+        self.check_length(self.num_inputs(num_positions))
         encoded, mask = self.encode(prompts)
         inputs = torch.cat([self.first(encoded), completion_ids[:, : num_positions - 1]], dim=1)
         # The decoder's own padding needs no mask: it lies on the right, where causal attention
         # never looks.
-        return self.decode(inputs, encoded, mask, use_cache=False)
+        return self.decode(inputs, encoded, mask, use_cache=False)[:, len(self.start_ids) - 1 :]
 
     def start(self, prompts: Prompts, max_tokens: int) -> DecodingState:
         """See `Backbone.start`."""
-        self.check_length(max_tokens)
+        self.check_length(self.num_inputs(max_tokens))
         return _EncoderDecoderState(self, prompts, max_tokens)
 
+    def num_inputs(self, max_tokens: int) -> int:
+        """Tokens that the decoder reads to write so many; the last one is never read."""
+        return len(self.start_ids) + max_tokens - 1
+
     def first(self, rows: Tensor) -> Tensor:
-        """(B, 1) of the token that opens every completion, for (B, …) of anything."""
-        return torch.full((len(rows), 1), self.start_token_id, device=rows.device)
+        """(B, n) of the tokens that open every completion, for (B, …) of anything."""
+        return torch.tensor(self.start_ids, device=rows.device).expand(len(rows), -1)
 
     def encode(self, prompts: Prompts) -> tuple[Tensor, Tensor | None]:
         """Encoder output (B, S, d) and the mask to attend to it with."""
@@ -152,7 +162,7 @@ class EncoderDecoder(Backbone):
 class _EncoderDecoderState(DecodingState):
     def __init__(self, backbone: EncoderDecoder, prompts: Prompts, max_tokens: int) -> None:
         config = backbone.model.get_decoder().config  # T5's says how deep the decoder is
-        super().__init__(encoder_decoder_cache(config, max_tokens))
+        super().__init__(encoder_decoder_cache(config, backbone.num_inputs(max_tokens)))
         self._backbone = backbone
         self._encoded, self._mask = backbone.encode(prompts)
         self.hidden = self.advance(backbone.first(self._encoded))[:, -1]

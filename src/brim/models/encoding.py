@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import jinja2
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from brim.errors import DataError, ModelError
 from brim.models.cutting import cut_fields
+from brim.models.generation_settings import GenerationRules
 from brim.types import Example
 
 
@@ -26,6 +28,10 @@ class Encoder:
         tokenizer: the model's tokenizer.
         end_ids: the tokens that end a completion; the first is appended to targets.
         decoder_start_id: what opens a completion of an encoder-decoder; None for decoder-only.
+
+    Attributes:
+        rules: what the model's generation settings say of its text.
+        unshared: tokens that the other model of a pair does not know.
     """
 
     def __init__(
@@ -36,9 +42,18 @@ class Encoder:
     ) -> None:
         self.tokenizer, self.end_ids = tokenizer, tuple(end_ids)
         self.is_encoder_decoder = decoder_start_id is not None
-        self._not_text = {*end_ids, decoder_start_id, tokenizer.pad_token_id}
+        self.rules = GenerationRules()
         own = (tokenizer.bos_token_id, *end_ids)
         self._start_id = next(i for i in own if i is not None)
+        self.unshared: frozenset[int] = frozenset()
+        self._prompt_frame = _frame(tokenizer, "text")
+        self._target_frame: tuple[list[int], list[int]] = ([], [])
+        if self.is_encoder_decoder:
+            self._target_frame = _frame(tokenizer, "text_target")
+        around = (*self._target_frame, end_ids, (decoder_start_id, tokenizer.pad_token_id))
+        self._not_text = {i for ids in around for i in ids}
+        frames = (*self._prompt_frame, end_ids, tokenizer.all_special_ids)
+        self._special = {i for ids in frames for i in ids} - {tokenizer.unk_token_id}
         self._appends_end = any(i in self.end_ids for i in tokenizer("a").input_ids[-1:])
 
     def prompts(
@@ -48,12 +63,13 @@ class Encoder:
 
         A long prompt with an `Example.field` loses the end of this field, and a chat the end of its
         longest message; all else stays (`cut_fields`). Where there is neither, or the rest alone is
-        too long, an encoder's prompt keeps its beginning and the final EOS, and that of a
-        decoder-only model its end, which the completion continues, and the BOS. An empty prompt
-        becomes BOS, or EOS where there is no BOS.
+        too long, an encoder's prompt keeps its beginning, and that of a decoder-only model its end,
+        which the completion continues. What the tokenizer puts around a prompt (BOS, EOS, the
+        languages of mBART) stays. An empty prompt becomes BOS, or EOS where there is no BOS.
 
         Raises:
-            DataError: the chat template refuses an example's messages.
+            DataError: the chat template refuses an example's messages, or a prompt spells out a
+                padding token that the other model of a pair does not know.
             ModelError: an example has messages and the tokenizer no chat template.
         """
         ids = self._encode(examples)
@@ -74,8 +90,12 @@ class Encoder:
     def completions(self, examples: Sequence[Example], texts: Sequence[str]) -> list[list[int]]:
         """Ids of one text an example, each with one EOS at its end.
 
+        A token that the model is forced to begin with is not among them.
+
         Raises:
-            DataError: a text spells out an end-of-sequence token before its end.
+            DataError: a text spells out an end-of-sequence token before its end, or holds a token
+                that is never written.
+            ModelError: the tokenizer begins texts with another token than the model.
         """
         if not texts:  # which tokenizers refuse
             return []
@@ -83,7 +103,20 @@ class Encoder:
             all_ids = self.tokenizer(text_target=list(texts), verbose=False).input_ids
         else:
             all_ids = self._tokenize(list(texts), add_special_tokens=False)
+        before, behind = self._target_frame
+        forced = list(self.rules.forced_start)
+        if before and forced and before[-1:] != forced:
+            names = self.tokenizer.convert_ids_to_tokens([before[-1], *forced])
+            raise ModelError(
+                f"the tokenizer begins a target with {names[0]!r} where the model is forced to "
+                f"begin with {names[1]!r}; give both the same language or start token, by tgt_lang "
+                "in tokenizer_config.json or forced_bos_token_id in generation_config.json"
+            )
         for ids, example in zip(all_ids, examples, strict=True):
+            if behind and ids[-len(behind) :] == behind:  # mBART's language follows the end
+                del ids[-len(behind) :]
+            if forced and before and ids[: len(before)] == before:
+                del ids[len(before) - 1]
             while ids and ids[-1] in self.end_ids:
                 ids.pop()
             if any(i in self.end_ids for i in ids):
@@ -91,14 +124,23 @@ class Encoder:
                     f"the target of example {example.id!r} spells out an end-of-sequence token "
                     f"before its end; remove {self.tokenizer.eos_token!r} from it"
                 )
+            if not self.rules.excluded.isdisjoint(ids):
+                token = next(i for i in ids if i in self.rules.excluded)
+                raise DataError(
+                    f"the target of example {example.id!r} holds "
+                    f"{self.tokenizer.convert_ids_to_tokens(token)!r}, which the generation "
+                    "settings (bad_words_ids, suppress_tokens) never let the model write; remove "
+                    "it from the target"
+                )
             ids.append(self.end_ids[0])
         return all_ids  # type: ignore[no-any-return]
 
     def texts(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """The ids of each row as text.
 
-        Only what frames a text is left out: end, padding and decoder start. A special token that a
-        model was taught to write, such as a separator, is part of what it wrote.
+        Only what frames a text is left out: end, padding, decoder start, and what the tokenizer
+        puts around targets. A special token that a model was taught to write, such as a separator,
+        is part of what it wrote.
         """
         ids = [[i for i in row if i not in self._not_text] for row in rows]
         return self.tokenizer.batch_decode(  # type: ignore[no-any-return]
@@ -121,6 +163,12 @@ class Encoder:
             chats, self._tokenize(rendered, add_special_tokens=self.is_encoder_decoder), strict=True
         ):
             ids[row] = tokens
+        for tokens, example in zip(ids, examples, strict=True):
+            if not self.unshared.isdisjoint(tokens):
+                raise DataError(
+                    f"the prompt of example {example.id!r} spells out the padding token, which "
+                    "teacher and student do not share; remove it from the prompt"
+                )
         return [tokens or [self._start_id] for tokens in ids]
 
     def _tokenize(self, texts: list[str], *, add_special_tokens: bool = True) -> list[list[int]]:
@@ -148,10 +196,25 @@ class Encoder:
 
     def _cut(self, ids: list[int], max_tokens: int) -> list[int]:
         if self.is_encoder_decoder:
-            kept_end = ids[-1:] if ids[-1] in self.end_ids else []
-            return ids[: max_tokens - len(kept_end)] + kept_end
-        kept_start = ids[:1] if ids[0] == self.tokenizer.bos_token_id and max_tokens > 1 else []
-        return kept_start + ids[len(ids) - max_tokens + len(kept_start) :]
+            behind = list(itertools.takewhile(self._special.__contains__, reversed(ids)))
+            behind = behind[:max_tokens][::-1]
+            return ids[: max_tokens - len(behind)] + behind
+        before, _ = self._prompt_frame
+        if not before or ids[: len(before)] != before:  # a chat's template need not write all of it
+            before = ids[:1] if ids[0] == self.tokenizer.bos_token_id else []
+        room = max_tokens - len(before)
+        return before + ids[len(ids) - room :] if room > 0 else ids[-max_tokens:]
+
+
+def _frame(tokenizer: PreTrainedTokenizerBase, side: str) -> tuple[list[int], list[int]]:
+    """The special tokens that a tokenizer puts before and behind a `text` or a `text_target`."""
+    whole, bare = (
+        list(tokenizer(**{side: "a"}, add_special_tokens=special).input_ids)
+        for special in (True, False)
+    )
+    places = range(len(whole) - len(bare) + 1)
+    start = next((i for i in places if whole[i : i + len(bare)] == bare), None)
+    return ([], []) if start is None else (whole[:start], whole[start + len(bare) :])
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, side: str) -> tuple[Tensor, Tensor]:

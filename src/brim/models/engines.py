@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -12,8 +13,6 @@ from transformers import (
     DynamicCache,
     EncoderDecoderCache,
     GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
     PreTrainedModel,
 )
 
@@ -33,23 +32,27 @@ def generate_with_transformers(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Write a completion of each prompt by `model.generate` of transformers.
 
-    Only what `decoding` says counts: nothing of the model's own generation settings but which
-    tokens end a text. Samples are drawn from torch's global generator, which is lent a seed made of
-    all of `batch.seeds` and put back. So other than in the loop, a row's text depends on the rows
-    that are decoded with it.
+    Only what `decoding` says counts, and of the model's own generation settings its `rules` and
+    which tokens end a text. Samples are drawn from torch's global generator, which is lent a seed
+    made of all of `batch.seeds` and put back. So other than in the loop, a row's text depends on
+    the rows that are decoded with it.
 
     Args:
         model: in evaluation mode.
         batch: B prompts.
-        decoding: the strategy and the limit.
+        decoding: the strategy and the limit, of the tokens that the model chooses.
 
     Returns:
         As `write_completions`: ids (B, T) int64 (arbitrary behind a row's length), lengths (B,)
         int64 with EOS, and truncated (B,) bool.
     """
-    transformer, device = model.model, model.device
+    transformer, device, rules = model.model, model.device, model.rules
     settings = GenerationConfig(
-        max_new_tokens=decoding.max_tokens,
+        max_new_tokens=decoding.max_tokens + rules.num_forced,
+        forced_bos_token_id=rules.forced_start[0] if rules.forced_start else None,
+        forced_eos_token_id=model.end_ids[0] if rules.forces_end else None,
+        # Before what is forced, other than `suppress_tokens`; ends as well, other than bad words.
+        sequence_bias={(row,): -math.inf for row in model.excluded_rows} or None,
         eos_token_id=list(model.end_ids),
         pad_token_id=model.filler_id,
         **_strategy(decoding),
@@ -61,10 +64,10 @@ def generate_with_transformers(
         settings.decoder_start_token_id = start_token_id(transformer)
         # By itself it would make one as deep as a T5's encoder, whatever the decoder is.
         config = transformer.get_decoder().config
-        own = encoder_decoder_cache(config, decoding.max_tokens)
+        own = encoder_decoder_cache(config, decoding.max_tokens + rules.num_forced)
         if decoding.num_beams > 1:
             own = _BeamCache(DynamicCache(config=config), DynamicCache())
-        written, cache = 1, {"past_key_values": own}
+        written, cache = 1 + len(rules.forced_start), {"past_key_values": own}
     devices = [device] if device.type == "cuda" else []
     with _no_other_settings(transformer), torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive_seed(0, "generate", *batch.seeds))
@@ -72,11 +75,10 @@ def generate_with_transformers(
             prompt_ids.to(device),
             attention_mask=prompt_mask.to(device).long(),
             generation_config=settings,
-            logits_processor=LogitsProcessorList([_Exclude(model.excluded_rows)]),
             synced_gpus=False,  # sharded weights are gathered once for the whole of it
             **cache,
         )
-    ids = sequences[:, written:]
+    ids = sequences[:, written : written + decoding.max_tokens]
     ends = torch.isin(ids, torch.tensor(model.end_ids, device=device))
     truncated = ~ends.any(dim=1)
     lengths = torch.where(truncated, ids.shape[1], ends.int().argmax(dim=1) + 1)
@@ -115,17 +117,6 @@ def _no_other_settings(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.generation_config = own
-
-
-class _Exclude(LogitsProcessor):  # type: ignore[misc]
-    """Never write the rows of the head that have no token."""
-
-    def __init__(self, rows: list[int]) -> None:
-        self.rows = rows
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        scores[:, self.rows] = -torch.inf
-        return scores
 
 
 class _BeamCache(EncoderDecoderCache):  # type: ignore[misc]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from brim.bucketing import length_buckets
-from brim.errors import RunError
+from brim.errors import ModelError, RunError
 from brim.models.adapters import (
     ADAPTERS,
     has_adapters,
@@ -26,6 +27,7 @@ from brim.models.backbone import Backbone, DecoderOnly, EncoderDecoder, Prompts
 from brim.models.decoding import Decoding, row_uniforms, write_completions
 from brim.models.encoding import Encoder, pad
 from brim.models.engines import generate_with_transformers
+from brim.models.generation_settings import exclude_tokens, generation_rules
 from brim.models.head import EXCLUDED, Centering, OutputHead
 from brim.models.probe import head_weight, measure_scale, start_token_id
 from brim.models.reading import Comparison, Reading
@@ -46,14 +48,16 @@ TRANSLATIONS = 32
 class LanguageModel(nn.Module):
     """A transformers model with its tokenizer, as a policy and as a Q-function.
 
-    The policy is the softmax over the rows of the output head that have a token; all other rows are
-    never sampled, never the best, and get no gradient.
+    The policy is the softmax over the rows of the output head that have a token which the model's
+    generation settings let it write; all other rows are never sampled, never the best, and get no
+    gradient.
 
     Args:
         model: a sequence-to-sequence or causal language model of transformers.
         tokenizer: the tokenizer it was trained with.
 
     Attributes:
+        rules: what the model's generation settings say of its text.
         batch_tokens: tokens, padding included, of one pass over a rollout without gradient, for
             those who ask with `rollout.map`.
 
@@ -66,16 +70,19 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
-        weight = head_weight(model)
-        self._num_rows, self._holes = rows_without_token(tokenizer, len(weight))
+        rows_without_token(tokenizer, len(head_weight(model)))
         self.end_ids = end_token_ids(model, tokenizer)
         pad_id = tokenizer.pad_token_id
         self.filler_id: int = self.end_ids[0] if pad_id is None else pad_id
         start_id = start_token_id(model) if self.is_encoder_decoder else None
         self._encoder = Encoder(tokenizer, self.end_ids, start_id)
+        self.rules = generation_rules(model, self.end_ids)
+        self._follow_rules()
         protect_head(model)
         self._backbone: Backbone = (
-            DecoderOnly(model) if start_id is None else EncoderDecoder(model, start_id)
+            DecoderOnly(model)
+            if start_id is None
+            else EncoderDecoder(model, (start_id, *self.rules.forced_start))
         )
         self._scale = measure_scale(self._backbone)
         self.batch_tokens, self._compiled = BATCH_TOKENS, False
@@ -98,8 +105,31 @@ class LanguageModel(nn.Module):
 
     @property
     def excluded_rows(self) -> list[int]:
-        """Rows of the output head that have no token."""
+        """Rows of the output head that have no token, or one that is never written."""
         return [*self._holes, *range(self._num_rows, len(head_weight(self.model)))]
+
+    def exclude(self, tokens: Iterable[int], *, unshared: Iterable[int] = ()) -> None:
+        """Never write these tokens, and have the generation settings say so, which are saved.
+
+        Args:
+            tokens: their ids.
+            unshared: those of them that may stand in no prompt either, for another model that is
+                to read it does not know them.
+
+        Raises:
+            ModelError: one of them ends every target.
+        """
+        num_rows = len(head_weight(self.model))
+        exclude_tokens(self.model, (i for i in tokens if i < num_rows), self.end_ids)
+        self._encoder.unshared = frozenset(unshared)
+        self.rules = generation_rules(self.model, self.end_ids)
+        self._follow_rules()
+
+    def _follow_rules(self) -> None:
+        self._num_rows, self._holes = rows_without_token(
+            self.tokenizer, len(head_weight(self.model)), self.rules.excluded
+        )
+        self._encoder.rules = self.rules
 
     def encode(
         self,
@@ -137,10 +167,14 @@ class LanguageModel(nn.Module):
     def encode_completions(self, batch: Batch, texts: Sequence[str], *, max_tokens: int) -> Rollout:
         """The texts as completions of the batch's prompts, EOS appended.
 
-        One longer than `max_tokens`, EOS included, is cut: it is `truncated` and has no EOS.
+        One longer than `max_tokens`, EOS and what the generation settings force included, is cut:
+        it is `truncated` and has no EOS.
 
         Raises:
-            DataError: a text spells out an end-of-sequence token before its end.
+            DataError: a text spells out an end-of-sequence token before its end, or holds a token
+                that is never written.
+            ModelError: the tokenizer begins texts with another token than the model, or
+                `max_tokens` leaves none to choose.
         """
         ids = self._encoder.completions(batch.examples, texts)
         return self._completed(batch, ids, [False] * len(ids), max_tokens)
@@ -153,7 +187,8 @@ class LanguageModel(nn.Module):
         as `encode_completions` reads it.
 
         Raises:
-            DataError: a reference spells out an end-of-sequence token before its end.
+            DataError: as `encode_completions`.
+            ModelError: as `encode_completions`.
         """
         plain = [example for example in batch.examples if example.target is None]
         texts = iter(self._encoder.completions(plain, [row.references[0] for row in plain]))
@@ -166,6 +201,7 @@ class LanguageModel(nn.Module):
         self, batch: Batch, rows: Sequence[Sequence[int]], cut: Sequence[bool], max_tokens: int
     ) -> Rollout:
         """Completions of these ids, `cut` before they came here or at `max_tokens`."""
+        max_tokens = self.rules.num_chosen(max_tokens)
         ids, mask = pad([row[:max_tokens] for row in rows], self.filler_id, "right")
         truncated = [was or len(row) > max_tokens for row, was in zip(rows, cut, strict=True)]
         device = self.device
@@ -186,10 +222,15 @@ class LanguageModel(nn.Module):
         of different shapes). Rows of similar prompt length are decoded together. That is
         the engine `loop`; the others keep less of it, see `Decoding`.
 
+        What the generation settings force is written, counts for `decoding.max_tokens`, and is no
+        part of the completion: an end that was forced leaves it `truncated`.
+
         Raises:
-            ModelError: the model has too few positions, or the engine cannot write for it here.
+            ModelError: the model has too few positions, `max_tokens` leaves no token to choose, or
+                the engine cannot write for the model here.
         """
         device = self.device
+        decoding = replace(decoding, max_tokens=self.rules.num_chosen(decoding.max_tokens))
         prompt_lengths = batch.prompt_mask.sum(dim=1).tolist()
         limit = max(1, decoding.batch_tokens // decoding.num_beams)
         # One more pass costs as many steps as the longest completion: it is hardly ever worth it.
@@ -218,11 +259,18 @@ class LanguageModel(nn.Module):
         Args:
             rollout: B completions, of whoever wrote them.
             after: also those of the state behind each completion's last token.
+
+        Raises:
+            ModelError: a token is one that the policy excludes, so that its logit is no number.
         """
         rollout = rollout.to(self.device)
         mask = rollout.mask
+        token_ids = rollout.completion_ids[mask]
+        self._check_writable(token_ids)
         longest = max(int(rollout.lengths.max()), 1)
-        prompts, completion_ids = self._prompts(rollout.batch), rollout.completion_ids[:, :longest]
+        # The padding of another tokenizer may be a token that this model does not know.
+        completion_ids = rollout.completion_ids.masked_fill(~mask, self.filler_id)[:, :longest]
+        prompts = self._prompts(rollout.batch)
         with_gradient = self._compiled and torch.is_grad_enabled()
         with torch.compiler.set_stance("force_eager") if with_gradient else nullcontext():
             hidden = self._backbone.hidden(prompts, completion_ids, longest + after)
@@ -230,7 +278,7 @@ class LanguageModel(nn.Module):
         return Reading(
             features=hidden[:, :longest][mask[:, :longest]],
             head=self._head(),
-            token_ids=rollout.completion_ids[mask],
+            token_ids=token_ids,
             mask=mask,
             after=hidden[rows, rollout.lengths] if after else None,
             truncated=rollout.truncated,
@@ -390,6 +438,18 @@ class LanguageModel(nn.Module):
         else:
             self.model.load_state_dict(load(path).model.state_dict())
 
+    def _check_writable(self, token_ids: Tensor) -> None:
+        unknown = token_ids >= self._num_rows
+        if self._holes:
+            unknown |= torch.isin(token_ids, torch.tensor(self._holes, device=token_ids.device))
+        if unknown.any():
+            token = int(token_ids[unknown][0])
+            raise ModelError(
+                f"a completion holds token {token} ({self.tokenizer.convert_ids_to_tokens(token)}),"
+                " which this model never writes; brim.models.share_vocabulary has two models "
+                "exclude the same tokens"
+            )
+
     def _head(self) -> OutputHead:
         head = self.model.get_output_embeddings()
         bias = getattr(head, "bias", None)
@@ -407,7 +467,8 @@ class LanguageModel(nn.Module):
     def _write(self, batch: Batch, decoding: Decoding) -> tuple[Tensor, Tensor, Tensor]:
         if decoding.engine != "loop":
             write = generate_with_vllm if decoding.engine == "vllm" else generate_with_transformers
-            prompt, limit = int(batch.prompt_mask.sum(dim=1).max()), decoding.max_tokens
+            prompt = int(batch.prompt_mask.sum(dim=1).max())
+            limit = decoding.max_tokens + self.rules.num_forced
             self._backbone.check_length(
                 max(prompt, limit) if self.is_encoder_decoder else prompt + limit - 1
             )
@@ -423,7 +484,8 @@ class LanguageModel(nn.Module):
         width = int(batch.prompt_mask.sum(dim=1).max())
         left = self._backbone.prompt_side == "left"
         columns = slice(-width, None) if left else slice(width)
-        ids, mask = batch.prompt_ids[:, columns], batch.prompt_mask[:, columns]
+        mask = batch.prompt_mask[:, columns]
+        ids = batch.prompt_ids[:, columns].masked_fill(~mask, self.filler_id)
         numbers: dict[int, int] = {}  # of the distinct examples, in order of appearance
         rows = [numbers.setdefault(id(example), len(numbers)) for example in batch.examples]
         if len(numbers) == len(rows):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,13 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 
 from brim.errors import ModelError
+from brim.models.generation_settings import ignored_settings
 from brim.models.language_model import LanguageModel
 from brim.models.quantization import Quantization, check_quantized, head_name
 from brim.models.smollm2 import SMOLLM2_NAME, load_smollm2
 from brim.models.tying import check_stored_head
+
+logger = logging.getLogger(__name__)
 
 DTYPES: dict[str, torch.dtype | str] = {
     "float32": torch.float32,
@@ -115,7 +119,20 @@ def load_model(
         model = model.to(device)
     else:  # it is on its device already
         check_quantized(model, quantization)
+    ignored = ignored_settings(model)
+    if ignored:
+        _warn_once(name, ", ".join(ignored))
     return LanguageModel(model, tokenizer)
+
+
+@cache
+def _warn_once(name: str, settings: str) -> None:
+    logger.warning(
+        "%s: its generation settings also say %s, which brim does not follow; transformers' "
+        "generate, which does, may write other text than brim",
+        name,
+        settings,
+    )
 
 
 def _find(name_or_path: str | Path, revision: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,18 +13,22 @@ from brim.errors import ModelError
 if TYPE_CHECKING:
     from brim.models.language_model import LanguageModel
 
-# Padding is no part of a text: a pair may differ in its pad token.
+# Padding is no part of a text: a pair may differ in its pad token, and in whether there is one.
 _SPECIAL_TOKENS = ("eos_token", "bos_token", "unk_token")
 
 # Parts of tokenizer.json that say nothing about how a text is read.
 _IGNORED_PARTS = ("version", "truncation", "padding")
 
+_CHOOSE = "choose a pair of one model family, or build the student from the teacher's tokenizer"
 
-def rows_without_token(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> tuple[int, list[int]]:
-    """Which rows of a head have no token.
+
+def rows_without_token(
+    tokenizer: PreTrainedTokenizerBase, num_rows: int, excluded: Collection[int] = ()
+) -> tuple[int, list[int]]:
+    """Which rows of a head have no token, or an excluded one.
 
     Returns:
-        The number of rows up to the last one with a token, and those before it that have none.
+        The number of rows up to the last one in use, and those before it that are not.
 
     Raises:
         ModelError: the tokenizer has a token for which the head has no row.
@@ -35,6 +40,8 @@ def rows_without_token(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> tup
             f"the tokenizer has a token id {used - 1} but the model's head has {num_rows} rows; "
             "use the tokenizer the model was trained with, or resize the model's embeddings"
         )
+    ids.difference_update(excluded)
+    used = max(ids) + 1
     return used, sorted(set(range(used)) - ids)
 
 
@@ -59,7 +66,8 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 def check_same_tokenizer(teacher: LanguageModel, student: LanguageModel) -> None:
     """Refuse a pair that does not read text as the same token ids; compared by content.
 
-    The sizes of the models' heads play no role, nor do pad tokens and chat templates.
+    The sizes of the models' heads play no role, nor do chat templates and pad tokens, also one that
+    was added to a single one of the two tokenizers.
 
     Raises:
         ModelError: names the first difference; or one model is an encoder-decoder and the other is
@@ -72,28 +80,79 @@ def check_same_tokenizer(teacher: LanguageModel, student: LanguageModel) -> None
         raise ModelError(
             f"the teacher is {kinds[0]} and the student {kinds[1]}; choose two models of one kind"
         )
-    difference = _difference(teacher.tokenizer, student.tokenizer)
-    if difference:
-        raise ModelError(
-            f"teacher and student have different tokenizers: {difference}; "
-            "choose a pair of one model family, or build the student from the teacher's tokenizer"
-        )
+    problem = _difference(teacher.tokenizer, student.tokenizer)
+    if problem is not None:
+        raise ModelError(f"teacher and student have different tokenizers: {problem}")
+
+
+def share_vocabulary(teacher: LanguageModel, student: LanguageModel) -> None:
+    """Have teacher and student read text as the same token ids and write the same tokens.
+
+    What one of them never writes (`LanguageModel.rules`), neither of them writes from here on: it
+    would have no Q-value, or no probability. So it is with a padding token that one of them lacks.
+
+    Raises:
+        ModelError: as `check_same_tokenizer`, or one of them excludes the token that ends a text of
+            the other.
+    """
+    check_same_tokenizer(teacher, student)
+    pads = _added_pads(teacher.tokenizer, student.tokenizer)
+    shared = teacher.rules.excluded | student.rules.excluded | pads
+    for model in (teacher, student):
+        model.exclude(shared, unshared=pads)
 
 
 def _difference(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> str | None:
-    """The first difference in vocabulary, special tokens or rules, as a clause."""
-    token_at = [{i: token for token, i in t.get_vocab().items()} for t in (teacher, student)]
-    for i in sorted(token_at[0].keys() | token_at[1].keys()):
-        if token_at[0].get(i) != token_at[1].get(i):
-            return _contrast(f"token id {i}", token_at[0].get(i), token_at[1].get(i))
-    for name in _SPECIAL_TOKENS:
-        if getattr(teacher, name) != getattr(student, name):
-            return _contrast(name, getattr(teacher, name), getattr(student, name))
-    ours, theirs = _definition(teacher), _definition(student)
-    for part in sorted(ours.keys() & theirs.keys()):
-        if ours[part] != theirs[part]:
-            return f"the {part} part of tokenizer.json differs"
+    """The first difference in vocabulary, special tokens or rules, and how to mend it."""
+    pads = _added_pads(teacher, student)
+    copy = "copy the teacher's tokenizer files over the student's"
+    ours, theirs = (_tokens_by_id(tokenizer) for tokenizer in (teacher, student))
+    differing = [i for i in sorted(ours.keys() | theirs.keys()) if ours.get(i) != theirs.get(i)]
+    differing = [i for i in differing if i not in pads]
+    if differing:
+        first = differing[0]
+        what = _contrast(f"token id {first}", ours.get(first), theirs.get(first))
+        if any(i in ours and i in theirs for i in differing):
+            return f"{what}; {_CHOOSE}"
+        return (
+            f"{what}; if they are a base model and its instruct version, {copy} (where its head "
+            f"has fewer than {max(ours) + 1} rows, resize_token_embeddings first)"
+        )
+    special = [name for name in _SPECIAL_TOKENS if getattr(teacher, name) != getattr(student, name)]
+    if special:
+        tokens = [(name, getattr(teacher, name), getattr(student, name)) for name in special]
+        what = ", ".join(_contrast(*token) for token in tokens)
+        mend = ", ".join(f"{name} to {'null' if t is None else repr(t)}" for name, t, _ in tokens)
+        return (
+            f"{what}; if they are a base model and its instruct version, set {mend} in the "
+            f"student's tokenizer_config.json, or {copy}"
+        )
+    parts = [_definition(tokenizer, pads) for tokenizer in (teacher, student)]
+    for part in sorted(parts[0].keys() & parts[1].keys()):
+        if parts[0][part] != parts[1][part]:
+            return f"the {part} part of tokenizer.json differs; {_CHOOSE}"
     return None
+
+
+def _added_pads(
+    teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase
+) -> frozenset[int]:
+    """Ids at which the vocabularies differ by nothing but padding tokens."""
+    ours, theirs = (_tokens_by_id(tokenizer) for tokenizer in (teacher, student))
+    padding = [
+        {None, t.pad_token} - {getattr(t, name) or "" for name in _SPECIAL_TOKENS}
+        for t in (teacher, student)
+    ]
+    return frozenset(
+        i
+        for i in ours.keys() | theirs.keys()
+        if ours.get(i) != theirs.get(i)
+        if ours.get(i) in padding[0] and theirs.get(i) in padding[1]
+    )
+
+
+def _tokens_by_id(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    return {i: token for token, i in tokenizer.get_vocab().items()}
 
 
 def _contrast(what: str, ours: str | None, theirs: str | None) -> str:
@@ -101,12 +160,16 @@ def _contrast(what: str, ours: str | None, theirs: str | None) -> str:
     return f"{what} is {quoted[0]} for the teacher and {quoted[1]} for the student"
 
 
-def _definition(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _definition(tokenizer: PreTrainedTokenizerBase, ignored_ids: Collection[int]) -> dict[str, Any]:
     """The parts of tokenizer.json; empty for a tokenizer that is not backed by one."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return {}
     parts = json.loads(backend.to_str())
     model = parts.pop("model")
+    ignored = {tokenizer.convert_ids_to_tokens(i) for i in ignored_ids}
+    parts["added_tokens"] = [t for t in parts["added_tokens"] if t["content"] not in ignored]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {t: i for t, i in model["vocab"].items() if t not in ignored}
     parts |= {f"model.{key}": value for key, value in model.items()}
     return {key: value for key, value in parts.items() if key not in _IGNORED_PARTS}

@@ -16,7 +16,7 @@ from brim.types import Rollout
 
 LENGTHS = (3, 1, 6, 2, 4, 5, 2)
 
-# What a model's own generation settings may hold; no engine may listen to it.
+# What a model's own generation settings may hold, and no engine follows.
 DISTRACTIONS: dict[str, Any] = {
     "repetition_penalty": 1.7,
     "no_repeat_ngram_size": 2,
@@ -25,7 +25,7 @@ DISTRACTIONS: dict[str, Any] = {
     "top_p": 0.5,
     "num_beams": 3,
     "min_new_tokens": 4,
-    "bad_words_ids": [[5], [6]],
+    "bad_words_ids": [[5, 6]],
     "max_length": 3,
 }
 

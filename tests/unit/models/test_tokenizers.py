@@ -1,13 +1,24 @@
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import EOS, NUM_ROWS, NUM_TOKENS, tiny, tiny_language_model, word_tokenizer
+import torch
+from tiny import EOS, NUM_ROWS, NUM_TOKENS, encoded, tiny, tiny_language_model, word_tokenizer
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from brim.errors import ModelError
-from brim.models import LanguageModel, check_same_tokenizer
+from brim.divergences import forward_kl
+from brim.errors import DataError, ModelError
+from brim.models import (
+    Decoding,
+    LanguageModel,
+    check_same_tokenizer,
+    load_model,
+    share_vocabulary,
+)
+from brim.types import Example
 
 
 def edited(change: Any, **special: str) -> PreTrainedTokenizerFast:
@@ -104,3 +115,78 @@ def test_end_tokens_are_those_of_tokenizer_and_generation_settings() -> None:
 def test_a_tokenizer_that_is_larger_than_the_head() -> None:
     with pytest.raises(ModelError, match="token id 39 but the model's head has 32 rows"):
         LanguageModel(tiny("t5", num_rows=32), word_tokenizer(NUM_TOKENS))
+
+
+def with_added_pad(spelling: str = "[PAD]") -> PreTrainedTokenizerFast:
+    tokenizer = word_tokenizer(pad=False)
+    tokenizer.add_special_tokens({"pad_token": spelling})
+    return tokenizer
+
+
+@pytest.mark.parametrize("added", ["teacher", "student", "both"])
+def test_an_added_padding_token_is_no_difference(added: str) -> None:
+    plain = word_tokenizer(pad=False)
+    teacher, student = (
+        LanguageModel(
+            # One whose embedding was not resized has no row for the other's padding.
+            tiny(family, num_rows=NUM_TOKENS + (added in (role, "both"))),
+            with_added_pad(f"[PAD of {role}]") if added in (role, "both") else plain,
+        ).eval()
+        for family, role in (("gpt2", "teacher"), ("qwen2", "student"))
+    )
+    check_same_tokenizer(teacher, student)
+    share_vocabulary(teacher, student)
+    batch = encoded(student)  # padded with what only the student may know
+    rollout = student.generate(batch, Decoding(5))
+    assert int(rollout.completion_ids[rollout.mask].max()) < NUM_TOKENS
+    values = teacher.action_values(rollout)
+    # The teacher's view of a row does not depend on how the others are padded.
+    alone = teacher.action_values(rollout.select([2])).taken
+    torch.testing.assert_close(values.taken[2:3], alone, rtol=1e-4, atol=1e-5)
+    compared = student(rollout, comparison=teacher.read(rollout).comparison(forward_kl)).compared
+    assert compared[rollout.mask].isfinite().all()
+    if added != "teacher":
+        spelled = Example(id="7", prompt=f"w3 {student.tokenizer.pad_token}")
+        with pytest.raises(DataError, match="prompt of example '7' spells out the padding token"):
+            student.encode([spelled], max_tokens=None)
+
+
+def test_padding_that_is_another_token_is_a_difference() -> None:
+    teacher = LanguageModel(tiny("qwen2"), with_added_pad())
+    student = LanguageModel(tiny("qwen2"), word_tokenizer(41, pad=False))
+    with pytest.raises(ModelError, match=r"token id 40 is '\[PAD\]' for the teacher and 'w40'"):
+        check_same_tokenizer(teacher, student)
+    ends = with_added_pad()
+    ends.eos_token = ends.pad_token  # then it is no padding alone
+    with pytest.raises(ModelError, match="token id 40"):
+        check_same_tokenizer(
+            LanguageModel(tiny("qwen2"), ends), LanguageModel(tiny("qwen2"), word_tokenizer())
+        )
+
+
+def test_base_and_instruct_become_a_pair_as_the_error_says(tmp_path: Path) -> None:
+    teacher = LanguageModel(tiny("qwen2"), edited(unchanged, eos_token="w9", bos_token="w8"))
+    tiny_language_model("qwen2").save(tmp_path)
+    with pytest.raises(ModelError) as caught:
+        check_same_tokenizer(teacher, load_model(tmp_path))
+    message = str(caught.value)
+    assert "\n" not in message
+    settings = dict(re.findall(r"(\w+) to '(\w+)'", message))
+    assert settings == {"eos_token": "w9", "bos_token": "w8"}
+    assert "the student's tokenizer_config.json" in message
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    student = load_model(tmp_path)
+    check_same_tokenizer(teacher, student)
+    assert student.end_ids[0] == teacher.end_ids[0] == 9
+
+
+def test_tokens_that_only_instruct_has_are_mended_as_the_error_says(tmp_path: Path) -> None:
+    instruct = word_tokenizer()
+    instruct.add_special_tokens({"extra_special_tokens": ["<turn>", "</turn>"]})
+    teacher = LanguageModel(tiny("qwen2"), instruct)
+    tiny_language_model("qwen2").save(tmp_path)  # its head has rows to spare
+    with pytest.raises(ModelError, match=r"copy the teacher's tokenizer files .* than 42 rows"):
+        check_same_tokenizer(teacher, load_model(tmp_path))
+    instruct.save_pretrained(tmp_path)
+    check_same_tokenizer(teacher, load_model(tmp_path))
