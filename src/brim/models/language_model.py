@@ -268,8 +268,7 @@ class LanguageModel(nn.Module):
         token_ids = rollout.completion_ids[mask]
         self._check_writable(token_ids)
         longest = max(int(rollout.lengths.max()), 1)
-        # The padding of another tokenizer may be a token that this model does not know.
-        completion_ids = rollout.completion_ids.masked_fill(~mask, self.filler_id)[:, :longest]
+        completion_ids = self._padded(rollout.completion_ids[:, :longest], mask[:, :longest])
         prompts = self._prompts(rollout.batch)
         with_gradient = self._compiled and torch.is_grad_enabled()
         with torch.compiler.set_stance("force_eager") if with_gradient else nullcontext():
@@ -479,13 +478,17 @@ class LanguageModel(nn.Module):
         eos_ids = torch.tensor(self.end_ids, device=self.device)
         return write_completions(state, head, uniforms, decoding, eos_ids)
 
+    def _padded(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The ids with this model's padding, for the other one's of a pair may be unknown to it."""
+        return ids.masked_fill(~mask, self.filler_id) if self._encoder.unshared else ids
+
     def _prompts(self, batch: Batch) -> Prompts:
         """The batch's prompts, each once, without the padding that all of them share."""
         width = int(batch.prompt_mask.sum(dim=1).max())
         left = self._backbone.prompt_side == "left"
         columns = slice(-width, None) if left else slice(width)
         mask = batch.prompt_mask[:, columns]
-        ids = batch.prompt_ids[:, columns].masked_fill(~mask, self.filler_id)
+        ids = self._padded(batch.prompt_ids[:, columns], mask)
         numbers: dict[int, int] = {}  # of the distinct examples, in order of appearance
         rows = [numbers.setdefault(id(example), len(numbers)) for example in batch.examples]
         if len(numbers) == len(rows):

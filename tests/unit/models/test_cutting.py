@@ -106,7 +106,8 @@ def tokenizer_of(name: str) -> PreTrainedTokenizerBase:
 
 def encoder(name: str, is_encoder_decoder: bool = False) -> Encoder:
     tokenizer = tokenizer_of(name)
-    return Encoder(tokenizer, [tokenizer.eos_token_id], is_encoder_decoder=is_encoder_decoder)
+    start_id = 0 if is_encoder_decoder else None
+    return Encoder(tokenizer, [tokenizer.eos_token_id], start_id)
 
 
 def prompts(encoder: Encoder, examples: list[Example]) -> list[list[int]]:
