@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from brim.models import (
     check_adapters,
     check_checkpointing,
     check_vllm,
+    inspect_rows,
     keep_layers,
     load_model,
     q_drift,
@@ -32,8 +34,13 @@ from brim.progress import Reporter
 from brim.rundir import read_manifest, update_manifest
 from brim.seeding import derive_seed
 from brim.settings import RunConfig, StudentConfig, TeacherConfig
-from brim.tasks import Task, describe
+from brim.tasks import SPLITS, Split, Task, describe, locate, without_rows
 from brim.types import Example, Rollout
+
+logger = logging.getLogger(__name__)
+
+# The share of a split's rows from which text that the tokenizer cannot spell is warned of.
+MISSPELLED = 0.001
 
 
 @dataclass
@@ -45,12 +52,16 @@ class Materials:
         out: the run directory.
         accelerator: devices and processes.
         reporter: tells the person who watches.
+        spelling: of each split that was checked, how many rows have text that does not survive
+            the tokenizer.
     """
 
     config: RunConfig
     out: Path
     accelerator: Accelerator
     reporter: Reporter
+    spelling: dict[str, Any] = field(default_factory=dict, init=False)
+    _splits: dict[Split, Sequence[Example]] = field(default_factory=dict, init=False)
 
     @cached_property
     def task(self) -> Task:
@@ -59,21 +70,54 @@ class Materials:
             cache_dir=self.out / "data", on_progress=self.reporter.progress
         )
 
-    @cached_property
+    def examples(self, split: Split) -> Sequence[Example]:
+        """A split, less the rows that `check_rows` has found to be of no use."""
+        if split not in self._splits:
+            self._splits[split] = self.task.load(split)
+        return self._splits[split]
+
+    @property
     def train_examples(self) -> Sequence[Example]:
         """The training split."""
-        return self.task.load("train")
+        return self.examples("train")
 
-    @cached_property
+    @property
     def validation_examples(self) -> Sequence[Example]:
         """What is decoded at each evaluation during training."""
-        limit = self.config.evaluation.max_validation_examples
-        return self.task.load("validation")[:limit]
+        return self.examples("validation")[: self.config.evaluation.max_validation_examples]
 
-    @cached_property
-    def test_examples(self) -> Sequence[Example]:
-        """What the best checkpoint is tested on."""
-        return self.task.load("test")
+    def check_rows(self, splits: Sequence[Split], *models: LanguageModel) -> None:
+        """Read every row of the splits as these models will, before hours of work depend on it.
+
+        Rows that cannot be used are refused or left out, as `task.on_bad_row` says. A text that
+        the tokenizer cannot spell stays, is counted in the manifest, and is warned of where more
+        than `MISSPELLED` of a split's rows have one.
+
+        Raises:
+            DataError: a row cannot be used; the text names its file and line.
+        """
+        decoding = self.config.decoding
+        # A state behind the last token is valued too.
+        bootstrap = getattr(self.config.objective, "truncated", None) == "bootstrap"
+        for split in splits:
+            examples = self.examples(split)
+            with self.reporter.meter(f"reading {split}", len(examples)) as meter:
+                report = inspect_rows(
+                    models,
+                    examples,
+                    max_prompt_tokens=decoding.max_prompt_tokens,
+                    max_tokens=decoding.max_tokens + bootstrap,
+                    advance=meter.advance,
+                )
+            self._splits[split] = without_rows(self.task, split, examples, report.unusable)
+            self.spelling[split] = {
+                "num_examples": report.num_rows - len(report.unusable),
+                "num_unknown": report.num_unknown,
+                "num_changed": report.num_changed,
+            }
+            if report.num_misspelled > MISSPELLED * report.num_rows:
+                rows = [examples[row] for row, _, _ in report.samples]
+                logger.warning("%s: %s", split, report.summary(locate(self.task, split, rows)))
 
     @cached_property
     def objective(self) -> Objective:
@@ -97,7 +141,7 @@ class Materials:
         splits = {
             "train": self.train_examples,
             "validation": self.validation_examples,
-            "test": self.test_examples,
+            "test": self.examples("test"),
         }
         return {name: describe(examples) for name, examples in splits.items()}
 
@@ -140,12 +184,6 @@ class Materials:
             example.references for example in self.train_examples
         ):
             raise ConfigError("objective.targets: data needs a target for each training example")
-        data = self.data  # reads every split, the test split too
-        if read_manifest(self.out).get("data", data) != data:
-            raise RunError(
-                f"{self.out}: the data is not what this run was begun with (see manifest.json); "
-                "bring it back, or choose another --out"
-            )
         for name in self.task.metrics:
             get_metric(name)
         if config.trainer.rollout_batch_size < self.accelerator.num_processes:
@@ -153,6 +191,7 @@ class Materials:
                 f"trainer.rollout_batch_size: {config.trainer.rollout_batch_size} prompts are too "
                 f"few for {self.accelerator.num_processes} processes; raise it"
             )
+        self.examples("test")  # whatever is wrong with it is known before models are loaded
         if config.student.keep_layers is None:
             source = self.loaded_student
             share_vocabulary(self.initial_teacher, source)
@@ -164,6 +203,13 @@ class Materials:
         else:  # of the teacher before its training: whether there are so many
             source = self.initial_teacher
             keep_layers(source, layers=config.student.keep_layers)
+        self.check_rows(SPLITS, source, self.initial_teacher)
+        data = self.data
+        if read_manifest(self.out).get("data", data) != data:
+            raise RunError(
+                f"{self.out}: the data is not what this run was begun with (see manifest.json); "
+                "bring it back, or choose another --out"
+            )
         if config.student.lora is not None:
             check_adapters(source.model, config.student.lora.target_modules)
         if config.decoding.engine == "vllm":

@@ -215,6 +215,7 @@ class Pipeline(Materials):
                 "stages_dir": os.path.relpath(self.stages_dir, self.out),
                 "stages": dict(self.inputs),
                 "data": self.data,
+                "spelling": self.spelling,
             },
         )
         self._train(

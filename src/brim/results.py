@@ -57,7 +57,7 @@ def evaluate_model(
     Raises:
         RunError: `results.json` is damaged, or of another model or other settings.
     """
-    examples = pipeline.task.load(split)
+    examples = pipeline.examples(split)
     limits = pipeline.config.decoding
     inputs = _inputs(pipeline, model, examples)
     facts = {

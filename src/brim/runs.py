@@ -143,8 +143,6 @@ def evaluate_run(
         )
     if model is None and not (run / "best").exists():
         raise RunError(f"{run}: has no best checkpoint yet; finish it by brim train --resume must")
-    if own:
-        _check_data(run, pipeline, split)
     training: dict[str, Any] = {}
     if model is None:
         training = training_facts(run)
@@ -160,6 +158,9 @@ def evaluate_run(
     else:
         student = pipeline.place(load_model(model))
     share_vocabulary(pipeline.teacher, student)
+    pipeline.check_rows([split], student, pipeline.teacher)
+    if own:
+        _check_data(run, pipeline, split)
     return evaluate_model(
         student,
         pipeline,
@@ -196,11 +197,12 @@ def evaluate_stage(
             f"{run}: has trained no {name} of its own (or it is gone); evaluate a loaded model by "
             "--model NAME --out FOLDER"
         )
-    _check_data(run, pipeline, split)
     if name == "teacher":
         model = pipeline.teacher
     else:
         model = pipeline.reload(directory / "best", pipeline.config.student)
+    pipeline.check_rows([split], model, pipeline.teacher)
+    _check_data(run, pipeline, split)
     training = training_facts(directory)
     evaluate_model(model, pipeline, split, directory, label=name, training=training)
     return directory
@@ -210,7 +212,7 @@ def _check_data(run: Path, pipeline: Pipeline, split: Split) -> None:
     """Meet a split that is not what the run was begun with: the run's results are of that."""
     known = read_manifest(run).get("data", {}).get(split)
     # As the manifest has it: of validation so much as training decodes.
-    examples = pipeline.validation_examples if split == "validation" else pipeline.task.load(split)
+    examples = pipeline.validation_examples if split == "validation" else pipeline.examples(split)
     if known is not None and known["sha256"] != describe(examples)["sha256"]:
         raise RunError(
             f"{run}: the {split} split is not what this run was begun with (see manifest.json), "

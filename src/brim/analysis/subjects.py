@@ -168,7 +168,7 @@ def analysed_objective(pipeline: Materials) -> PolicyGradient:
 
 def choose_prompts(pipeline: Materials, split: Split, number: int, seed: int) -> list[Example]:
     """`number` examples of a split, drawn without replacement; all of a smaller one."""
-    examples = pipeline.task.load(split)
+    examples = pipeline.examples(split)
     generator = np.random.default_rng(derive_seed(seed, "analysis prompts"))
     rows = generator.permutation(len(examples))[:number]
     return [examples[int(row)] for row in sorted(rows)]

@@ -68,7 +68,7 @@ def write(model: LanguageModel, prompts: Sequence[str], max_tokens: int) -> list
         RunError: they have not room in memory.
     """
     batch = model.encode([_example(model, prompt) for prompt in prompts], max_tokens=None)
-    room = getattr(model.model.config, "max_position_embeddings", None)
+    room = model.num_positions
     longest = int(batch.prompt_mask.sum(dim=1).max())
     if room is not None and longest + max_tokens > room:
         raise RejectedError(

@@ -11,6 +11,7 @@ from brim.models.loading import load_model
 from brim.models.pairs import RowFunction
 from brim.models.quantization import Quantization, plain_tensors, q_drift
 from brim.models.reading import Comparison, Reading
+from brim.models.row_checks import RowReport, inspect_rows
 from brim.models.scratch import build_model
 from brim.models.tokenizer_training import train_tokenizer
 from brim.models.tokenizers import check_same_tokenizer, share_vocabulary
@@ -27,6 +28,7 @@ __all__ = [
     "Quantization",
     "Reading",
     "RowFunction",
+    "RowReport",
     "VLLMEngine",
     "add_adapters",
     "build_model",
@@ -37,6 +39,7 @@ __all__ = [
     "checkpoint_layers",
     "evaluating",
     "hash_tensors",
+    "inspect_rows",
     "keep_layers",
     "load_model",
     "plain_tensors",

@@ -97,9 +97,14 @@ class Backbone(ABC):
             ModelError: the tokens are more than the model has positions for.
         """
 
+    @property
+    def num_positions(self) -> int | None:
+        """Tokens of the longest sequence that the model was made for; None where any will do."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
     def check_length(self, num_tokens: int) -> None:
         """Refuse sequences longer than the positions that the model was made for."""
-        limit = getattr(self.model.config, "max_position_embeddings", None)
+        limit = self.num_positions
         if limit is not None and num_tokens > limit:
             raise ModelError(
                 f"a sequence of {num_tokens} tokens exceeds the model's {limit} positions; lower "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jinja2
 import torch
@@ -14,6 +15,14 @@ from brim.errors import DataError, ModelError
 from brim.models.cutting import cut_fields
 from brim.models.generation_settings import GenerationRules
 from brim.types import Example
+
+
+class Spelling(NamedTuple):
+    """A text, what its tokens decode to, and whether one of them is the unknown token."""
+
+    text: str
+    back: str
+    unknown: bool
 
 
 class Encoder:
@@ -142,9 +151,39 @@ class Encoder:
         puts around targets. A special token that a model was taught to write, such as a separator,
         is part of what it wrote.
         """
-        ids = [[i for i in row if i not in self._not_text] for row in rows]
+        return self._decode([[i for i in row if i not in self._not_text] for row in rows])
+
+    def render(self, example: Example) -> str:
+        """The text that becomes the prompt: a chat goes through the chat template.
+
+        Raises:
+            DataError: the chat template refuses the messages.
+            ModelError: there are messages and the tokenizer has no chat template.
+        """
+        return self._render(example) if example.messages else example.prompt
+
+    def spell(self, texts: Sequence[str], *, as_targets: bool = False) -> list[Spelling]:
+        """What becomes of each text when it is encoded and decoded.
+
+        Args:
+            texts: rendered prompts, or targets.
+            as_targets: read them as what an encoder-decoder's decoder writes.
+        """
+        if not texts:
+            return []
+        name = "text_target" if as_targets and self.is_encoder_decoder else "text"
+        encoded = self.tokenizer(**{name: list(texts)}, add_special_tokens=False, verbose=False)
+        unknown = {self.tokenizer.unk_token_id} - self._not_text - {None}
+        rows = encoded.input_ids
+        backs = self._decode(rows)
+        return [
+            Spelling(text, back, not unknown.isdisjoint(ids))
+            for text, back, ids in zip(texts, backs, rows, strict=True)
+        ]
+
+    def _decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         return self.tokenizer.batch_decode(  # type: ignore[no-any-return]
-            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+            rows, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
 
     def _encode(self, examples: Sequence[Example]) -> list[list[int]]:

@@ -57,6 +57,7 @@ class LanguageModel(nn.Module):
         tokenizer: the tokenizer it was trained with.
 
     Attributes:
+        encoder: between text and token ids.
         rules: what the model's generation settings say of its text.
         batch_tokens: tokens, padding included, of one pass over a rollout without gradient, for
             those who ask with `rollout.map`.
@@ -75,7 +76,7 @@ class LanguageModel(nn.Module):
         pad_id = tokenizer.pad_token_id
         self.filler_id: int = self.end_ids[0] if pad_id is None else pad_id
         start_id = start_token_id(model) if self.is_encoder_decoder else None
-        self._encoder = Encoder(tokenizer, self.end_ids, start_id)
+        self.encoder = Encoder(tokenizer, self.end_ids, start_id)
         self.rules = generation_rules(model, self.end_ids)
         self._follow_rules()
         protect_head(model)
@@ -92,6 +93,11 @@ class LanguageModel(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.device  # type: ignore[no-any-return]
+
+    @property
+    def num_positions(self) -> int | None:
+        """Tokens of the longest sequence that the model was made for; None where any will do."""
+        return self._backbone.num_positions
 
     @property
     def num_parameters(self) -> int:
@@ -121,7 +127,7 @@ class LanguageModel(nn.Module):
         """
         num_rows = len(head_weight(self.model))
         exclude_tokens(self.model, (i for i in tokens if i < num_rows), self.end_ids)
-        self._encoder.unshared = frozenset(unshared)
+        self.encoder.unshared = frozenset(unshared)
         self.rules = generation_rules(self.model, self.end_ids)
         self._follow_rules()
 
@@ -129,7 +135,7 @@ class LanguageModel(nn.Module):
         self._num_rows, self._holes = rows_without_token(
             self.tokenizer, len(head_weight(self.model)), self.rules.excluded
         )
-        self._encoder.rules = self.rules
+        self.encoder.rules = self.rules
 
     def encode(
         self,
@@ -154,7 +160,7 @@ class LanguageModel(nn.Module):
             DataError: the chat template refuses an example's messages.
             ModelError: an example has messages and the tokenizer no chat template.
         """
-        ids, num_cut = self._encoder.prompts(examples, max_tokens)
+        ids, num_cut = self.encoder.prompts(examples, max_tokens)
         prompt_ids, prompt_mask = pad(ids, self.filler_id, self._backbone.prompt_side)
         return Batch(
             examples=tuple(examples),
@@ -176,7 +182,7 @@ class LanguageModel(nn.Module):
             ModelError: the tokenizer begins texts with another token than the model, or
                 `max_tokens` leaves none to choose.
         """
-        ids = self._encoder.completions(batch.examples, texts)
+        ids = self.encoder.completions(batch.examples, texts)
         return self._completed(batch, ids, [False] * len(ids), max_tokens)
 
     def encode_targets(self, batch: Batch, *, max_tokens: int) -> Rollout:
@@ -191,7 +197,7 @@ class LanguageModel(nn.Module):
             ModelError: as `encode_completions`.
         """
         plain = [example for example in batch.examples if example.target is None]
-        texts = iter(self._encoder.completions(plain, [row.references[0] for row in plain]))
+        texts = iter(self.encoder.completions(plain, [row.references[0] for row in plain]))
         targets = [example.target for example in batch.examples]
         ids = [next(texts) if target is None else target.token_ids for target in targets]
         cut = [target is not None and target.truncated for target in targets]
@@ -212,7 +218,7 @@ class LanguageModel(nn.Module):
     def decode(self, rollout: Rollout) -> list[str]:
         """The completions as text: all that was written but end, padding and decoder start."""
         rows = zip(rollout.completion_ids.tolist(), rollout.lengths.tolist(), strict=True)
-        return self._encoder.texts([row[:length] for row, length in rows])
+        return self.encoder.texts([row[:length] for row, length in rows])
 
     def generate(self, batch: Batch, decoding: Decoding) -> Rollout:
         """Write a completion of each prompt, in evaluation mode and without gradient.
@@ -250,6 +256,18 @@ class LanguageModel(nn.Module):
         mask = torch.arange(longest, device=device) < lengths[:, None]
         completion_ids = ids[:, :longest].masked_fill(~mask, self.filler_id)
         return Rollout(batch, completion_ids, mask, truncated)
+
+    def check_room(self, prompt_tokens: int, max_tokens: int) -> None:
+        """Check that the model has positions for a prompt and what may be written behind it.
+
+        Raises:
+            ModelError: it has fewer.
+        """
+        self._backbone.check_length(
+            max(prompt_tokens, max_tokens)
+            if self.is_encoder_decoder
+            else prompt_tokens + max_tokens - 1
+        )
 
     def read(self, rollout: Rollout, *, after: bool = False) -> Reading:
         """The features that predict the rollout's tokens, before the output head.
@@ -467,10 +485,7 @@ class LanguageModel(nn.Module):
         if decoding.engine != "loop":
             write = generate_with_vllm if decoding.engine == "vllm" else generate_with_transformers
             prompt = int(batch.prompt_mask.sum(dim=1).max())
-            limit = decoding.max_tokens + self.rules.num_forced
-            self._backbone.check_length(
-                max(prompt, limit) if self.is_encoder_decoder else prompt + limit - 1
-            )
+            self.check_room(prompt, decoding.max_tokens + self.rules.num_forced)
             return write(self, batch, decoding)
         state = self._backbone.start(self._prompts(batch), decoding.max_tokens)
         uniforms = row_uniforms(batch.seeds, decoding.max_tokens).to(self.device)
@@ -480,7 +495,7 @@ class LanguageModel(nn.Module):
 
     def _padded(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The ids with this model's padding, for the other one's of a pair may be unknown to it."""
-        return ids.masked_fill(~mask, self.filler_id) if self._encoder.unshared else ids
+        return ids.masked_fill(~mask, self.filler_id) if self.encoder.unshared else ids
 
     def _prompts(self, batch: Batch) -> Prompts:
         """The batch's prompts, each once, without the padding that all of them share."""

@@ -4,7 +4,17 @@ from typing import Annotated
 
 from pydantic import Field
 
-from brim.tasks.base import SPLITS, BundledSettings, Progress, Split, Task, TaskSettings, describe
+from brim.tasks.base import (
+    SPLITS,
+    BundledSettings,
+    Progress,
+    Split,
+    Task,
+    TaskSettings,
+    describe,
+    locate,
+    without_rows,
+)
 from brim.tasks.cmudict import CMUdict, CMUdictConfig
 from brim.tasks.europarl import Europarl, EuroparlConfig
 from brim.tasks.files import Files, FilesConfig
@@ -60,4 +70,6 @@ __all__ = [
     "XSum",
     "XSumConfig",
     "describe",
+    "locate",
+    "without_rows",
 ]

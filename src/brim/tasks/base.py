@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, get_args
+from typing import Annotated, Any, Literal, Protocol, get_args, overload
 
 from pydantic import Field, field_validator
 
 from brim.config import Config
+from brim.errors import DataError
 from brim.tasks.templates import Template
 from brim.types import Example
+
+logger = logging.getLogger(__name__)
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -96,6 +100,80 @@ class BundledSettings(TaskSettings):
     def _usable(cls, prompt: str) -> str:
         Template(prompt).check(["source"])
         return prompt
+
+
+class Selected(Sequence[Example]):
+    """Some of a split's examples.
+
+    Args:
+        examples: the split.
+        rows: the numbers of those that are in.
+        provenance: what `describe` reports of them beside their number and hash.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], rows: Sequence[int], provenance: Mapping[str, Any]
+    ) -> None:
+        self.provenance = dict(provenance)
+        self._examples, self._rows = examples, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Selected: ...
+
+    def __getitem__(self, index: int | slice) -> Example | Selected:
+        if isinstance(index, slice):
+            return Selected(self._examples, self._rows[index], self.provenance)
+        return self._examples[self._rows[index]]
+
+
+def without_rows(
+    task: Task, split: Split, examples: Sequence[Example], unusable: Mapping[int, str]
+) -> Sequence[Example]:
+    """The examples of a split less those that no model can use, as `on_bad_row` says.
+
+    Args:
+        task: of the split.
+        split: its name.
+        examples: all of it.
+        unusable: from the number of a row to why it cannot be used.
+
+    Raises:
+        DataError: there is one, and the task leaves none out; the text names its file and line.
+            Or all of them cannot be used.
+    """
+    if not unusable:
+        return examples
+    first = min(unusable)
+    text = f"{locate(task, split, [examples[first]])[0]}: {unusable[first]}"
+    if getattr(task, "on_bad_row", "error") == "error":
+        others = f" ({len(unusable) - 1:,} more rows of {split} cannot be used)"
+        skip = ", or leave bad rows out with task.on_bad_row=skip" * hasattr(task, "on_bad_row")
+        raise DataError(f"{text}{others if len(unusable) > 1 else ''}; mend the row{skip}")
+    if len(unusable) == len(examples):
+        raise DataError(f"all {len(examples):,} rows of {split} are bad, the first: {text}")
+    logger.warning(
+        "%s: left out %d of %d rows that cannot be used; the first: %s",
+        *(split, len(unusable), len(examples), text),
+    )
+    provenance = dict(getattr(examples, "provenance", {}))
+    provenance.pop("sha256", None)  # of all rows
+    skipped = provenance.get("skipped", {})
+    provenance["skipped"] = {**skipped, "cannot be used by the models": len(unusable)}
+    rows = [row for row in range(len(examples)) if row not in unusable]
+    return Selected(examples, rows, provenance)
+
+
+def locate(task: Task, split: Split, examples: Sequence[Example]) -> list[str]:
+    """What errors call rows of a split: `file:line` where they come from files, else their ids."""
+    find = getattr(task, "find", None)
+    places = find(split, {example.id for example in examples}) if find else {}
+    return [places.get(example.id, f"example {example.id}") for example in examples]
 
 
 def example_digest(examples: Iterable[Example]) -> str:

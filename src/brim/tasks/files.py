@@ -15,7 +15,7 @@ import json
 import logging
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -31,7 +31,7 @@ from brim.numerals import REFERENCE_ANSWERS
 from brim.seeding import derive_seed
 from brim.tasks.arrow import ArrowExamples, ArrowWriter
 from brim.tasks.base import SPLITS, MetricName, Progress, Split, TaskSettings
-from brim.tasks.rows import Columns, Source, read_examples
+from brim.tasks.rows import Columns, RowError, Source, read_examples
 from brim.tasks.sources import open_source
 from brim.tasks.templates import Template
 from brim.types import Example
@@ -161,6 +161,20 @@ class Files:
                 f"{' and '.join(f'task.{name}' for name in carved)}"
             )
         return examples[: self.max_examples.get(split)]
+
+    def find(self, split: Split, ids: Collection[str]) -> dict[str, str]:
+        """Where the rows with these ids were read, as `file:line`; the source is read again."""
+        home: Split = split if self.sources[split] else "train"
+        text = self.sources[home]
+        assert text is not None, "the split was loaded"
+        source, found = self._open(text, home), {}
+        for number, row in source.rows(self.columns.used):
+            with suppress(RowError):
+                if not isinstance(row, RowError):
+                    example = self.columns.example(row, default_id=f"{source.label}:{number}")
+                    if example.id in ids:
+                        found[example.id] = source.where(number)
+        return found
 
     def _open(self, text: str, split: Split) -> Source:
         return open_source(text, split, config=self.dataset_config, revision=self.dataset_revision)
