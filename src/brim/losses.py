@@ -10,7 +10,35 @@ no caller can forget.
 import torch
 from torch import Tensor
 
-from brim.masking import check_shapes, masked_sum, promote, zero_padding
+from brim.masking import check_shapes, masked_sum, zero_padding
+
+# A ratio past e^88 overflows in float32; past e^44 its square does, in the norm of the gradient.
+# e^20 = 5e8 is as good as infinite.
+MAX_LOG_RATIO = 20.0
+
+
+def log_ratios(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """`log π(a_t|s_t) - log π_old(a_t|s_t)`, at most `MAX_LOG_RATIO`.
+
+    The bound changes the value and leaves the gradient, so that a token that has become far too
+    likely can still be pushed down.
+
+    Args:
+        logprobs: (B, T) float, of the policy that is improved, differentiable.
+        old_logprobs: (B, T) float, of the policy that wrote.
+        mask: (B, T) bool.
+
+    Returns:
+        (B, T), float32 or better; 0 where the mask is False.
+
+    Raises:
+        ValueError: shapes differ, or the mask is not bool.
+    """
+    check_shapes(mask, logprobs=logprobs, old_logprobs=old_logprobs)
+    new = zero_padding(logprobs, mask)
+    differences = new - zero_padding(old_logprobs.detach(), mask)
+    bound = MAX_LOG_RATIO + (new - new.detach())
+    return torch.where(differences > MAX_LOG_RATIO, bound, differences)
 
 
 def importance_weights(
@@ -22,7 +50,7 @@ def importance_weights(
         logprobs: (B, T) float, of the policy that is improved.
         old_logprobs: (B, T) float, of the policy that wrote.
         mask: (B, T) bool.
-        max_weight: larger weights are cut to it; None for no limit.
+        max_weight: larger weights are cut to it; None for `exp(MAX_LOG_RATIO)`.
 
     Returns:
         (B, T), float32 or better, detached; 0 where the mask is False.
@@ -30,10 +58,9 @@ def importance_weights(
     Raises:
         ValueError: shapes differ, the mask is not bool, or `max_weight` is not positive.
     """
-    check_shapes(mask, logprobs=logprobs, old_logprobs=old_logprobs)
     if max_weight is not None and not max_weight > 0:
         raise ValueError(f"max_weight must be positive or None, got {max_weight!r}")
-    ratios = (promote(logprobs.detach()) - promote(old_logprobs.detach())).exp()
+    ratios = log_ratios(logprobs.detach(), old_logprobs, mask).exp()
     if max_weight is not None:
         ratios = ratios.clamp(max=max_weight)
     return zero_padding(ratios, mask)
@@ -80,7 +107,7 @@ def clipped_surrogate_loss(
         loss = - Σ_t min(ρ[t] A[t], clip(ρ[t], 1-ε, 1+ε) A[t]),   ρ[t] = π(a_t|s_t) / π_old(a_t|s_t)
 
     At ρ = 1 its gradient is that of `policy_gradient_loss`. A token whose ρ is past the bound that
-    its advantage pushes it to has none.
+    its advantage pushes it to has none. ρ is at most `exp(MAX_LOG_RATIO)`.
 
     Args:
         logprobs: (B, T) float, `log π(a_t | s_t)`, differentiable.
@@ -95,10 +122,10 @@ def clipped_surrogate_loss(
     Raises:
         ValueError: shapes differ, the mask is not bool, or `clip_range` is not positive.
     """
-    check_shapes(mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    check_shapes(mask, advantages=advantages)
     _check_clip_range(clip_range)
     credit = zero_padding(advantages.detach(), mask)
-    ratios = (zero_padding(logprobs, mask) - zero_padding(old_logprobs.detach(), mask)).exp()
+    ratios = log_ratios(logprobs, old_logprobs, mask).exp()
     clipped = ratios.clamp(1 - clip_range, 1 + clip_range)
     return -torch.minimum(ratios * credit, clipped * credit).sum()
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from brim.models import Comparison, Decoding, LanguageModel, Reading
+from brim.models import SOFTMAX, Comparison, Decoding, Distribution, LanguageModel, Reading
+from brim.models.head import OutputHead, keep_likeliest
 from brim.types import ActionValues, Batch, Example, Rollout, TokenStatistics
 
 NUM_WORDS = 2
@@ -115,25 +116,39 @@ def make_batch(num_rows: int, seed: int = 0) -> Batch:
     )
 
 
-class TabularModel(LanguageModel):
-    """A table of logits with all that objectives ask of a model; its parameter is the table."""
+def at(logits: Tensor, distribution: Distribution, written: Tensor | None = None) -> Tensor:
+    """The logits whose softmax is the distribution."""
+    tempered = logits / distribution.temperature
+    return keep_likeliest(tempered, distribution.top_k, distribution.top_p, written)
 
-    def __init__(self, table: Tensor, mdp: PrefixMDP):
+
+class TabularModel(LanguageModel):
+    """A table of logits with all that objectives ask of a model; its parameter is the table.
+
+    `chunked` has the package's own head read the table, in float32, a chunk of tokens at a time.
+    """
+
+    def __init__(self, table: Tensor, mdp: PrefixMDP, *, chunked: bool = False):
         nn.Module.__init__(self)
-        self.batch_tokens = 8192
+        self.batch_tokens, self.chunked = 8192, chunked
         self.table, self.mdp = nn.Parameter(table.detach().clone()), mdp
 
     def generate(self, batch: Batch, decoding: Decoding) -> Rollout:
         generator = torch.Generator().manual_seed(batch.seeds[0])
-        logits = self.table.detach() / decoding.temperature
+        logits = at(self.table.detach(), decoding.distribution)
         return self.mdp.sample(len(batch), generator, logits).rollout(batch)
 
     def read(self, rollout: Rollout, *, after: bool = False) -> Reading:
         states = [torch.zeros_like(rollout.mask[:, 0], dtype=torch.long)]
         for action in rollout.completion_ids[:, :-1].unbind(1):
             states.append(NUM_WORDS * states[-1] + 1 + action)
-        logits = self.table[torch.stack(states, 1)[rollout.mask]]
-        return TabularReading(logits, None, rollout.completion_ids[rollout.mask], rollout.mask)
+        written = torch.stack(states, 1)[rollout.mask]
+        tokens = rollout.completion_ids[rollout.mask]
+        if self.chunked:
+            features = torch.nn.functional.one_hot(written, self.mdp.num_states).double()
+            head = OutputHead(self.table.t(), None, NUM_WORDS + 1)
+            return Reading(features, head, tokens, rollout.mask)
+        return TabularReading(self.table[written], None, tokens, rollout.mask)
 
     def copy(self) -> "TabularModel":
         return copy.deepcopy(self)
@@ -142,13 +157,10 @@ class TabularModel(LanguageModel):
 class TabularReading(Reading):
     """The features of the tokens are their logits already."""
 
-    def logits(self, temperature: float = 1.0) -> Tensor:
-        return self.features / temperature
-
     def token_statistics(
-        self, *, temperature=1.0, comparison=None, chunk_tokens=None
+        self, *, distribution=SOFTMAX, comparison=None, chunk_tokens=None
     ) -> TokenStatistics:
-        logits = self.logits(temperature)
+        logits = at(self.features, distribution, self.token_ids)
         logprobs = logits.log_softmax(-1)
         taken = logprobs.gather(1, self.token_ids[:, None]).squeeze(1)
         entropy = -(logprobs.exp() * logprobs).sum(-1).detach()
@@ -157,14 +169,14 @@ class TabularReading(Reading):
             compared = self.scatter(comparison.function(logits, comparison.features))
         return TokenStatistics(self.scatter(taken), self.scatter(entropy), compared)
 
-    def gradient_norms(self, *, temperature=1.0) -> Tensor:
-        logits = self.logits(temperature)
+    def gradient_norms(self, *, distribution=SOFTMAX) -> Tensor:
+        logits = at(self.features, distribution, self.token_ids)
         gradients = torch.zeros_like(logits).scatter(1, self.token_ids[:, None], 1.0)
-        gradients = (gradients - logits.softmax(-1)) / temperature
+        gradients = (gradients - logits.softmax(-1)) / distribution.temperature
         return self.scatter(gradients.square().sum(-1))
 
     def comparison(self, function, *, temperature=1.0) -> Comparison:
-        return Comparison(function, self.logits(temperature), None)
+        return Comparison(function, self.features / temperature, None)
 
     def action_values(self, centering="none") -> ActionValues:
         center = {

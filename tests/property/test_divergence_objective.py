@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from brim.losses import cross_entropy
-from brim.models import Decoding, Reading
+from brim.models import SOFTMAX, Decoding, Reading
 from brim.models.head import OutputHead
 from brim.objectives import JSConfig, KLConfig, RKLConfig, TVDConfig
 from brim.types import Batch, Example, Rollout
@@ -41,8 +41,8 @@ class Table:
         head = OutputHead(self.logits.t(), None, self.logits.shape[1])
         return Reading(features, head, rollout.completion_ids[mask], mask)
 
-    def __call__(self, rollout: Rollout, *, temperature: float = 1.0, comparison=None):
-        return self.read(rollout).token_statistics(temperature=temperature, comparison=comparison)
+    def __call__(self, rollout: Rollout, *, distribution=SOFTMAX, comparison=None):
+        return self.read(rollout).token_statistics(distribution=distribution, comparison=comparison)
 
 
 class Texts:

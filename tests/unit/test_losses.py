@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from brim.losses import (
+    MAX_LOG_RATIO,
     clipped_surrogate_loss,
     cross_entropy,
     importance_weights,
@@ -93,6 +94,43 @@ def test_clipped_surrogate_by_hand(ratio, advantage, loss, slope):
     actual.backward()
     assert actual.item() == pytest.approx(loss)
     assert new.grad[0].tolist() == pytest.approx([slope, 0.0])
+
+
+FAR = math.exp(MAX_LOG_RATIO)
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "advantage", "loss", "slope"),
+    [
+        (0.0, -100.0, 2.0, -2.4, 0.0),  # e^100 is past float32
+        (0.0, -100.0, -2.0, 2 * FAR, 2 * FAR),  # the clip does not bound it: pushed down even so
+        (0.0, -100.0, 0.0, 0.0, 0.0),
+        (-100.0, 0.0, 2.0, 0.0, 0.0),
+        (-100.0, 0.0, -2.0, 1.6, 0.0),
+        (0.0, -1e30, 2.0, -2.4, 0.0),
+        (0.0, -1e30, -2.0, 2 * FAR, 2 * FAR),
+        (-1e30, 0.0, -2.0, 1.6, 0.0),
+    ],
+)
+def test_policies_that_are_far_apart_overflow_nothing(new, old, advantage, loss, slope):
+    new = torch.tensor([[new, -1.0]], requires_grad=True)
+    old, mask = torch.tensor([[old, -1.0]]), torch.tensor([[True, True]])
+    advantages = torch.tensor([[advantage, 3.0]])
+    actual = clipped_surrogate_loss(new, old, advantages, mask, clip_range=0.2)
+    actual.backward()
+    assert actual.item() == pytest.approx(loss - 3, rel=1e-5)
+    assert new.grad[0].tolist() == pytest.approx([slope, -3.0], rel=1e-5)
+    assert new.grad.square().sum().isfinite()
+
+
+def test_weights_of_policies_that_are_far_apart_are_finite():
+    new, old = torch.tensor([[0.0, -100.0, -1.0]]), torch.tensor([[-100.0, 0.0, -1.0]])
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    weights = importance_weights(new, old, mask)
+    torch.testing.assert_close(weights, torch.tensor([[FAR, 0.0, 1.0]]))
+    assert policy_gradient_loss(new, torch.zeros(1, 3), mask, weights) == 0
+    bounded = importance_weights(new, old, mask, max_weight=2.0)
+    torch.testing.assert_close(bounded, torch.tensor([[2.0, 0.0, 1.0]]))
 
 
 def test_at_the_old_policy_the_surrogate_is_the_policy_gradient(logprobs):

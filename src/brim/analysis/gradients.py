@@ -20,7 +20,7 @@ from brim.analysis.sampling import Samples
 from brim.analysis.sketch import GradientSketch
 from brim.errors import ConfigError
 from brim.metrics.base import Array
-from brim.models import Comparison, LanguageModel
+from brim.models import SOFTMAX, Comparison, Distribution, LanguageModel
 from brim.objectives import Objective
 from brim.types import Rollout, TokenStatistics
 
@@ -164,10 +164,14 @@ class _AskedOnce:
         self._answer: TokenStatistics | None = None
 
     def __call__(
-        self, rollout: Rollout, *, temperature: float = 1.0, comparison: Comparison | None = None
+        self,
+        rollout: Rollout,
+        *,
+        distribution: Distribution = SOFTMAX,
+        comparison: Comparison | None = None,
     ) -> TokenStatistics:
         if self._answer is None:
-            self._answer = self._student(rollout, temperature=temperature, comparison=comparison)
+            self._answer = self._student(rollout, distribution=distribution, comparison=comparison)
         return self._answer
 
 

@@ -4,7 +4,7 @@ from brim.models.adapters import add_adapters, check_adapters
 from brim.models.checkpointing import check_checkpointing, checkpoint_layers, updating
 from brim.models.decoding import Decoding
 from brim.models.dropout import set_dropout
-from brim.models.head import Centering
+from brim.models.head import SOFTMAX, Centering, Distribution
 from brim.models.language_model import LanguageModel, evaluating
 from brim.models.layers import keep_layers
 from brim.models.loading import load_model
@@ -20,10 +20,12 @@ from brim.models.value import ActorCritic
 from brim.models.vllm_engine import VLLMEngine, check_vllm
 
 __all__ = [
+    "SOFTMAX",
     "ActorCritic",
     "Centering",
     "Comparison",
     "Decoding",
+    "Distribution",
     "LanguageModel",
     "Quantization",
     "Reading",

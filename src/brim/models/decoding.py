@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from brim.models.backbone import DecodingState
-from brim.models.head import OutputHead
+from brim.models.head import Distribution, OutputHead
 
 # Tokens between two looks at which rows have ended, on devices that the host does not wait for.
 LOOK_EVERY = 8
@@ -25,9 +25,7 @@ class Decoding:
         max_tokens: limit of a completion, EOS included.
         strategy: `sampling` draws from the model's distribution, `greedy` takes its maximum, `beam`
             searches for the text of the highest `log π(text) / tokens^length_penalty`.
-        temperature: divides the logits before they are cut; sampling only.
-        top_k: keep the k most probable tokens (and what ties with the k-th); sampling only.
-        top_p: keep the fewest most probable tokens that hold this much probability; sampling only.
+        temperature, top_k, top_p: see `Distribution`; sampling only.
         num_beams: texts that are kept of each row at every token; beam only.
         length_penalty: 0 for the likeliest text, 1 for the likeliest token on average; beam only.
         batch_tokens: tokens of the rows that are decoded at once, each counted with its prompt,
@@ -66,12 +64,17 @@ class Decoding:
             raise ValueError("length_penalty must be a finite number")
         if self.max_tokens < 1 or self.batch_tokens < 1:
             raise ValueError("max_tokens and batch_tokens must be at least 1")
-        if not self.temperature > 0:
-            raise ValueError("temperature must be positive; for the maximum use strategy='greedy'")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError("top_k must be at least 1, or None to keep all tokens")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError("top_p must be in (0, 1], or None to keep all tokens")
+        Distribution(self.temperature, self.top_k, self.top_p)  # raises
+
+    @property
+    def distribution(self) -> Distribution:
+        """What the tokens are drawn from, and what a policy gradient is of.
+
+        Text that is not drawn has no cut: its gradient is that of the softmax.
+        """
+        if self.strategy != "sampling":
+            return Distribution(self.temperature)
+        return Distribution(self.temperature, self.top_k, self.top_p)
 
 
 def row_uniforms(seeds: Sequence[int], num_tokens: int) -> Tensor:
@@ -86,32 +89,20 @@ def row_uniforms(seeds: Sequence[int], num_tokens: int) -> Tensor:
     return uniforms
 
 
-def choose_tokens(logits: Tensor, uniforms: Tensor, decoding: Decoding) -> Tensor:
-    """The next token of each row.
+def draw_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """Draw a token of each row from the softmax of its logits.
+
+    The cumulative distribution is inverted: token v is taken where `cdf[v - 1] <= u < cdf[v]`, so
+    one of probability zero never is.
 
     Args:
-        logits: (B, V) float32; changed in place.
-        uniforms: (B,) in [0, 1); unused by the greedy strategy.
-        decoding: the strategy.
+        logits: (B, V) float32, at the temperature and cut; see `OutputHead.under`.
+        uniforms: (B,) in [0, 1).
 
     Returns:
-        (B,) int64. Sampling inverts the cumulative distribution: token v is taken where
-        `cdf[v - 1] <= u < cdf[v]`, so one of probability zero never is.
+        (B,) int64.
     """
-    if decoding.strategy == "greedy":
-        return logits.argmax(dim=1)
-    if decoding.temperature != 1.0:
-        logits /= decoding.temperature
-    if decoding.top_k is not None and decoding.top_k < logits.shape[1]:
-        kth = logits.topk(decoding.top_k, dim=1).values[:, -1:]
-        logits.masked_fill_(logits < kth, -torch.inf)
-    probabilities = logits.softmax(dim=1)
-    if decoding.top_p is not None and decoding.top_p < 1:
-        descending, order = probabilities.sort(dim=1, descending=True)
-        mass_before = descending.cumsum(dim=1) - descending
-        outside = (mass_before >= decoding.top_p).scatter(1, order, mass_before >= decoding.top_p)
-        probabilities.masked_fill_(outside, 0)
-    cdf = probabilities.cumsum(dim=1)
+    cdf = logits.softmax(dim=1).cumsum(dim=1)
     # A float32 below 1 is at most 1 - 2^-24, so that the product rounds below the last value.
     threshold = uniforms[:, None] * cdf[:, -1:]
     tokens = torch.searchsorted(cdf, threshold, right=True).squeeze(1)
@@ -146,6 +137,9 @@ def write_completions(
     """
     num_rows, limit = uniforms.shape
     device = uniforms.device
+    sampling = decoding.strategy == "sampling"
+    if sampling:
+        head = head.under(decoding.distribution)
     look_every = look_every or (1 if device.type == "cpu" else LOOK_EVERY)
     ids = torch.empty(num_rows, limit, dtype=torch.long, device=device)
     lengths = torch.full((num_rows,), limit, device=device)
@@ -153,7 +147,8 @@ def write_completions(
     rows = torch.arange(num_rows, device=device)  # which row each place of the batch holds
     ended = torch.zeros_like(truncated)
     for step in range(limit):
-        tokens = choose_tokens(head.logits(state.hidden), uniforms[rows, step], decoding)
+        logits = head.logits(state.hidden)
+        tokens = draw_tokens(logits, uniforms[rows, step]) if sampling else logits.argmax(dim=1)
         ids[rows, step] = tokens
         just_ended = torch.isin(tokens, eos_ids) & ~ended
         lengths[rows] = lengths[rows].masked_fill(just_ended, step + 1)

@@ -32,6 +32,44 @@ SMALLEST_PROBABILITY = 1e-20
 # Stands for minus infinity in logits: its exponential is exactly 0, and 0 times it is not NaN.
 EXCLUDED = -1e30
 
+# A sum of probabilities this close below `top_p` has reached it. Without it, rounding would decide
+# wherever round probabilities add up to a round `top_p`, as .5 and .3 do to .8.
+ROUNDING = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """What a policy draws a token from: `softmax(logits / temperature)` over the tokens it keeps.
+
+    All tokens are kept unless `top_k` or `top_p` is set; the others then have probability 0. With
+    both, `top_p` counts the probability that `top_k` left over. What ties with the last token kept
+    is kept too, so that the set depends on the logits alone, never on how equal ones are sorted.
+
+    Attributes:
+        temperature: divides the logits.
+        top_k: keep the k most probable tokens; None for all.
+        top_p: keep the fewest most probable tokens that hold this much probability; None for all.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError("temperature must be positive; for the maximum use strategy='greedy'")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError("top_k must be at least 1, or None to keep all tokens")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError("top_p must be in (0, 1], or None to keep all tokens")
+
+
+SOFTMAX = Distribution()
+"""All tokens, at temperature 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class OutputHead:
@@ -42,23 +80,35 @@ class OutputHead:
         bias: (num_rows,) float32 or None; `EXCLUDED` at rows without a token.
         num_rows: V, the rows in use are the first V; what lies behind has no token.
         scale: factor of the features before the product, d^-0.5 in T5's first version.
+        top_k, top_p: which logits are not excluded, see `keep_likeliest`.
     """
 
     weight: Tensor
     bias: Tensor | None
     num_rows: int
     scale: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
 
     def to(self, device: torch.device | str) -> OutputHead:
         """The same head on `device`."""
         bias = None if self.bias is None else self.bias.to(device)
         return replace(self, weight=self.weight.to(device), bias=bias)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(n, d) -> (n, V) float32 logits; for a few positions at a time."""
+    def logits(self, hidden: Tensor, written: Tensor | None = None) -> Tensor:
+        """(n, d) -> (n, V) float32 logits; for a few positions at a time.
+
+        `written` (n,) are tokens that are kept in any case.
+        """
         dtype = compute_dtype(self.weight)
         weight = self.weight[: self.num_rows].to(dtype)
-        return chunk_logits(self.scaled(hidden).to(dtype), weight, self.bias)
+        logits = chunk_logits(self.scaled(hidden).to(dtype), weight, self.bias)
+        return keep_likeliest(logits, self.top_k, self.top_p, written)
+
+    def under(self, distribution: Distribution) -> OutputHead:
+        """The head whose logits' softmax is the distribution."""
+        head = self.at_temperature(distribution.temperature)
+        return replace(head, top_k=distribution.top_k, top_p=distribution.top_p)
 
     def at_temperature(self, temperature: float) -> OutputHead:
         """The head whose logits are these ones divided by `temperature`."""
@@ -73,7 +123,55 @@ class OutputHead:
 
     def chunk_tokens(self) -> int:
         """Tokens whose float32 logits fit the budget of one chunk, at least 1."""
-        return max(1, CHUNK_BYTES // (4 * self.num_rows))
+        # What is sorted needs a buffer for the values and two for their places.
+        num_bytes = 4 if self.top_p is None else 8
+        return max(1, CHUNK_BYTES // (num_bytes * self.num_rows))
+
+
+def keep_likeliest(
+    logits: Tensor, top_k: int | None, top_p: float | None, written: Tensor | None = None
+) -> Tensor:
+    """Exclude, in place, the tokens that a `Distribution` does not keep.
+
+    Sampling and losses find the kept tokens here, so that they find the same. A loss reads tokens
+    that were written before, and there the set can have changed: at its border by rounding, under
+    dropout, and where an older policy wrote. A written token is kept even so. Its probability is
+    then that of a set with one token more: close to the border, where the exact 0 would have an
+    infinite logarithm and no gradient that could bring the token back.
+
+    Args:
+        logits: (n, V) float, divided by the temperature.
+        top_k: as in `Distribution`.
+        top_p: as in `Distribution`.
+        written: (n,) int64, tokens that are kept in any case.
+
+    Returns:
+        The same tensor, `EXCLUDED` at tokens that are not kept.
+    """
+    if top_p == 1:
+        top_p = None
+    if top_k is None and top_p is None:
+        return logits
+    excluded = logits < _lowest_kept(logits.detach(), top_k, top_p)
+    if written is not None:
+        excluded.scatter_(1, written[:, None], False)
+    return logits.masked_fill_(excluded, EXCLUDED)
+
+
+def _lowest_kept(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+    """The logit of the least probable token of each row that is kept, (n, V) -> (n, 1)."""
+    num_rows = logits.shape[1]
+    size = num_rows if top_k is None else min(top_k, num_rows)
+    descending = logits.topk(size, dim=1).values
+    lowest = descending[:, -1:]
+    if top_p is None:
+        return lowest
+    shares = descending.softmax(1)
+    # Tokens that tie with the k-th are kept and hold a share too.
+    num_ties = (logits >= lowest).sum(1, keepdim=True) - size
+    enough = (top_p - ROUNDING) * (1 + num_ties * shares[:, -1:])
+    last = (shares.cumsum(1) < enough).sum(1, keepdim=True).clamp_(max=size - 1)
+    return descending.gather(1, last)
 
 
 def token_statistics(
@@ -109,6 +207,8 @@ def compared_statistics(
         chunk_tokens,
         compute_dtype(head.weight),
         compare,
+        head.top_k,
+        head.top_p,
     )
 
 
@@ -153,7 +253,7 @@ def gradient_norms(hidden: Tensor, head: OutputHead, targets: Tensor) -> Tensor:
     step = head.chunk_tokens()
     for start in range(0, len(targets), step):
         rows = slice(start, start + step)
-        probabilities = head.logits(hidden[rows]).softmax(1)
+        probabilities = head.logits(hidden[rows], targets[rows]).softmax(1)
         taken = probabilities.gather(1, targets[rows, None]).squeeze(1)
         residual = 1 - 2 * taken + probabilities.square().sum(1)
         norms[rows] = residual * head.scaled(hidden[rows]).float().square().sum(1)
@@ -181,8 +281,26 @@ def compute_dtype(weight: Tensor) -> torch.dtype:
 def chunk_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(n, d), (V, d) of one type, (V,) float32 -> (n, V) float32, in nobody else's memory."""
     with torch.autocast(hidden.device.type, enabled=False):
-        logits = (hidden @ weight.t()).float()
+        if _sums_are_float32(hidden, weight):
+            logits = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+        else:
+            logits = (hidden @ weight.t()).float()
     return logits if bias is None else logits.add_(bias)
+
+
+def _sums_are_float32(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether a half-precision product comes as it was summed, in float32, and not rounded again.
+
+    Rounded to bfloat16, Q-values keep three digits. torch 2.8 and later have it for NVIDIA's GPUs,
+    without a derivative.
+    """
+    return (
+        hidden.device.type == "cuda"
+        and hidden.dtype in (torch.bfloat16, torch.float16)
+        and torch.version.hip is None
+        and hasattr(torch.ops.aten.mm, "dtype")
+        and not (torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad))
+    )
 
 
 class _TokenStatistics(torch.autograd.Function):
@@ -199,6 +317,8 @@ class _TokenStatistics(torch.autograd.Function):
         chunk_tokens: int,
         dtype: torch.dtype,
         compare: Compare | None,
+        top_k: int | None,
+        top_p: float | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         features, rows_weight = hidden.to(dtype), weight[:num_rows].to(dtype)
         logprobs, entropy = (hidden.new_empty(len(targets), dtype=torch.float32) for _ in range(2))
@@ -206,12 +326,13 @@ class _TokenStatistics(torch.autograd.Function):
         for start in range(0, len(targets), chunk_tokens):
             rows = slice(start, start + chunk_tokens)
             logits = chunk_logits(features[rows], rows_weight, bias)
+            logits = keep_likeliest(logits, top_k, top_p, targets[rows])
             if compare is not None and compared is not None:
                 compared[rows] = compare(rows, logits)
             logprobs[rows], entropy[rows] = _statistics(logits, targets[rows])
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.num_rows, ctx.chunk_tokens, ctx.dtype = num_rows, chunk_tokens, dtype
-        ctx.compare = compare
+        ctx.compare, ctx.top_k, ctx.top_p = compare, top_k, top_p
         ctx.mark_non_differentiable(entropy)
         ctx.set_materialize_grads(False)  # what the loss does not use costs nothing
         return logprobs, entropy, compared
@@ -230,6 +351,7 @@ class _TokenStatistics(torch.autograd.Function):
         for start in range(0, len(targets), ctx.chunk_tokens):
             rows = slice(start, start + ctx.chunk_tokens)
             logits = chunk_logits(features[rows], rows_weight, bias)
+            logits = keep_likeliest(logits, ctx.top_k, ctx.top_p, targets[rows])
             grad = None
             if grad_compared is not None:
                 grad = _through_comparison(ctx.compare, rows, logits, grad_compared[rows])
@@ -249,7 +371,7 @@ class _TokenStatistics(torch.autograd.Function):
                     _add_product(grad_weight[: ctx.num_rows], grad.t(), features[rows])
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, *[None] * 7
 
 
 def _gather(values: Tensor, targets: Tensor) -> Tensor:

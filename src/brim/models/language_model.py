@@ -28,7 +28,7 @@ from brim.models.decoding import Decoding, row_uniforms, write_completions
 from brim.models.encoding import Encoder, pad
 from brim.models.engines import generate_with_transformers
 from brim.models.generation_settings import exclude_tokens, generation_rules
-from brim.models.head import EXCLUDED, Centering, OutputHead
+from brim.models.head import EXCLUDED, SOFTMAX, Centering, Distribution, OutputHead
 from brim.models.probe import head_weight, measure_scale, start_token_id
 from brim.models.reading import Comparison, Reading
 from brim.models.tokenizers import end_token_ids, rows_without_token
@@ -305,7 +305,7 @@ class LanguageModel(nn.Module):
         self,
         rollout: Rollout,
         *,
-        temperature: float = 1.0,
+        distribution: Distribution = SOFTMAX,
         comparison: Comparison | None = None,
         chunk_tokens: int | None = None,
     ) -> TokenStatistics:
@@ -313,13 +313,13 @@ class LanguageModel(nn.Module):
 
         Args:
             rollout: B completions, of whoever wrote them.
-            temperature: divides the logits; that of the sampling, for the policy that sampled.
+            distribution: made of the logits; `Decoding.distribution`, for the policy that sampled.
             comparison: with a teacher's logits along the same tokens, `teacher.read(rollout)`.
             chunk_tokens: tokens that pass the output head at once; by default what keeps the
                 logits in memory under 32 MiB, in a comparison all that is made of them under 224.
         """
         return self.read(rollout).token_statistics(
-            temperature=temperature, comparison=comparison, chunk_tokens=chunk_tokens
+            distribution=distribution, comparison=comparison, chunk_tokens=chunk_tokens
         )
 
     def map(self, rollout: Rollout, function: Callable[[Rollout], _Record]) -> _Record:
@@ -350,21 +350,25 @@ class LanguageModel(nn.Module):
         return values.to(rollout.mask.device)
 
     def measure(
-        self, rollout: Rollout, *, temperature: float = 1.0, comparison: Comparison | None = None
+        self,
+        rollout: Rollout,
+        *,
+        distribution: Distribution = SOFTMAX,
+        comparison: Comparison | None = None,
     ) -> TokenStatistics:
         """What `forward` gives, in evaluation mode without gradient."""
         with self.evaluating():
             return self.read(rollout).token_statistics(
-                temperature=temperature, comparison=comparison
+                distribution=distribution, comparison=comparison
             )
 
-    def gradient_norms(self, rollout: Rollout, *, temperature: float = 1.0) -> Tensor:
+    def gradient_norms(self, rollout: Rollout, *, distribution: Distribution = SOFTMAX) -> Tensor:
         """`‖∇ log π(a_t | s_t)‖²` with respect to the output layer, (B, T) float32.
 
         In evaluation mode without gradient; 0 where the mask is False.
         """
         with self.evaluating():
-            return self.read(rollout).gradient_norms(temperature=temperature)
+            return self.read(rollout).gradient_norms(distribution=distribution)
 
     def evaluating(self) -> AbstractContextManager[None]:
         """No gradient, no dropout while the block runs."""

@@ -17,7 +17,7 @@ RowFunction = Callable[..., Tensor]
 """Of a policy's and another model's logits, (n, V) each, to one number a row, (n,).
 
 Those of `brim.divergences` are meant. It must not change its arguments, and may be called again for
-the gradient.
+the gradient. Where the policy's distribution is cut, the logits outside are `EXCLUDED`.
 """
 
 # The logits of a chunk and all that is made of them take at most this much. At a vocabulary of

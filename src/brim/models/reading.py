@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from brim.models.head import (
+    SOFTMAX,
     Centering,
+    Distribution,
     OutputHead,
     action_statistics,
     gradient_norms,
@@ -72,12 +74,12 @@ class Reading:
     def token_statistics(
         self,
         *,
-        temperature: float = 1.0,
+        distribution: Distribution = SOFTMAX,
         comparison: Comparison | None = None,
         chunk_tokens: int | None = None,
     ) -> TokenStatistics:
-        """Log-probabilities and entropies under `softmax(logits / temperature)`."""
-        head = self.head.at_temperature(temperature)
+        """Log-probabilities, entropies and what is compared, under the distribution."""
+        head = self.head.under(distribution)
         if comparison is None:
             logprobs, entropy = token_statistics(
                 self.features, head, self.token_ids, chunk_tokens=chunk_tokens
@@ -95,9 +97,9 @@ class Reading:
         )
         return TokenStatistics(*(self.scatter(value) for value in values))
 
-    def gradient_norms(self, *, temperature: float = 1.0) -> Tensor:
+    def gradient_norms(self, *, distribution: Distribution = SOFTMAX) -> Tensor:
         """Squared norm of each token's gradient in the output layer's weight, (B, T)."""
-        head = self.head.at_temperature(temperature)
+        head = self.head.under(distribution)
         return self.scatter(gradient_norms(self.features, head, self.token_ids))
 
     def comparison(

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from brim.models.head import SOFTMAX, Distribution
 from brim.models.language_model import LanguageModel
 from brim.models.reading import Comparison
 from brim.types import Rollout, TokenStatistics
@@ -40,11 +41,15 @@ class ActorCritic(nn.Module):
         self.unit = unit
 
     def forward(
-        self, rollout: Rollout, *, temperature: float = 1.0, comparison: Comparison | None = None
+        self,
+        rollout: Rollout,
+        *,
+        distribution: Distribution = SOFTMAX,
+        comparison: Comparison | None = None,
     ) -> TokenStatistics:
         """What `LanguageModel.forward` says, and the value of each state."""
         reading = self.student.read(rollout)
-        tokens = reading.token_statistics(temperature=temperature, comparison=comparison)
+        tokens = reading.token_statistics(distribution=distribution, comparison=comparison)
         features = reading.features
         if self.critic is not None:
             features = self.critic.read(rollout).features

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from torch import nn
 
-from brim.models import Comparison, Decoding, LanguageModel
+from brim.models import SOFTMAX, Comparison, Decoding, Distribution, LanguageModel
 from brim.types import Batch, LossOutput, Rollout, TokenStatistics
 
 Sums = Mapping[str, Any]
@@ -20,9 +20,13 @@ class Policy(Protocol):
     """The student as the loss sees it: the `LanguageModel`, or what DDP or autocast made of it."""
 
     def __call__(
-        self, rollout: Rollout, *, temperature: float = 1.0, comparison: Comparison | None = None
+        self,
+        rollout: Rollout,
+        *,
+        distribution: Distribution = SOFTMAX,
+        comparison: Comparison | None = None,
     ) -> TokenStatistics:
-        """Statistics of the tokens under `softmax(logits / temperature)`."""
+        """Statistics of the tokens under the distribution that is made of the logits."""
 
 
 @dataclass(frozen=True, slots=True)

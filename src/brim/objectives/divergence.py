@@ -27,7 +27,7 @@ from brim.divergences import (
     total_variation,
 )
 from brim.masking import masked_sum
-from brim.models import Decoding, LanguageModel, RowFunction
+from brim.models import Decoding, Distribution, LanguageModel, RowFunction
 from brim.objectives.base import Objective, Policy
 from brim.objectives.statistics import length_metrics, length_sums, total
 from brim.seeding import derive_seed
@@ -187,7 +187,7 @@ class Divergence(Objective):
             reading = teacher.read(rollout).to(rollout.mask.device)
         tokens = policy(
             rollout,
-            temperature=self.temperature,
+            distribution=Distribution(self.temperature),
             comparison=reading.comparison(self._compare, own, temperature=self.temperature),
         )
         assert tokens.compared is not None

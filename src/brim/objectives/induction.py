@@ -197,7 +197,7 @@ class ReturnInduction(Objective):
             values = reading.action_values()
         expected = student.measure(
             rollout,
-            temperature=self.decoding.temperature,
+            distribution=self.decoding.distribution,
             comparison=reading.comparison(expected_value),
         ).compared
         assert expected is not None
@@ -273,10 +273,10 @@ class ReturnInduction(Objective):
         return returns
 
     def measure_logprobs(self, rollout: Rollout, student: LanguageModel) -> Tensor:
-        """Log-probabilities (B, T) under the policy that wrote."""
-        temperature = self.decoding.temperature
+        """Log-probabilities (B, T) of a student that writes by `decoding`."""
+        distribution = self.decoding.distribution
         return student.map(
-            rollout, lambda part: student.measure(part, temperature=temperature).logprobs
+            rollout, lambda part: student.measure(part, distribution=distribution).logprobs
         )
 
     def describe(self, sums: Mapping[str, float]) -> dict[str, float]:

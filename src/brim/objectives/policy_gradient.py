@@ -144,9 +144,9 @@ class PolicyGradient(ReturnInduction):
                 return leave_one_out_baseline(returns, mask, group_size=self.num_generations)
             case "min_variance":
                 assert student is not None
-                temperature = self.decoding.temperature
+                distribution = self.decoding.distribution
                 norms = student.map(
-                    rollout, lambda part: student.gradient_norms(part, temperature=temperature)
+                    rollout, lambda part: student.gradient_norms(part, distribution=distribution)
                 )
                 return min_variance_baseline(returns, mask, norms, total=sum_over_processes)
 
@@ -162,13 +162,13 @@ class PolicyGradient(ReturnInduction):
             with teacher.evaluating():
                 reading = teacher.read(rollout).to(rollout.mask.device)
                 comparison = reading.comparison(expected_value)
-        # The policy that is improved is the one that sampled; top_k and top_p are left aside.
-        tokens = policy(rollout, temperature=self.decoding.temperature, comparison=comparison)
+        # The policy that is improved is the one that sampled.
+        tokens = policy(rollout, distribution=self.decoding.distribution, comparison=comparison)
         logprobs, mask = tokens.logprobs.detach(), rollout.mask
         sums = {
             "policy/entropy": tokens.entropy.sum(),
-            # Mean over the student's samples of log π − log teacher: the reverse KL of the
-            # policy that sampled (at its temperature) from the teacher (at 1).
+            # Mean over the student's samples of log π − log teacher: the reverse KL of the policy
+            # that sampled (its temperature and cut) from the teacher (temperature 1, no cut).
             "policy/kl_to_teacher": masked_sum(logprobs - rollout.values.logprobs, mask),
         }
         weights = None

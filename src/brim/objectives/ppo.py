@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from brim.advantages import gae, normalize
-from brim.losses import clipped_surrogate_loss, value_loss
+from brim.losses import clipped_surrogate_loss, log_ratios, value_loss
 from brim.masking import masked_sum, zero_padding
 from brim.models import ActorCritic, Decoding, LanguageModel, evaluating
 from brim.objectives.base import Policy, Updates
@@ -165,7 +165,7 @@ class PPO(ReturnInduction):
         def forward(part: Rollout) -> TokenStatistics:
             # Past the wrappers of DDP and autocast: the trainer's own autocast is on.
             tokens: TokenStatistics = type(module).forward(
-                module, part, temperature=self.decoding.temperature
+                module, part, distribution=self.decoding.distribution
             )
             return tokens
 
@@ -180,7 +180,7 @@ class PPO(ReturnInduction):
         if rollout.advantages is None or rollout.logprobs is None or rollout.values is None:
             raise ValueError("loss needs a rollout that collect has scored")
         mask = rollout.mask
-        tokens = policy(rollout, temperature=self.decoding.temperature)
+        tokens = policy(rollout, distribution=self.decoding.distribution)
         loss = clipped_surrogate_loss(
             tokens.logprobs,
             rollout.logprobs,
@@ -189,7 +189,7 @@ class PPO(ReturnInduction):
             clip_range=self.epsilon,
         )
         logprobs = tokens.logprobs.detach()
-        difference = zero_padding(logprobs - rollout.logprobs, mask)
+        difference = log_ratios(logprobs, rollout.logprobs, mask)
         outside = (difference.exp() - 1).abs() > self.epsilon
         sums = {
             "policy/entropy": tokens.entropy.sum(),

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,11 +17,11 @@ from brim.models.backbone import DecodingState
 from brim.models.decoding import (
     LOOK_EVERY,
     Decoding,
-    choose_tokens,
+    draw_tokens,
     row_uniforms,
     write_completions,
 )
-from brim.models.head import OutputHead
+from brim.models.head import Distribution, OutputHead, keep_likeliest
 from brim.types import Example
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.5, -1.0, -3.0, -torch.inf])
@@ -63,11 +64,10 @@ def test_sampling_follows_the_exact_distribution(
     temperature: float, top_k: int | None, top_p: float | None
 ) -> None:
     draws = 20_000
-    decoding = Decoding(
-        max_tokens=1, temperature=temperature, top_k=top_k, top_p=top_p, strategy="sampling"
-    )
+    decoding = Decoding(max_tokens=1, temperature=temperature, top_k=top_k, top_p=top_p)
+    head = OutputHead(LOGITS[:, None], None, len(LOGITS)).under(decoding.distribution)
     uniforms = row_uniforms(range(draws), 1)[:, 0]
-    tokens = choose_tokens(LOGITS.repeat(draws, 1), uniforms, decoding)
+    tokens = draw_tokens(head.logits(torch.ones(draws, 1)), uniforms)
     counts = torch.bincount(tokens, minlength=len(LOGITS)).double()
     expected = torch.tensor(distribution(LOGITS.tolist(), temperature, top_k, top_p)) * draws
     possible = expected > 0
@@ -82,7 +82,7 @@ def test_sampling_follows_the_exact_distribution(
 def test_a_token_of_probability_zero_is_never_drawn(uniform: float, size: int) -> None:
     logits = torch.randn(4, size, generator=torch.Generator().manual_seed(0))
     logits[:, 0] = logits[:, -1] = logits[0, size // 2 :] = logits[1, 2:4] = -torch.inf
-    chosen = choose_tokens(logits.clone(), torch.full((4,), uniform), Decoding(max_tokens=1))
+    chosen = draw_tokens(logits, torch.full((4,), uniform))
     assert logits.gather(1, chosen[:, None]).isfinite().all()
 
 
@@ -90,14 +90,14 @@ def test_the_ends_of_the_unit_interval_give_the_first_and_the_last_possible_toke
     logits = torch.zeros(2, 5)
     logits[:, [0, 4]] = -torch.inf
     uniforms = torch.tensor([0.0, 1 - 2**-24])
-    assert choose_tokens(logits, uniforms, Decoding(max_tokens=1)).tolist() == [1, 3]
+    assert draw_tokens(logits, uniforms).tolist() == [1, 3]
 
 
 def test_logits_that_are_not_finite_stay_in_the_vocabulary() -> None:
     logits = torch.full((3, 5), torch.nan)
-    for strategy in ("sampling", "greedy"):
-        decoding = Decoding(max_tokens=1, strategy=strategy)
-        tokens = choose_tokens(logits.clone(), torch.rand(3, generator=torch.Generator()), decoding)
+    for options in ({}, {"top_k": 2}, {"top_p": 0.5}):
+        cut = keep_likeliest(logits.clone(), options.get("top_k"), options.get("top_p"))
+        tokens = draw_tokens(cut, torch.rand(3, generator=torch.Generator()))
         assert ((tokens >= 0) & (tokens < 5)).all()
 
 
@@ -141,9 +141,14 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_greedy_takes_the_maximum_whatever_the_sampling_settings() -> None:
-    logits: Tensor = torch.randn(6, 9, generator=torch.Generator().manual_seed(1))
-    decoding = Decoding(max_tokens=1, strategy="greedy", temperature=3.0, top_k=2, top_p=0.1)
-    assert torch.equal(choose_tokens(logits.clone(), torch.zeros(6), decoding), logits.argmax(1))
+    model = tiny_language_model("t5")
+    batch = encoded(model)
+    options = {"temperature": 3.0, "top_k": 2, "top_p": 0.1}
+    greedy = Decoding(max_tokens=6, strategy="greedy")
+    ids = [model.generate(batch, d).completion_ids for d in (greedy, replace(greedy, **options))]
+    assert torch.equal(*ids)
+    # A gradient along it is at the temperature, and of all tokens.
+    assert replace(greedy, **options).distribution == Distribution(3.0)
 
 
 # The loop

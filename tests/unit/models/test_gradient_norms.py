@@ -2,23 +2,38 @@
 
 import pytest
 import torch
+from test_head import kept
 from tiny import encoded, tiny_language_model
 
-from brim.models import Decoding, LanguageModel
+from brim.models import SOFTMAX, Decoding, Distribution, LanguageModel
 from brim.models.head import EXCLUDED, OutputHead, gradient_norms
 from brim.types import Rollout
 
+# Written at the first, a token can lie outside of what the last two keep.
+DISTRIBUTIONS = [
+    SOFTMAX,
+    Distribution(0.5),
+    Distribution(3.0),
+    Distribution(top_k=3),
+    Distribution(0.8, top_k=6, top_p=0.7),
+]
+each_distribution = pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=str)
 
-def norms_by_autograd(model: LanguageModel, rollout: Rollout, temperature: float) -> torch.Tensor:
+
+def norms_by_autograd(
+    model: LanguageModel, rollout: Rollout, distribution: Distribution
+) -> torch.Tensor:
     """(B, T): the head's weight is a copy, so that an embedding that shares it stays out."""
     with torch.no_grad():
         reading = model.read(rollout)
-    head = reading.head.at_temperature(temperature)
+    head = reading.head.at_temperature(distribution.temperature)
     weight = head.weight.detach().double().requires_grad_()
     bias = 0.0 if head.bias is None else head.bias.double()
     norms = []
     for features, token in zip(reading.features.double(), reading.token_ids, strict=True):
         logits = (head.scale * features) @ weight[: head.num_rows].t() + bias
+        outside = ~kept(logits[None], token[None], distribution.top_k, distribution.top_p)[0]
+        logits = logits.masked_fill(outside, -torch.inf)
         (gradient,) = torch.autograd.grad(logits.log_softmax(0)[token], weight)
         norms.append(gradient.square().sum())
     return reading.scatter(torch.stack(norms)).float()
@@ -26,12 +41,12 @@ def norms_by_autograd(model: LanguageModel, rollout: Rollout, temperature: float
 
 # t5 scales its features, gpt2 and llama share the head, phi and marian have a bias.
 @pytest.mark.parametrize("family", ["t5", "t5_v1_1", "gpt2", "llama", "phi", "marian"])
-@pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
-def test_norms_are_those_of_autograd(family: str, temperature: float) -> None:
+@each_distribution
+def test_norms_are_those_of_autograd(family: str, distribution: Distribution) -> None:
     model = tiny_language_model(family, spread=0.3).eval()
     rollout = model.generate(encoded(model), Decoding(max_tokens=6))
-    norms = model.gradient_norms(rollout, temperature=temperature)
-    expected = norms_by_autograd(model, rollout, temperature)
+    norms = model.gradient_norms(rollout, distribution=distribution)
+    expected = norms_by_autograd(model, rollout, distribution)
     torch.testing.assert_close(norms, expected, rtol=1e-3, atol=1e-5)
     assert norms.dtype == torch.float32
     assert not norms[~rollout.mask].any()
@@ -40,13 +55,15 @@ def test_norms_are_those_of_autograd(family: str, temperature: float) -> None:
 
 
 @pytest.mark.parametrize("family", ["t5_v1_1", "qwen2"])
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_norms_are_those_of_the_whole_models_backward_pass(family: str, temperature: float) -> None:
+@each_distribution
+def test_norms_are_those_of_the_whole_models_backward_pass(
+    family: str, distribution: Distribution
+) -> None:
     model = tiny_language_model(family, spread=0.3).eval()
     rollout = model.generate(encoded(model), Decoding(max_tokens=4))
     head = model.model.get_output_embeddings().weight
-    norms = model.gradient_norms(rollout, temperature=temperature)
-    logprobs = model(rollout, temperature=temperature).logprobs
+    norms = model.gradient_norms(rollout, distribution=distribution)
+    logprobs = model(rollout, distribution=distribution).logprobs
     for row, step in rollout.mask.nonzero().tolist():
         (gradient,) = torch.autograd.grad(logprobs[row, step], head, retain_graph=True)
         assert float(norms[row, step]) == pytest.approx(

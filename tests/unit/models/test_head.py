@@ -5,6 +5,7 @@ import pytest
 import torch
 from operands import SmallestOperands
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
@@ -12,8 +13,11 @@ from torch.utils.checkpoint import checkpoint
 from brim.models.head import (
     CHUNK_BYTES,
     EXCLUDED,
+    Distribution,
     OutputHead,
     action_statistics,
+    chunk_logits,
+    keep_likeliest,
     token_statistics,
 )
 
@@ -41,6 +45,31 @@ def naive_logits(hidden: Tensor, head: OutputHead) -> Tensor:
     logits = (hidden.double() * head.scale) @ head.weight.double()[: head.num_rows].t()
     return logits if head.bias is None else logits + head.bias.double()
 
+
+def kept(logits: Tensor, written: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+    """(n, V) bool, by the definition, token by token; the written ones too."""
+    result = torch.zeros(logits.shape, dtype=torch.bool)
+    for row, values, token in zip(result, logits.detach().double(), written, strict=True):
+        order = values.argsort(descending=True)
+        chosen = order if top_k is None else order[:top_k]
+        chosen = (values >= values[chosen[-1]]).nonzero().squeeze(1)
+        if top_p is not None:
+            shares = values[chosen].softmax(0)
+            order = shares.argsort(descending=True)
+            before = shares[order].cumsum(0) - shares[order]
+            chosen = chosen[order[before < top_p]]
+        row[chosen] = row[token] = True
+    return result
+
+
+CUTS = [
+    {"top_k": 1},
+    {"top_k": 5},
+    {"top_k": ROWS},
+    {"top_p": 0.8},
+    {"top_p": 1.0},
+    {"top_k": 6, "top_p": 0.7},
+]
 
 CASES = [
     {"bias": False, "holes": False, "scale": 1.0},
@@ -74,6 +103,62 @@ def test_statistics_and_gradients_equal_the_naive_ones(
     assert not entropy.requires_grad
     for gradient, reference in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("chunk_tokens", [None, 7])
+def test_a_cut_distribution_equals_the_naive_one(
+    cut: dict[str, Any], case: dict[str, Any], chunk_tokens: int | None
+) -> None:
+    hidden, head, targets = make(**case)
+    leaves = [t for t in (hidden, head.weight, head.bias) if t is not None]
+    distribution = Distribution(0.8, **cut)
+    logprobs, entropy = token_statistics(
+        hidden, head.under(distribution), targets, chunk_tokens=chunk_tokens
+    )
+    weights = torch.linspace(-1, 1, N)
+    gradients = torch.autograd.grad((weights * logprobs).sum(), leaves)
+
+    logits = naive_logits(hidden, head) / 0.8
+    stay = kept(logits, targets, distribution.top_k, distribution.top_p)
+    # Written at random, most tokens lie outside of a small set, and are kept even so.
+    probabilities = torch.where(stay, (logits - logits.amax(1, keepdim=True)).exp(), 0)
+    probabilities = probabilities / probabilities.sum(1, keepdim=True)
+    expected = logits.gather(1, targets[:, None]).squeeze(1) - logits.where(
+        stay, -torch.inf
+    ).logsumexp(1)
+    expected_gradients = torch.autograd.grad((weights * expected).sum(), leaves)
+    scale = case.get("peak", 1.0)
+    near = {"rtol": 1e-5, "atol": 2e-5 * scale}
+    torch.testing.assert_close(logprobs.double(), expected, **near)
+    torch.testing.assert_close(entropy.double(), torch.special.entr(probabilities).sum(1), **near)
+    for gradient, reference in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=2e-5 * scale)
+    assert logprobs.min() > -1000 * scale
+
+
+def test_what_ties_with_the_last_token_is_kept_wherever_it_is() -> None:
+    logits = torch.tensor([3.0, 1.0, 2.0, 1.0, 0.0, 1.0])
+    generator = torch.Generator().manual_seed(0)
+    # Of all that top_k = 3 keeps, ties counted, the first two hold 77 %.
+    cuts = [(3, None, 1.0), (None, 0.95, 1.0), (2, 0.99, 2.0), (3, 0.85, 1.0), (3, 0.75, 2.0)]
+    for top_k, top_p, lowest in cuts:
+        expected = logits.where(logits >= lowest, EXCLUDED)
+        for _ in range(5):
+            order = torch.randperm(6, generator=generator)
+            cut = keep_likeliest(logits[order][None], top_k, top_p)[0]
+            assert torch.equal(cut, expected[order])
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-7, -1e-7])
+def test_rounding_does_not_decide_where_round_probabilities_add_up_to_top_p(noise: float) -> None:
+    shares = torch.tensor([0.5, 0.3, 0.1, 0.1])
+    for top_p, number in ((0.5, 1), (0.8, 2), (0.81, 4), (0.9, 4)):
+        cut = keep_likeliest((shares + noise).log()[None], None, top_p)
+        assert int((cut > EXCLUDED).sum()) == number
+    uniform = keep_likeliest(torch.full((1, 1000), noise), None, 0.1)
+    assert (uniform > EXCLUDED).all()  # all tie
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -212,7 +297,44 @@ def test_memory_is_bounded_by_the_chunk_at_a_vocabulary_of_152_000() -> None:
         token_statistics(hidden, head, targets)[0].sum().backward()
     with PeakMemory() as reading:
         action_statistics(hidden, head, targets, centering="mean")
+    with PeakMemory() as cut:
+        few = head.under(Distribution(top_p=0.9))
+        token_statistics(hidden[:27], few, targets[:27])
     parameters = 4 * num_rows * width
-    for memory in (training, reading):
+    for memory in (training, reading, cut):
         assert CHUNK_BYTES / 2 < memory.peak < 3 * CHUNK_BYTES + 2 * parameters
         assert memory.peak < all_logits / 2
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+def test_half_precision_products_stay_in_float32_where_the_device_has_it(
+    stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func.overloadpacket is torch.ops.aten.mm:
+                found.append(func)
+            return func(*args, **(kwargs or {}))
+
+    found: list[Any] = []
+    with FakeTensorMode(), Products():  # nothing is computed, so no GPU is needed
+        for device in ("cuda", "cpu", "cuda"):
+            hidden = torch.empty(N, D, dtype=stored, device=device)
+            weight = torch.empty(ROWS, D, dtype=stored, device=device)
+            assert chunk_logits(hidden, weight, None).dtype == torch.float32
+            if len(found) == 2:  # AMD's GPUs call themselves cuda too
+                monkeypatch.setattr(torch.version, "hip", "6.0")
+    plain = torch.ops.aten.mm.default
+    assert found == [plain if stored == torch.float32 else torch.ops.aten.mm.dtype, plain, plain]
+
+
+def test_q_values_of_a_half_precision_head_are_the_rounded_product_on_a_cpu() -> None:
+    hidden, head, targets = make(bias=False, holes=False, scale=1.0)
+    low = OutputHead(head.weight.detach().bfloat16(), None, USED)
+    taken, best, _ = action_statistics(hidden.detach().bfloat16(), low, targets)
+    logits = naive_logits(hidden.detach().bfloat16(), low)
+    near = {"rtol": 2**-8, "atol": 2**-8}
+    torch.testing.assert_close(best.double(), logits.amax(1), **near)
+    torch.testing.assert_close(taken.double(), logits.gather(1, targets[:, None])[:, 0], **near)

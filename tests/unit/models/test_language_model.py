@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from brim.errors import ModelError
-from brim.models import Decoding, LanguageModel
+from brim.models import Decoding, Distribution, LanguageModel
 from brim.models.head import EXCLUDED
 from brim.types import Batch, Rollout
 
@@ -117,7 +117,7 @@ def test_a_temperature_divides_all_logits(family: str, temperature: float) -> No
     model = tiny_language_model(family, spread=0.15).eval()
     rollout = model.generate(encoded(model), Decoding(max_tokens=4))
     with torch.no_grad():
-        statistics = model(rollout, temperature=temperature)
+        statistics = model(rollout, distribution=Distribution(temperature))
         log_softmax = (naive_logits(model, rollout) / temperature).log_softmax(2)
     logprobs = log_softmax.gather(2, rollout.completion_ids[:, :, None]).squeeze(2)
     entropy = -(log_softmax.exp() * log_softmax).sum(2)

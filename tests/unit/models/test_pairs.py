@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from operands import SmallestOperands
-from test_head import CASES, HOLES, ROWS, USED, N, PeakMemory, make, naive_logits
+from test_head import CASES, CUTS, HOLES, ROWS, USED, N, PeakMemory, kept, make, naive_logits
 from tiny import encoded, tiny_language_model
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -19,7 +19,7 @@ from brim.divergences import (
     teacher_to_mixture,
     total_variation,
 )
-from brim.models import Decoding
+from brim.models import Decoding, Distribution
 from brim.models.head import EXCLUDED, OutputHead, token_statistics
 from brim.models.pairs import BUFFERS, PAIR_BYTES, pair_statistics
 
@@ -92,6 +92,36 @@ def test_values_and_gradients_equal_those_of_full_logits(
     torch.testing.assert_close(compared.double(), expected, **near)
     torch.testing.assert_close(logprobs.double(), expected_logprobs, **near)
     torch.testing.assert_close(entropy.double(), -(log_softmax.exp() * log_softmax).sum(1), **near)
+    for gradient, reference in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=near["atol"])
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_a_cut_policy_expects_the_values_of_what_it_keeps(
+    cut: dict[str, Any], case: dict[str, Any]
+) -> None:
+    hidden, head, targets = make(**case)
+    other_hidden, other_head = make_other(case)
+    leaves = [t for t in (hidden, head.weight, head.bias) if t is not None]
+    distribution = Distribution(0.8, **cut)
+    policy = (hidden, head.under(distribution), targets)
+    logprobs, _, compared = pair_statistics(
+        *policy, other_hidden, other_head, expected_value, chunk_tokens=7
+    )
+    up, down = torch.linspace(-1, 1, N), torch.linspace(1, -1, N).square()
+    gradients = torch.autograd.grad((up * logprobs + down * compared).sum(), leaves)
+
+    logits = naive_logits(hidden, head) / 0.8
+    stay = kept(logits, targets, distribution.top_k, distribution.top_p)
+    log_softmax = logits.masked_fill(~stay, -torch.inf).log_softmax(1)
+    values = naive_logits(other_hidden, other_head).detach()
+    expected = (log_softmax.exp() * values).sum(1)
+    taken = log_softmax.gather(1, targets[:, None]).squeeze(1)
+    expected_gradients = torch.autograd.grad((up * taken + down * expected).sum(), leaves)
+    near = {"rtol": 1e-5, "atol": 2e-5 * case.get("peak", 1.0)}
+    torch.testing.assert_close(compared.double(), expected, **near)
+    torch.testing.assert_close(logprobs.double(), taken, **near)
     for gradient, reference in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=near["atol"])
 
@@ -237,15 +267,15 @@ def test_a_policy_is_compared_with_a_teacher_along_its_tokens(family: str) -> No
     comparison = reading.comparison(
         lambda q, p, weight: weight * reverse_kl(q, p), weights, temperature=0.5
     )
-    compared = student(rollout, temperature=2.0, comparison=comparison).compared
+    compared = student(rollout, distribution=Distribution(2.0), comparison=comparison).compared
     own = student.read(rollout)
     logits = own.head.logits(own.features) / 2.0
     teacher_logits = reading.head.logits(reading.features) / 0.5
     expected = own.scatter(reverse_kl(logits, teacher_logits)) * weights
     torch.testing.assert_close(compared, expected)
     assert compared[rollout.mask].min() > 0
-    plain = student(rollout, temperature=2.0)
-    together = student(rollout, temperature=2.0, comparison=comparison)
+    plain = student(rollout, distribution=Distribution(2.0))
+    together = student(rollout, distribution=Distribution(2.0), comparison=comparison)
     torch.testing.assert_close(together.logprobs, plain.logprobs)
     torch.testing.assert_close(together.entropy, plain.entropy)
 

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from brim.checkpoints import load_parameters, save_parameters
 from brim.errors import RunError
-from brim.models import ActorCritic, Decoding, LanguageModel
+from brim.models import ActorCritic, Decoding, Distribution, LanguageModel
 from brim.models.adapters import add_adapters
 from brim.types import Rollout
 
@@ -42,7 +42,10 @@ def gradients(critic: ActorCritic, loss: Tensor) -> dict[str, Tensor | None]:
 @pytest.mark.parametrize("trunk", TRUNKS)
 def test_it_begins_at_0_and_leaves_the_policy_alone(family: str, trunk: str) -> None:
     critic, rollout = make(family, trunk, unit=100.0)
-    tokens, expected = critic(rollout, temperature=0.7), critic.student(rollout, temperature=0.7)
+    tokens, expected = (
+        model(rollout, distribution=Distribution(0.7, top_k=3))
+        for model in (critic, critic.student)
+    )
     assert torch.equal(tokens.logprobs, expected.logprobs)
     assert torch.equal(tokens.entropy, expected.entropy)
     assert expected.state_values is None
@@ -126,7 +129,7 @@ def test_ddp_gives_the_same_gradients(family: str, trunk: str) -> None:
     let_it_speak(critic)
 
     def loss(module: torch.nn.Module, part: Rollout) -> Tensor:
-        tokens = module(part, temperature=0.8)
+        tokens = module(part, distribution=Distribution(0.8))
         return tokens.logprobs.sum() + tokens.state_values.square().sum()
 
     plain = {

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from brim.evaluation import Evaluation
 from brim.metrics import Score
-from brim.models import Decoding, LanguageModel, build_model, train_tokenizer
+from brim.models import (
+    SOFTMAX,
+    Decoding,
+    Distribution,
+    LanguageModel,
+    build_model,
+    train_tokenizer,
+)
 from brim.objectives import Objective
 from brim.returns import rewards_to_go
 from brim.settings import LoopConfig, OptimConfig
@@ -61,10 +68,15 @@ def every_completion(model: LanguageModel, horizon: int = HORIZON) -> Rollout:
     return Rollout(batch, ids.repeat(len(EXAMPLES), 1), mask, truncated)
 
 
-def probabilities(model: LanguageModel, rollout: Rollout, temperature: float = 1.0) -> Tensor:
+def probabilities(
+    model: LanguageModel, rollout: Rollout, distribution: Distribution = SOFTMAX
+) -> Tensor:
     """Of each completion, given its prompt."""
-    logprobs = model.measure(rollout, temperature=temperature).logprobs.double()
-    return logprobs.sum(1).exp()
+    with model.evaluating():
+        reading = model.read(rollout)
+        logits = reading.head.under(distribution).logits(reading.features)
+    logprobs = logits.double().log_softmax(1).gather(1, reading.token_ids[:, None]).squeeze(1)
+    return reading.scatter(logprobs).sum(1).exp()
 
 
 def all_returns(teacher: LanguageModel, rollout: Rollout) -> Tensor:

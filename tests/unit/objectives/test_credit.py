@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from brim.models import Decoding
+from brim.models import Decoding, Distribution
 from brim.objectives import BRIMConfig, LLMRConfig, PolicyGradient
 from brim.objectives.statistics import return_metrics
 from brim.returns import block_returns, rewards_to_go
@@ -123,18 +123,19 @@ def test_bootstrap_charges_the_cut_completions_only():
     assert not difference[1:].any()
 
 
-def test_loss_is_the_weighted_sum_at_the_rollouts_temperature():
+def test_loss_is_the_weighted_sum_under_the_distribution_that_sampled():
     rollout, _ = assign(k=2)
     asked = {}
 
-    def policy(rollout, *, temperature=1.0, comparison=None):
-        asked["temperature"] = temperature
+    def policy(rollout, *, distribution, comparison=None):
+        asked["distribution"] = distribution
         logprobs = torch.full(rollout.mask.shape, -0.5, requires_grad=True)
         return TokenStatistics(logprobs, torch.zeros_like(logprobs))
 
-    objective = PolicyGradient(Decoding(max_tokens=6, temperature=0.7), k=2)
+    decoding = Decoding(max_tokens=6, temperature=0.7, top_k=3, top_p=0.9)
+    objective = PolicyGradient(decoding, k=2)
     out = objective.loss(policy, rollout)
-    assert asked["temperature"] == 0.7
+    assert asked["distribution"] == Distribution(0.7, top_k=3, top_p=0.9)
     expected = 0.5 * rollout.advantages[rollout.mask].sum()
     torch.testing.assert_close(out.loss.detach(), expected)
     kl = (-0.5 - rollout.values.logprobs[rollout.mask]).sum()

@@ -230,9 +230,9 @@ def test_the_policy_is_called_once_whoever_wrote():
     rollout = collect(objective, student)
     calls = []
 
-    def policy(rollout, *, temperature=1.0, comparison=None):
-        calls.append(temperature)
-        return student(rollout, temperature=temperature, comparison=comparison)
+    def policy(rollout, *, distribution, comparison=None):
+        calls.append(distribution.temperature)
+        return student(rollout, distribution=distribution, comparison=comparison)
 
     objective.loss(policy, rollout, teacher)
     assert calls == [1.5]

@@ -188,11 +188,15 @@ def test_leave_one_out_subtracts_the_mean_of_the_prompts_other_tokens(immediate)
 # Baselines of real models
 
 
+SAMPLING = [{}, {"temperature": 0.5}, {"top_k": 2}, {"temperature": 2.0, "top_p": 0.6}]
+each_sampling = pytest.mark.parametrize("sampling", SAMPLING, ids=str)
+
+
 @pytest.mark.parametrize("family", ["t5", "llama"])
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_min_variance_weighs_by_the_output_layers_gradients(family, temperature):
+@each_sampling
+def test_min_variance_weighs_by_the_output_layers_gradients(family, sampling):
     student, teacher = pair(family)
-    decoding = replace(DECODING, temperature=temperature, batch_tokens=30)
+    decoding = replace(DECODING, **sampling, batch_tokens=30)
     batch = encoded(student, 8)
     plain, _ = PolicyGradient(decoding, k=1).collect(batch, student, teacher)
     rollout, _ = PolicyGradient(decoding, k=1, baseline="min_variance").collect(
@@ -201,7 +205,7 @@ def test_min_variance_weighs_by_the_output_layers_gradients(family, temperature)
     head = student.model.get_output_embeddings().weight
     weighted = total = 0.0
     for row, step in rollout.mask.nonzero().tolist():
-        logprob = student(rollout, temperature=temperature).logprobs[row, step]
+        logprob = student(rollout, distribution=decoding.distribution).logprobs[row, step]
         norm = float(torch.autograd.grad(logprob, head)[0].square().sum())
         weighted += norm * float(plain.advantages[row, step])
         total += norm
@@ -212,20 +216,20 @@ def test_min_variance_weighs_by_the_output_layers_gradients(family, temperature)
 # Expected immediate credit, with real models
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_expected_credit_has_the_expected_gradient_of_sampling(temperature):
+@each_sampling
+def test_expected_credit_has_the_expected_gradient_of_sampling(sampling):
     student, teacher = pair()
-    decoding = replace(DECODING, temperature=temperature)
+    decoding = replace(DECODING, **sampling)
     rollout = every_completion(student)
-    weights = probabilities(student, rollout, temperature).float()[:, None]
+    weights = probabilities(student, rollout, decoding.distribution).float()[:, None]
     gradients = []
     for immediate in ("sampled", "expected"):
         objective = PolicyGradient(decoding, k=2, immediate=immediate, clip_range=None)
         values = objective.judge(rollout, student, teacher)
         scored, _ = objective.assign_credit(rollout, values, student)
 
-        def policy(rollout, *, temperature=1.0, comparison=None):
-            tokens = student(rollout, temperature=temperature, comparison=comparison)
+        def policy(rollout, *, distribution, comparison=None):
+            tokens = student(rollout, distribution=distribution, comparison=comparison)
             compared = None if tokens.compared is None else weights * tokens.compared
             return replace(tokens, logprobs=weights * tokens.logprobs, compared=compared)
 

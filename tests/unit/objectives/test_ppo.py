@@ -41,15 +41,17 @@ def with_state_values(objective, number):
 # The loss
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_at_ratio_1_the_gradient_is_that_of_the_policy_gradient(temperature):
+@pytest.mark.parametrize(
+    "sampling", [{}, {"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.6}], ids=str
+)
+def test_at_ratio_1_the_gradient_is_that_of_the_policy_gradient(sampling):
     student, teacher = pair()
-    decoding = replace(DECODING, temperature=temperature)
+    decoding = replace(DECODING, **sampling)
     objective = PPOBRIM(decoding, k=2)
     rollout, _ = credited(objective, written(student, decoding=decoding), student, teacher)
     out = objective.loss(student, rollout)
     gradients = torch.autograd.grad(out.loss, list(student.parameters()))
-    logprobs = student(rollout, temperature=temperature).logprobs
+    logprobs = student(rollout, distribution=decoding.distribution).logprobs
     weighted = -(rollout.advantages * logprobs).sum()
     expected = torch.autograd.grad(weighted, list(student.parameters()))
     for gradient, other in zip(gradients, expected, strict=True):
@@ -68,7 +70,7 @@ def test_what_is_logged_of_the_ratios():
     difference = torch.zeros(rollout.mask.shape)
     difference[tokens[:, 0], tokens[:, 1]] = moves
 
-    def policy(rollout, *, temperature=1.0, comparison=None):
+    def policy(rollout, *, distribution, comparison=None):
         logprobs = (rollout.logprobs + difference).requires_grad_()
         return TokenStatistics(logprobs, torch.zeros_like(logprobs))
 
