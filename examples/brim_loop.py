@@ -63,7 +63,8 @@ def brim(
         rollout = student.generate(batch, sampling)
         q = teacher.action_values(rollout, centering="mean")
         returns = block_returns(q.taken, q.best, rollout.mask, k=k)
-        loss = policy_gradient_loss(student.logprobs(rollout), returns, rollout.mask)
+        logprobs = student(rollout, distribution=sampling.distribution).logprobs
+        loss = policy_gradient_loss(logprobs, returns, rollout.mask)
         optimize(optimizer, loss / rollout.num_tokens)
         if step % 20 == 0:
             print(f"step {step:4d}  return of samples {mean_return(q, rollout):.2f}")

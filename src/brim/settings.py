@@ -28,9 +28,10 @@ class DecodingConfig(Config):
     temperature: float = Field(1.0, gt=0)
     """Divides the logits of the policy that samples, and that the gradient improves."""
     top_k: int | None = Field(None, ge=1)
-    """Sample among the k likeliest tokens only."""
+    """Sample among the k likeliest tokens only; the gradient is of that distribution."""
     top_p: float | None = Field(None, gt=0, le=1)
-    """Sample among the likeliest tokens that make up this probability."""
+    """Sample among the likeliest tokens that make up this probability, of what `top_k` keeps; the
+    gradient is of that distribution."""
     batch_tokens: int = Field(32768, ge=1)
     """Tokens that generation holds at once: of each row its prompt, padding, and all that it may
     write. A matter of memory and speed only."""

@@ -461,7 +461,8 @@ def test_a_generated_pad_token_is_an_action() -> None:
 def test_ddp_gives_the_same_gradients(family: str) -> None:
     model = tiny_language_model(family).eval()
     rollout = model.generate(encoded(model), Decoding(max_tokens=5))
-    model.logprobs(rollout).sum().backward()
+    cut = Distribution(0.7, top_k=9, top_p=0.9)
+    model(rollout, distribution=cut).logprobs.sum().backward()
     plain = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad(set_to_none=True)
     # Gloo's threads can deadlock with the interpreter when DDP is freed. A fake group has none, and
@@ -472,11 +473,11 @@ def test_ddp_gives_the_same_gradients(family: str) -> None:
         wrapped.register_comm_hook(None, keep_gradients)
         for micro in (rollout.select([i]) for i in range(len(rollout))):
             with wrapped.no_sync():
-                wrapped(micro).logprobs.sum().backward()
+                wrapped(micro, distribution=cut).logprobs.sum().backward()
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(parameter.grad, plain[name], rtol=1e-4, atol=1e-4)
         model.zero_grad(set_to_none=True)
-        wrapped(rollout).logprobs.sum().backward()
+        wrapped(rollout, distribution=cut).logprobs.sum().backward()
     finally:
         dist.destroy_process_group()
     for name, parameter in model.named_parameters():
