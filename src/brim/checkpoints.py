@@ -13,12 +13,11 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -31,7 +30,9 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 
 
-def save_checkpoint(root: Path, step: int, write: Callable[[Path], None], *, keep: int) -> Path:
+def save_checkpoint(
+    root: Path, step: int, write: Callable[[Path], None], *, keep: int, num_bytes: int = 0
+) -> Path:
     """Make the checkpoint `root/step-{step}` and delete what it makes superfluous.
 
     Args:
@@ -39,6 +40,7 @@ def save_checkpoint(root: Path, step: int, write: Callable[[Path], None], *, kee
         step: number of the checkpoint, from 0.
         write: puts the files into the folder that it is given.
         keep: how many of the newest checkpoints stay, this one included; at least 1.
+        num_bytes: about how much is written, for the message when there is no space.
 
     Returns:
         The checkpoint's folder.
@@ -54,17 +56,27 @@ def save_checkpoint(root: Path, step: int, write: Callable[[Path], None], *, kee
         atomic_write_json(directory / MANIFEST, {"step": step, "files": _describe_files(directory)})
 
     path = root / f"step-{step}"
-    replace_directory(path, write_all)
+    replace_directory(path, write_all, num_bytes)
+    with disk_errors(root):
+        # Later ones are damaged: training would have gone on from them.
+        for later in (other for other in checkpoint_steps(root) if other > step):
+            shutil.rmtree(root / f"step-{later}")
+    prune(root, step, keep=keep)
+    return path
+
+
+def prune(root: Path, step: int, *, keep: int) -> None:
+    """Delete what stops left half-written, and checkpoints before the newest `keep` up to `step`.
+
+    Raises:
+        RunError: no permission.
+    """
     with disk_errors(root):
         for leftover in root.glob(".step-*"):
             shutil.rmtree(leftover)
-        checkpoints = _checkpoints(root)
-        # Later ones are damaged: training would have gone on from them.
-        later = [other for other in checkpoints if other > step]
-        earlier = [other for other in checkpoints if other <= step]
-        for superfluous in (*later, *earlier[keep:]):
-            shutil.rmtree(checkpoints[superfluous])
-    return path
+        earlier = [other for other in checkpoint_steps(root) if other <= step]
+        for superfluous in earlier[keep:]:
+            shutil.rmtree(root / f"step-{superfluous}")
 
 
 def latest_checkpoint(root: Path) -> Path | None:
@@ -113,16 +125,21 @@ def check_processes(path: Path, before: int | None, now: int) -> None:
         )
 
 
-def replace_directory(path: Path, write: Callable[[Path], None]) -> None:
+def replace_directory(path: Path, write: Callable[[Path], None], num_bytes: int = 0) -> None:
     """Make the directory `path`, or put another in its place, durably and as a whole.
 
-    `write` puts the files into the folder that it is given. When it fails, `path` is as it was.
+    When it fails, `path` is as it was.
+
+    Args:
+        path: the directory.
+        write: puts the files into the folder that it is given.
+        num_bytes: about how much it writes, for the message when there is no space.
 
     Raises:
         RunError: no space, no permission.
     """
     temporary, aside = (path.with_name(f".{path.name}.{suffix}") for suffix in ("new", "old"))
-    with disk_errors(path):
+    with disk_errors(path, num_bytes):
         path.parent.mkdir(parents=True, exist_ok=True)
         if aside.exists() and not path.exists():  # stopped between the two renames below
             aside.rename(path)
@@ -132,12 +149,8 @@ def replace_directory(path: Path, write: Callable[[Path], None]) -> None:
             temporary.mkdir()
             write(temporary)
             _fsync_tree(temporary)
-        except BaseException as error:
+        except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
-            if isinstance(error, SafetensorError):  # which a full disk is to safetensors
-                raise RunError(
-                    f"{path}: cannot write: {error}; free space or write elsewhere"
-                ) from error
             raise
         if path.exists():
             path.rename(aside)
@@ -162,7 +175,7 @@ def save_optimizer(
     places: set[int] = set()
     for index, state in state_dict["state"].items():
         values[str(index)] = {}
-        for name, value in _flat(state):
+        for name, value in flat(state):
             if isinstance(value, Tensor):
                 # Parameters may share one, such as the map of 8-bit codes; safetensors cannot.
                 shared = value.data_ptr() in places
@@ -181,10 +194,15 @@ def save_optimizer(
     )
 
 
-def _flat(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def count_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the tensors, shared ones counted once."""
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+
+
+def flat(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """What an optimizer keeps of a parameter; bitsandbytes hides 8-bit moments in a dict within."""
     for name, value in state.items():
-        yield from _flat(value) if isinstance(value, Mapping) else [(name, value)]
+        yield from flat(value) if isinstance(value, Mapping) else [(name, value)]
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, directory: Path) -> None:
@@ -244,6 +262,11 @@ def fill(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     """Copy whole tensors into those of the same names, which may be held in parts."""
     for name, tensor in tensors.items():
         tensor.copy_(part_of(values[name], tensor))
+
+
+def checkpoint_steps(root: Path) -> list[int]:
+    """The steps of which there are checkpoints, sound or not, newest first."""
+    return list(_checkpoints(root))
 
 
 def _checkpoints(root: Path) -> dict[int, Path]:

@@ -3,57 +3,153 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
+import re
 import secrets
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from brim.errors import RunError
+from brim.errors import BrimError, RunError
+
+# Whose processes a temporary file's name speaks of, where several machines share a disk.
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+# Of this process; another one may have had its number.
+_TOKEN = secrets.token_hex(4)
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def disk_errors(path: Path | str) -> Iterator[None]:
-    """Turn the operating system's refusals inside the block into a `RunError` that names `path`."""
+def disk_errors(path: Path | str, num_bytes: int | None = None) -> Iterator[None]:
+    """Turn the operating system's refusals inside the block into a `RunError` that names `path`.
+
+    Args:
+        path: what is written.
+        num_bytes: how much of it there is, where that is known.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            text = "no space left on the device; free some or write elsewhere"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            text = "not allowed here; change the permissions or write elsewhere"
-        else:
-            text = error.strerror or str(error)
-        raise RunError(f"{path}: cannot write: {text}") from error
+    except Exception as error:
+        raise_refusal(error, path, num_bytes)
+        raise
+
+
+def raise_refusal(error: BaseException, path: Path | str, num_bytes: int | None = None) -> None:
+    """Raise a one-line `RunError` if an error says that the system cannot write `path`.
+
+    A full disk is also seen in errors of native code, in causes of errors, and where a part of
+    `path` was refused.
+
+    Args:
+        error: that was raised.
+        path: what was written.
+        num_bytes: how much of it there is, where that is known.
+    """
+    if isinstance(error, BrimError) and not num_bytes:
+        return
+    number = system_error(error)
+    if number in FULL:
+        text = _why_full(number, Path(path), num_bytes)
+    elif not isinstance(error, OSError):
+        return
+    elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        text = "not allowed here; change the permissions or write elsewhere"
+    elif number == errno.ENAMETOOLONG:
+        raise RunError(f"{shorten(path)}: the name is too long; choose a shorter one") from error
+    else:
+        text = " ".join((error.strerror or str(error)).split())
+    raise RunError(f"{path}: cannot write: {text}") from error
+
+
+def shorten(path: Path | str) -> str:
+    """A path for a message; of a very long one beginning and end."""
+    text = str(path)
+    return text if len(text) <= 160 else f"{text[:70]}…{text[-70:]}"
+
+
+def system_error(error: BaseException | None) -> int | None:
+    """The system's number of an error, or of a full disk that is behind it."""
+    if isinstance(error, OSError) and error.errno not in (None, *FULL):
+        return error.errno
+    while error is not None:
+        # Written so by Rust, of which safetensors and tokenizers are made.
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        found = int(number[1]) if number else getattr(error, "errno", None)
+        if found in FULL:
+            return found
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _why_full(number: int, path: Path, num_bytes: int | None) -> str:
+    folder = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+    disk = os.statvfs(folder)
+    # Names and locks take a block.
+    needed = f"at least {num_bytes or disk.f_frsize:,} bytes needed"
+    if number == errno.EFBIG:
+        return f"larger than files may be here ({needed}); raise the limit (ulimit -f)"
+    free = disk.f_bavail * disk.f_frsize
+    return f"no space left on the device ({needed}, {free:,} free); free some or write elsewhere"
 
 
 @contextmanager
-def atomic_open(path: Path | str) -> Iterator[BinaryIO]:
+def atomic_open(path: Path | str, num_bytes: int | None = None) -> Iterator[BinaryIO]:
     """A binary file to write that takes its place at `path` when the block ends without an error.
 
     Until then its bytes are in a temporary file beside it; they are on the disk, and so is the
-    name, when the block is left. After an error the temporary file is gone and `path` untouched.
+    name, when the block is left. After an error the temporary file is gone and `path` untouched;
+    what processes that were killed left of theirs is removed.
+
+    Args:
+        path: the file.
+        num_bytes: its size, if it is known before.
 
     Raises:
         RunError: no space, no permission, no such folder.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    with disk_errors(path):
-        try:
-            with temporary.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
+    name = f".{path.name}.{_HOST}-{os.getpid()}-{_TOKEN}{secrets.token_hex(4)}.tmp"
+    temporary, written = path.with_name(name), 0
+    try:
+        _remove_leftovers(path)
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
         fsync_directory(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            written = temporary.stat().st_size
+            temporary.unlink()
+        raise_refusal(error, path, num_bytes or written + 1)
+        raise
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of `path` whose processes are gone."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{_HOST}-*-*.tmp"):
+        process, token = leftover.name.removesuffix(".tmp").rsplit("-", 2)[1:]
+        if process.isdecimal() and not _is_running(int(process), token[: len(_TOKEN)]):
+            leftover.unlink(missing_ok=True)
+
+
+def _is_running(process: int, token: str) -> bool:
+    if process == os.getpid():
+        return token == _TOKEN  # or an earlier process had the number
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def fsync_directory(path: Path | str) -> None:
@@ -67,7 +163,7 @@ def fsync_directory(path: Path | str) -> None:
 
 def atomic_write_bytes(path: Path | str, data: bytes) -> None:
     """Write `data` to `path`, durably and as a whole; raises like `atomic_open`."""
-    with atomic_open(path) as file:
+    with atomic_open(path, len(data)) as file:
         file.write(data)
 
 

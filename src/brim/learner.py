@@ -14,7 +14,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from brim.checkpoints import (
+    count_bytes,
     fill,
+    flat,
     load_optimizer,
     load_parameters,
     save_optimizer,
@@ -28,7 +30,14 @@ from brim.optimization import build_optimizer
 from brim.ordering import minibatch_numbers
 from brim.seeding import derive_seed
 from brim.settings import LoopConfig, OptimConfig
-from brim.sharding import gather, is_sharded, largest, shard_student, with_whole_weights
+from brim.sharding import (
+    gather,
+    is_sharded,
+    largest,
+    local_part,
+    shard_student,
+    with_whole_weights,
+)
 from brim.types import Batch, Rollout
 
 _T = TypeVar("_T")
@@ -151,6 +160,34 @@ class Learner:
                     return done
         return done
 
+    @torch.no_grad()
+    def find_nonfinite(self, rollout: Rollout) -> str | None:
+        """Name what the updates left unusable, on any process; None where there is nothing.
+
+        Norms must be finite: of the weights, of the optimizer's moments, and of the student's
+        log-probabilities of the first completion, which were finite before the update. All
+        processes call it together.
+
+        Args:
+            rollout: this process's part of what was learnt from.
+        """
+        weights = [p for p in self.module.parameters() if p.requires_grad]
+        moments = [
+            value
+            for state in self.optimizer.state.values()
+            for _, value in flat(state)
+            if isinstance(value, Tensor) and value.is_floating_point()
+        ]
+        with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
+            said = self.ask(lambda student: student.measure(rollout.select([0])).logprobs)
+        norms = {
+            "weights": _norm(weights, 2.0),
+            "optimizer's moments": _norm(moments, math.inf),
+            "logits": _norm([said], math.inf),
+        }
+        broken = self.total({name: float(not math.isfinite(norms[name])) for name in norms})
+        return next((name for name, count in broken.items() if count), None)
+
     def _update(
         self, rollout: Rollout, num_tokens: float, finite: bool
     ) -> tuple[dict[str, float], float]:
@@ -222,6 +259,14 @@ class Learner:
             return None
         return gather(self.student.model.state_dict(keep_vars=True))
 
+    def num_bytes(self, state: LearnerState) -> int:
+        """Bytes of the tensors that `save` writes."""
+        weights = count_bytes((state.student or self.student.model.state_dict()).values())
+        copies = 1 if self.writer is self.student else 2
+        moments = [v for own in state.optimizer["state"].values() for _, v in flat(own)]
+        beside = [*state.beside.values(), *(v for v in moments if isinstance(v, Tensor))]
+        return copies * weights + count_bytes(beside)
+
     def save(self, path: Path, state: LearnerState | None = None) -> None:
         """Write into a checkpoint's folder all that `restore` needs; on one process.
 
@@ -259,6 +304,12 @@ class Learner:
             return {}
         parameters = self.module.named_parameters()
         return {name: value for name, value in parameters if not name.startswith("student.")}
+
+
+def _norm(tensors: Sequence[Tensor], order: float) -> float:
+    """The norm of all that this process holds of the tensors; not finite where a number is not."""
+    parts = [part for tensor in tensors if (part := local_part(tensor)).numel()]
+    return float(torch.nn.utils.get_total_norm(parts, order)) if parts else 0.0
 
 
 def _select(rollout: Rollout, rows: Sequence[int]) -> Rollout:

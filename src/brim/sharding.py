@@ -145,6 +145,11 @@ def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: whole[id(tensor)] for name, tensor in tensors.items()} if first else {}
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: all of it, where it is whole."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def part_of(value: Tensor, like: Tensor) -> Tensor:
     """This process's part of a whole tensor, shared out as `like` is; all of it if that is whole.
 

@@ -20,7 +20,10 @@ from accelerate import Accelerator
 
 from brim.checkpoints import (
     check_processes,
+    checkpoint_steps,
+    count_bytes,
     latest_checkpoint,
+    prune,
     replace_directory,
     save_checkpoint,
 )
@@ -138,7 +141,8 @@ class Trainer:
         """Run from the newest checkpoint, or from the start, to the last step.
 
         Raises:
-            NonFiniteError: too many steps in a row had to be skipped.
+            NonFiniteError: too many steps in a row had to be skipped, or an update left weights,
+                moments or logits that are not finite, none of which is saved.
             Interrupted: `stop_requested` was set; the last complete step is saved.
         """
         self._resume()
@@ -171,6 +175,7 @@ class Trainer:
             sums = self.learner.total({**rollout_sums, **cut})
             with timed("update"):
                 updates = self.learner.learn(rollout, step, all(map(math.isfinite, sums.values())))
+            nonfinite = self.learner.find_nonfinite(rollout)
         suspects = "" if updates.finite else name_suspects(rollout)
         self._count_step(updates.finite, suspects)
         per_token = 1 / max(updates.num_tokens, 1.0)
@@ -187,6 +192,11 @@ class Trainer:
         timings = {f"time/{phase}": value for phase, value in seconds.items()}
         timings["time/tokens_per_second"] = sums["tokens"] / seconds["step"]
         self._log(metrics, timings)
+        if nonfinite is not None:
+            raise NonFiniteError(
+                f"{self.directory}: step {self.state.step} left {nonfinite} whose norm is not "
+                f"finite; {self._what_is_kept()}: lower optim.lr, or raise optim.eps"
+            )
         self._give_up_on(suspects)
 
     def _count_step(self, finite: bool, suspects: str) -> None:
@@ -210,9 +220,16 @@ class Trainer:
         if skipped >= self.settings.max_nonfinite_steps:
             raise NonFiniteError(
                 f"{self.directory}: {skipped} steps in a row were not finite, up to step "
-                f"{self.state.step} (examples {suspects}); the last good checkpoint "
-                "is intact: lower optim.lr or decoding.temperature, or check those examples"
+                f"{self.state.step} (examples {suspects}); {self._what_is_kept()}: lower optim.lr "
+                "or decoding.temperature, or check those examples"
             )
+
+    def _what_is_kept(self) -> str:
+        """The last state that is on the disk, every number of which is finite."""
+        saved = [] if self.state.best_step is None else [f"best/ of step {self.state.best_step}"]
+        steps = checkpoint_steps(self.directory / "checkpoints")
+        saved += [f"the checkpoint of step {steps[0]}"] if steps else []
+        return f"{' and '.join(saved) or 'nothing'} was saved before, and is intact"
 
     def _batch(self, step: int) -> Batch:
         """This process's share of the prompts of a step."""
@@ -253,6 +270,7 @@ class Trainer:
                 replace_directory(
                     self.directory / "best",
                     lambda path: self.student.save(path, state_dict=weights),
+                    count_bytes((weights or self.student.model.state_dict()).values()),
                 )
         if self.accelerator.is_main_process:
             self.tracker.log(step, {f"eval/{k}": s.value for k, s in evaluation.scores.items()})
@@ -286,6 +304,7 @@ class Trainer:
                 self.state.step,
                 lambda path: self._write_checkpoint(path, learnt),
                 keep=self.settings.keep_checkpoints,
+                num_bytes=self.learner.num_bytes(learnt),
             )
             self.hooks.on_save(self.state.step, path)
         self.accelerator.wait_for_everyone()
@@ -306,6 +325,8 @@ class Trainer:
             check_processes(path, before, now)
         self.learner.restore(path, self.load)
         self._rewind(self.state.step)
+        if self.accelerator.is_main_process:  # a stop may have come before a save had tidied up
+            prune(path.parent, self.state.step, keep=self.settings.keep_checkpoints)
         if self.state.step > self.num_steps:
             raise RunError(
                 f"{path}: the checkpoint is past the {self.num_steps} steps asked for; "

@@ -4,6 +4,8 @@ import errno
 import hashlib
 import json
 import os
+import re
+import signal
 import stat
 
 import pytest
@@ -17,6 +19,7 @@ from brim.files import (
     atomic_write_json,
     atomic_write_jsonl,
     atomic_write_text,
+    disk_errors,
     read_json,
     sha256_file,
 )
@@ -138,3 +141,71 @@ def test_json_that_cannot_be_read_names_the_file(tmp_path, text):
         path.write_text(text)
     with pytest.raises(RunError, match=r"manifest\.json: "):
         read_json(path)
+
+
+def test_a_full_disk_says_how_much_is_needed_and_free(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    free = os.statvfs(tmp_path)
+    with pytest.raises(RunError) as caught:
+        atomic_write_bytes(tmp_path / "weights", bytes(12_345))
+    needed, available = re.search(
+        r"at least ([\d,]+) bytes needed, ([\d,]+) free\)", str(caught.value)
+    ).groups()
+    assert int(needed.replace(",", "")) == 12_345
+    assert int(available.replace(",", "")) <= free.f_blocks * free.f_frsize
+
+
+class RustError(Exception):
+    """As of safetensors and tokenizers."""
+
+
+@pytest.mark.parametrize(
+    ("error", "is_of_the_disk"),
+    [
+        (RustError("I/O error: No space left on device (os error 28)"), True),
+        (RustError("I/O error: File too large (os error 27)"), True),
+        (RustError("No such file or directory (os error 2)"), False),
+        (ValueError("28"), False),
+        (KeyError("x"), False),
+    ],
+)
+def test_errors_of_native_code_are_read_too(tmp_path, error, is_of_the_disk):
+    with pytest.raises(RunError if is_of_the_disk else type(error)), disk_errors(tmp_path / "x"):
+        raise error
+
+
+def test_the_cause_of_an_error_is_read_too(tmp_path):
+    full = RustError("No space left on device (os error 28)")
+    with pytest.raises(RunError, match="7 bytes needed"), disk_errors(tmp_path / "x", 7):
+        raise RuntimeError("writing failed") from full
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_write(tmp_path):
+    path = tmp_path / "results.json"
+
+    def killed():
+        with atomic_open(path) as file:
+            file.write(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        killed()
+    os.waitpid(child, 0)
+    [leftover] = tmp_path.iterdir()
+    assert leftover.suffix == ".tmp"
+    with atomic_open(tmp_path / "other.json") as other:  # alive: not touched
+        atomic_write_text(path, "whole")
+        assert not leftover.exists()
+        assert len(list(tmp_path.iterdir())) == 2
+        other.write(b"x")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["other.json", "results.json"]
+
+
+def test_a_name_that_is_too_long_is_one_short_line(tmp_path):
+    with pytest.raises(RunError, match="the name is too long; choose a shorter one") as caught:
+        atomic_write_text(tmp_path / ("x" * 300), "")
+    assert len(str(caught.value)) < 250

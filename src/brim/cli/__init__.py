@@ -11,8 +11,7 @@ import sys
 import typer
 
 from brim.cli import analyze, compare, judge, report, runs, sweep
-from brim.cli.app import UsageError, app, usage_in_a_line
-from brim.errors import BrimError
+from brim.cli.app import UsageError, app, mistake_in_a_line, usage_in_a_line
 from brim.process import leave_processes, prepare_process
 
 __all__ = ["analyze", "app", "compare", "judge", "main", "report", "runs", "sweep"]
@@ -26,8 +25,11 @@ def main() -> None:
     except UsageError as error:
         typer.echo(usage_in_a_line(error), err=True)
         sys.exit(2)
-    except BrimError as error:
-        typer.echo(f"brim: {error}", err=True)
+    except Exception as error:
+        line = mistake_in_a_line(error)
+        if line is None:
+            raise
+        typer.echo(f"brim: {line}", err=True)
         sys.exit(2)
     finally:
         leave_processes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import sys
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from brim._version import __version__
+from brim.errors import BrimError
+from brim.files import FULL, raise_refusal, system_error
 from brim.process import flush_denormals
 
 if TYPE_CHECKING:
@@ -77,6 +80,18 @@ def usage_in_a_line(error: Any) -> str:
             setting = re.sub("^-+", "", typed or f"{option}=VALUE")
             hint = f"; settings have no dashes: write {setting}{hint}"
     return " ".join(f"brim: {text[:1].lower()}{text[1:]}{hint}".split())
+
+
+def mistake_in_a_line(error: Exception) -> str | None:
+    """What the user can mend: a mistake, a full disk, a name that is too long; None for a bug."""
+    if isinstance(error, BrimError):
+        return str(error)
+    if system_error(error) in (*FULL, errno.ENAMETOOLONG):
+        try:
+            raise_refusal(error, getattr(error, "filename", None) or Path.cwd())
+        except BrimError as refusal:
+            return str(refusal)
+    return None
 
 
 def load_recipe(recipe: str, overrides: Sequence[str] | None) -> tuple[Path, RunConfig]:

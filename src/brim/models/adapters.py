@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from brim.errors import ModelError, RunError
+from brim.errors import ModelError, NonFiniteError, RunError
 from brim.models.tying import hash_tensors
 from brim.seeding import derive_seed
 
@@ -120,12 +120,21 @@ def has_adapters(model: PreTrainedModel) -> bool:
 
 
 def merged_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The state dict of the model with its adapters merged; the live weights are not changed."""
+    """The state dict of the model with its adapters merged; the live weights are not changed.
+
+    Raises:
+        NonFiniteError: a sum is too large for the type of the weights.
+    """
     merged = {key.replace(".base_layer.", "."): value for key, value in _frozen(model).items()}
     for path, layer in _adapted_layers(model):
         weight = merged[f"{path}.weight"]
         delta = layer.get_delta_weight(_NAME).detach()
-        merged[f"{path}.weight"] = (weight.float() + delta).to(weight.dtype)
+        both = merged[f"{path}.weight"] = (weight.float() + delta).to(weight.dtype)
+        if not both.isfinite().all():
+            raise NonFiniteError(
+                f"{path}: the weights with their adapters are not finite in {weight.dtype}; lower "
+                "optim.lr, or load the student in bfloat16 or float32"
+            )
     return merged
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from brim.errors import NonFiniteError
 from brim.models.backbone import DecodingState
 from brim.models.head import Distribution, OutputHead
 
@@ -134,6 +135,9 @@ def write_completions(
     Returns:
         ids (B, T) int64 (arbitrary behind a row's length), lengths (B,) int64 with EOS, and
         truncated (B,) bool.
+
+    Raises:
+        NonFiniteError: logits are not finite, and what they would write is arbitrary.
     """
     num_rows, limit = uniforms.shape
     device = uniforms.device
@@ -145,9 +149,10 @@ def write_completions(
     lengths = torch.full((num_rows,), limit, device=device)
     truncated = torch.ones(num_rows, dtype=torch.bool, device=device)
     rows = torch.arange(num_rows, device=device)  # which row each place of the batch holds
-    ended = torch.zeros_like(truncated)
+    ended, finite = torch.zeros_like(truncated), torch.ones_like(truncated)
     for step in range(limit):
         logits = head.logits(state.hidden)
+        finite[rows] &= logits.amax(dim=1).isfinite()  # NaN, where there is one in the row
         tokens = draw_tokens(logits, uniforms[rows, step]) if sampling else logits.argmax(dim=1)
         ids[rows, step] = tokens
         just_ended = torch.isin(tokens, eos_ids) & ~ended
@@ -169,4 +174,22 @@ def write_completions(
                 rows, tokens = rows[:count], tokens[:count]
                 ended = torch.zeros_like(rows, dtype=torch.bool)
         state.step(tokens)
+    check_finite(finite, head.weight.dtype)
     return ids[:, : step + 1], lengths, truncated
+
+
+def check_finite(finite: Tensor, dtype: torch.dtype) -> None:
+    """Check that all rows were written by finite logits.
+
+    Args:
+        finite: (B,) bool.
+        dtype: of the model's weights, for the message.
+
+    Raises:
+        NonFiniteError: a row was not.
+    """
+    if not finite.all():
+        raise NonFiniteError(
+            f"{int((~finite).sum())} of {len(finite)} texts cannot be written, for logits are not "
+            f"finite; check the model's weights and dtype ({str(dtype).removeprefix('torch.')})"
+        )

@@ -13,11 +13,13 @@ from transformers import (
     DynamicCache,
     EncoderDecoderCache,
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedModel,
 )
 
 from brim.models.cache import encoder_decoder_cache
-from brim.models.decoding import Decoding
+from brim.models.decoding import Decoding, check_finite
 from brim.models.probe import start_token_id
 from brim.seeding import derive_seed
 from brim.types import Batch
@@ -45,6 +47,9 @@ def generate_with_transformers(
     Returns:
         As `write_completions`: ids (B, T) int64 (arbitrary behind a row's length), lengths (B,)
         int64 with EOS, and truncated (B,) bool.
+
+    Raises:
+        NonFiniteError: as `write_completions`.
     """
     transformer, device, rules = model.model, model.device, model.rules
     settings = GenerationConfig(
@@ -75,6 +80,7 @@ def generate_with_transformers(
             prompt_ids.to(device),
             attention_mask=prompt_mask.to(device).long(),
             generation_config=settings,
+            logits_processor=LogitsProcessorList([_CheckFinite(transformer.dtype)]),
             synced_gpus=False,  # sharded weights are gathered once for the whole of it
             **cache,
         )
@@ -117,6 +123,17 @@ def _no_other_settings(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.generation_config = own
+
+
+class _CheckFinite(LogitsProcessor):  # type: ignore[misc]
+    """Write nothing by logits that are not finite."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        check_finite(scores.amax(dim=1).isfinite(), self.dtype)
+        return scores
 
 
 class _BeamCache(EncoderDecoderCache):  # type: ignore[misc]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from brim.errors import ConfigError
+from brim.errors import ConfigError, RunError
 from brim.files import atomic_write_bytes, atomic_write_json, atomic_write_text, disk_errors
 from brim.progress import Reporter
 from brim.report.figures import (
@@ -34,6 +34,7 @@ from brim.report.verdicts import judge_table, read_verdicts
 
 BASELINE = "LLMR"  # what BRIM extends
 TITLE = "brim report"
+MARK = "summary.md"
 # So long that it is in files of its own only.
 _NOT_ON_THE_PAGE = ("significance_all",)
 
@@ -68,9 +69,10 @@ def write_reports(
     Raises:
         ConfigError: no system is called `baseline`, or `alpha` is no probability.
         RunError: a folder is missing, has no finished run or a damaged one, or `out` cannot be
-            written.
+            written or holds something else than a report.
     """
     reporter = reporter or Reporter(quiet=True)
+    _check_out(out)
     if not 0 < alpha < 1:
         raise ConfigError(f"alpha: {alpha} is not between 0 and 1")
     found = gather(directories, split=split)
@@ -91,6 +93,8 @@ def write_reports(
     shown = [table.part for table in tables if table.part.name not in _NOT_ON_THE_PAGE]
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
+    # First, for it marks the folder as a report's.
+    atomic_write_text(out / MARK, summary(TITLE, lead, gaps, shown, figures))
     for table in tables:
         atomic_write_text(out / f"{table.part.name}.md", as_markdown(table.part))
         atomic_write_text(out / f"{table.part.name}.tex", as_latex(table.part))
@@ -111,8 +115,24 @@ def write_reports(
     )
     atomic_write_text(out / "report.html", page)
     atomic_write_json(out / "results.json", results_of(found, tests, out, split, base, alpha))
-    atomic_write_text(out / "summary.md", summary(TITLE, lead, gaps, shown, figures))
     return for_terminal(lead, gaps)
+
+
+def _check_out(out: Path) -> None:
+    """Check that what is in the folder is a report, or nothing."""
+    with disk_errors(out):
+        if not out.exists():
+            return
+        if not out.is_dir():
+            raise RunError(f"{out}: is a file; choose another --out")
+        if all(path.name.startswith(f".{MARK}.") for path in out.iterdir()):
+            return  # at most what a stop left of it
+        mark = out / MARK
+        if mark.exists() and mark.read_bytes().startswith(f"# {TITLE}\n".encode()):
+            return
+    raise RunError(
+        f"{out}: is not empty and no report (no {MARK} of brim report); choose another --out"
+    )
 
 
 def _check_baseline(found: Gathered, baseline: str | None) -> str:

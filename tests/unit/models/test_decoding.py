@@ -12,6 +12,7 @@ from tiny import EOS, FAMILIES, encoded, tiny, tiny_language_model, word_tokeniz
 from torch import Tensor
 from transformers import DynamicCache
 
+from brim.errors import NonFiniteError
 from brim.models import LanguageModel, language_model
 from brim.models.backbone import DecodingState
 from brim.models.decoding import (
@@ -280,3 +281,18 @@ def test_texts_of_two_tokens_follow_the_exact_distribution(
     if exact[-1] < 1:
         observed, exact = observed[:-1], exact[:-1]
     assert stats.chisquare(observed, exact, sum_check=False).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "sampling"])
+@pytest.mark.parametrize("number", [math.nan, 1e38])
+@pytest.mark.parametrize("row", [0, 5])
+def test_no_text_is_written_by_logits_that_are_not_finite(
+    strategy: Any, number: float, row: int
+) -> None:
+    model = tiny_language_model("qwen2")
+    batch = encoded(model, (3, 1, 6))
+    with torch.no_grad():
+        model.model.get_output_embeddings().weight[row] = number
+    for engine in ("loop", "generate"):
+        with pytest.raises(NonFiniteError, match="logits are not finite.*float32"):
+            model.generate(batch, Decoding(max_tokens=4, strategy=strategy, engine=engine))

@@ -141,6 +141,34 @@ def test_what_is_missing_is_said(tmp_path):
         write_reports([tmp_path / "runs"], tmp_path / "out", alpha=0.0)
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "results.json", "summary.md", "notes/today.txt"])
+def test_a_folder_of_something_else_is_not_written_into(tmp_path, name):
+    make_grid(tmp_path / "runs", systems=("kl",), seeds=SEEDS[:1])
+    theirs = tmp_path / "out" / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("# mine")
+    with pytest.raises(RunError, match="out: is not empty and no report"):
+        write_reports([tmp_path / "runs"], tmp_path / "out")
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [theirs]
+    assert theirs.read_text() == "# mine"
+
+
+def test_a_report_is_written_anew_also_after_a_stop(tmp_path):
+    make_grid(tmp_path / "runs", systems=("kl",), seeds=SEEDS[:1])
+    out = tmp_path / "out"
+    write_reports([tmp_path / "runs"], out)
+    for path in out.iterdir():  # all that a stop at the earliest moments leaves
+        if path.name != "summary.md":
+            path.unlink()
+    write_reports([tmp_path / "runs"], out)
+    (out / "summary.md").rename(out / ".summary.md.0123abcd-1-ff.tmp")
+    for path in out.iterdir():
+        if path.suffix != ".tmp":
+            path.unlink()
+    write_reports([tmp_path / "runs"], out)
+    assert (out / "report.html").exists()
+
+
 def test_variance_by_k_is_drawn_and_a_damaged_file_is_named(tmp_path):
     make_grid(tmp_path / "runs", systems=("kl",), seeds=SEEDS[:1])
     rows = [
