@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
@@ -28,8 +29,9 @@ from brim.models import (
     share_vocabulary,
     train_tokenizer,
 )
+from brim.models.loading import DTYPES
 from brim.objectives import Objective
-from brim.optimization import import_adamw_8bit
+from brim.optimization import check_trainable, import_adamw_8bit
 from brim.progress import Reporter
 from brim.rundir import read_manifest, update_manifest
 from brim.seeding import derive_seed
@@ -201,8 +203,11 @@ class Materials:
                 "own, or set teacher.quantization to null"
             )
         else:  # of the teacher before its training: whether there are so many
-            source = self.initial_teacher
-            keep_layers(source, layers=config.student.keep_layers)
+            source = self.cut_student(self.initial_teacher)
+        if config.student.lora is None:
+            check_trainable(source, "student")
+        if config.teacher.train is not None:
+            check_trainable(self.initial_teacher, "teacher")
         self.check_rows(SPLITS, source, self.initial_teacher)
         data = self.data
         if read_manifest(self.out).get("data", data) != data:
@@ -247,6 +252,13 @@ class Materials:
             assert settings.build is not None
             model = self._build("student", settings.build, self.initial_teacher.tokenizer)
         return self.place(model)
+
+    def cut_student(self, teacher: LanguageModel) -> LanguageModel:
+        """The student that is made of a teacher's layers, in its own type."""
+        settings = self.config.student
+        assert settings.keep_layers is not None
+        student, dtype = keep_layers(teacher, layers=settings.keep_layers), DTYPES[settings.dtype]
+        return student.to(dtype) if isinstance(dtype, torch.dtype) else student
 
     def record_drift(self) -> None:
         """Write into the manifest, once, how far quantising the teacher moved its Q-values."""

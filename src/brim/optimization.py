@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,8 +16,10 @@ def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimiz
     """AdamW over the trainable parameters; only matrices decay.
 
     Raises:
-        ConfigError: `adamw_8bit` without bitsandbytes, or where it cannot compute.
+        ConfigError: `adamw_8bit` without bitsandbytes, or where it cannot compute; weights of a
+            type that cannot be trained.
     """
+    check_trainable(model, "student")
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": optim.weight_decay},
@@ -29,6 +31,28 @@ def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimiz
         chosen: torch.optim.Optimizer = import_adamw_8bit(parameters[0].device)(groups, **options)
         return chosen
     return torch.optim.AdamW(groups, **options, fused=True)
+
+
+def check_trainable(model: nn.Module, role: Literal["teacher", "student"]) -> None:
+    """Check that all weights that training changes are float32.
+
+    Neighboring bfloat16 numbers are up to 0.8 % apart: most updates of a usual size are lost in
+    rounding, and the weights do not move.
+
+    Args:
+        model: whose parameters that require gradients are looked at.
+        role: for the message.
+
+    Raises:
+        ConfigError: one has another type.
+    """
+    coarse = {p.dtype for p in model.parameters() if p.requires_grad} - {torch.float32}
+    if coarse:
+        name = str(coarse.pop()).removeprefix("torch.")
+        raise ConfigError(
+            f"{role}.dtype: small updates of {name} weights are lost in rounding; set it to "
+            "float32, and trainer.precision to bfloat16 to compute in bfloat16"
+        )
 
 
 def import_adamw_8bit(device: torch.device) -> Any:

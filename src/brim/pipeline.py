@@ -18,7 +18,7 @@ from typing import Any
 from brim.evaluation import Advance, Evaluation, evaluate
 from brim.journal import Journal
 from brim.materials import Materials
-from brim.models import LanguageModel, add_adapters, keep_layers, share_vocabulary
+from brim.models import LanguageModel, add_adapters, share_vocabulary
 from brim.objectives import Objective, SeqKD
 from brim.optimization import count_steps
 from brim.predictions import Procedure
@@ -122,7 +122,7 @@ class Pipeline(Materials):
         if self.config.student.keep_layers is None:
             return self.loaded_student
         # From the trained teacher: its layers are what is worth keeping.
-        return self.place(keep_layers(self.teacher, layers=self.config.student.keep_layers))
+        return self.place(self.cut_student(self.teacher))
 
     @cached_property
     def student(self) -> LanguageModel:

@@ -169,7 +169,8 @@ class _ModelConfig(Config):
     build: dict[str, Any] | None = None
     """A model from scratch: `family`, `d_model`, `layers` and more, see the docs page on models."""
     dtype: DType = "float32"
-    """Type of the loaded weights."""
+    """Type of the loaded weights. What is trained is float32, or has adapters (LoRA); to compute in
+    bfloat16, set `trainer.precision`."""
 
     @model_validator(mode="after")
     def _nothing_to_load(self) -> Self:

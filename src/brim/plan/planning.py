@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import torch
 
-from brim.optimization import count_steps
+from brim.optimization import check_trainable, count_steps
 from brim.plan.devices import Devices
 from brim.plan.memory import Learner, Room, Sizes, phases
 from brim.plan.operations import (
@@ -89,6 +89,9 @@ class Planner:
         )
         self.teacher = teacher_shape(config)
         self.student = student_shape(config, self.teacher)
+        check_trainable(self.student.model, "student")
+        if config.teacher.train is not None:
+            check_trainable(self.teacher.model, "teacher")
         self.num_examples = count_examples(config.task)
         self.num_prompt_tokens = config.decoding.max_prompt_tokens or UNLIMITED_PROMPT_TOKENS
         bfloat16 = config.trainer.precision == "bfloat16"

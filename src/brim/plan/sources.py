@@ -65,7 +65,7 @@ def student_shape(config: RunConfig, teacher: ModelShape) -> ModelShape:
     """
     settings = config.student
     if settings.keep_layers is not None:
-        shape = _keep(teacher, settings.keep_layers)
+        shape = _keep(teacher, settings.keep_layers, DTYPES[settings.dtype])
     elif settings.build is not None:
         shape = _build("student", settings.build, len(teacher.head))
     else:
@@ -183,7 +183,7 @@ def _from_description(text: str, vocab_size: int) -> PreTrainedModel:
         return build_without_tokenizer(json.loads(text), vocab_size=vocab_size)
 
 
-def _keep(teacher: ModelShape, number: int) -> ModelShape:
+def _keep(teacher: ModelShape, number: int, dtype: torch.dtype | str) -> ModelShape:
     """So many of the teacher's layers; which ones makes no difference to their shapes."""
     model = copy.deepcopy(teacher.model)
     for stack in stacks_of(model).values():
@@ -193,4 +193,6 @@ def _keep(teacher: ModelShape, number: int) -> ModelShape:
                 f"student.keep_layers: {number} is not between 1 and the teacher's {len(layers)}"
             )
         del layers[number:]
+    if isinstance(dtype, torch.dtype):
+        model.to(dtype)
     return ModelShape(f"{number} layers of the teacher", model)

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from brim.cli.app import app
 from brim.cli.report import report
-from brim.errors import ConfigError
+from brim.errors import ConfigError, RunError
 from brim.report.drawing import Style, draw_mean
 from brim.report.figures import learning_curves, stage_curves
 from brim.report.gather import gather
