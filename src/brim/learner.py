@@ -178,7 +178,7 @@ class Learner:
             for _, value in flat(state)
             if isinstance(value, Tensor) and value.is_floating_point()
         ]
-        with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
+        with self.accelerator.autocast(), self.student.uncompiled():
             said = self.ask(lambda student: student.measure(rollout.select([0])).logprobs)
         norms = {
             "weights": _norm(weights, 2.0),

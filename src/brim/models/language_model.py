@@ -288,8 +288,7 @@ class LanguageModel(nn.Module):
         longest = max(int(rollout.lengths.max()), 1)
         completion_ids = self._padded(rollout.completion_ids[:, :longest], mask[:, :longest])
         prompts = self._prompts(rollout.batch)
-        with_gradient = self._compiled and torch.is_grad_enabled()
-        with torch.compiler.set_stance("force_eager") if with_gradient else nullcontext():
+        with self.uncompiled() if torch.is_grad_enabled() else nullcontext():
             hidden = self._backbone.hidden(prompts, completion_ids, longest + after)
         rows = torch.arange(len(hidden), device=hidden.device)
         return Reading(
@@ -398,6 +397,10 @@ class LanguageModel(nn.Module):
         if self.is_encoder_decoder:
             self.model.get_encoder().compile(**settings)
         self._compiled = True
+
+    def uncompiled(self) -> AbstractContextManager[None]:
+        """The layers as they are written while the block runs, whatever `compile_layers` did."""
+        return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
 
     def resize(self, num_rows: int) -> None:
         """Give embedding and output head `num_rows` rows each; new ones are the mean of the old.
