@@ -38,7 +38,7 @@ _NOT_SET = object()
 
 
 class Config(BaseModel):
-    """Base of every group of settings: frozen, unknown keys refused, a docstring a field.
+    """Base of every group of settings: frozen, a docstring a field; no unknown keys, no inf or nan.
 
     Where one of several classes may stand, each has a field `name: Literal[...]` of its own.
     """
@@ -46,6 +46,7 @@ class Config(BaseModel):
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
+        allow_inf_nan=False,
         validate_default=True,
         use_attribute_docstrings=True,
         protected_namespaces=(),
@@ -82,8 +83,9 @@ def load_config(
     """
     document, outcome = _validate(cls, source, overrides, search)
     if isinstance(outcome, ValidationError):
-        culprits = _find_culprits(cls, source, overrides, search)
-        raise ConfigError(explain(cls, document, outcome, culprits)) from None
+        mistake, more = first_mistake(cls, document, outcome)
+        culprits = _find_culprits(mistake, cls, source, overrides, search)
+        raise ConfigError(explain(mistake, more, culprits)) from None
     return outcome
 
 
@@ -156,14 +158,18 @@ def _validate(
             # Through JSON: strict types there still take a list for a tuple and text for a path.
             return document, cls.model_validate_json(json.dumps(document.data), strict=True)
         except ValidationError as error:
-            if not _restore_text(document.data, written, error):
+            if not written or not _restore_text(document.data, written, error):
                 return document, error
 
 
 def _find_culprits(
-    cls: type[BaseModel], source: Path, overrides: Sequence[str], search: _Search | None
+    found: Mistake,
+    cls: type[BaseModel],
+    source: Path,
+    overrides: Sequence[str],
+    search: _Search | None,
 ) -> list[str]:
-    """The overrides that the first mistake needs, where no override is just the wrong setting."""
+    """The overrides that a mistake needs, where no override is just the wrong setting."""
 
     def mistake(chosen: Sequence[str]) -> Mistake | None:
         document, outcome = _validate(cls, source, chosen, search)
@@ -171,8 +177,7 @@ def _find_culprits(
             return None
         return first_mistake(cls, document, outcome)[0]
 
-    found = mistake(overrides)
-    if found is None or found.place.startswith(f"{COMMAND_LINE}{dotted(found.path)}="):
+    if found.place.startswith(f"{COMMAND_LINE}{dotted(found.path)}="):
         return []
     return [
         override

@@ -21,6 +21,9 @@ Models = Sequence[type[BaseModel]]
 
 COMMAND_LINE = "command line: "
 
+# The keys that tell the classes of a union apart.
+_TAGS = ("name", "family")
+
 
 class Mistake(NamedTuple):
     """What is wrong, with the setting that it is wrong with, and where that was written."""
@@ -30,14 +33,15 @@ class Mistake(NamedTuple):
     problem: str
 
 
-def explain(
-    cls: type[BaseModel], document: Document, error: ValidationError, culprits: Sequence[str] = ()
-) -> str:
-    """One line on the first mistake; the place is that of the culprits, where there are some.
+def explain(mistake: Mistake, more: int = 0, culprits: Sequence[str] = ()) -> str:
+    """One line on a mistake; its place is that of the culprits, where there are some.
 
-    `culprits` are overrides without any of which there would be no such mistake.
+    Args:
+        mistake: what is wrong.
+        more: how many others there are.
+        culprits: overrides without any of which there would be no such mistake.
     """
-    (place, path, problem), more = first_mistake(cls, document, error)
+    place, path, problem = mistake
     if culprits:
         place = f"{COMMAND_LINE}{' '.join(culprits)}"
     if path and not place.startswith(f"{COMMAND_LINE}{dotted(path)}="):
@@ -54,9 +58,17 @@ def first_mistake(
     for detail in sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden"):
         mistakes.setdefault(key_path(document.data, detail), []).append(detail)
     # Of a union of text and settings, what is wrong inside the settings says more.
-    paths = [path for path in mistakes if not any(path in _parents(other) for other in mistakes)]
+    parents = {parent for path in mistakes for parent in _parents(path)}
+    paths = [path for path in mistakes if path not in parents]
     path = paths[0]
     problem = _problem(cls, document.data, path, mistakes[path])
+    if mistakes[path][0]["type"] == "value_error":
+        # What is wrong between settings begins with the one to change: `optim.optimizer: …`.
+        key, colon, rest = problem.partition(": ")
+        below = tuple(key.split("."))
+        models = _models_at(cls, document.data, path)
+        if colon and any(below[0] in model.model_fields for model in models):
+            path, problem = (*path, *below), rest
     return Mistake(document.origin(path), path, problem), len(paths) - 1
 
 
@@ -75,12 +87,17 @@ def _problem(cls: type[BaseModel], data: Any, path: KeyPath, details: list[Error
     value = value_at(data, path)
     choices = re.findall("'([^']*)'", context.get("expected", context.get("expected_tags", "")))
     if len(details) == 1 and choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
+        spellings = (str(value), str(value).lower())
+        near = next(filter(None, (difflib.get_close_matches(s, choices, 1) for s in spellings)), [])
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{shown(value)} is not one of {', '.join(choices)}{hint}"
     messages = dict.fromkeys(detail["msg"] for detail in details)  # "Input should be a valid array"
     text = " or ".join(re.sub(r"^\w+ should ", "must ", message) for message in messages)
-    for pydantic, ours in (("an object", "a mapping"), ("valid array", "list")):
+    for pydantic, ours in (
+        ("an object", "a mapping"),
+        ("valid array", "list"),
+        (" after validation, not 0", ""),
+    ):
         text = text.replace(pydantic, ours)
     return f"{shown(value)} {text.replace(' or must be ', ' or ')}"
 
@@ -95,9 +112,10 @@ def _suggest_key(cls: type[BaseModel], data: Any, path: KeyPath) -> str:
     """Whose key it is, or the key of the same mapping or of any other that was probably meant."""
     parent, key = path[:-1], str(path[-1])
     models = _models_at(cls, data, parent)
-    owners = [name for model in models if key in model.model_fields for name in _names(model)]
+    owners = [model for model in models if key in model.model_fields and _names(model)]
     if owners:
-        return f"it belongs to {dotted((*parent, 'name'))} {' or '.join(owners)}"
+        names = " or ".join(name for model in owners for name in _names(model))
+        return f"it belongs to {dotted((*parent, _tag(owners[0])))} {names}"
     here = {
         name: (*parent, name)
         for model in _with_name(models, value_at(data, parent))
@@ -125,7 +143,9 @@ def key_path(data: Any, detail: ErrorDetails) -> KeyPath:
             path = (*path, part)
         elif detail["type"] == "missing" and i == len(detail["loc"]) - 1:
             path = (*path, part)
-    return (*path, "name") if detail["type"].startswith("union_tag_") else path
+    if detail["type"].startswith("union_tag_"):
+        return (*path, detail["ctx"]["discriminator"].strip("'"))
+    return path
 
 
 def _parents(path: KeyPath) -> list[KeyPath]:
@@ -167,13 +187,19 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _with_name(models: Models, data: Any) -> Models:
-    name = data.get("name") if isinstance(data, dict) else None
-    return [model for model in models if name in _names(model)] or models
+    if not isinstance(data, dict):
+        return models
+    return [model for model in models if data.get(_tag(model)) in _names(model)] or models
+
+
+def _tag(model: type[BaseModel]) -> str:
+    return next((tag for tag in _TAGS if tag in model.model_fields), "")
 
 
 def _names(model: type[BaseModel]) -> tuple[str, ...]:
     """The names that stand for a class of a union."""
-    return get_args(model.model_fields["name"].annotation) if "name" in model.model_fields else ()
+    tag = _tag(model)
+    return get_args(model.model_fields[tag].annotation) if tag else ()
 
 
 def _all_keys(model: type[BaseModel], parent: KeyPath = ()) -> Iterator[KeyPath]:

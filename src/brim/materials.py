@@ -154,26 +154,16 @@ class Materials:
             BrimError: the settings, the data and the models do not go together, or the data is
                 not what this run was begun with.
         """
-        config, choices = self.config, (*self.task.metrics, "return", "expected_return")
-        if self.metric not in choices:
-            raise ConfigError(
-                f"evaluation.metric: {self.metric} is not measured on this task; "
-                f"choose one of {', '.join(choices)}"
-            )
+        config = self.config
         if self.metric in self.task.metrics and self.supervised_metric == "return":
             raise ConfigError(
                 f"evaluation.metric: {self.metric} needs targets in the validation split; "
                 "give a target column, or choose return or expected_return"
             )
-        wanted = {self.metric, self.supervised_metric}
-        if wanted & {"return", "expected_return"} and not config.evaluation.returns:
+        if self.supervised_metric == "return" and not config.evaluation.returns:
             raise ConfigError(
                 "evaluation.returns: must be true where a return picks the checkpoint, as it does "
-                "by evaluation.metric and where the validation split has no targets"
-            )
-        if "expected_return" in wanted and not config.evaluation.expected_returns:
-            raise ConfigError(
-                "evaluation.metric: expected_return needs evaluation.expected_returns=true"
+                "where the validation split has no targets"
             )
         if config.teacher.train:
             for name, examples in (
@@ -324,11 +314,8 @@ class Materials:
     def _build(
         self, role: str, description: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
     ) -> LanguageModel:
-        try:
-            seed = derive_seed(self.seed_of(role), "build", role)
-            return build_model(description, tokenizer, seed=seed)
-        except ConfigError as error:
-            raise ConfigError(f"{role}.build: {error}") from None
+        seed = derive_seed(self.seed_of(role), "build", role)
+        return build_model(description, tokenizer, seed=seed)
 
     def seed_of(self, stage: str) -> int:
         """The seed of what is random in a stage."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from brim.config import Config
-from brim.models import Decoding, Quantization
+from brim.models import Decoding, Description, Quantization, check_description
 from brim.objectives import ObjectiveConfig, SeqKDConfig
-from brim.tasks import TaskConfig
+from brim.tasks import FilesConfig, TaskConfig
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 DType = Literal["float32", "bfloat16", "float16", "auto"]
@@ -166,7 +166,7 @@ class _ModelConfig(Config):
     """Branch, tag or commit of a hub model."""
     trust_remote_code: bool = False
     """Run code that comes with the model; read it first."""
-    build: dict[str, Any] | None = None
+    build: Annotated[dict[str, Any], AfterValidator(check_description), Description] | None = None
     """A model from scratch: `family`, `d_model`, `layers` and more, see the docs page on models."""
     dtype: DType = "float32"
     """Type of the loaded weights. What is trained is float32, or has adapters (LoRA); to compute in
@@ -322,7 +322,7 @@ class EvaluationDecodingConfig(Config):
     num_beams: int | None = Field(None, ge=1)
     """Texts that beam search keeps at every token; null for 4. Each counts in
     `evaluation.batch_tokens`."""
-    length_penalty: float | None = Field(None, allow_inf_nan=False)
+    length_penalty: float | None = None
     """Beam search looks for the highest log-probability divided by `tokens ** length_penalty`: 0
     for the likeliest text, 1 for the likeliest tokens on average; null for 1."""
     temperature: float | None = Field(None, gt=0)
@@ -432,6 +432,27 @@ class RunConfig(Config):
     """Metrics, intervals, checkpoint choice."""
     tracking: TrackingConfig = TrackingConfig()
     """Optional trackers."""
+
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> Self:
+        if isinstance(self.task, FilesConfig) and self.task.train is None:
+            raise ValueError("task.train: a run needs training data; name a file or data set")
+        return self
+
+    @model_validator(mode="after")
+    def _measured(self) -> Self:
+        metric, evaluation = self.evaluation.metric, self.evaluation
+        choices = (*self.task.build().metrics, "return", "expected_return")
+        if metric is not None and metric not in choices:
+            raise ValueError(
+                f"evaluation.metric: {metric} is not measured on this task; "
+                f"choose one of {', '.join(choices)}"
+            )
+        if metric in ("return", "expected_return") and not evaluation.returns:
+            raise ValueError(f"evaluation.metric: {metric} needs evaluation.returns=true")
+        if metric == "expected_return" and not evaluation.expected_returns:
+            raise ValueError(f"evaluation.metric: {metric} needs evaluation.expected_returns=true")
+        return self
 
     @model_validator(mode="after")
     def _no_dropout_between_policies(self) -> Self:

@@ -10,9 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import yaml
+from yaml.composer import Composer
+from yaml.constructor import SafeConstructor
+from yaml.resolver import Resolver
 
 from brim.errors import ConfigError
 
@@ -39,8 +43,31 @@ _SCALARS: dict[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 
+# What a document may hold once its aliases are written out, where a node counts as _NODE_SIZE
+# characters: a few hundred bytes of aliases of aliases stand for gigabytes.
+_MAX_SIZE, _NODE_SIZE = 5_000_000, 50
+_MAX_DEPTH = 100
+
+
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = {}  # noqa: RUF012  (none of YAML 1.1's)
+
+
+try:
+    from yaml.cyaml import CParser  # type: ignore[attr-defined]
+except ImportError:  # PyYAML without libyaml
+    _FastLoader: Any = _Loader
+else:
+
+    class _FastLoader(Composer, CParser, SafeConstructor, Resolver):  # type: ignore[no-redef]
+        """Events of libyaml, five times as fast; nodes of the loader above."""
+
+        yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+        def __init__(self, stream: str) -> None:
+            CParser.__init__(self, stream)
+            Composer.__init__(self)
+            Resolver.__init__(self)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -91,13 +118,14 @@ def parse(text: str, where: Callable[[int], str]) -> Document:
         where: what errors call a line, given its number from 1.
 
     Raises:
-        ConfigError: broken YAML, equal keys, or tags beyond the core schema.
+        ConfigError: broken YAML, equal keys, tags beyond the core schema, nesting of more than 100
+            levels, or aliases that stand for more than 5 MB.
     """
+    document = Document(None, {(): where(1)})
     try:
-        root = yaml.compose(text, Loader=_Loader)
-        document = Document(None, {(): where(1)})
+        root = _compose(text)
         if root is not None:
-            document.data = _build(root, (), where, document.origins)
+            document.data = _Builder(where, document.origins).build(root, ())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = " ".join(part for part in (error.context, error.problem) if part)
@@ -112,36 +140,62 @@ def parse(text: str, where: Callable[[int], str]) -> Document:
     return document
 
 
-def _build(
-    node: yaml.Node, path: KeyPath, where: Callable[[int], str], origins: dict[KeyPath, str]
-) -> Any:
-    """The value of a node; the places of what is below it go into `origins`."""
-    if isinstance(node, yaml.SequenceNode):
-        for i, item in enumerate(node.value):
-            origins[(*path, i)] = where(item.start_mark.line + 1)
-        return [_build(item, (*path, i), where, origins) for i, item in enumerate(node.value)]
-    if isinstance(node, yaml.MappingNode):
+@lru_cache(maxsize=8)  # the same file is read to look for mistakes, and for overrides to blame
+def _compose(text: str) -> yaml.Node | None:
+    try:
+        root: yaml.Node | None = yaml.compose(text, Loader=_FastLoader)
+    except yaml.YAMLError:  # PyYAML's own parser says better what is wrong
+        root = yaml.compose(text, Loader=_Loader)
+    return root
+
+
+@dataclass
+class _Builder:
+    """Makes values of nodes, and puts the places of what is below them into `origins`."""
+
+    where: Callable[[int], str]
+    origins: dict[KeyPath, str]
+    size: int = 0
+
+    def build(self, node: yaml.Node, path: KeyPath) -> Any:
+        place = self.where(node.start_mark.line + 1)
+        self.size += _NODE_SIZE + (len(node.value) if isinstance(node, yaml.ScalarNode) else 0)
+        if self.size > _MAX_SIZE:
+            raise ConfigError(
+                f"{place}: {dotted(path[:1])}: too large; write less, or fewer aliases of aliases"
+            )
+        if len(path) > _MAX_DEPTH:
+            raise ConfigError(f"{place}: {dotted(path[:1])}: nested too deeply")
+        if isinstance(node, yaml.SequenceNode):
+            for i, item in enumerate(node.value):
+                self.origins[(*path, i)] = self.where(item.start_mark.line + 1)
+            return [self.build(item, (*path, i)) for i, item in enumerate(node.value)]
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        try:
+            node.value.encode()  # "\ud800" makes text that cannot be written again
+            return _SCALARS[node.tag][1](node.value)
+        except (KeyError, ValueError):
+            raise ConfigError(
+                f"{place}: {dotted(path)}: "
+                f"cannot read {node.value!r} as {node.tag.removeprefix('tag:yaml.org,2002:')}"
+            ) from None
+
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         mapping: dict[str, Any] = {}
         for key, value in node.value:
-            place = where(key.start_mark.line + 1)
+            place = self.where(key.start_mark.line + 1)
             if not isinstance(key, yaml.ScalarNode):
                 raise ConfigError(f"{place}: a key must be a plain name")
             here = (*path, key.value)
             if key.value in mapping:
                 raise ConfigError(
-                    f"{place}: {dotted(here)}: given twice, first at {origins[here]}; remove one"
+                    f"{place}: {dotted(here)}: given twice, first at {self.origins[here]}; "
+                    "remove one"
                 )
-            origins[here] = place
-            mapping[key.value] = _build(value, here, where, origins)
+            self.origins[here] = place
+            mapping[key.value] = self.build(value, here)
         return mapping
-    try:
-        node.value.encode()  # an escape such as "\ud800" makes text that cannot be written again
-        return _SCALARS[node.tag][1](node.value)
-    except (KeyError, ValueError):
-        raise ConfigError(
-            f"{where(node.start_mark.line + 1)}: {dotted(path)}: "
-            f"cannot read {node.value!r} as {node.tag.removeprefix('tag:yaml.org,2002:')}"
-        ) from None
 
 
 def dump(data: Any) -> str:

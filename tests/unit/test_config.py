@@ -1,5 +1,6 @@
 import hashlib
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator
 
@@ -127,13 +128,14 @@ def test_dumped_data_reads_back_equal_here_and_in_other_readers(data):
     assert yaml.safe_load(text) == data
 
 
+finite = st.floats(allow_nan=False, allow_infinity=False)
 runs = st.builds(
     Run,
     objective=st.builds(Blocks, name=st.just("blocks"), k=st.integers(1)),
     optim=st.builds(
         Optim,
-        lr=st.floats(0, exclude_min=True),
-        betas=st.tuples(st.floats(allow_nan=False), st.floats(allow_nan=False)),
+        lr=st.floats(0, exclude_min=True, allow_infinity=False),
+        betas=st.tuples(finite, finite),
     ),
     prompt=any_text,
     path=st.none() | any_text.filter(lambda text: "\0" not in text).map(Path),
@@ -143,6 +145,7 @@ runs = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(runs)
 def test_a_dumped_config_loads_as_an_equal_one(tmp_path_factory, run):
     file = tmp_path_factory.getbasetemp() / "resolved.yaml"
@@ -208,7 +211,7 @@ def test_any_text_is_read_or_refused_on_one_line(text):
         ("prompt: \x07", "recipe.yaml:1: the character U+0007 is not allowed"),
         ("prompt: !!python/name:os.system", "recipe.yaml:1: prompt: cannot read '' as "
          "python/name:os.system"),
-        ("prompt: &a [*a]", "recipe.yaml:1: nested too deeply"),
+        ("prompt: &a [*a]", "recipe.yaml:1: prompt: nested too deeply"),
         (b"mode: x\nprompt: \xff", "recipe.yaml:2: not UTF-8; save the file as UTF-8 text"),
         ("- 1", "recipe.yaml:1: write settings as `key: value`"),
     ],
@@ -236,6 +239,41 @@ def test_a_mistake_on_the_command_line_is_named_with_the_override(load, override
     assert complaint(load, "optim: {lr: 1}\n", override) == message
 
 
+# A few hundred bytes that stand for gigabytes: lists of lists, mappings of mappings, long text.
+LAUGHS = [
+    "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{f'*a{i - 1},' * 9}]\n" for i in range(1, 10)),
+    "a0: &a0 {x: 1}\n"
+    + "".join(f"a{i}: &a{i} {{p: *a{i - 1}, q: *a{i - 1}}}\n" for i in range(1, 40)),
+    f"a0: &a0 {'x' * 2_000_000}\na1: [*a0, *a0, *a0]\n",
+]
+
+
+@pytest.mark.parametrize("text", LAUGHS)
+def test_aliases_are_not_expanded_without_bound(load, text):
+    message = complaint(load, text)
+    assert re.fullmatch(r"recipe.yaml:1: a\d+: too large; write less, .*aliases", message)
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "{a: " * 200 + "1" + "}" * 200, "- " * 150])
+def test_deep_nesting_is_refused(load, text):
+    assert re.fullmatch(r"recipe.yaml:1: (\w+: )?nested too deeply", complaint(load, text))
+
+
+@pytest.mark.parametrize("parent", ["", "optim:\n", "objective:\n  name: blocks\n"])
+def test_many_unknown_keys_are_one_line(load, parent):
+    # An algorithm that compared each of them with each other one would need hours.
+    indent = "  " * bool(parent)
+    text = parent + "".join(f"{indent}unknown_{i}: {i}\n" for i in range(20_000))
+    assert complaint(load, text, "mode=greedy").endswith(" (and 19999 more)")
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e999"])
+@pytest.mark.parametrize("key", ["optim.lr", "objective.clip", "trainer.epochs"])
+def test_numbers_are_finite(load, key, value):
+    text = "objective: {name: plain}"
+    assert complaint(load, text, f"{key}={value}").startswith(f"command line: {key}={value}: ")
+
+
 ONE_LENGTH = "give one of steps and epochs"
 
 
@@ -260,6 +298,38 @@ def test_what_overrides_and_file_make_together_is_blamed_on_who_is_needed_for_it
     load, text, overrides, message
 ):
     assert complaint(load, text, *overrides) == message
+
+
+class Pair(Config):
+    optim: Optim = Optim()
+    trainer: Trainer = Trainer()
+
+    @model_validator(mode="after")
+    def _rate(self) -> Self:
+        if self.optim.lr > 0.1:
+            raise ValueError("optim.lr: too high; lower it")
+        return self
+
+
+class Pairs(Config):
+    pair: Pair = Pair()
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("pair:\n  trainer: {}\n  optim:\n    lr: 1", "recipe.yaml:4: pair.optim.lr"),
+        ("pair: {optim: {lr: 1}}", "recipe.yaml:1: pair.optim.lr"),
+    ],
+)
+def test_a_mistake_between_settings_has_the_line_of_the_one_to_change(tmp_path, text, place):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(Pairs, path)
+    assert str(caught.value) == f"{tmp_path}/{place}: too high; lower it"
+    with pytest.raises(ConfigError, match="^command line: pair.optim.lr=2: too high; lower it$"):
+        load_config(Pairs, path, ["pair.optim.lr=2"])
 
 
 def test_files_and_overrides_are_checked_without_the_class(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from brim.models.pairs import RowFunction
 from brim.models.quantization import Quantization, plain_tensors, q_drift
 from brim.models.reading import Comparison, Reading
 from brim.models.row_checks import RowReport, inspect_rows
-from brim.models.scratch import build_model
+from brim.models.scratch import Description, build_model, check_description
 from brim.models.tokenizer_training import train_tokenizer
 from brim.models.tokenizers import check_same_tokenizer, share_vocabulary
 from brim.models.tying import hash_tensors
@@ -25,6 +25,7 @@ __all__ = [
     "Centering",
     "Comparison",
     "Decoding",
+    "Description",
     "Distribution",
     "LanguageModel",
     "Quantization",
@@ -36,6 +37,7 @@ __all__ = [
     "build_model",
     "check_adapters",
     "check_checkpointing",
+    "check_description",
     "check_same_tokenizer",
     "check_vllm",
     "checkpoint_layers",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from torch import nn
 from transformers import (
     GPT2Config,
@@ -28,7 +27,7 @@ from transformers import (
 )
 
 from brim.config import Config
-from brim.config_errors import explain
+from brim.config_errors import explain, first_mistake
 from brim.errors import ConfigError, ModelError
 from brim.models.language_model import LanguageModel
 from brim.seeding import derive_seed
@@ -40,8 +39,6 @@ class _Description(Config):
 
     model_class: ClassVar[type[PreTrainedModel]]
 
-    family: str
-    """One of t5, mt5, gpt2, llama, qwen2."""
     d_model: int = Field(ge=1)
     """Width of the hidden states."""
     layers: int = Field(ge=1)
@@ -75,6 +72,8 @@ class _T5(_Description):
     model_class = T5ForConditionalGeneration
     config_class: ClassVar[type[PreTrainedConfig]] = T5Config
 
+    family: Literal["t5"]
+
     decoder_layers: int | None = Field(None, ge=1)
     """Layers of the decoder; null for as many as the encoder has."""
     feed_forward: Literal["relu", "gated-gelu"] = "relu"
@@ -100,11 +99,15 @@ class _MT5(_T5):
     model_class = MT5ForConditionalGeneration
     config_class = MT5Config
 
+    family: Literal["mt5"]  # type: ignore[assignment]
+
     feed_forward: Literal["relu", "gated-gelu"] = "gated-gelu"
 
 
 class _GPT2(_Description):
     model_class = GPT2LMHeadModel
+
+    family: Literal["gpt2"]
 
     max_positions: int = Field(1024, ge=1)
     """Longest prompt and completion together, in tokens."""
@@ -127,6 +130,8 @@ class _GPT2(_Description):
 class _Llama(_Description):
     model_class = LlamaForCausalLM
     config_class: ClassVar[type[PreTrainedConfig]] = LlamaConfig
+
+    family: Literal["llama"]
 
     kv_heads: int | None = Field(None, ge=1)
     """Heads of keys and values, each shared by several queries; null for as many as `heads`."""
@@ -156,14 +161,22 @@ class _Qwen2(_Llama):
     model_class = Qwen2ForCausalLM
     config_class = Qwen2Config
 
+    family: Literal["qwen2"]  # type: ignore[assignment]
 
-_FAMILIES: dict[str, type[_Description]] = {
-    "t5": _T5,
-    "mt5": _MT5,
-    "gpt2": _GPT2,
-    "llama": _Llama,
-    "qwen2": _Qwen2,
-}
+
+Description = Annotated[_T5 | _MT5 | _GPT2 | _Llama | _Qwen2, Field(discriminator="family")]
+"""What a model from scratch is described by."""
+_DESCRIPTION: TypeAdapter[_Description] = TypeAdapter(Description)
+
+
+def check_description(description: dict[str, Any]) -> dict[str, Any]:
+    """The description as it is, where `build_model` takes it.
+
+    Raises:
+        ValidationError: an unknown family or key, or a value that cannot be used.
+    """
+    _DESCRIPTION.validate_python(description, strict=True)
+    return description
 
 
 def build_model(
@@ -220,18 +233,19 @@ def _build(plan: _Description, **vocabulary: int | None) -> PreTrainedModel:
     return model
 
 
+class _Arguments(Config):
+    """Of `build_model`: a key for errors to begin with."""
+
+    description: Description
+
+
 def _parse(description: Mapping[str, Any]) -> _Description:
-    family = str(description.get("family"))
-    if family not in _FAMILIES:
-        near = difflib.get_close_matches(family.lower(), _FAMILIES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"model: family: {family!r} is not one of {', '.join(_FAMILIES)}{hint}")
-    cls = _FAMILIES[family]
+    data = {"description": dict(description)}
     try:
-        return cls.model_validate(dict(description), strict=True)
+        return _Arguments.model_validate(data, strict=True).description
     except ValidationError as error:
-        document = Document(dict(description), {(): f"{family} model"})
-        raise ConfigError(explain(cls, document, error)) from None
+        document = Document(data, {(): "build_model"})
+        raise ConfigError(explain(*first_mistake(_Arguments, document, error))) from None
 
 
 def _set_head(model: PreTrainedModel, *, tied: bool) -> None:

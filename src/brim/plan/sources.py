@@ -27,7 +27,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from brim.errors import ConfigError, ModelError
+from brim.errors import ModelError
 from brim.models import add_adapters
 from brim.models.layers import layers_of
 from brim.models.loading import DTYPES
@@ -43,14 +43,13 @@ def teacher_shape(config: RunConfig) -> ModelShape:
 
     Raises:
         ModelError: its shapes are not known without downloading it.
-        ConfigError: a description that cannot be used.
     """
     settings = config.teacher
     if settings.build is None:
         shape = _load(settings)
     else:
         assert settings.tokenizer is not None
-        shape = _build("teacher", settings.build, settings.tokenizer.vocab_size)
+        shape = _build(settings.build, settings.tokenizer.vocab_size)
     bits = settings.quantization
     return shape if bits is None else replace(shape, quantization=bits.build())
 
@@ -61,13 +60,12 @@ def student_shape(config: RunConfig, teacher: ModelShape) -> ModelShape:
     Raises:
         ModelError: its shapes are not known without downloading it, or it keeps more layers than
             the teacher has.
-        ConfigError: a description that cannot be used.
     """
     settings = config.student
     if settings.keep_layers is not None:
         shape = _keep(teacher, settings.keep_layers, DTYPES[settings.dtype])
     elif settings.build is not None:
-        shape = _build("student", settings.build, len(teacher.head))
+        shape = _build(settings.build, len(teacher.head))
     else:
         shape = _load(settings)
     if settings.lora is not None:
@@ -168,11 +166,8 @@ def _keep_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> None:
             module.float()
 
 
-def _build(role: str, description: Mapping[str, Any], vocab_size: int) -> ModelShape:
-    try:
-        model = _from_description(json.dumps(description), vocab_size)
-    except ConfigError as error:
-        raise ConfigError(f"{role}.build: {error}") from None
+def _build(description: Mapping[str, Any], vocab_size: int) -> ModelShape:
+    model = _from_description(json.dumps(description), vocab_size)
     return ModelShape(f"{description['family']} from scratch", model)
 
 

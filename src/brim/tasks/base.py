@@ -39,6 +39,7 @@ MetricName = Literal[
 ]
 """The keys of `brim.metrics.METRICS`, for settings to be checked before any data is read."""
 
+MetricNames = Annotated[tuple[MetricName, ...], Field(min_length=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 
 

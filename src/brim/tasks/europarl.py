@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from brim.tasks.base import SPLITS, MetricName, Progress, Split
+from brim.tasks.base import SPLITS, MetricNames, Progress, Split
 from brim.tasks.published import Publication, PublishedSettings, PublishedTask
 from brim.types import Example
 
@@ -66,7 +66,7 @@ class EuroparlConfig(PublishedSettings):
     """Template of the prompt; `{en}` is the English sentence."""
     on_bad_row: Literal["error", "skip"] = "skip"
     """Stop at the first bad row, or leave bad rows, such as empty sides, out and count them."""
-    metrics: tuple[MetricName, ...] = ("bleu", "chrf", "ter")
+    metrics: MetricNames = ("bleu", "chrf", "ter")
     """What is measured; the first one picks the checkpoint."""
 
     def build(

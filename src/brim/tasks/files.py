@@ -30,7 +30,7 @@ from brim.files import atomic_open, atomic_write_json, disk_errors, read_json
 from brim.numerals import REFERENCE_ANSWERS
 from brim.seeding import derive_seed
 from brim.tasks.arrow import ArrowExamples, ArrowWriter
-from brim.tasks.base import SPLITS, MetricName, Progress, Split, TaskSettings
+from brim.tasks.base import SPLITS, MetricName, MetricNames, Progress, Split, TaskSettings
 from brim.tasks.rows import Columns, RowError, Source, read_examples
 from brim.tasks.sources import open_source
 from brim.tasks.templates import Template
@@ -365,7 +365,7 @@ class FilesConfig(TaskSettings):
     """Configuration of a hub data set."""
     dataset_revision: str | None = None
     """Branch, tag or commit of a hub data set."""
-    metrics: tuple[MetricName, ...] = DEFAULT_METRICS
+    metrics: MetricNames = DEFAULT_METRICS
     """What is measured; the first one picks the checkpoint."""
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from brim.errors import DataError
-from brim.tasks.base import MetricName, Progress, Split
+from brim.tasks.base import MetricNames, Progress, Split
 from brim.tasks.published import Publication, PublishedSettings, PublishedTask
 from brim.tasks.rows import Row, RowError, Source
 
@@ -130,7 +130,7 @@ class GSM8KConfig(PublishedSettings):
     """Folder with train and test files (.jsonl, .csv, .tsv, also .gz), or hub id."""
     prompt: str = "{question}"
     """Template of the prompt; `{question}` is the problem."""
-    metrics: tuple[MetricName, ...] = ("gsm8k_accuracy", "answer_accuracy")
+    metrics: MetricNames = ("gsm8k_accuracy", "answer_accuracy")
     """What is measured; the first one picks the checkpoint."""
     calculator_marks: bool = True
     """Whether targets keep the calculator's marks, `<<3*4=12>>`."""

@@ -13,7 +13,7 @@ from pydantic import model_validator
 
 from brim.errors import DataError
 from brim.tasks.arrow import ArrowExamples
-from brim.tasks.base import SPLITS, MetricName, Progress, Split, TaskSettings
+from brim.tasks.base import SPLITS, MetricNames, Progress, Split, TaskSettings
 from brim.tasks.files import Files
 from brim.tasks.rows import Row, RowError, Source
 from brim.tasks.sources import find_file, open_source
@@ -231,7 +231,7 @@ class PublishedSettings(TaskSettings):
     """Configuration of the data set; null for what the default of `path` needs."""
     dataset_revision: str | None = None
     """Branch, tag or commit of the data set; null for what the default of `path` needs."""
-    metrics: tuple[MetricName, ...]
+    metrics: MetricNames
     """What is measured; the first one picks the checkpoint."""
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from brim.tasks.base import MetricName, Progress
+from brim.tasks.base import MetricNames, Progress
 from brim.tasks.published import Publication, PublishedSettings, PublishedTask
 
 
@@ -45,7 +45,7 @@ class XSumConfig(PublishedSettings):
     """Template of the prompt; `{document}` is the article."""
     on_bad_row: Literal["error", "skip"] = "skip"
     """Stop at the first bad row, or leave bad rows, such as empty articles, out and count them."""
-    metrics: tuple[MetricName, ...] = ("rouge1", "rouge2", "rougeL")
+    metrics: MetricNames = ("rouge1", "rouge2", "rougeL")
     """What is measured; the first one picks the checkpoint."""
 
     def build(self, *, cache_dir: Path | None = None, on_progress: Progress | None = None) -> XSum:

@@ -120,13 +120,16 @@ def test_dropout_is_as_described_and_off_in_a_new_model(family: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "messages"),
     [
-        ({"family": "T5"}, ["'T5' is not one of t5, mt5, gpt2, llama, qwen2", "did you mean t5?"]),
+        ({"family": "T5"}, ['"T5" is not one of t5, mt5, gpt2, llama, qwen2', "did you mean t5?"]),
         ({"family": "lama"}, ["did you mean llama?"]),
         ({"family": None}, ["is not one of"]),
         ({"family": ["t5"]}, ["is not one of"]),
         ({"famly": "t5"}, ["unknown key", "family"]),
-        ({"d_modle": 32}, ["t5 model: d_modle: unknown key", "did you mean d_model?"]),
-        ({"kv_heads": 2}, ["kv_heads: unknown key"]),
+        (
+            {"d_modle": 32},
+            ["description.d_modle: unknown key", "did you mean description.d_model?"],
+        ),
+        ({"kv_heads": 2}, ["unknown key; it belongs to description.family llama or qwen2"]),
         ({"heads": 5}, ["heads (5) must divide d_model (32)"]),
         ({"layers": 0}, ["layers: 0 must be greater than or equal to 1"]),
         ({"layers": "2"}, ['layers: "2" must be a valid integer']),
@@ -145,7 +148,7 @@ def test_what_cannot_be_built(changes: dict[str, Any], messages: list[str]) -> N
 
 
 def test_a_missing_size_is_named() -> None:
-    with pytest.raises(ConfigError, match="gpt2 model: heads: missing"):
+    with pytest.raises(ConfigError, match="description.heads: missing"):
         build_model({"family": "gpt2", "d_model": 8, "layers": 1}, TOKENIZER, seed=0)
 
 
