@@ -2,19 +2,16 @@
 
 import json
 import logging
-import sys
 from pathlib import Path
 
 import pytest
+from tiny import tiny_language_model
 
 from brim.config import load_config
 from brim.errors import DataError
 from brim.files import read_json
 from brim.runs import evaluate_run, train
 from brim.settings import RunConfig
-
-sys.path.append(str(Path(__file__).parents[1] / "unit" / "models"))
-from tiny import tiny_language_model
 
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'system' %}"

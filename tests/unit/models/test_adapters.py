@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
+from rounding import assert_rounding
 from safetensors.torch import load_file, save_file
 from tiny import ENCODER_DECODERS, FAMILIES, encoded, tiny_language_model
 from torch import Tensor
@@ -68,7 +69,7 @@ def test_adapters_learn_beside_frozen_weights(family: str) -> None:
     before, num_parameters = state(model), model.num_parameters
     logprobs = model.logprobs(rollout).detach()
     add_adapters(model.model, r=4, seed=0)
-    torch.testing.assert_close(model.logprobs(rollout).detach(), logprobs, rtol=0, atol=5e-5)
+    assert_rounding(model.logprobs(rollout).detach(), logprobs)
     assert all(".lora_" in name for name in trainable(model))
     assert model.num_trainable == sum(p.numel() for p in trainable(model).values())
     assert model.num_parameters == num_parameters + model.num_trainable
@@ -97,7 +98,7 @@ def test_what_is_saved_is_the_merged_model(family: str, tmp_path: Path) -> None:
     loaded = load_model(tmp_path)
     assert loaded.num_parameters == loaded.num_trainable == plain.num_parameters
     logprobs = model.logprobs(rollout).detach()
-    torch.testing.assert_close(loaded.logprobs(rollout).detach(), logprobs, rtol=0, atol=2e-5)
+    assert_rounding(loaded.logprobs(rollout).detach(), logprobs)
     assert not torch.allclose(plain.eval().logprobs(rollout), logprobs, atol=0.1)
     decoding = Decoding(max_tokens=6)
     assert model.decode(model.generate(encoded(model), decoding)) == loaded.decode(
@@ -139,7 +140,7 @@ def test_merging_follows_the_formula(tmp_path: Path) -> None:
     a, b = (live[f"{layer}.lora_{side}.default.weight"] for side in "AB")
     assert a.shape == (3, 16)
     expected = live[f"{layer}.base_layer.weight"] + 5 / 3 * b @ a
-    torch.testing.assert_close(stored[f"{layer}.weight"], expected)
+    assert_rounding(stored[f"{layer}.weight"], expected)
     assert torch.equal(stored[f"{layer}.bias"], live[f"{layer}.base_layer.bias"])
 
 
@@ -221,7 +222,7 @@ def test_the_next_stage_begins_with_fresh_adapters(tmp_path: Path) -> None:
     following = load_model(tmp_path)
     logprobs = following.logprobs(rollout).detach()
     add_adapters(following.model, r=2, seed=5)
-    torch.testing.assert_close(following.logprobs(rollout).detach(), logprobs, rtol=0, atol=5e-5)
+    assert_rounding(following.logprobs(rollout).detach(), logprobs)
     with pytest.raises(ModelError, match="has adapters already"):
         add_adapters(following.model, seed=6)
 

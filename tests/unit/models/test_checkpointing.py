@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from rounding import assert_rounding
 from tiny import FAMILIES, encoded, tiny_language_model
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -69,12 +70,9 @@ def gradients(module: nn.Module, rollout: Rollout) -> tuple[dict[str, Tensor], i
 
 
 def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """To a millionth of the largest gradient: sums over several uses of a weight round."""
-    assert found.keys() == expected.keys()
-    largest = max(float(gradient.abs().max()) for gradient in expected.values())
-    assert largest > 0.1
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6 * largest)
+    """Sums over several uses of a weight round, and there are gradients to be wrong."""
+    assert max(float(gradient.abs().max()) for gradient in expected.values()) > 0.1
+    assert_rounding(found, expected)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 from operands import SmallestOperands
+from rounding import assert_rounding
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,6 +23,8 @@ from brim.models.head import (
 )
 
 N, D, ROWS, USED = 23, 8, 50, 44
+TERMS = N + D + ROWS  # that are added on the way to a gradient
+LARGEST = 10.0  # logit, where nothing is peaked
 HOLES = [3, 17]
 
 
@@ -97,12 +100,12 @@ def test_statistics_and_gradients_equal_the_naive_ones(
     expected_gradients = torch.autograd.grad((weights * expected).sum(), leaves)
     scale = case.get("peak", 1.0)
     assert logprobs.dtype == entropy.dtype == torch.float32
-    torch.testing.assert_close(logprobs.double(), expected, rtol=1e-5, atol=1e-5)
+    assert_rounding(logprobs, expected, terms=TERMS, size=LARGEST * scale)
     expected_entropy = -(log_softmax.exp() * log_softmax).sum(1)
-    torch.testing.assert_close(entropy.double(), expected_entropy, rtol=1e-5, atol=1e-5 * scale)
+    assert_rounding(entropy, expected_entropy, terms=TERMS, size=LARGEST * scale)
     assert not entropy.requires_grad
     for gradient, reference in zip(gradients, expected_gradients, strict=True):
-        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-5 * scale)
+        assert_rounding(gradient, reference, terms=TERMS, size=LARGEST * scale)
 
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
@@ -130,11 +133,11 @@ def test_a_cut_distribution_equals_the_naive_one(
     ).logsumexp(1)
     expected_gradients = torch.autograd.grad((weights * expected).sum(), leaves)
     scale = case.get("peak", 1.0)
-    near = {"rtol": 1e-5, "atol": 2e-5 * scale}
-    torch.testing.assert_close(logprobs.double(), expected, **near)
-    torch.testing.assert_close(entropy.double(), torch.special.entr(probabilities).sum(1), **near)
+    near = {"terms": TERMS, "size": LARGEST * scale}
+    assert_rounding(logprobs, expected, **near)
+    assert_rounding(entropy, torch.special.entr(probabilities).sum(1), **near)
     for gradient, reference in zip(gradients, expected_gradients, strict=True):
-        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=2e-5 * scale)
+        assert_rounding(gradient, reference, terms=TERMS, size=LARGEST * scale)
     assert logprobs.min() > -1000 * scale
 
 
@@ -189,10 +192,10 @@ def test_action_statistics_equal_the_naive_ones(case: dict[str, Any], centering:
         "max": logits.amax(1),
         "logsumexp": logits.logsumexp(1),
     }[centering]
-    near = {"rtol": 1e-5, "atol": 2e-5 * case.get("peak", 1.0)}
-    torch.testing.assert_close(taken.double(), (target_logits - center).double(), **near)
-    torch.testing.assert_close(best.double(), (logits.amax(1) - center).double(), **near)
-    torch.testing.assert_close(logprobs.double(), target_logits - logits.logsumexp(1), **near)
+    near = {"terms": TERMS, "size": LARGEST * case.get("peak", 1.0)}
+    assert_rounding(taken, (target_logits - center).double(), **near)
+    assert_rounding(best, (logits.amax(1) - center).double(), **near)
+    assert_rounding(logprobs, target_logits - logits.logsumexp(1), **near)
     assert not taken.requires_grad
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from rounding import assert_rounding
 from scipy import stats
 from tiny import (
     DECODERS,
@@ -88,6 +89,10 @@ def test_greedy_equals_transformers_generate(family: str) -> None:
     assert rollout.mask.shape[1] == max(lengths)
 
 
+def gradients_of(model: LanguageModel) -> dict[str, torch.Tensor]:
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_statistics_and_gradients_equal_the_naive_ones(family: str) -> None:
     model = tiny_language_model(family, spread=0.15).eval()
@@ -95,7 +100,7 @@ def test_statistics_and_gradients_equal_the_naive_ones(family: str) -> None:
     weights = torch.linspace(-1, 1, rollout.mask.numel()).view_as(rollout.mask)
     statistics = model(rollout, chunk_tokens=3)
     (weights * statistics.logprobs).sum().backward()
-    gradients = {name: p.grad for name, p in model.named_parameters()}
+    gradients = gradients_of(model)
     model.zero_grad(set_to_none=True)
 
     log_softmax = naive_logits(model, rollout).log_softmax(2)
@@ -103,12 +108,11 @@ def test_statistics_and_gradients_equal_the_naive_ones(family: str) -> None:
     expected = expected.masked_fill(~rollout.mask, 0)
     (weights * expected).sum().backward()
     entropy = -(log_softmax.exp() * log_softmax).sum(2).masked_fill(~rollout.mask, 0)
-    torch.testing.assert_close(statistics.logprobs, expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(statistics.entropy, entropy, rtol=1e-5, atol=1e-5)
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-5)
+    assert_rounding(statistics.logprobs, expected)
+    assert_rounding(statistics.entropy, entropy)
+    assert_rounding(gradients, gradients_of(model))
     assert (statistics.logprobs[~rollout.mask] == 0).all()
-    torch.testing.assert_close(model.logprobs(rollout), statistics.logprobs, rtol=0, atol=1e-5)
+    assert_rounding(model.logprobs(rollout), statistics.logprobs)
 
 
 @pytest.mark.parametrize("family", ["t5", "bart", "phi"])
@@ -121,10 +125,9 @@ def test_a_temperature_divides_all_logits(family: str, temperature: float) -> No
         log_softmax = (naive_logits(model, rollout) / temperature).log_softmax(2)
     logprobs = log_softmax.gather(2, rollout.completion_ids[:, :, None]).squeeze(2)
     entropy = -(log_softmax.exp() * log_softmax).sum(2)
-    near = {"rtol": 1e-5, "atol": 1e-5}
     mask = rollout.mask
-    torch.testing.assert_close(statistics.logprobs, logprobs.masked_fill(~mask, 0), **near)
-    torch.testing.assert_close(statistics.entropy, entropy.masked_fill(~mask, 0), **near)
+    assert_rounding(statistics.logprobs, logprobs.masked_fill(~mask, 0))
+    assert_rounding(statistics.entropy, entropy.masked_fill(~mask, 0))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -151,13 +154,12 @@ def test_action_values_equal_the_naive_logits(family: str, centering: Any) -> No
     best = logits.amax(2) - center
     taken = every[:, :-1].gather(2, ids).squeeze(2) - center[:, :-1]
     logprobs = every[:, :-1].log_softmax(2).gather(2, ids).squeeze(2)
-    near = {"rtol": 1e-5, "atol": 1e-5}
-    torch.testing.assert_close(values.best, best[:, :-1].masked_fill(~mask, 0), **near)
-    torch.testing.assert_close(values.taken, taken.masked_fill(~mask, 0), **near)
-    torch.testing.assert_close(values.logprobs, logprobs.masked_fill(~mask, 0), **near)
+    assert_rounding(values.best, best[:, :-1].masked_fill(~mask, 0))
+    assert_rounding(values.taken, taken.masked_fill(~mask, 0))
+    assert_rounding(values.logprobs, logprobs.masked_fill(~mask, 0))
     after = best[torch.arange(len(best)), rollout.lengths].masked_fill(~rollout.truncated, 0)
     assert values.bootstrap is not None
-    torch.testing.assert_close(values.bootstrap, after, **near)
+    assert_rounding(values.bootstrap, after)
     assert rollout.truncated.any()
     assert model.action_values(rollout).bootstrap is None
 
@@ -223,10 +225,10 @@ def test_padding_changes_nothing(family: str) -> None:
     plain, padded = model(rollout), model(wide)
     steps = rollout.mask.shape[1]
     assert padded.logprobs.shape == wide.mask.shape
-    torch.testing.assert_close(padded.logprobs[:, :steps], plain.logprobs, rtol=0, atol=1e-5)
+    assert_rounding(padded.logprobs[:, :steps], plain.logprobs)
     assert (padded.logprobs[:, steps:] == 0).all()
     single = torch.cat([model.logprobs(rollout.select([i])) for i in range(len(rollout))])
-    torch.testing.assert_close(single, plain.logprobs, rtol=0, atol=1e-5)
+    assert_rounding(single, plain.logprobs)
 
 
 @pytest.mark.parametrize("family", ["t5_v1_1", "qwen2"])
@@ -324,11 +326,10 @@ def test_copies_of_a_prompt_say_what_prompts_of_their_own_say(family: str) -> No
         assert torch.equal(alone.completion_ids, shared.completion_ids)
         assert torch.equal(alone.mask, shared.mask)
 
-        near = {"rtol": 1e-5, "atol": 1e-5}
         ours = model.action_values(shared, bootstrap=True)
         theirs = model.action_values(own, bootstrap=True)
         for name in ("taken", "best", "logprobs", "bootstrap"):
-            torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), **near)
+            assert_rounding(getattr(ours, name), getattr(theirs, name))
         weights = torch.linspace(-1, 1, shared.mask.numel()).view_as(shared.mask)
         gradients = []
         for rollout in (shared, own):
@@ -336,9 +337,9 @@ def test_copies_of_a_prompt_say_what_prompts_of_their_own_say(family: str) -> No
             logprobs = model.logprobs(rollout)
             (weights * logprobs).sum().backward()
             gradients.append({name: p.grad for name, p in model.named_parameters()})
-            torch.testing.assert_close(logprobs, model.logprobs(own), **near)
+            assert_rounding(logprobs, model.logprobs(own))
         for name, gradient in gradients[0].items():
-            torch.testing.assert_close(gradient, gradients[1][name], **near)
+            assert_rounding(gradient, gradients[1][name])
 
 
 @pytest.mark.parametrize("family", SHARED)
@@ -347,11 +348,11 @@ def test_some_copies_say_what_they_say_among_all(family: str) -> None:
     rollout = model.generate(encoded(model).repeat(4), Decoding(max_tokens=7))
     rows = [13, 4, 5, 0, 12]
     some = model.logprobs(rollout.select(rows))
-    torch.testing.assert_close(some, model.logprobs(rollout)[rows], rtol=1e-5, atol=1e-5)
+    assert_rounding(some, model.logprobs(rollout)[rows])
     by_bucket = rollout.map(model.action_values, 30)
     whole = model.action_values(rollout)
-    torch.testing.assert_close(by_bucket.best, whole.best, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(by_bucket.taken, whole.taken, rtol=1e-5, atol=1e-5)
+    assert_rounding(by_bucket.best, whole.best)
+    assert_rounding(by_bucket.taken, whole.taken)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -475,13 +476,13 @@ def test_ddp_gives_the_same_gradients(family: str) -> None:
             with wrapped.no_sync():
                 wrapped(micro, distribution=cut).logprobs.sum().backward()
         for name, parameter in model.named_parameters():
-            torch.testing.assert_close(parameter.grad, plain[name], rtol=1e-4, atol=1e-4)
+            assert_rounding(parameter.grad, plain[name])
         model.zero_grad(set_to_none=True)
         wrapped(rollout, distribution=cut).logprobs.sum().backward()
     finally:
         dist.destroy_process_group()
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, plain[name], rtol=1e-4, atol=1e-4)
+        assert_rounding(parameter.grad, plain[name])
 
 
 @pytest.mark.parametrize("family", ["t5", "qwen2"])

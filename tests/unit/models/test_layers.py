@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from rounding import assert_rounding
 from tiny import encoded, word_tokenizer
 from torch import Tensor, nn
 from transformers import (
@@ -124,7 +125,7 @@ def test_the_student_is_the_teacher_with_layers_skipped(family: str, kept: list[
     rollout = rollout_of(teacher)
     student = keep_layers(teacher, layers=kept)
     expected = logprobs_with_layers_skipped(teacher, rollout, kept)
-    torch.testing.assert_close(student.logprobs(rollout), expected, rtol=1e-5, atol=1e-5)
+    assert_rounding(student.logprobs(rollout), expected)
     if len(kept) == NUM_LAYERS:
         assert torch.equal(student.logprobs(rollout), teacher.logprobs(rollout))
     else:
@@ -144,7 +145,7 @@ def test_a_saved_student_reads_back_the_same(family: str, kept: list[int], tmp_p
     assert torch.equal(again.generate(rollout.batch, greedy).completion_ids, written.completion_ids)
     # The cache leads to the tokens that a pass over the whole text finds likeliest.
     values = student.action_values(written)
-    torch.testing.assert_close(values.taken, values.best, rtol=1e-4, atol=1e-4)
+    assert_rounding(values.taken, values.best)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

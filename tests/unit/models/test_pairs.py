@@ -5,7 +5,21 @@ from typing import Any
 import pytest
 import torch
 from operands import SmallestOperands
-from test_head import CASES, CUTS, HOLES, ROWS, USED, N, PeakMemory, kept, make, naive_logits
+from rounding import assert_rounding
+from test_head import (
+    CASES,
+    CUTS,
+    HOLES,
+    LARGEST,
+    ROWS,
+    TERMS,
+    USED,
+    N,
+    PeakMemory,
+    kept,
+    make,
+    naive_logits,
+)
 from tiny import encoded, tiny_language_model
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -86,14 +100,14 @@ def test_values_and_gradients_equal_those_of_full_logits(
     expected_logprobs = log_softmax.gather(1, targets[:, None]).squeeze(1)
     total = (up * expected_logprobs + down * expected).sum()
     expected_gradients = torch.autograd.grad(total, leaves)
-    near = {"rtol": 1e-5, "atol": 1e-5 * case.get("peak", 1.0)}
+    near = {"terms": TERMS, "size": LARGEST * case.get("peak", 1.0)}
     assert logprobs.dtype == entropy.dtype == compared.dtype == torch.float32
     assert not entropy.requires_grad
-    torch.testing.assert_close(compared.double(), expected, **near)
-    torch.testing.assert_close(logprobs.double(), expected_logprobs, **near)
-    torch.testing.assert_close(entropy.double(), -(log_softmax.exp() * log_softmax).sum(1), **near)
+    assert_rounding(compared, expected, **near)
+    assert_rounding(logprobs, expected_logprobs, **near)
+    assert_rounding(entropy, -(log_softmax.exp() * log_softmax).sum(1), **near)
     for gradient, reference in zip(gradients, expected_gradients, strict=True):
-        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=near["atol"])
+        assert_rounding(gradient, reference, **near)
 
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
@@ -119,11 +133,11 @@ def test_a_cut_policy_expects_the_values_of_what_it_keeps(
     expected = (log_softmax.exp() * values).sum(1)
     taken = log_softmax.gather(1, targets[:, None]).squeeze(1)
     expected_gradients = torch.autograd.grad((up * taken + down * expected).sum(), leaves)
-    near = {"rtol": 1e-5, "atol": 2e-5 * case.get("peak", 1.0)}
-    torch.testing.assert_close(compared.double(), expected, **near)
-    torch.testing.assert_close(logprobs.double(), taken, **near)
+    near = {"terms": TERMS, "size": LARGEST * case.get("peak", 1.0)}
+    assert_rounding(compared, expected, **near)
+    assert_rounding(logprobs, taken, **near)
     for gradient, reference in zip(gradients, expected_gradients, strict=True):
-        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=near["atol"])
+        assert_rounding(gradient, reference, **near)
 
 
 @each_function
@@ -165,7 +179,7 @@ def test_what_is_not_asked_for_is_not_computed() -> None:
     (alone,) = torch.autograd.grad(logprobs.sum(), hidden, retain_graph=True)
     assert calls == [N]
     (plain,) = torch.autograd.grad(token_statistics(hidden, head, targets)[0].sum(), hidden)
-    torch.testing.assert_close(alone, plain)
+    assert_rounding(alone, plain)
     torch.autograd.grad(compared.sum(), hidden)
     assert calls == [N, N]
 
@@ -182,8 +196,8 @@ def test_arguments_follow_their_tokens_through_the_chunks() -> None:
     both = pair_statistics(*pair, halves, [by_student], chunk_tokens=4)[2]
     (gradient,) = torch.autograd.grad(both.sum(), hidden)
     for rows, function in ((by_student, student_to_mixture), (~by_student, teacher_to_mixture)):
-        torch.testing.assert_close(both[rows], values[function][0][rows])
-        torch.testing.assert_close(gradient[rows], values[function][1][rows])
+        assert_rounding(both[rows], values[function][0][rows])
+        assert_rounding(gradient[rows], values[function][1][rows])
 
 
 def test_a_function_that_does_not_keep_the_rows_apart_is_refused() -> None:
@@ -272,12 +286,12 @@ def test_a_policy_is_compared_with_a_teacher_along_its_tokens(family: str) -> No
     logits = own.head.logits(own.features) / 2.0
     teacher_logits = reading.head.logits(reading.features) / 0.5
     expected = own.scatter(reverse_kl(logits, teacher_logits)) * weights
-    torch.testing.assert_close(compared, expected)
+    assert_rounding(compared, expected)
     assert compared[rollout.mask].min() > 0
     plain = student(rollout, distribution=Distribution(2.0))
     together = student(rollout, distribution=Distribution(2.0), comparison=comparison)
-    torch.testing.assert_close(together.logprobs, plain.logprobs)
-    torch.testing.assert_close(together.entropy, plain.entropy)
+    assert_rounding(together.logprobs, plain.logprobs)
+    assert_rounding(together.entropy, plain.entropy)
 
 
 def measure(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rounding import assert_rounding
 from safetensors.torch import load_file, save_file
 from tiny import ENCODER_DECODERS, FAMILIES, NUM_ROWS, encoded, tiny, tiny_language_model
 from torch import Tensor, nn
@@ -75,7 +76,7 @@ def test_the_head_and_the_policy_survive(
     after = path(model, tmp_path).eval()
     assert torch.equal(head_of(after), head)
     assert is_tied(after) == (family in TIED)
-    torch.testing.assert_close(after.logprobs(rollout).detach(), logprobs, rtol=0, atol=1e-6)
+    assert_rounding(after.logprobs(rollout).detach(), logprobs)
     assert after.decode(after.generate(rollout.batch, Decoding(max_tokens=5))) == model.decode(
         rollout
     )
@@ -105,8 +106,8 @@ def test_resizing_adds_rows_that_are_the_mean_and_draws_no_numbers(family: str) 
     assert head.shape[0] == NUM_ROWS + 8
     assert model.model.config.vocab_size == NUM_ROWS + 8
     expected = head[:NUM_ROWS].mean(0).expand(8, -1)
-    torch.testing.assert_close(head[NUM_ROWS:], expected, rtol=0, atol=1e-6)
-    torch.testing.assert_close(model.logprobs(rollout).detach(), logprobs, rtol=0, atol=1e-6)
+    assert_rounding(head[NUM_ROWS:], expected)
+    assert_rounding(model.logprobs(rollout).detach(), logprobs)
     with pytest.raises(ModelError, match="token id 39 but the model's head has 20 rows"):
         model.resize(20)
 

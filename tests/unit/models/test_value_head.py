@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from rounding import assert_rounding
 from tiny import encoded, keep_gradients, tiny_language_model
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -62,7 +63,7 @@ def test_values_are_a_linear_map_of_the_features_times_the_unit(family: str, tru
         values = critic(rollout).state_values
         features = critic.student.read(rollout).features
     expected = 10 * (features @ critic.value_head.weight[0] + 0.5)
-    torch.testing.assert_close(values[rollout.mask], expected, rtol=1e-4, atol=1e-4)
+    assert_rounding(values[rollout.mask], expected)
     assert not values[~rollout.mask].any()
     assert values[rollout.mask].std() > 0
 
@@ -149,7 +150,7 @@ def test_ddp_gives_the_same_gradients(family: str, trunk: str) -> None:
         dist.destroy_process_group()
     for name, parameter in critic.named_parameters():
         if plain[name] is not None:
-            torch.testing.assert_close(parameter.grad, plain[name], rtol=1e-4, atol=1e-4)
+            assert_rounding(parameter.grad, plain[name])
 
 
 def test_the_critic_is_a_copy_and_the_student_is_not() -> None:
