@@ -44,11 +44,14 @@ class Pipeline(Materials):
     Attributes:
         stages_dir: where the stages' folders are.
         inputs: what each finished stage stands for in the hashes of later ones.
+        loaded: fingerprints of the teacher and the student that were loaded and are not trained
+            (the teacher) or not yet (the student).
         other_processes: go on with stages that another number of processes began.
     """
 
     stages_dir: Path
     inputs: dict[str, str] = field(default_factory=dict)
+    loaded: dict[str, str] = field(default_factory=dict)
     other_processes: bool = False
 
     @cached_property
@@ -57,6 +60,7 @@ class Pipeline(Materials):
         settings = self.config.teacher
         if settings.train is None:
             self.inputs["teacher"] = fingerprint_model(self.initial_teacher)
+            self.loaded["teacher"] = self.inputs["teacher"]
             model = self.initial_teacher
         else:
             model = self._supervised_stage(
@@ -128,6 +132,9 @@ class Pipeline(Materials):
     def student(self) -> LanguageModel:
         """The student that the objective starts from, pre-distilled if the recipe says so."""
         settings, lora = self.config.student.predistill, self.config.student.lora
+        fingerprint = fingerprint_model(self.initial_student)
+        if self.config.student.build is None:  # there is nothing to test in random weights
+            self.loaded["student"] = fingerprint
         if settings is None:
             return self.initial_student
         outputs = self.teacher_outputs
@@ -138,7 +145,7 @@ class Pipeline(Materials):
             teacher=self.teacher,
             examples=outputs,
             inputs={
-                "model": fingerprint_model(self.initial_student),
+                "model": fingerprint,
                 "outputs": self.inputs["teacher_outputs"],
                 "lora": None if lora is None else lora.model_dump(mode="json"),
             },
@@ -202,10 +209,10 @@ class Pipeline(Materials):
         config = self.config
         objective = self.objective
         self.record_drift()
-        student = self.student
+        teacher, student = self.teacher, self.student
         if config.trainer.compile:
             student.compile_layers()
-            self.teacher.compile_layers()
+            teacher.compile_layers()
         # The text that the objective learns from, beside what the student writes.
         by_teacher = objective.targets == "teacher"
         examples = self.teacher_outputs if by_teacher else self.train_examples
@@ -213,7 +220,7 @@ class Pipeline(Materials):
             self.out,
             {
                 "stages_dir": os.path.relpath(self.stages_dir, self.out),
-                "stages": dict(self.inputs),
+                "stages": {**self.inputs, **self._folders_of_loaded()},
                 "data": self.data,
                 "spelling": self.spelling,
             },
@@ -222,13 +229,27 @@ class Pipeline(Materials):
             "objective",  # whichever it is: methods share data order and the rollouts' seeds
             self.out,
             student=student,
-            teacher=self.teacher,
+            teacher=teacher,
             objective=objective,
             examples=examples,
             metric=self.metric,
             optim=config.optim,
             loop=config.trainer,
         )
+
+    def _folders_of_loaded(self) -> dict[str, str]:
+        """Folders for the tests of loaded models, by role; trained ones have their stages."""
+        config = self.config
+        inputs = {
+            "teacher": self.inputs["teacher"],  # whose returns are measured
+            "data": {split: self.data[split]["sha256"] for split in ("validation", "test")},
+            "max_prompt_tokens": config.decoding.max_prompt_tokens,
+            "max_tokens": config.decoding.max_tokens,
+        }
+        return {
+            role: Stage.open(self.stages_dir, role, {"model": model, **inputs}).fingerprint
+            for role, model in self.loaded.items()
+        }
 
     def _train(
         self,

@@ -33,7 +33,7 @@ from brim.written import check_run, stopped_at
 
 logger = logging.getLogger(__name__)
 
-StageName = Literal["teacher", "predistill"]
+StageName = Literal["teacher", "student", "predistill"]
 
 
 def train(
@@ -104,12 +104,12 @@ def evaluate_run(
     overrides: Sequence[str] = (),
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a run's best checkpoint again, what a stage of it made, or another model.
+    """Evaluate a run's best checkpoint again, a model that it began with, or another model.
 
     Args:
         run: a run directory.
         split: which split.
-        stage: evaluate what this stage made, in the stage's own folder; see `evaluate_stage`.
+        stage: evaluate this model of the run, in the stage's own folder; see `evaluate_stage`.
         model: a folder or hub name to evaluate in place of the run's best checkpoint.
         out: where predictions and results go; the run directory, if the model is its own.
         overrides: settings to change, such as `evaluation.decoding.strategy=beam`.
@@ -175,11 +175,13 @@ def evaluate_run(
 def evaluate_stage(
     run: Path, name: StageName, *, split: Split = "test", reporter: Reporter | None = None
 ) -> Path:
-    """Evaluate what a stage of a run made, in the stage's own folder.
+    """Evaluate the teacher, the student as it was loaded, or the pre-distilled one of a run.
+
+    Runs that share the model share its results, which are in a folder of the stages.
 
     Args:
         run: a run directory that has its stages, whether its own training has ended or not.
-        name: whose result.
+        name: which model.
         split: which split.
         reporter: tells the person who watches.
 
@@ -187,20 +189,26 @@ def evaluate_stage(
         The stage's folder.
 
     Raises:
-        RunError: `run` is no run directory, has made no such stage, or the data is not its own.
+        RunError: `run` is no run directory, has no such model, or the data is not its own.
     """
     pipeline = open_pipeline(run, reporter=reporter)
+    config = pipeline.config
     stage = read_manifest(run).get("stages", {}).get(name)
     directory = pipeline.stages_dir / (stage or name)
-    if not (directory / "best").exists():
+    is_loaded = name == "student" or (name == "teacher" and config.teacher.train is None)
+    if not (directory if is_loaded else directory / "best").exists():
+        made = "loaded" if is_loaded else "trained"
         raise RunError(
-            f"{run}: has trained no {name} of its own (or it is gone); evaluate a loaded model by "
-            "--model NAME --out FOLDER"
+            f"{run}: has {made} no {name} of its own, or it is gone; evaluate any model by --model "
+            "NAME --out FOLDER"
         )
-    if name == "teacher":
-        model = pipeline.teacher
-    else:
-        model = pipeline.reload(directory / "best", pipeline.config.student)
+    match name:
+        case "teacher":
+            model = pipeline.teacher
+        case "student":
+            model = pipeline.initial_student
+        case "predistill":
+            model = pipeline.reload(directory / "best", config.student)
     pipeline.check_rows([split], model, pipeline.teacher)
     _check_data(run, pipeline, split)
     training = training_facts(directory)

@@ -23,9 +23,10 @@ class Resume(StrEnum):
 
 
 class Stage(StrEnum):
-    """What is trained before the objective."""
+    """A model that a run has before its objective is trained."""
 
     teacher = "teacher"
+    student = "student"
     predistill = "predistill"
 
 
@@ -131,7 +132,11 @@ def evaluate(
         str | None, typer.Option(help="Evaluate this folder or hub name instead; needs --out.")
     ] = None,
     stage: Annotated[
-        Stage | None, typer.Option(help="Evaluate what this stage made, in its own folder.")
+        Stage | None,
+        typer.Option(
+            help="Evaluate the run's teacher, or its student before any training or "
+            "pre-distilled, in a folder that runs share."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results [RUN].")] = None,
     quiet: Quiet = False,

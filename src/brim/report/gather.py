@@ -28,10 +28,9 @@ _ABOUT = ("description", "seed", "tracking")
 _LOGISTICS = {"batch_tokens", "micro_batch_tokens", "device", "save_every", "keep_checkpoints"}
 _STAGES = {
     "teacher": Name("Teacher", "teacher", "Teacher"),
+    "student": Name("Student", "student", "Student"),
     "predistill": Name("Pre-distilled student", "student", "Pre-distilled student"),
 }
-# Folders of models that were evaluated without training, by their names.
-_MODELS = {"teacher": _STAGES["teacher"], "student": Name("Student", "student", "Student")}
 
 Identity = dict[str, Any]
 
@@ -40,9 +39,10 @@ def gather(directories: Sequence[Path], *, split: str = "test") -> Gathered:
     """Read every run under the folders.
 
     Runs of the same settings but for the seed are one system; systems of the same task, teacher
-    and student stand side by side. So do the teacher and the pre-distilled students of the runs,
-    where they were evaluated, and a model that `brim evaluate --model … --out FOLDER` left under
-    the folders, named by its folder (`teacher` and `student` are the paper's).
+    and student stand side by side. So do the teacher and the students that the runs began with,
+    loaded and pre-distilled, where they were evaluated, and a model that `brim evaluate --model …
+    --out FOLDER` left under the folders, named by its folder (`teacher` and `student` are the
+    paper's).
 
     Args:
         directories: looked through with all that is in them; of a sweep's, with a `sweep.yaml`, the
@@ -202,7 +202,7 @@ def _systems(
 
 
 def _stages(runs: Sequence[Run], notes: list[str]) -> list[SystemRuns]:
-    """The teacher and the pre-distilled students that the runs were made with."""
+    """The teacher, and the students as loaded and as pre-distilled, that the runs began with."""
     systems = []
     for stage, name in _STAGES.items():
         found: dict[Path, Run] = {}
@@ -210,17 +210,27 @@ def _stages(runs: Sequence[Run], notes: list[str]) -> list[SystemRuns]:
             directory = _stage_directory(run, stage)
             if directory is None or directory in found:
                 continue
-            one_for_all = stage == "teacher" and run.settings["teacher"].get("seed") is not None
-            seed = None if one_for_all else run.seed
-            if seed is not None and seed in [other.seed for other in found.values()]:
-                continue  # the same again, made with another budget of memory
-            found[directory] = replace(read_run(directory, run.split), seed=seed)
-            if not found[directory].scores:
-                notes.append(_how_to_evaluate(run, stage, directory, name, seed))
-        tested = tuple(run for run in found.values() if run.scores)
-        if tested:
-            systems.append(SystemRuns(name.label, name, tested))
+            tested = replace(read_run(directory, run.split), seed=_seed_of(run, stage))
+            if any(_same_test(tested, other) for other in found.values()):
+                continue  # made with another budget of memory
+            found[directory] = tested
+            if not tested.scores:
+                notes.append(_how_to_evaluate(run, stage, directory, name, tested.seed))
+        with_scores = tuple(run for run in found.values() if run.scores)
+        if with_scores:
+            systems.append(SystemRuns(name.label, name, with_scores))
     return systems
+
+
+def _seed_of(run: Run, stage: str) -> int | None:
+    """The seed that a model before the run's own training depends on; None for any seed's."""
+    teacher = run.settings["teacher"]
+    one_teacher = teacher.get("train") is None or teacher.get("seed") is not None
+    return None if one_teacher and stage != "predistill" else run.seed
+
+
+def _same_test(a: Run, b: Run) -> bool:
+    return a.seed == b.seed and a.results.get("decoding") == b.results.get("decoding")
 
 
 def _untrained(tasks: Sequence[TaskRuns]) -> list[str]:
@@ -249,7 +259,7 @@ def _stage_directory(run: Run, stage: str) -> Path | None:
 
 def _how_to_evaluate(run: Run, stage: str, directory: Path, name: Name, seed: int | None) -> str:
     which = name.label if seed is None else f"{name.label} of seed {seed}"
-    if not (directory / "best").is_dir():
+    if not directory.is_dir():
         return f"{which}: not in the tables, for its folder {directory} is missing."
     command = ["brim", "evaluate", str(run.directory), "--stage", stage, "--split", run.split]
     return f"{which}: not evaluated, so not in the tables; evaluate by `{shlex.join(command)}`."
@@ -258,7 +268,7 @@ def _how_to_evaluate(run: Run, stage: str, directory: Path, name: Name, seed: in
 def _model(run: Run) -> SystemRuns:
     """A model that was evaluated into a folder of its own."""
     folder = run.directory.name
-    name = _MODELS.get(folder, Name(folder, "other", folder))
+    name = _STAGES.get(folder, Name(folder, "other", folder))
     return SystemRuns(name.label, name, (run,))
 
 

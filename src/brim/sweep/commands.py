@@ -72,7 +72,7 @@ def dry_run(chosen: Chosen) -> str:
     stages = stage_tests(chosen.points, chosen.out)
     tests = [test for test in stages if state_of(test, chosen.out) != "done"]
     if todo or tests:
-        lines.append("# then each teacher and pre-distilled student is tested, once")
+        lines.append("# then each teacher and each student that runs begin with is tested, once")
     return "\n".join([*lines, *(test.command(chosen.out) for test in tests)])
 
 

@@ -83,12 +83,12 @@ class Point:
 
 @dataclass(frozen=True)
 class StageTest:
-    """The test of what a stage made, for the first rows of a report.
+    """The test of a teacher or a student that runs begin with, for the first rows of a report.
 
     Attributes:
-        run: name of a point whose run has the stage.
+        run: name of a point whose run has the model.
         stage: as `brim evaluate` calls it.
-        folder: of the stage, below the sweep's `stages`.
+        folder: of its stage, or of its tests alone where it is loaded, below the sweep's `stages`.
         stage_keys: of a point; a test makes no stage, and needs none that is still being made.
     """
 

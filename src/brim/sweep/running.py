@@ -63,8 +63,8 @@ def run_sweep(
     """Run the points that are not done; go on with those that were stopped.
 
     Points come in their order, but for one: while a point makes a stage, none that needs the same
-    stage is begun. After them, each teacher and pre-distilled student that they have is tested
-    once, as the first run that has it says.
+    stage is begun. After them, each teacher and each student that they begin with, as loaded and
+    pre-distilled, is tested once, as the first run that has it says.
 
     Args:
         todo: the points.

@@ -29,12 +29,12 @@ def log_of(task: Task, out: Path) -> Path:
 
 
 def stage_tests(points: Iterable[Point], out: Path) -> list[StageTest]:
-    """The tests of the teachers and pre-distilled students that these points' runs have so far."""
+    """The tests of teachers and students that these points' runs have begun with so far."""
     found: dict[str, StageTest] = {}
-    for stage in ("teacher", "predistill"):
+    for stage in ("teacher", "student", "predistill"):
         for point in points:
             folder = read_manifest(out / point.name).get("stages", {}).get(stage)
-            if folder is not None and (out / "stages" / folder / "best").exists():
+            if folder is not None and (out / "stages" / folder).is_dir():
                 found.setdefault(folder, StageTest(point.name, stage, folder))
     return list(found.values())
 

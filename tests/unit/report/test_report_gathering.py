@@ -181,6 +181,48 @@ def test_teacher_and_students_of_the_stages_stand_beside_the_runs(tmp_path):
     assert "kl/34007 --stage predistill --split test`" in note
 
 
+@pytest.mark.parametrize(
+    ("teacher", "seeds"),
+    [
+        ({"path": "t5", "train": None, "seed": None}, [None]),  # loaded, whatever the seed
+        ({"path": "t5", "train": {}, "seed": 0}, [None]),
+        ({"path": "t5", "train": {}, "seed": None}, [*SEEDS[:2]]),  # the returns are its own
+    ],
+)
+def test_a_loaded_student_has_a_run_for_each_teacher(tmp_path, teacher, seeds):
+    for seed in SEEDS[:2]:
+        name = f"student-{'one' if seeds == [None] else seed}"
+        manifest = {"stages_dir": "../stages", "stages": {"student": name}}
+        make_folder(tmp_path / f"{seed}", LLMR, seed, SCORES, manifest=manifest, teacher=teacher)
+        (tmp_path / "stages" / name).mkdir(parents=True, exist_ok=True)
+    _, gathered = found(tmp_path)
+    assert len(gathered.notes) == len(seeds)
+    assert all("--stage student --split test`" in note for note in gathered.notes)
+    for folder in (tmp_path / "stages").iterdir():
+        (folder / "results.json").write_text(json.dumps({"test": results_of(SCORES)}))
+    groups, gathered = found(tmp_path)
+    assert groups[0][1] == [("Student", seeds), ("LLMR", [*SEEDS[:2]])]
+    assert not gathered.notes
+
+
+def test_a_loaded_student_that_was_decoded_in_two_ways_has_two_rows(tmp_path):
+    teacher = {"path": "t5", "train": None}
+    for number, decoding in enumerate(({}, {}, {"max_tokens": 40})):
+        limits = {"max_tokens": 30, "max_prompt_tokens": 9, **decoding}
+        manifest = {"stages_dir": "../stages", "stages": {"student": f"student-{number}"}}
+        run = make_folder(
+            tmp_path / f"{number}", [LLMR, KL, {"name": "js"}][number], 1, SCORES,
+            manifest=manifest, teacher=teacher, decoding=limits,
+        )  # fmt: skip
+        results = {"test": results_of(SCORES, decoding={"strategy": "greedy", **limits})}
+        for place in (run, tmp_path / "stages" / f"student-{number}"):
+            place.mkdir(parents=True, exist_ok=True)
+            (place / "results.json").write_text(json.dumps(results))
+    groups, _ = found(tmp_path)
+    students = [system for system in groups[0][1] if system[0].startswith("Student")]
+    assert students == [("Student", [None]), ("Student [max_tokens = 40]", [None])]
+
+
 def test_a_model_that_was_evaluated_alone_stands_beside_runs_of_the_same_data(tmp_path):
     make_folder(tmp_path / "llmr", LLMR, 1, SCORES)
     for name, sha in (("teacher", DATA), ("student", DATA), ("elsewhere", "6" * 64)):
