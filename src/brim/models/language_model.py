@@ -29,7 +29,13 @@ from brim.models.encoding import Encoder, pad
 from brim.models.engines import generate_with_transformers
 from brim.models.generation_settings import exclude_tokens, generation_rules
 from brim.models.head import EXCLUDED, SOFTMAX, Centering, Distribution, OutputHead
-from brim.models.probe import head_weight, measure_scale, start_token_id
+from brim.models.probe import (
+    check_decoder,
+    head_weight,
+    measure_scale,
+    one_line,
+    start_token_id,
+)
 from brim.models.reading import Comparison, Reading
 from brim.models.tokenizers import end_token_ids, rows_without_token
 from brim.models.tying import check_same_head, check_stored_head, protect_head, resize_rows
@@ -64,28 +70,30 @@ class LanguageModel(nn.Module):
 
     Raises:
         ModelError: the model has no output head, does something to its logits that the chunked
-            head does not, is not autoregressive, or does not fit the tokenizer.
+            head does not, is not autoregressive, does not fit the tokenizer, or cannot be run.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
-        rows_without_token(tokenizer, len(head_weight(model)))
-        self.end_ids = end_token_ids(model, tokenizer)
-        pad_id = tokenizer.pad_token_id
-        self.filler_id: int = self.end_ids[0] if pad_id is None else pad_id
-        start_id = start_token_id(model) if self.is_encoder_decoder else None
-        self.encoder = Encoder(tokenizer, self.end_ids, start_id)
-        self.rules = generation_rules(model, self.end_ids)
-        self._follow_rules()
-        protect_head(model)
-        self._backbone: Backbone = (
-            DecoderOnly(model)
-            if start_id is None
-            else EncoderDecoder(model, (start_id, *self.rules.forced_start))
-        )
-        self._scale = measure_scale(self._backbone)
+        with one_line(model):
+            rows_without_token(tokenizer, len(head_weight(model)))
+            check_decoder(model)
+            self.end_ids = end_token_ids(model, tokenizer)
+            pad_id = tokenizer.pad_token_id
+            self.filler_id: int = self.end_ids[0] if pad_id is None else pad_id
+            start_id = start_token_id(model) if self.is_encoder_decoder else None
+            self.encoder = Encoder(tokenizer, self.end_ids, start_id)
+            self.rules = generation_rules(model, self.end_ids)
+            self._follow_rules()
+            protect_head(model)
+            self._backbone: Backbone = (
+                DecoderOnly(model)
+                if start_id is None
+                else EncoderDecoder(model, (start_id, *self.rules.forced_start))
+            )
+            self._scale = measure_scale(self._backbone)
         self.batch_tokens, self._compiled = BATCH_TOKENS, False
         self.training = model.training
 

@@ -6,18 +6,24 @@ list of families, three tokens are passed through each model at construction.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from brim.errors import ModelError
+from brim.errors import BrimError, ModelError
 from brim.models.backbone import Backbone, EncoderDecoder, Prompts
 
 # Largest tolerated difference between two ways to compute the same hidden states, relative to the
 # largest of them. A mask or a position that is wrong moves them by about 1.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _LOW_PRECISION_TOLERANCE = 0.1
+
+_OVERFLOW = "float16 ends at 65,504, which it exceeds; load it in bfloat16 or float32 (dtype)"
 
 
 def start_token_id(model: PreTrainedModel) -> int:
@@ -34,6 +40,55 @@ def start_token_id(model: PreTrainedModel) -> int:
         f"{_name(model)} names no token to start its decoder with; "
         "set decoder_start_token_id in its config.json"
     )
+
+
+@contextmanager
+def one_line(model: PreTrainedModel) -> Iterator[None]:
+    """Make whatever is raised in the block, by code of any kind of model, an error of one line.
+
+    Raises:
+        ModelError: names the model and the reason.
+    """
+    try:
+        yield
+    except BrimError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise ModelError(
+            f"{_name(model)} cannot be used as a language model: {type(error).__name__}: "
+            f"{lines[0]}; choose another model"
+        ) from error
+
+
+def check_decoder(model: PreTrainedModel) -> None:
+    """Check that the decoder can be called as that of most models, and ends before the head.
+
+    Raises:
+        ModelError: names what it lacks.
+    """
+    decoder = model.get_decoder()
+    kind = type(decoder).__name__
+    head = getattr(decoder, "get_output_embeddings", lambda: None)()
+    if head is not None:
+        raise ModelError(
+            f"{_name(model)}: its decoder, a {kind}, gives logits where hidden states are needed, "
+            "for it has an output head of its own; choose another model"
+        )
+    names = inspect.signature(decoder.forward).parameters
+    inputs = ["input_ids", "past_key_values"]
+    inputs += ["encoder_hidden_states", "encoder_attention_mask"] * model.config.is_encoder_decoder
+    missing = [name for name in inputs if name not in names]
+    if missing == ["past_key_values"]:
+        raise ModelError(
+            f"{_name(model)}: its {kind} keeps no keys and values of past tokens "
+            "(past_key_values), as one that is recurrent or has no cache; choose another model"
+        )
+    if missing:
+        raise ModelError(
+            f"{_name(model)}: its decoder, a {kind}, takes no {' and no '.join(missing)}, so that "
+            "its layers cannot be called apart from the output head; choose another model"
+        )
 
 
 def head_weight(model: PreTrainedModel) -> Tensor:
@@ -76,7 +131,10 @@ def _measure_scale(backbone: Backbone) -> float:
     ids, completion = tokens[:, :2], tokens[:, 2:]
     prompts = Prompts(ids, torch.ones_like(ids, dtype=torch.bool))
     hidden = backbone.hidden(prompts, completion, 2)
+    half = hidden.dtype == torch.float16
     if not hidden.isfinite().all():
+        if half and not any(weight.isnan().any() for weight in model.parameters()):
+            raise ModelError(f"{name} gives hidden states that are not finite: {_OVERFLOW}")
         raise ModelError(f"{name} gives hidden states that are not finite; its weights are damaged")
 
     state = backbone.start(prompts, 2)
@@ -84,6 +142,10 @@ def _measure_scale(backbone: Backbone) -> float:
     # Quantised products take other paths for one token than for three.
     loose = getattr(model, "hf_quantizer", None) is not None
     if not _close(state.hidden, hidden[:, -1], loose=loose):
+        if half:  # some models cut off what overflows
+            raise ModelError(
+                f"{name} predicts another token with a cache than without: {_OVERFLOW}"
+            )
         raise ModelError(
             f"{name} predicts another token with a cache than without; "
             "choose an autoregressive language model"

@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -11,14 +12,27 @@ from transformers import (
     BertModel,
     CohereConfig,
     CohereForCausalLM,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    FSMTConfig,
+    FSMTForConditionalGeneration,
     Gemma2Config,
     Gemma2ForCausalLM,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    ModernBertDecoderConfig,
+    ModernBertDecoderForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
     PreTrainedModel,
     T5Config,
     T5EncoderModel,
     T5ForConditionalGeneration,
     UMT5Config,
     UMT5ForConditionalGeneration,
+    xLSTMConfig,
+    xLSTMForCausalLM,
 )
 
 from brim.errors import ModelError
@@ -38,6 +52,11 @@ SIZES = {
 }
 T5_SIZES = {"vocab_size": 48, "d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
 BERT = {**SIZES, "is_decoder": False}
+STACK = {"layers": 1, "ffn_dim": 16, "attention_heads": 2}
+SPECIAL = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+RECURRENT = {"vocab_size": 48, "hidden_size": 16, "num_hidden_layers": 1, **SPECIAL}
+XLSTM = {**RECURRENT, "embedding_dim": 16, "num_blocks": 1, "num_heads": 2}
+GPT = {"vocab_size": 48, "n_embd": 16, "n_layer": 1, "n_head": 2, **SPECIAL}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -98,6 +117,52 @@ def without_start_token() -> PreTrainedModel:
     return model
 
 
+def bert2bert() -> PreTrainedModel:
+    encoder, decoder = BertConfig(**BERT), BertConfig(**{**BERT, "is_decoder": True})
+    decoder.add_cross_attention = True
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    config.decoder_start_token_id = 2
+    return EncoderDecoderModel(config)
+
+
+def modern_bert() -> PreTrainedModel:
+    own = {"cls_token_id": 2, "sep_token_id": 1}
+    sizes = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
+    return ModernBertDecoderForCausalLM(ModernBertDecoderConfig(**sizes, **own))
+
+
+def fsmt() -> PreTrainedModel:
+    sizes = {f"{s}_{key}": n for s in ("encoder", "decoder") for key, n in STACK.items()}
+    languages = {"langs": ["en", "de"], "src_vocab_size": 48, "tgt_vocab_size": 48}
+    return FSMTForConditionalGeneration(FSMTConfig(d_model=16, **sizes, **languages))
+
+
+class Broken(LlamaForCausalLM):
+    """A model whose code raises what nothing expects, in several lines."""
+
+    def get_decoder(self) -> nn.Module:
+        raise TypeError("first\nsecond")
+
+
+def broken() -> PreTrainedModel:
+    return Broken(tiny("llama").config)
+
+
+def overflowing(family: str, times: float) -> Callable[[], PreTrainedModel]:
+    """A model in float16 of weights that other types bear."""
+
+    def make() -> PreTrainedModel:
+        model = tiny(family)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(times)
+        if times < 100:
+            LanguageModel(copy.deepcopy(model).bfloat16(), word_tokenizer())
+        return model.half()
+
+    return make
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -109,6 +174,18 @@ def without_start_token() -> PreTrainedModel:
         (lambda: AddsOne(T5Config(**T5_SIZES, decoder_start_token_id=0)), "more to its logits"),
         (damaged, "not finite; its weights are damaged"),
         (without_start_token, "names no token to start its decoder with"),
+        (bert2bert, "its decoder, a BertLMHeadModel, gives logits where hidden states"),
+        (modern_bert, "its decoder, a Linear, takes no input_ids"),
+        (fsmt, "its decoder, a FSMTDecoder, takes no encoder_attention_mask"),
+        (lambda: xLSTMForCausalLM(xLSTMConfig(**XLSTM)), "xLSTMModel keeps no keys and values"),
+        (lambda: MambaForCausalLM(MambaConfig(**RECURRENT)), "MambaModel keeps no keys and values"),
+        (lambda: OpenAIGPTLMHeadModel(OpenAIGPTConfig(**GPT)), "GPTModel keeps no keys and values"),
+        (broken, "Broken .built here. cannot be used as a language model: TypeError: first; choose"),
+        *(
+            (overflowing(family, times), "float16 ends at 65,504, .* bfloat16 or float32 .dtype")
+            for family, times in (("t5", 10), ("t5", 1000), ("t5_v1_1", 10), ("llama", 10))
+        ),
+        (overflowing("t5", torch.nan), "its weights are damaged"),
     ],
 )
 def test_models_that_cannot_take_the_role_are_refused(
