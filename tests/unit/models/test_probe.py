@@ -180,7 +180,7 @@ def overflowing(family: str, times: float) -> Callable[[], PreTrainedModel]:
         (lambda: xLSTMForCausalLM(xLSTMConfig(**XLSTM)), "xLSTMModel keeps no keys and values"),
         (lambda: MambaForCausalLM(MambaConfig(**RECURRENT)), "MambaModel keeps no keys and values"),
         (lambda: OpenAIGPTLMHeadModel(OpenAIGPTConfig(**GPT)), "GPTModel keeps no keys and values"),
-        (broken, "Broken .built here. cannot be used as a language model: TypeError: first; choose"),
+        (broken, "Broken .built here. cannot be used as a language model: TypeError: first;"),
         *(
             (overflowing(family, times), "float16 ends at 65,504, .* bfloat16 or float32 .dtype")
             for family, times in (("t5", 10), ("t5", 1000), ("t5_v1_1", 10), ("llama", 10))
