@@ -26,6 +26,7 @@ from brim.models import (
     keep_layers,
     load_model,
     q_drift,
+    quantization_of,
     share_vocabulary,
     train_tokenizer,
 )
@@ -184,15 +185,13 @@ class Materials:
                 f"few for {self.accelerator.num_processes} processes; raise it"
             )
         self.examples("test")  # whatever is wrong with it is known before models are loaded
+        bits = quantization_of(self.initial_teacher)
         if config.student.keep_layers is None:
             source = self.loaded_student
+            config.check_quantized(bits, quantization_of(source))
             share_vocabulary(self.initial_teacher, source)
-        elif config.teacher.quantization is not None:
-            raise ConfigError(
-                "student.keep_layers: quantised layers cannot be trained; give a student of its "
-                "own, or set teacher.quantization to null"
-            )
         else:  # of the teacher before its training: whether there are so many
+            config.check_quantized(bits, None)
             source = self.cut_student(self.initial_teacher)
         if config.student.lora is None:
             check_trainable(source, "student")
@@ -253,6 +252,11 @@ class Materials:
     def record_drift(self) -> None:
         """Write into the manifest, once, how far quantising the teacher moved its Q-values."""
         settings, decoding = self.config.teacher.quantization, self.config.decoding
+        bits = quantization_of(self.initial_teacher)
+        if settings is None and bits is not None:
+            self.reporter.say(
+                f"teacher ({bits}): how far its Q-values moved is not known, for it is stored so"
+            )
         if settings is None or settings.drift_examples == 0:
             return
         if "quantization" in read_manifest(self.out) or not self.accelerator.is_main_process:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from brim.config import Config
+from brim.errors import ConfigError
 from brim.models import Decoding, Description, Quantization, check_description
 from brim.objectives import ObjectiveConfig, SeqKDConfig
 from brim.tasks import FilesConfig, TaskConfig
@@ -490,6 +491,39 @@ class RunConfig(Config):
                 "student.lora: adapters cannot be trained in parts; set trainer.sharding to none"
             )
         return self
+
+    def check_quantized(self, teacher: Quantization | None, student: Quantization | None) -> None:
+        """Refuse what models of few bits a weight cannot do, loaded so or stored so.
+
+        Args:
+            teacher: how the teacher's weights are kept; None for all of their bits.
+            student: the same of a student that is loaded.
+
+        Raises:
+            ConfigError: names the setting.
+        """
+        if student is not None:
+            raise ConfigError(
+                f"student.path: {self.student.path} is stored in {student}, and quantised weights "
+                "cannot be trained; give the model as it was before"
+            )
+        if teacher is None:
+            return
+        if self.student.keep_layers is not None:
+            raise ConfigError(
+                "student.keep_layers: quantised layers cannot be trained; give a student of its "
+                "own, or a teacher that is not quantised"
+            )
+        if self.teacher.train is not None:
+            raise ConfigError(
+                f"teacher.train: {self.teacher.path} is stored in {teacher}, and quantised weights "
+                "cannot be trained; set it to null, or give the model as it was before"
+            )
+        if self.teacher.sharding != "none":
+            raise ConfigError(
+                f"teacher.sharding: {self.teacher.path} is stored in {teacher}, and quantised "
+                "weights cannot be sharded; set it to none"
+            )
 
     @model_validator(mode="after")
     def _a_row_for_each_minibatch(self) -> Self:

@@ -6,7 +6,9 @@ import pytest
 from pairs import LLAMA, T5
 
 from brim.config import load_config
-from brim.errors import ConfigError
+from brim.errors import ConfigError, ModelError
+from brim.models import Quantization, load_model
+from brim.plan import plan
 from brim.runs import evaluate_run, train
 from brim.settings import RunConfig
 
@@ -57,3 +59,60 @@ def test_settings_of_the_run_are_read_back(make_config, teachers, tmp_path):
     assert "quantization" not in json.loads((tmp_path / "run" / "manifest.json").read_text())
     again = load_config(RunConfig, tmp_path / "run" / "config.yaml")
     assert again.teacher.quantization.bits == 8
+
+
+@pytest.fixture(scope="module")
+def stored(teachers, tmp_path_factory):
+    """A trained teacher whose weights bitsandbytes has stored in 8 bits."""
+    pytest.importorskip("bitsandbytes")
+    folder = tmp_path_factory.mktemp("stored") / "t5"
+    load_model(teachers["t5"], quantization=Quantization("bitsandbytes", 8)).save(folder)
+    return folder
+
+
+BITS = "{backend: bitsandbytes, bits: 8}"
+LOOP = "{trainer: {max_steps: 1, rollout_batch_size: 4}}"
+
+
+LAYERS = "student={keep_layers: 1}"
+STUDENT = "student={path: STORED}"
+ADAPTED = "student={path: STORED, lora: {r: 2}}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        ([f"teacher={{path: STORED, quantization: {BITS}}}"], ModelError, "to null"),
+        ([f"teacher={{path: STORED, train: {LOOP}}}"], ConfigError, "teacher.train: .* stored in"),
+        (["teacher={path: STORED, sharding: offload}"], ConfigError, "teacher.sharding: .*stored"),
+        (["teacher={path: STORED}", LAYERS], ConfigError, "student.keep_layers: quantised layers"),
+        (["teacher={path: PLAIN}", STUDENT], ConfigError, "student.path: .* bitsandbytes, 8 bits"),
+        (["teacher={path: PLAIN}", ADAPTED], ConfigError, "student.path: .* bitsandbytes, 8 bits"),
+    ],
+)
+def test_a_folder_that_is_stored_quantised_has_the_same_limits(
+    make_config, teachers, stored, tmp_path, overrides, error, message
+):
+    if not any("student" in override for override in overrides):
+        overrides = [*overrides, "student={path: PLAIN}"]
+    plain = str(teachers["t5"])
+    places = [o.replace("STORED", str(stored)).replace("PLAIN", plain) for o in overrides]
+    config = make_config(T5, *NO_TRAINING, "student.build=null", *places)
+    for begin in (plan, lambda config: train(config, tmp_path / "run")):
+        with pytest.raises(error, match=message) as caught:
+            begin(config)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_stored_quantised_teaches_and_is_evaluated(
+    make_config, teachers, stored, tmp_path
+):
+    config = make_config(T5, f"teacher={{path: {stored}}}", *NO_TRAINING)
+    assert str(plan(config).models[0].stored) == "bitsandbytes, 8 bits"
+    results = train(config, tmp_path / "run")
+    same = make_config(
+        T5, f"teacher={{path: {teachers['t5']}, quantization: {BITS}}}", *NO_TRAINING
+    )
+    assert train(same, tmp_path / "same")["scores"] == results["scores"]
+    evaluated = evaluate_run(tmp_path / "run", split="test", model=str(stored), out=tmp_path / "it")
+    assert "return" in evaluated["scores"]

@@ -12,7 +12,7 @@ from accelerate import Accelerator, PartialState
 
 from brim.errors import ConfigError, RunError
 from brim.materials import Materials
-from brim.models import LanguageModel, add_adapters, load_model, share_vocabulary
+from brim.models import LanguageModel, add_adapters, load_model, quantization_of, share_vocabulary
 from brim.objectives.induction import ReturnInduction
 from brim.objectives.policy_gradient import PolicyGradient
 from brim.objectives.ppo import PPO
@@ -140,6 +140,8 @@ def load_student(pipeline: Pipeline, subject: Subject) -> LanguageModel:
             load_model(subject.path, dtype=role.dtype, trust_remote_code=role.trust_remote_code)
         )
     share_vocabulary(pipeline.teacher, student)
+    if quantization_of(student) is not None:
+        raise ConfigError(f"{subject.path}: quantised weights have no gradient; name another model")
     student.requires_grad_(True)
     if config.student.lora is not None:
         seed = derive_seed(config.seed, "adapters", "objective")

@@ -9,7 +9,7 @@ from brim.models.language_model import LanguageModel, evaluating
 from brim.models.layers import keep_layers
 from brim.models.loading import load_model
 from brim.models.pairs import RowFunction
-from brim.models.quantization import Quantization, plain_tensors, q_drift
+from brim.models.quantization import Quantization, plain_tensors, q_drift, quantization_of
 from brim.models.reading import Comparison, Reading
 from brim.models.row_checks import RowReport, inspect_rows
 from brim.models.scratch import Description, build_model, check_description
@@ -48,6 +48,7 @@ __all__ = [
     "load_model",
     "plain_tensors",
     "q_drift",
+    "quantization_of",
     "set_dropout",
     "share_vocabulary",
     "train_tokenizer",

@@ -35,9 +35,14 @@ def keep_layers(
         decoder_layers: the same for the decoder of an encoder-decoder; None for what `layers` says.
 
     Raises:
-        ModelError: the teacher has no such layers, or is not built like one of these.
+        ModelError: the teacher has no such layers, is quantised, or is not built like one of these.
     """
     source = teacher.model
+    if getattr(source.config, "quantization_config", None) is not None:
+        raise ModelError(
+            "student.keep_layers: quantised layers cannot be trained; give a student of its own, "
+            "or a teacher that is not quantised"
+        )
     choices = [("layers", source.get_decoder(), layers)]
     if teacher.is_encoder_decoder:
         below = layers if decoder_layers is None else decoder_layers

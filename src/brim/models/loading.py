@@ -29,7 +29,12 @@ from transformers.utils import cached_file
 from brim.errors import ModelError
 from brim.models.generation_settings import ignored_settings
 from brim.models.language_model import LanguageModel
-from brim.models.quantization import Quantization, check_quantized, head_name
+from brim.models.quantization import (
+    Quantization,
+    check_quantized,
+    head_name,
+    stored_quantization,
+)
 from brim.models.smollm2 import SMOLLM2_NAME, load_smollm2
 from brim.models.tying import check_stored_head
 
@@ -73,7 +78,8 @@ def load_model(
         dtype: of the weights: `float32`, `bfloat16`, `float16`, or `auto` for the file's own.
         device: where the weights go.
         trust_remote_code: run Python code that the model brings along.
-        quantization: how to store the linear layers with fewer bits; the output head keeps its own.
+        quantization: how to keep the linear layers with fewer bits; the output head keeps its own.
+            None also for a folder that stores them so: it is read as it is.
 
     Raises:
         ModelError: the model cannot be found or read, or is not a language model with a head, or
@@ -89,17 +95,27 @@ def load_model(
                 f"quantization: {SMOLLM2_NAME} is read from a format of its own; save it with "
                 "LanguageModel.save and give that folder as the path"
             )
-        stored = DTYPES[dtype]
+        own = DTYPES[dtype]
         return load_smollm2(
-            dtype=stored if isinstance(stored, torch.dtype) else torch.float32, device=device
+            dtype=own if isinstance(own, torch.dtype) else torch.float32, device=device
         )
     name = _find(name_or_path, revision)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         # Marian's loader draws numbers that it then throws away.
+        config = AutoConfig.from_pretrained(name, **options)
+        stored = stored_quantization(config, name)
+        if stored is not None:
+            if quantization is not None:
+                raise ModelError(
+                    f"quantization: the weights of {name} are stored in {stored} already; set it "
+                    "to null, or give the model as it was before"
+                )
+            stored.check(dtype=dtype, device=device)
+            stored.adjust(config, device)
         with _without_tying_advice(), torch.random.fork_rng(devices=[]):
             model, tokenizer, missing = _read(
-                name, DTYPES[dtype], torch.device(device), quantization, options
+                name, config, DTYPES[dtype], torch.device(device), quantization, options
             )
         directory = Path(cached_file(name, "config.json", revision=revision)).parent
     except ModelError:
@@ -113,11 +129,12 @@ def load_model(
             f"cannot load the model {name!r}: {len(missing)} of its weights are not in the file, "
             f"such as {min(missing)}; choose a checkpoint of a whole language model"
         )
-    check_stored_head(model, directory)
-    if quantization is None:
+    bits = quantization or stored
+    if bits is None:
         model = model.to(device)
     else:  # it is on its device already
-        check_quantized(model, quantization)
+        check_quantized(model, bits)
+    check_stored_head(model, directory)
     ignored = ignored_settings(model)
     if ignored:
         _warn_once(name, ", ".join(ignored))
@@ -166,19 +183,21 @@ def _check_files(directory: Path) -> None:
 
 def _read(
     name: str,
+    config: PreTrainedConfig,
     dtype: torch.dtype | str,
     device: torch.device,
     quantization: Quantization | None,
     options: dict[str, Any],
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, set[str]]:
     """Model, tokenizer, and the names of the weights that the file lacks."""
-    config = AutoConfig.from_pretrained(name, **options)
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     _check_has_head(name, config)
-    storage = {}
+    storage: dict[str, Any] = {}
     if quantization is not None:
         head = head_name(auto_class, config, trust_remote_code=options["trust_remote_code"])
         storage = quantization.options(head, device)
+    if quantization is not None or hasattr(config, "quantization_config"):
+        storage["device_map"] = {"": device}
     model, info = auto_class.from_pretrained(
         name,
         config=config,

@@ -39,7 +39,7 @@ class Quantization:
         return f"{self.backend}, {self.bits} bits"
 
     def check(self, *, dtype: str, device: str | torch.device) -> None:
-        """Meet what would fail in the middle of loading.
+        """Check what would fail in the middle of loading.
 
         Raises:
             ModelError: the back end is not installed, or cannot do it on this device.
@@ -64,14 +64,15 @@ class Quantization:
         self, head: str, device: str | torch.device
     ) -> dict[str, BitsAndBytesConfig | TorchAoConfig | Mapping[str, Any]]:
         """Arguments of `from_pretrained`; `head` is the name of the layer to leave alone."""
-        return {
-            "quantization_config": self._config(head, torch.device(device)),
-            "device_map": {"": torch.device(device)},
-        }
+        return {"quantization_config": self._config(head, torch.device(device))}
+
+    def adjust(self, config: PreTrainedConfig, device: str | torch.device) -> None:
+        """Have weights that are stored so computed with as `options` would have it."""
+        if self == Quantization("bitsandbytes", 4) and torch.device(device).type == "cpu":
+            config.quantization_config["bnb_4bit_compute_dtype"] = "float32"
 
     def _config(self, head: str, device: torch.device) -> BitsAndBytesConfig | TorchAoConfig:
         if self.backend == "bitsandbytes":
-            logging.getLogger("bitsandbytes.autograd._functions").addFilter(_keep)
             if self.bits == 8:
                 return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=[head])
             return BitsAndBytesConfig(
@@ -91,6 +92,36 @@ class Quantization:
                 int4_packing_format="tile_packed_to_4d", set_inductor_config=False
             )
         return TorchAoConfig(scheme, modules_to_not_convert=[head])
+
+
+def stored_quantization(config: PreTrainedConfig, name: str) -> Quantization | None:
+    """How the weights are stored in the files that a config belongs to, if with fewer bits.
+
+    Args:
+        config: of the model.
+        name: of the model, for the error.
+
+    Raises:
+        ModelError: a package stored them that brim does not load.
+    """
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return None
+    stored = stored if isinstance(stored, dict) else stored.to_dict()
+    method = stored.get("quant_method") or "bitsandbytes"  # which older files do not name
+    if method == "bitsandbytes":
+        return Quantization("bitsandbytes", 4 if stored.get("load_in_4bit") else 8)
+    if method == "torchao":
+        return Quantization("torchao", 4 if "int4" in str(stored.get("quant_type")).lower() else 8)
+    raise ModelError(
+        f"quantization: the weights of {name} are stored by {method}, which is not supported; give "
+        "one that is stored by bitsandbytes or torchao, or not quantised at all"
+    )
+
+
+def quantization_of(model: LanguageModel) -> Quantization | None:
+    """How the weights of a model are kept, if with fewer bits, loaded or stored so."""
+    return stored_quantization(model.model.config, type(model.model).__name__)
 
 
 def head_name(auto_class: Any, config: PreTrainedConfig, *, trust_remote_code: bool) -> str:
@@ -118,13 +149,15 @@ def check_quantized(model: PreTrainedModel, quantization: Quantization) -> None:
     if _is_quantized(model.get_output_embeddings().weight):
         raise ModelError(
             f"quantization: {quantization.backend} quantised the output head of {name}, which "
-            "gives the Q-values; choose another backend"
+            "gives the Q-values; choose another backend, or a folder whose head is not quantised"
         )
     if not any(map(_is_quantized, model.parameters())):
         raise ModelError(
             f"quantization: {quantization.backend} found no layer of {name} that it can quantise; "
             "choose another backend"
         )
+    if quantization.backend == "bitsandbytes":
+        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_keep)
     if quantization == Quantization("bitsandbytes", 4) and model.device.type == "cpu":
         _check_on_cpu(model)
 

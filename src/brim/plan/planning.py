@@ -89,6 +89,7 @@ class Planner:
         )
         self.teacher = teacher_shape(config)
         self.student = student_shape(config, self.teacher)
+        config.check_quantized(self.teacher.quantization, self.student.quantization)
         check_trainable(self.student.model, "student")
         if config.teacher.train is not None:
             check_trainable(self.teacher.model, "teacher")

@@ -31,6 +31,7 @@ from brim.errors import ModelError
 from brim.models import add_adapters
 from brim.models.layers import layers_of
 from brim.models.loading import DTYPES
+from brim.models.quantization import stored_quantization
 from brim.models.scratch import build_without_tokenizer
 from brim.plan.shapes import ModelShape, stacks_of
 from brim.settings import RunConfig, StudentConfig, TeacherConfig
@@ -50,8 +51,14 @@ def teacher_shape(config: RunConfig) -> ModelShape:
     else:
         assert settings.tokenizer is not None
         shape = _build(settings.build, settings.tokenizer.vocab_size)
-    bits = settings.quantization
-    return shape if bits is None else replace(shape, quantization=bits.build())
+    if settings.quantization is None:
+        return shape
+    if shape.quantization is not None:
+        raise ModelError(
+            f"teacher.quantization: the weights of {settings.path} are stored in "
+            f"{shape.quantization} already; set it to null"
+        )
+    return replace(shape, quantization=settings.quantization.build())
 
 
 def student_shape(config: RunConfig, teacher: ModelShape) -> ModelShape:
@@ -84,7 +91,7 @@ def _load(settings: TeacherConfig | StudentConfig) -> ModelShape:
     path = _find_config(settings)
     text, names = path.read_text(encoding="utf-8"), _stored_names(path.parent)
     model = _from_config(settings.path, text, settings.dtype, names)
-    return ModelShape(settings.path, model)
+    return ModelShape(settings.path, model, stored_quantization(model.config, settings.path))
 
 
 @lru_cache(maxsize=8)

@@ -1,7 +1,9 @@
 """On CPU: bitsandbytes in 8 and 4 bits, torchao in 8 bits (where it is installed)."""
 
 import copy
+import json
 import logging
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,9 +22,11 @@ from brim.models import (
     Quantization,
     build_model,
     head,
+    keep_layers,
     load_model,
     plain_tensors,
     q_drift,
+    quantization_of,
 )
 from brim.models.quantization import check_quantized
 from brim.settings import StudentConfig, TeacherConfig
@@ -303,3 +307,79 @@ def test_settings_that_go_together() -> None:
     assert TeacherConfig.model_validate(built.model_dump()) == built
     with pytest.raises(ValidationError, match="dtype is for a loaded model"):
         StudentConfig.model_validate({"build": BUILD, "dtype": "float16"})
+
+
+@pytest.fixture(scope="module")
+def stored(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders in which bitsandbytes has stored the weights, by family and bits."""
+    found = {}
+    for family in ("t5", "llama"):
+        for quantization in (INT8, NF4):
+            found[f"{family}{quantization.bits}"] = tmp_path_factory.mktemp("stored") / family
+            model = load_model(folders / family, quantization=quantization)
+            model.save(found[f"{family}{quantization.bits}"])
+    for name in ("t54", "llama4"):  # as most folders are made, on a GPU
+        config = json.loads((found[name] / "config.json").read_text())
+        config["quantization_config"]["bnb_4bit_compute_dtype"] = "bfloat16"
+        (found[name] / "config.json").write_text(json.dumps(config))
+    return found
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+@pytest.mark.parametrize("quantization", [INT8, NF4], ids=str)
+def test_a_folder_that_is_stored_so_is_read_as_one_that_is_quantised(
+    folders: Path, stored: dict[str, Path], family: str, quantization: Quantization
+) -> None:
+    model = load_model(stored[f"{family}{quantization.bits}"])
+    expected = load_model(folders / family, quantization=quantization)
+    assert quantization_of(model) == quantization_of(expected) == quantization
+    assert quantization_of(load_model(folders / family)) is None
+    rollout = written(expected)
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    for name in ("taken", "best", "logprobs"):
+        values = (getattr(m.action_values(rollout), name) for m in (model, expected))
+        torch.testing.assert_close(*values, **close)
+    with pytest.raises(ModelError, match=r"quantised layers cannot be trained"):
+        keep_layers(model, layers=1)
+    with pytest.raises(ModelError, match=rf"stored in {quantization} already; set it to null"):
+        load_model(stored[f"{family}{quantization.bits}"], quantization=INT8)
+
+
+def change_config(folder: Path, copy_to: Path, **changes: object) -> Path:
+    shutil.copytree(folder, copy_to)
+    config = json.loads((copy_to / "config.json").read_text())
+    config["quantization_config"] |= changes
+    (copy_to / "config.json").write_text(json.dumps(config))
+    return copy_to
+
+
+def test_what_stored_weights_cannot_be_is_said_in_one_line(
+    folders: Path, stored: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    careless = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["nothing"])
+    AutoModelForSeq2SeqLM.from_pretrained(
+        folders / "t5", quantization_config=careless, device_map={"": "cpu"}
+    ).save_pretrained(tmp_path / "head")
+    word_tokenizer(appends_eos=True).save_pretrained(tmp_path / "head")
+    gptq = change_config(stored["t58"], tmp_path / "gptq", quant_method="gptq")
+    cases = [
+        (tmp_path / "head", "quantised the output head"),
+        (gptq, "stored by gptq, which is not supported"),
+    ]
+    for folder, message in cases:
+        with pytest.raises(ModelError, match=message) as caught:
+            load_model(folder)
+        assert "\n" not in str(caught.value)
+    monkeypatch.setattr("brim.models.quantization.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"pip install 'brim-distill\[bitsandbytes\]'"):
+        load_model(stored["t54"])
+
+
+@needs_torchao
+def test_a_folder_that_torchao_has_stored(folders: Path, tmp_path: Path) -> None:
+    expected = load_model(folders / "llama", quantization=TORCHAO)
+    expected.save(tmp_path)
+    model = load_model(tmp_path)
+    assert quantization_of(model) == TORCHAO
+    rollout = written(expected)
+    assert torch.equal(model.action_values(rollout).taken, expected.action_values(rollout).taken)

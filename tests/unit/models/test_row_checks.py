@@ -125,3 +125,11 @@ def test_an_unknown_token_that_ends_texts_is_no_unknown_token() -> None:
     model = LanguageModel(tiny("gpt2"), tokenizer)
     report = inspect(model, examples=[Example("0", "w5", ("w6",))])
     assert report.num_misspelled == 0
+
+
+def test_targets_of_tokens_that_the_model_never_writes() -> None:
+    model = tiny("t5")
+    model.generation_config.update(suppress_tokens=[6], bad_words_ids=[[7], [8, 9]])
+    examples = [Example(w, f"{w} w7", (f"w3 {w}",)) for w in ("w5", "w6", "w7", "w8")]
+    report = inspect(LanguageModel(model, word_tokenizer(appends_eos=True)), examples=examples)
+    assert report.unusable.keys() == {1, 2}
