@@ -87,7 +87,9 @@ def test_a_sweep_makes_the_runs_that_its_commands_make(file, tmp_path, here):
     code, commands = here(file, "--out", tmp_path / "hand", "--only", "brim*", "--dry-run")
     head, *lines = commands.splitlines()
     assert (code, head, len(lines)) == (0, "# 2 runs, 0 of them done", 3)
-    assert lines.pop() == "# then each teacher and pre-distilled student is tested, once"
+    assert (
+        lines.pop() == "# then each teacher and each student that runs begin with is tested, once"
+    )
     recipe, *words = shlex.split(lines[1])[2:]
     overrides, (_, run, _, stages) = words[:-4], words[-4:]
     config = load_config(RunConfig, find_recipe(recipe), overrides)
