@@ -27,3 +27,9 @@ class RunError(BrimError, RuntimeError):
 
 class NonFiniteError(BrimError, ArithmeticError):
     """Losses, returns or gradients stayed non-finite; the last good checkpoint is intact."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what another library's error says, or its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 
-from brim.errors import ModelError
+from brim.errors import ModelError, first_line
 from brim.models.generation_settings import ignored_settings
 from brim.models.language_model import LanguageModel
 from brim.models.quantization import (
@@ -122,7 +122,7 @@ def load_model(
         raise
     except Exception as error:  # of the code of any kind of model
         mend = "; allow it with trust_remote_code" if "trust_remote_code" in str(error) else ""
-        raise ModelError(f"cannot load the model {name!r}: {_first_line(error)}{mend}") from error
+        raise ModelError(f"cannot load the model {name!r}: {first_line(error)}{mend}") from error
     _check_files(directory)
     if missing:
         raise ModelError(
@@ -166,7 +166,7 @@ def _find(name_or_path: str | Path, revision: str | None) -> str:
             HfApi().repo_info(name, revision=revision, timeout=_HUB_TIMEOUT_SECONDS)
     except Exception as error:  # the hub passes on the errors of whatever HTTP library it uses
         raise ModelError(
-            f"{name!r} is no directory, and not to be had from the hub ({_first_line(error)}); "
+            f"{name!r} is no directory, and not to be had from the hub ({first_line(error)}); "
             "check the name and the network, or give a model's directory"
         ) from error
     return name
@@ -245,8 +245,3 @@ def _without_tying_advice() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(keep)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from brim.errors import BrimError, ModelError
+from brim.errors import BrimError, ModelError, first_line
 from brim.models.backbone import Backbone, EncoderDecoder, Prompts
 
 # Largest tolerated difference between two ways to compute the same hidden states, relative to the
@@ -54,10 +54,9 @@ def one_line(model: PreTrainedModel) -> Iterator[None]:
     except BrimError:
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
         raise ModelError(
             f"{_name(model)} cannot be used as a language model: {type(error).__name__}: "
-            f"{lines[0]}; choose another model"
+            f"{first_line(error)}; choose another model"
         ) from error
 
 

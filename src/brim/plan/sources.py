@@ -29,11 +29,11 @@ from transformers import (
 
 from brim.errors import ModelError
 from brim.models import add_adapters
-from brim.models.layers import layers_of
+from brim.models.layers import cut_model
 from brim.models.loading import DTYPES
 from brim.models.quantization import stored_quantization
 from brim.models.scratch import build_without_tokenizer
-from brim.plan.shapes import ModelShape, stacks_of
+from brim.plan.shapes import ModelShape
 from brim.settings import RunConfig, StudentConfig, TeacherConfig
 
 CONFIGS = Path(__file__).parents[1] / "data" / "model_configs"
@@ -186,15 +186,8 @@ def _from_description(text: str, vocab_size: int) -> PreTrainedModel:
 
 
 def _keep(teacher: ModelShape, number: int, dtype: torch.dtype | str) -> ModelShape:
-    """So many of the teacher's layers; which ones makes no difference to their shapes."""
-    model = copy.deepcopy(teacher.model)
-    for stack in stacks_of(model).values():
-        layers = layers_of(stack)
-        if number > len(layers):
-            raise ModelError(
-                f"student.keep_layers: {number} is not between 1 and the teacher's {len(layers)}"
-            )
-        del layers[number:]
+    """So many of the teacher's layers."""
+    model = cut_model(teacher.model, layers=number)
     if isinstance(dtype, torch.dtype):
         model.to(dtype)
     return ModelShape(f"{number} layers of the teacher", model)

@@ -10,19 +10,31 @@ from torch import Tensor, nn
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    JambaConfig,
+    JambaForCausalLM,
     MarianConfig,
     MarianMTModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
 )
 
 from brim.errors import ModelError
 from brim.models import Decoding, LanguageModel, build_model, keep_layers, load_model
+from brim.models.layers import cut_model
 from brim.types import Rollout
 
 NUM_LAYERS = 4
 BUILT = ("t5", "t5_tied", "mt5", "gpt2", "llama", "qwen2")
-FAMILIES = (*BUILT, "bart", "marian", "qwen2_sliding")
+OTHERS = ("bart", "marian", "qwen2_sliding", "qwen2_moe", "deepseek_v3", "gpt_neo")
+FAMILIES = (*BUILT, *OTHERS)
 SIZES = {
     "vocab_size": 40,
     "pad_token_id": 0,
@@ -50,7 +62,44 @@ def teacher_of(family: str) -> LanguageModel:
     return model
 
 
+# Mixtures of experts, whose layers are not all of one kind.
+ROUTED = {
+    **SIZES,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": NUM_LAYERS,
+    "num_attention_heads": 4,
+    "moe_intermediate_size": 16,
+    "num_experts_per_tok": 2,
+}
+QWEN = {"num_experts": 4, "shared_expert_intermediate_size": 16, "num_key_value_heads": 2}
+DEEPSEEK = {
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 4,
+    "head_dim": 4,
+    "num_key_value_heads": 4,
+    "first_k_dense_replace": 2,
+}
+
+
 def _others(family: str) -> Any:
+    if family == "qwen2_moe":
+        # Experts in layer 3 alone: 1 has none by the list, 0 and 2 by the step.
+        kinds = {"mlp_only_layers": [1], "decoder_sparse_step": 2}
+        return Qwen2MoeForCausalLM(Qwen2MoeConfig(**ROUTED, **QWEN, **kinds))
+    if family == "deepseek_v3":  # experts from layer 2 on
+        return DeepseekV3ForCausalLM(DeepseekV3Config(**ROUTED, **DEEPSEEK))
+    if family == "gpt_neo":  # of which every second layer looks back over three tokens only
+        sizes = {"hidden_size": 32, "num_layers": NUM_LAYERS, "num_heads": 4, "window_size": 3}
+        kinds = {"attention_types": [[["global", "local"], 2]]}
+        return GPTNeoForCausalLM(GPTNeoConfig(**SIZES, **sizes, **kinds))
     if family == "qwen2_sliding":
         return Qwen2ForCausalLM(
             Qwen2Config(
@@ -242,3 +291,45 @@ def test_a_model_of_another_build_is_refused() -> None:
     del teacher.model.transformer.h
     with pytest.raises(ModelError, match="the layers of a GPT2Model are not known"):
         keep_layers(teacher, layers=1)
+
+
+def jamba() -> JambaForCausalLM:
+    """Attention in every second layer, by a period that a cut model need not have."""
+    periods = {"attn_layer_period": 2, "attn_layer_offset": 1}
+    sizes = {key: value for key, value in ROUTED.items() if key != "moe_intermediate_size"}
+    experts = {"num_experts": 2, "expert_layer_period": 2, "expert_layer_offset": 1}
+    inner = {"use_mamba_kernels": False, "mamba_d_state": 4, "num_key_value_heads": 2}
+    return JambaForCausalLM(JambaConfig(**sizes, **periods, **experts, **inner))
+
+
+def scaled_by_number() -> GPT2LMHeadModel:
+    sizes = {"n_embd": 32, "n_layer": NUM_LAYERS, "n_head": 4}
+    return GPT2LMHeadModel(GPT2Config(**SIZES, **sizes, scale_attn_by_inverse_layer_idx=True))
+
+
+@pytest.mark.parametrize(
+    ("make", "right", "wrong", "message"),
+    [
+        (jamba, [0, 3], [1, 2, 3], r"would not be read as it is saved, by model\.layers\.0"),
+        (scaled_by_number, [0, 1], [0, 3], "depends on its number .scale_attn_by_inverse"),
+    ],
+)
+def test_layers_that_no_config_describes_are_refused(
+    make: Any, right: list[int], wrong: list[int], message: str
+) -> None:
+    teacher = LanguageModel(make().eval(), word_tokenizer())
+    student = keep_layers(teacher, layers=right)
+    expected = logprobs_with_layers_skipped(teacher, rollout_of(teacher), right)
+    assert_rounding(student.logprobs(rollout_of(teacher)), expected)
+    with pytest.raises(ModelError, match=message) as caught:
+        keep_layers(teacher, layers=wrong)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "qwen2_moe"])
+def test_a_plan_cuts_as_a_run_does(family: str) -> None:
+    student = keep_layers(teacher_of(family), layers=3).model
+    with torch.device("meta"):
+        planned = cut_model(_others(family), layers=3)
+    shapes = [{n: w.shape for n, w in m.state_dict().items()} for m in (student, planned)]
+    assert shapes[0] == shapes[1]
