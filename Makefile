@@ -5,7 +5,7 @@ PIP_ARGS ?=
 QUICKSTART_ARGS ?= --out quickstart
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint types unit slow bench clean
+.PHONY: quickstart test lint types unit numerics slow bench clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/brim quickstart $(QUICKSTART_ARGS)
@@ -22,6 +22,11 @@ types: $(VENV)/installed-dev
 # A thread a process: tiny models gain nothing from more, and spinning threads hinder each other.
 unit: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+
+# The numbers again, rounded as by a processor without wide vectors.
+numerics: $(VENV)/installed-dev
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 \
+	  $(BIN)/pytest -n auto --dist loadfile tests/property tests/reference tests/unit/models tests/unit/objectives
 
 # Minutes long: the real LLM. Needs the extra smollm2.
 slow: $(VENV)/installed-dev
