@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from brim.errors import NonFiniteError, RunError
 from brim.models import Decoding
 from brim.objectives import PolicyGradient
+from brim.process import flush_denormals
 from brim.runs import evaluate_run, evaluate_stage, generate, train
 from brim.trainer import Interrupted, Trainer
 
@@ -201,6 +202,22 @@ def test_five_nonfinite_steps_stop_the_run(finished, make_config, tmp_path, monk
     with pytest.raises(NonFiniteError, match="5 steps in a row"):
         train(config, tmp_path / "run", stages_dir=stages)
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run").values())
+
+
+@pytest.mark.parametrize("setting", ["optim.eps=1e-45", "optim.lr=1e38", "optim.lr=1e12"])
+def test_an_update_that_spoils_the_weights_is_not_saved(finished, make_config, tmp_path, setting):
+    _, stages = finished(T5)
+    flush_denormals(True)  # as the command line does; 0 / 1e-45 is then NaN
+    try:
+        with pytest.raises(NonFiniteError, match=r"best/ of step 0 was saved .* is intact"):
+            train(make_config(T5, setting), tmp_path / "run", stages_dir=stages)
+    finally:
+        flush_denormals(False)
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    kept = load_file(tmp_path / "run" / "best" / "model.safetensors")
+    start = load_file(next(stages.glob("predistill-*")) / "best" / "model.safetensors")
+    assert all(torch.equal(kept[name], start[name]) for name in start)
+    evaluate_run(tmp_path / "run")
 
 
 def test_evaluate_again_gives_the_same_numbers(finished):

@@ -44,6 +44,6 @@ def _wrong(end: End, codes: set[int]) -> str | None:
         return f"ends by {end.code}: {end.output[-400:]}"
     if end.traceback:
         return f"a traceback: {end.output[-400:]}"
-    if end.code == 130 and len(end.errors) != 1:
+    if len(end.errors) > 1:
         return f"says {end.errors}"
     return None
