@@ -14,14 +14,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from accelerate import Accelerator
-
 from brim.checkpoints import latest_state
 from brim.config import load_config
 from brim.errors import ConfigError, DataError, RunError
 from brim.files import read_json
 from brim.models import Decoding, load_model, share_vocabulary
 from brim.pipeline import Pipeline
+from brim.process import make_accelerator
 from brim.progress import Reporter
 from brim.results import evaluate_model, kept_results, training_facts
 from brim.rundir import Resume, begin_run, open_run, read_manifest
@@ -66,14 +65,7 @@ def train(
         NonFiniteError: training met too many non-finite steps in a row.
         Interrupted: SIGINT or SIGTERM came; the last complete step is saved.
     """
-    precision = "bf16" if config.trainer.precision == "bfloat16" else "no"
-    try:
-        accelerator = Accelerator(mixed_precision=precision)
-    except ValueError:
-        raise ConfigError(
-            f"trainer.precision: {config.trainer.precision} differs from an earlier run's in this "
-            "process, and accelerate allows one; start another process"
-        ) from None
+    accelerator = make_accelerator(config.trainer.precision)
     if reporter is None or not accelerator.is_main_process:
         reporter = Reporter(quiet=True)
     with open_run(out, config, resume, other_processes=other_processes):
@@ -241,7 +233,9 @@ def open_pipeline(
     config = load_config(RunConfig, run / "config.yaml", overrides)
     manifest = read_manifest(run)
     stages_dir = Path(os.path.normpath(run / manifest.get("stages_dir", "stages")))
-    pipeline = Pipeline(config, run, Accelerator(), reporter or Reporter(quiet=True), stages_dir)
+    pipeline = Pipeline(
+        config, run, make_accelerator(), reporter or Reporter(quiet=True), stages_dir
+    )
     if config.teacher.train is not None:
         # The teacher that the run had, whatever the overrides would have made of it.
         stage = manifest.get("stages", {}).get("teacher")
@@ -277,7 +271,7 @@ def generate(
     """
     best = Path(source) / "best"
     model = load_model(best if best.exists() else source)
-    model = model.to(Accelerator().device)
+    model = model.to(make_accelerator().device)
     for start in range(0, len(prompts), block):
         rows = range(start, min(start + block, len(prompts)))
         batch = model.encode(

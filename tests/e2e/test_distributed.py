@@ -237,3 +237,26 @@ if __name__ == "__main__":
     run_all(FOLDER, NAME)
     stop_in_predistill(FOLDER)
     leave_processes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("use_cpu", [False, True])
+def test_torchrun_on_cpu_is_one_run_of_two_processes_or_refused(write_recipe, tmp_path, use_cpu):
+    environment = {**ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""}
+    if not use_cpu:
+        del environment["ACCELERATE_USE_CPU"]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "-m", "brim", "train", write_recipe(T5), *SHORT, "--out", tmp_path / "run",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [*map(str, command)], env=environment, capture_output=True, text=True, timeout=400
+    )
+    if use_cpu:
+        assert done.returncode == 0, done.stderr
+        assert json.loads((tmp_path / "run" / "manifest.json").read_text())["num_processes"] == 2
+    else:
+        assert done.returncode != 0
+        assert "brim: WORLD_SIZE=2, but accelerate sees one process" in done.stderr
+        assert "set ACCELERATE_USE_CPU=true" in done.stderr
+        assert not (tmp_path / "run").exists()

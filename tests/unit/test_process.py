@@ -3,6 +3,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from brim.errors import ConfigError
+from brim.process import make_accelerator
 
 REPORT = """
 import os
@@ -62,3 +66,20 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     faults = int(run(script, **variables)[0])  # of 24,000 pages
     assert faults < 10 if kept else faults > 1000
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+@pytest.mark.parametrize(
+    ("device", "remedy"), [(False, "set ACCELERATE_USE_CPU=true, or"), (True, "by torchrun or")]
+)
+def test_processes_that_accelerate_does_not_see_are_refused(monkeypatch, variable, device, remedy):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: device)
+    monkeypatch.setenv(variable, "2")
+    with pytest.raises(ConfigError, match=f"^{variable}=2, .* {remedy} .*unset {variable}$"):
+        make_accelerator()
+
+
+@pytest.mark.parametrize("size", ["1", "", "many"])
+def test_one_process_is_one_process(monkeypatch, size):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    assert make_accelerator().num_processes == 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 
 from brim.errors import ConfigError, RunError
 from brim.materials import Materials
@@ -17,6 +17,7 @@ from brim.objectives.induction import ReturnInduction
 from brim.objectives.policy_gradient import PolicyGradient
 from brim.objectives.ppo import PPO
 from brim.pipeline import Pipeline
+from brim.process import make_accelerator
 from brim.progress import Reporter
 from brim.rundir import read_manifest
 from brim.runs import open_pipeline
@@ -48,7 +49,7 @@ def open_run(
         RunError: `run` is no run directory, or has not come as far.
         ConfigError: an override cannot be used, or several processes were started.
     """
-    _check_alone()
+    _only_process()
     pipeline = open_pipeline(run, overrides, reporter)
     if pipeline.config.student.predistill is not None:
         stage = read_manifest(run).get("stages", {}).get("predistill")
@@ -78,15 +79,17 @@ def open_recipe(
     Raises:
         BrimError: settings, data and models do not go together, or several processes were started.
     """
-    _check_alone()
-    pipeline = Pipeline(config, out, Accelerator(), reporter or Reporter(quiet=True), stages_dir)
+    accelerator = _only_process()
+    pipeline = Pipeline(config, out, accelerator, reporter or Reporter(quiet=True), stages_dir)
     pipeline.check()
     return pipeline
 
 
-def _check_alone() -> None:
-    if PartialState().num_processes > 1:
+def _only_process() -> Accelerator:
+    accelerator = make_accelerator()
+    if accelerator.num_processes > 1:
         raise ConfigError("analyses run in one process; start them without accelerate or torchrun")
+    return accelerator
 
 
 def find_students(paths: Sequence[Path]) -> list[Subject]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from brim.errors import ConfigError, RunError
 from brim.files import sha256_file
 from brim.judge import LocalBackend, RejectedError, Reply
 from brim.models import Decoding, LanguageModel, load_model
+from brim.process import make_accelerator
 from brim.types import Example
 
 MAX_TOKENS = 512
@@ -53,7 +53,7 @@ def local_backend(
     """
     folder = _folder(identity["model"])
     model = load_model(folder if folder.is_dir() else identity["model"], dtype="auto")
-    model = model.to(PartialState().device)
+    model = model.to(make_accelerator().device)
     if model.tokenizer.chat_template is None:
         say(f"{identity['model']}: has no chat template; the prompts are given as they are")
     max_tokens = identity["request"]["max_tokens"]
