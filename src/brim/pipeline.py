@@ -97,6 +97,7 @@ class Pipeline(Materials):
             "teacher_outputs",
             {
                 "teacher": self.inputs["teacher"],
+                "excluded": sorted(teacher.rules.excluded),  # of the student too
                 "data": self.data["train"]["sha256"],
                 "max_prompt_tokens": config.decoding.max_prompt_tokens,
                 "max_tokens": config.decoding.max_tokens,

@@ -201,6 +201,7 @@ def evaluate_stage(
             model = pipeline.initial_student
         case "predistill":
             model = pipeline.reload(directory / "best", config.student)
+    share_vocabulary(pipeline.teacher, model)
     pipeline.check_rows([split], model, pipeline.teacher)
     _check_data(run, pipeline, split)
     training = training_facts(directory)

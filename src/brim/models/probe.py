@@ -131,10 +131,7 @@ def _measure_scale(backbone: Backbone) -> float:
     prompts = Prompts(ids, torch.ones_like(ids, dtype=torch.bool))
     hidden = backbone.hidden(prompts, completion, 2)
     half = hidden.dtype == torch.float16
-    if not hidden.isfinite().all():
-        if half and not any(weight.isnan().any() for weight in model.parameters()):
-            raise ModelError(f"{name} gives hidden states that are not finite: {_OVERFLOW}")
-        raise ModelError(f"{name} gives hidden states that are not finite; its weights are damaged")
+    _check_finite(model, hidden, "hidden states")
 
     state = backbone.start(prompts, 2)
     state.step(completion[:, 0])
@@ -158,6 +155,14 @@ def _measure_scale(backbone: Backbone) -> float:
         f"{name} changes its hidden states before the output head, "
         "which is not supported; choose another model"
     )
+
+
+def _check_finite(model: PreTrainedModel, values: Tensor, what: str) -> None:
+    if values.isfinite().all():
+        return
+    damaged = any(weight.isnan().any() for weight in model.parameters())
+    reason = "its weights are damaged" if damaged or values.dtype != torch.float16 else _OVERFLOW
+    raise ModelError(f"{_name(model)} gives {what} that are not finite: {reason}")
 
 
 def _ordinary_ids(model: PreTrainedModel) -> list[int]:
@@ -194,6 +199,7 @@ def _watch_head(backbone: Backbone, tokens: Tensor) -> Tensor:
     plain = False
     if len(seen) == 1:
         head_input, head_output, planted = seen[0]
+        _check_finite(model, head_output, "logits")
         product = F.linear(head_input, head.weight, getattr(head, "bias", None))
         added = getattr(model, "final_logits_bias", None)
         expected = planted if added is None else planted + added

@@ -111,6 +111,20 @@ def damaged() -> PreTrainedModel:
     return model
 
 
+def damaged_head() -> PreTrainedModel:
+    model = tiny("t5_v1_1")
+    with torch.no_grad():
+        model.lm_head.weight[3, 3] = torch.nan
+    return model
+
+
+def overflowing_head() -> PreTrainedModel:
+    model = tiny("t5_v1_1")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(60_000)
+    return model.half()
+
+
 def without_start_token() -> PreTrainedModel:
     model = tiny("t5")
     model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = None
@@ -172,7 +186,9 @@ def overflowing(family: str, times: float) -> Callable[[], PreTrainedModel]:
         (lambda: T5EncoderModel(T5Config(**T5_SIZES)), "no language-modelling head"),
         (lambda: BertLMHeadModel(BertConfig(**BERT)), "not supported|autoregressive"),
         (lambda: AddsOne(T5Config(**T5_SIZES, decoder_start_token_id=0)), "more to its logits"),
-        (damaged, "not finite; its weights are damaged"),
+        (damaged, "hidden states that are not finite: its weights are damaged"),
+        (damaged_head, "logits that are not finite: its weights are damaged"),
+        (overflowing_head, "logits that are not finite: float16 ends at 65,504"),
         (without_start_token, "names no token to start its decoder with"),
         (bert2bert, "its decoder, a BertLMHeadModel, gives logits where hidden states"),
         (modern_bert, "its decoder, a Linear, takes no input_ids"),
