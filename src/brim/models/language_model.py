@@ -37,7 +37,8 @@ from brim.models.probe import (
     start_token_id,
 )
 from brim.models.reading import Comparison, Reading
-from brim.models.tokenizers import end_token_ids, rows_without_token
+from brim.models.saving import save_folder
+from brim.models.tokenizers import end_token_ids, rows_without_token, without_end
 from brim.models.tying import check_same_head, check_stored_head, protect_head, resize_rows
 from brim.models.vllm_engine import generate_with_vllm
 from brim.types import ActionValues, Batch, Example, Rollout, TokenStatistics
@@ -75,12 +76,14 @@ class LanguageModel(nn.Module):
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
-        self.model, self.tokenizer = model, tokenizer
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
         with one_line(model):
             rows_without_token(tokenizer, len(head_weight(model)))
             check_decoder(model)
             self.end_ids = end_token_ids(model, tokenizer)
+            if not self.is_encoder_decoder:  # a prompt with an end would be an ended text
+                tokenizer = without_end(tokenizer, self.end_ids)
+            self.model, self.tokenizer = model, tokenizer
             pad_id = tokenizer.pad_token_id
             self.filler_id: int = self.end_ids[0] if pad_id is None else pad_id
             start_id = start_token_id(model) if self.is_encoder_decoder else None
@@ -428,6 +431,7 @@ class LanguageModel(nn.Module):
     ) -> None:
         """Write model and tokenizer so that `from_pretrained` and `load_model` read them.
 
+        Plain transformers, 4 and 5, reads the same ids there and writes the same greedy tokens.
         Adapters are written merged into the weights; the live weights are not changed.
 
         Args:
@@ -441,10 +445,15 @@ class LanguageModel(nn.Module):
         adapted = has_adapters(self.model)
         if adapted:
             state_dict = merged_state_dict(self.model)
-        # A copy, for it is emptied as it is written.
-        options = {} if state_dict is None else {"state_dict": dict(state_dict)}
-        self.model.save_pretrained(directory, **options)
-        self.tokenizer.save_pretrained(directory)
+        save_folder(
+            Path(directory),
+            self.model,
+            self.tokenizer,
+            state_dict,
+            scaled=self._scale != 1,
+            end_ids=self.end_ids,
+            unused_rows=set(self.excluded_rows) - self.rules.excluded,
+        )
         check_stored_head(self.model, Path(directory), state_dict)
         if adapted and resumable:
             save_adapters(self.model, Path(directory))

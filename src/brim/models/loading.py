@@ -36,6 +36,7 @@ from brim.models.quantization import (
     stored_quantization,
 )
 from brim.models.smollm2 import SMOLLM2_NAME, load_smollm2
+from brim.models.tokenizers import definition, has_target_mode
 from brim.models.tying import check_stored_head
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ _REQUIRED_FILES = {
 }
 
 _HUB_TIMEOUT_SECONDS = 10.0
+
+_RULES = "tokenizer.json"
 
 
 def load_model(
@@ -224,12 +227,36 @@ def _check_has_head(name: str, config: PreTrainedConfig) -> None:
 
 
 def _read_tokenizer(name: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """The tokenizer that its tokenizer.json describes, where there is such a file.
+
+    For many classes (GPT-2's, Qwen2's, mBART's) AutoTokenizer reads only the vocabulary of that
+    file, and adds the rules of the class.
+    """
+    general = PreTrainedTokenizerFast.from_pretrained
     declared = get_tokenizer_config(name, **options).get("tokenizer_class")
-    # AutoTokenizer rebuilds the tokenizer of some families (Qwen2) from its vocabulary by the
-    # family's own rules. One that declares the general class is the whole of its tokenizer.json.
-    general = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
-    loader = PreTrainedTokenizerFast if general else AutoTokenizer
-    return loader.from_pretrained(name, **options)
+    if declared in ("TokenizersBackend", "PreTrainedTokenizerFast"):
+        return general(name, **options)
+    tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    file = Path(cached_file(name, "config.json", revision=options["revision"])).parent / _RULES
+    rebuilt, kind = definition(tokenizer), type(tokenizer)
+    if not (rebuilt and file.exists() and kind.__module__.startswith("transformers.")):
+        return tokenizer
+    written = general(name, **options)
+    stored = definition(written)
+    if has_target_mode(tokenizer):  # such a class sets the post-processor to the language
+        stored["post_processor"] = rebuilt["post_processor"]
+    if rebuilt == stored:
+        return tokenizer
+    if not has_target_mode(tokenizer):
+        return written
+    logger.warning(
+        "%s: %s differs from the rules of %s; brim reads text by the file, plain AutoTokenizer "
+        "by the class",
+        name,
+        _RULES,
+        kind.__name__,
+    )
+    return kind.from_pretrained(name, tokenizer_object=written.backend_tokenizer, **options)
 
 
 @contextmanager

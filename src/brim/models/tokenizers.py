@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
@@ -127,7 +128,7 @@ def _difference(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBa
             f"{what}; if they are a base model and its instruct version, set {mend} in the "
             f"student's tokenizer_config.json, or {copy}"
         )
-    parts = [_definition(tokenizer, pads) for tokenizer in (teacher, student)]
+    parts = [definition(tokenizer, pads) for tokenizer in (teacher, student)]
     for part in sorted(parts[0].keys() & parts[1].keys()):
         if parts[0][part] != parts[1][part]:
             return f"the {part} part of tokenizer.json differs; {_CHOOSE}"
@@ -155,13 +156,57 @@ def _tokens_by_id(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     return {i: token for token, i in tokenizer.get_vocab().items()}
 
 
+def has_target_mode(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer's class reads targets by other rules than prompts (NLLB, mBART)."""
+    own, general = (
+        getattr(kind, "_switch_to_target_mode", None)
+        for kind in (type(tokenizer), PreTrainedTokenizerBase)
+    )
+    return own is not general
+
+
+def without_end(
+    tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int]
+) -> PreTrainedTokenizerBase:
+    """The tokenizer itself, or a copy that appends no end token where its template appends one."""
+    processor = getattr(getattr(tokenizer, "backend_tokenizer", None), "post_processor", None)
+    if processor is None:
+        return tokenizer
+    before = processor.__getstate__()
+    state = json.loads(before)
+    for template in state.get("processors", [state]):
+        if template["type"] == "TemplateProcessing":
+            _drop_ends(template, frozenset(end_ids))
+    if state == json.loads(before):
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    processor.__setstate__(json.dumps(state).encode())
+    tokenizer.backend_tokenizer.post_processor = processor
+    return tokenizer
+
+
+def _drop_ends(template: dict[str, Any], end_ids: frozenset[int]) -> None:
+    """Take the end tokens off what a template of tokenizer.json makes of a text, or of two."""
+    tokens = template["special_tokens"]
+    used = set()
+    for pieces in (template["single"], template["pair"]):
+        while "SpecialToken" in pieces[-1]:
+            if not end_ids.intersection(tokens[pieces[-1]["SpecialToken"]["id"]]["ids"]):
+                break
+            pieces.pop()
+        used |= {piece["SpecialToken"]["id"] for piece in pieces if "SpecialToken" in piece}
+    template["special_tokens"] = {name: token for name, token in tokens.items() if name in used}
+
+
 def _contrast(what: str, ours: str | None, theirs: str | None) -> str:
     quoted = ["unset" if token is None else repr(token) for token in (ours, theirs)]
     return f"{what} is {quoted[0]} for the teacher and {quoted[1]} for the student"
 
 
-def _definition(tokenizer: PreTrainedTokenizerBase, ignored_ids: Collection[int]) -> dict[str, Any]:
-    """The parts of tokenizer.json; empty for a tokenizer that is not backed by one."""
+def definition(
+    tokenizer: PreTrainedTokenizerBase, ignored_ids: Collection[int] = ()
+) -> dict[str, Any]:
+    """The parts of tokenizer.json that say how text is read; empty where there is no such file."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return {}

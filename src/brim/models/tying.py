@@ -35,6 +35,18 @@ def protect_head(model: PreTrainedModel) -> None:
         model.all_tied_weights_keys = dict(shared)
 
 
+def head_name(model: PreTrainedModel) -> str:
+    """The name of the head's weight among the model's parameters, by its own module."""
+    return next(_names(model, model.get_output_embeddings().weight))
+
+
+def head_is_shared(model: PreTrainedModel) -> bool:
+    """Whether the head's weight is also that of an embedding."""
+    weight = model.get_output_embeddings().weight
+    own = head_name(model)
+    return any(p is weight and name != own for name, p in _all_parameters(model))
+
+
 def check_same_head(copied: PreTrainedModel, original: PreTrainedModel) -> None:
     """Compare the heads of a model and its copy.
 
@@ -112,7 +124,12 @@ def _names(model: PreTrainedModel, weight: Tensor) -> Iterator[str]:
     """The names of the head's weight, its own first, then those it shares."""
     head = model.get_output_embeddings()
     yield from (f"{name}.weight" for name, module in model.named_modules() if module is head)
-    yield from (name for name, p in model.named_parameters(remove_duplicate=False) if p is weight)
+    yield from (name for name, p in _all_parameters(model) if p is weight)
+
+
+def _all_parameters(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Names and parameters; a shared one under each of its names."""
+    yield from model.named_parameters(remove_duplicate=False)
 
 
 def _stored_tensor(directory: Path, names: Iterable[str]) -> Tensor | None:

@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from saved_models import (
+    edit,
+    gpt2_tokenizer,
+    nllb_tokenizer,
+    other_rules,
+    published,
+    single_digits,
+)
 from tiny import FAMILIES, encoded, tiny_language_model, word_tokenizer
+from tokenizers import Tokenizer
 from transformers import BertConfig, BertForMaskedLM, BertModel, T5Config, T5EncoderModel
 
 from brim.errors import ModelError
@@ -142,3 +151,35 @@ def test_the_advice_to_break_a_t5_is_not_passed_on(
 ) -> None:
     load_model(saved)
     assert "tie_word_embeddings" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "declared", ["GPT2Tokenizer", "Qwen2Tokenizer", "RobertaTokenizer", "TokenizersBackend", None]
+)
+def test_text_is_read_by_the_rules_of_the_file(declared: str | None, tmp_path: Path) -> None:
+    """AutoTokenizer makes `12` one token, as the declared class would."""
+    tokenizer = other_rules(single_digits())
+    model = published(tmp_path, "gpt2", tokenizer, declared=declared)
+    text = "12 dogs ran 345 miles"
+    expected = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids
+    assert model.tokenizer.convert_ids_to_tokens(expected)[:2] == ["1", "2"]
+    assert model.tokenizer(text).input_ids == expected
+
+
+def test_a_class_with_languages_keeps_them_beside_the_rules_of_the_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = nllb_tokenizer()
+    published(tmp_path, "bart", tokenizer)
+    assert not caplog.records
+    edit(tmp_path / "tokenizer.json", normalizer={"type": "Lowercase"})
+    model = load_model(tmp_path)
+    assert "tokenizer.json differs from the rules of NllbTokenizer" in caplog.text
+    assert model.tokenizer("The CAT").input_ids == tokenizer("the cat").input_ids
+    target = model.tokenizer(text_target="The CAT").input_ids
+    assert target == tokenizer(text_target="the cat").input_ids
+
+
+def test_the_class_of_a_tokenizer_that_follows_its_file_is_kept(tmp_path: Path) -> None:
+    model = published(tmp_path, "gpt2", gpt2_tokenizer())
+    assert type(model.tokenizer).__name__ == "GPT2Tokenizer"

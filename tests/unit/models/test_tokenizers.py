@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import EOS, NUM_ROWS, NUM_TOKENS, encoded, tiny, tiny_language_model, word_tokenizer
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
 from brim.divergences import forward_kl
@@ -190,3 +190,34 @@ def test_tokens_that_only_instruct_has_are_mended_as_the_error_says(tmp_path: Pa
         check_same_tokenizer(teacher, load_model(tmp_path))
     instruct.save_pretrained(tmp_path)
     check_same_tokenizer(teacher, load_model(tmp_path))
+
+
+@pytest.mark.parametrize("appended", ["$A </s>", "$A </s> </s>", "w3 $A </s>"])
+@pytest.mark.parametrize("behind", [None, processors.ByteLevel(trim_offsets=False)])
+def test_a_decoder_s_tokenizer_appends_no_end(appended: str, behind: Any) -> None:
+    tokenizer = word_tokenizer()
+    template = processors.TemplateProcessing(
+        single=appended,
+        pair="$A </s> $B:1 </s>:1",
+        special_tokens=[("</s>", EOS), ("w3", 3)],
+    )
+    steps = template if behind is None else processors.Sequence([behind, template])
+    tokenizer.backend_tokenizer.post_processor = steps
+    before = tokenizer("w7 w8").input_ids
+    start = [3] if appended.startswith("w3") else []
+    decoder = LanguageModel(tiny("gpt2"), tokenizer)
+    assert decoder.tokenizer("w7 w8").input_ids == [*start, 7, 8]
+    assert decoder.tokenizer("w7", "w8").input_ids == [7, EOS, 8]
+    assert tokenizer("w7 w8").input_ids == before  # the caller's own is as it was
+    assert before[-1] == EOS
+    encoder_decoder = LanguageModel(tiny("t5"), tokenizer)
+    assert encoder_decoder.tokenizer("w7 w8").input_ids == before
+
+
+def test_an_end_that_is_appended_is_no_difference_between_decoders() -> None:
+    plain, appending = (word_tokenizer(appends_eos=appends) for appends in (False, True))
+    models = [LanguageModel(tiny("gpt2"), tokenizer) for tokenizer in (plain, appending)]
+    check_same_tokenizer(*models)
+    prompt = [Example(id="1", prompt="w7 w8")]
+    ids = [model.encode(prompt, max_tokens=None).prompt_ids.tolist() for model in models]
+    assert ids == [[[7, 8]], [[7, 8]]]

@@ -1,0 +1,205 @@
+"""Whatever is saved is read by plain transformers, of this version and of an older one, as here."""
+
+import json
+import os
+import shutil
+import subprocess
+import sysconfig
+import venv
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from plain import answer
+from saved_models import MODELS, PROMPTS, TEXTS
+from tiny import tiny, word_tokenizer
+
+from brim.models import Decoding, LanguageModel, load_model
+from brim.types import Example
+
+MAX_TOKENS = 8
+OLDER = "transformers==4.57.*"
+
+
+class Saved(NamedTuple):
+    """A folder, and what brim itself reads and writes with its model."""
+
+    folder: Path
+    model: LanguageModel
+    prompt_ids: list[list[int]]
+    written: list[list[int]]
+    logprobs: list[list[float]]
+
+
+def examples(texts: list[str]) -> list[Example]:
+    return [Example(id=str(number), prompt=text) for number, text in enumerate(texts)]
+
+
+def greedy(model: LanguageModel) -> tuple[list[list[int]], list[list[float]]]:
+    batch = model.encode(examples(PROMPTS), max_tokens=None)
+    rollout = model.generate(batch, Decoding(strategy="greedy", max_tokens=MAX_TOKENS))
+    rows = zip(
+        rollout.completion_ids.tolist(), model.measure(rollout).logprobs.tolist(),
+        rollout.lengths.tolist(), strict=True,
+    )  # fmt: skip
+    cut = [(ids[:length], logprobs[:length]) for ids, logprobs, length in rows]
+    return [ids for ids, _ in cut], [logprobs for _, logprobs in cut]
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`saved(name)` is the model of that name, saved; each is made once."""
+    made: dict[str, Saved] = {}
+
+    def make(name: str) -> Saved:
+        if name not in made:
+            if "marian" in name:
+                pytest.importorskip("sentencepiece")
+            folder = tmp_path_factory.mktemp("saved")
+            model = MODELS[name](tmp_path_factory.mktemp("published"))
+            model.save(folder)
+            rows = model.encode(examples(TEXTS), max_tokens=None)
+            ids = [
+                row[mask].tolist()
+                for row, mask in zip(rows.prompt_ids, rows.prompt_mask, strict=True)
+            ]
+            made[name] = Saved(folder, model, ids, *greedy(model))
+        return made[name]
+
+    return make
+
+
+def compare(ours: Saved, theirs: dict[str, Any]) -> None:
+    """Demand the same ids of every text, and the same greedy tokens with the same probabilities."""
+    for text, ids, plain in zip(TEXTS, ours.prompt_ids, theirs["ids"], strict=True):
+        assert plain == ours.model.tokenizer(text).input_ids, repr(text)
+        assert plain == ids or not plain, repr(text)  # brim starts an empty prompt with a token
+    for row, plain in enumerate(theirs["written"]):
+        written = ours.written[row]
+        ours_at, theirs_at = ours.logprobs[row], theirs["logprobs"][row]
+        pairs = zip(written, plain, ours_at, theirs_at, strict=False)
+        same = next((i for i, (a, b, *_) in enumerate(pairs) if a != b), MAX_TOKENS)
+        assert ours_at[:same] == pytest.approx(theirs_at[:same], abs=1e-3), PROMPTS[row]
+        if same < MAX_TOKENS:  # two best tokens, which rounding tells apart
+            assert ours_at[same] == pytest.approx(theirs_at[same], abs=1e-4), PROMPTS[row]
+        else:
+            assert written == plain, PROMPTS[row]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_plain_transformers_reads_and_writes_the_same(name: str, saved: Any) -> None:
+    ours = saved(name)
+    compare(ours, answer(str(ours.folder), TEXTS, PROMPTS, MAX_TOKENS))
+    again = load_model(ours.folder)
+    assert again.num_parameters == ours.model.num_parameters
+    assert again.end_ids == ours.model.end_ids
+    assert greedy(again)[0] == ours.written
+
+
+def settings_in(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_files_say_what_the_model_is(name: str, saved: Any) -> None:
+    ours = saved(name)
+    model = ours.model.model
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    # A tied T5 of transformers 4 is one that scales its decoder's output, which this is not.
+    assert settings_in(ours.folder, "config")["tie_word_embeddings"] == (
+        tied and name != "built mt5, tied"
+    )
+    generation = settings_in(ours.folder, "generation_config")
+    ends = generation["eos_token_id"]
+    assert (tuple(ends) if isinstance(ends, list) else (ends,)) == ours.model.end_ids
+    tokenizer = settings_in(ours.folder, "tokenizer_config")
+    kind = {"bart, languages": "NllbTokenizer", "marian": "MarianTokenizer"}
+    expected = kind.get(name.removesuffix(", cut"), "PreTrainedTokenizerFast")
+    assert tokenizer["tokenizer_class"] == expected
+    # Only where AutoTokenizer would apply the rules of Qwen2 to another tokenizer.
+    assert ("auto_map" in tokenizer) == (name.startswith("built qwen2") or "qwen2, o" in name)
+
+
+@pytest.mark.parametrize("name", ["llama, base", "llama, scaled"])
+def test_rotations_are_also_said_in_the_words_of_transformers_4(
+    name: str, saved: Any, tmp_path: Path
+) -> None:
+    ours = saved(name)
+    shutil.copytree(ours.folder, tmp_path, dirs_exist_ok=True)
+    config = settings_in(tmp_path, "config")
+    older = {key: config[key] for key in ("rope_theta", "rope_scaling") if key in config}
+    for words, same in ((older, True), ({}, False)):
+        plain = {k: v for k, v in config.items() if not k.startswith("rope_")} | words
+        (tmp_path / "config.json").write_text(json.dumps(plain), encoding="utf-8")
+        assert (greedy(load_model(tmp_path))[0] == ours.written) == same
+
+
+def test_two_ends_are_both_written(saved: Any) -> None:
+    ours = saved("gpt2, two ends")
+    assert len(ours.model.end_ids) == 2
+    assert {row[-1] for row in ours.written} >= set(ours.model.end_ids)
+
+
+def test_settings_that_transformers_does_not_save(tmp_path: Path) -> None:
+    model = tiny("gpt2")
+    model.generation_config.temperature = 0.6  # without do_sample, as some models come
+    with pytest.raises(ValueError, match="GenerationConfig is invalid"):
+        model.save_pretrained(tmp_path)
+    LanguageModel(model, word_tokenizer()).save(tmp_path)
+    assert settings_in(tmp_path, "generation_config")["temperature"] == 0.6
+    assert model.generation_config.temperature == 0.6
+    assert load_model(tmp_path).model.generation_config.temperature == 0.6
+
+
+def test_saving_again_writes_the_same(saved: Any, tmp_path: Path) -> None:
+    for name in ("mt5", "built mt5, tied", "built qwen2", "bart, languages", "gpt2, more tokens"):
+        folder = saved(name).folder
+        load_model(folder).save(tmp_path / name)
+        for file in folder.iterdir():
+            assert (tmp_path / name / file.name).read_bytes() == file.read_bytes(), (name, file)
+
+
+@pytest.mark.slow
+def test_an_older_transformers_reads_and_writes_the_same(
+    saved: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = {name: saved(name) for name in MODELS}
+    request = {
+        "folders": {name: str(model.folder) for name, model in models.items()},
+        "texts": TEXTS,
+        "prompts": PROMPTS,
+        "max_tokens": MAX_TOKENS,
+    }
+    (tmp_path / "request.json").write_text(json.dumps(request), encoding="utf-8")
+    python = older_environment(tmp_path / "older")
+    script = Path(__file__).with_name("plain.py")
+    command = [str(python), str(script), "request.json", "answer.json"]
+    alone = {**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=tmp_path, env=alone, check=True, timeout=1200)
+    answers = json.loads((tmp_path / "answer.json").read_text(encoding="utf-8"))
+    assert answers["version"].startswith("4.57.")
+    for name, ours in models.items():
+        assert isinstance(answers[name], dict), f"{name}: {answers[name]}"
+        compare(ours, answers[name])
+    with capsys.disabled():
+        print(
+            f"\ntransformers {answers['version']}: {len(models)} folders, the same ids of "
+            f"{len(TEXTS)} texts and the same greedy tokens on {len(PROMPTS)} prompts"
+        )
+
+
+def older_environment(folder: Path) -> Path:
+    """A Python with an older transformers, which borrows torch from this environment."""
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    install = subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", OLDER], capture_output=True, text=True
+    )
+    if install.returncode:
+        pytest.skip(f"{OLDER} cannot be installed: {install.stderr.strip().splitlines()[-1:]}")
+    paths = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
+    site = subprocess.run([python, "-c", paths], capture_output=True, text=True, check=True)
+    # Searched last, so what was just installed comes first.
+    borrowed = dict.fromkeys(sysconfig.get_paths()[key] for key in ("purelib", "platlib"))
+    (Path(site.stdout.strip()) / "borrowed.pth").write_text("\n".join(borrowed), encoding="utf-8")
+    return python
