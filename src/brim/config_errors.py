@@ -170,13 +170,11 @@ def _models_at(cls: type[BaseModel], data: Any, path: KeyPath) -> Models:
 
 def models_below(models: Models, data: Any, key: str | int) -> Models:
     """The classes of `data[key]`, where `data` is of one of `models`, or a collection of them."""
-    if isinstance(key, int):
+    named = [model for model in _with_name(models, data) if key in model.model_fields]
+    if not named:  # an item of a list or of a mapping
         return models
     return [
-        below
-        for model in _with_name(models, data)
-        if key in model.model_fields
-        for below in _models_in(model.model_fields[key].annotation)
+        below for model in named for below in _models_in(model.model_fields[str(key)].annotation)
     ]
 
 

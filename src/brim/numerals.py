@@ -44,6 +44,9 @@ _FRACTION = re.compile(
 
 _CURRENCY = "$\u00a2-\u00a5\u0e3f\u20a0-\u20cf\uff04\uffe0\uffe1\uffe5\uffe6"
 _AROUND = rf"\s*_`\"'()\[\]{{}}\u201c\u201d\u00ab\u00bb{_CURRENCY}"
+_MINUS_IN_WORDS = re.compile(
+    rf"(?<![0-9)\]}}%] )\b(?:minus|negative) +(?=[{_CURRENCY}0-9.])", re.IGNORECASE
+)
 # All that belongs to one number, or makes it another one.
 _CHUNK = r"""(?P<chunk>(?:[0-9]|(?<![\w.])\.(?=[0-9]))(?:
     [0-9]
@@ -64,7 +67,7 @@ _WHOLE = re.compile(
 # What follows the mark on its line, unless it goes on as a sum.
 _MARKED = re.compile(
     rf"""\#\#\#\#[ ](?:(?!\n)[{_AROUND}])*(?:(?P<sign>[-+])(?:(?!\n)[{_AROUND}])*)?{_CHUNK}
-    (?![0-9]|[)\]}}]*[ ]?[-+*/x\u00d7\u00f7=][ ]?[{_CURRENCY}(]*[0-9])""",
+    (?![0-9]|[)\]}}]*[ ]?[-+*/x\u00d7\u00f7=][ ]?[-+{_CURRENCY}(]*[0-9])""",
     re.VERBOSE,
 )
 # A minus after a word, a number or a bracket subtracts: the last number of `16-3` is 3.
@@ -136,7 +139,7 @@ def _plain(text: str) -> str:
     text = _FRACTION.sub(_spell_fraction, text)
     for pattern, plain in _LATEX:
         text = pattern.sub(plain, text)
-    return text
+    return _MINUS_IN_WORDS.sub("-", text)
 
 
 def _spell_fraction(match: re.Match[str]) -> str:

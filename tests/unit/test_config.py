@@ -313,6 +313,7 @@ class Pair(Config):
 
 class Pairs(Config):
     pair: Pair = Pair()
+    named: dict[str, Optim] = Field({})
 
 
 @pytest.mark.parametrize(
@@ -330,6 +331,14 @@ def test_a_mistake_between_settings_has_the_line_of_the_one_to_change(tmp_path, 
     assert str(caught.value) == f"{tmp_path}/{place}: too high; lower it"
     with pytest.raises(ConfigError, match="^command line: pair.optim.lr=2: too high; lower it$"):
         load_config(Pairs, path, ["pair.optim.lr=2"])
+
+
+def test_a_typo_in_a_mapping_of_groups_has_a_suggestion(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("named:\n  mine: {lrr: 1}")
+    message = r":2: named.mine.lrr: unknown key; did you mean named.mine.lr\?$"
+    with pytest.raises(ConfigError, match=message):
+        load_config(Pairs, path)
 
 
 def test_files_and_overrides_are_checked_without_the_class(tmp_path, monkeypatch):
