@@ -53,6 +53,31 @@ def test_a_wrong_argument_is_one_line_and_exit_code_2(brim_says, arguments, mess
 
 @pytest.mark.parametrize(
     "arguments",
+    [
+        "train cmudict/brim --out LONG",
+        "train LONG",
+        "quickstart --short --out LONG",
+        "report . --out LONG",
+        "report LONG",
+        "evaluate LONG",
+        "evaluate . --out LONG",
+        "compare LONG LONG",
+        "compare a b --out LONG",
+        "sweep LONG",
+        "analyze variance LONG",
+        "judge LONG LONG",
+    ],
+)
+def test_a_name_of_300_characters_is_one_line(brim_says, arguments):
+    code, out, err = brim_says(*arguments.replace("LONG", "x" * 300).split())
+    assert (code, out) == (2, "")
+    [line] = [line for line in err.splitlines() if line.startswith("brim: ")]
+    assert len(line) < 600
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
     ["report a --alpha 5", "generate a --temperature -1", "sweep a --jobs x", "train a --out"],
 )
 def test_a_wrong_value_is_named_with_its_option_on_one_line(brim_says, arguments):
