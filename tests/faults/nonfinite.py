@@ -294,5 +294,5 @@ SITES: dict[str, Callable[[bool], None]] = {
 }
 OVERRIDES = {
     "adapters": ("student.lora={r: 2}", "student.predistill=null"),
-    "a critic": ("objective={name: ppo_brim, critic: separate, num_epochs: 1}",),
+    "a critic": ("objective={name: ppo_llmr, critic: separate, num_epochs: 1}",),
 }
