@@ -1,5 +1,7 @@
 """What the command line says of mistakes in its arguments, and what it does not import for that."""
 
+import errno
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -165,3 +167,19 @@ def test_mistakes_in_paths_and_files_are_found_without_torch(tmp_path):
     for (command, message), line in zip(EARLY.items(), lines, strict=True):
         assert line.startswith("brim: "), command
         assert message in line, command
+
+
+def test_a_full_disk_anywhere_is_one_line_with_numbers(brim_says, monkeypatch, tmp_path):
+    def full(*arguments):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "cache"))
+        except OSError as error:
+            raise RuntimeError("the data set could not be made") from error
+
+    monkeypatch.setattr(brim.recipes, "list_recipes", full)
+    code, out, err = brim_says("recipes")
+    assert (code, out) == (2, "")
+    assert re.fullmatch(
+        rf"brim: {tmp_path}/cache: cannot write: no space left on the device "
+        r"\(at least [\d,]+ bytes needed, [\d,]+ free\); .*\n", err
+    )  # fmt: skip

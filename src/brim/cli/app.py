@@ -88,10 +88,19 @@ def mistake_in_a_line(error: Exception) -> str | None:
         return str(error)
     if system_error(error) in (*FULL, errno.ENAMETOOLONG):
         try:
-            raise_refusal(error, getattr(error, "filename", None) or Path.cwd())
+            raise_refusal(error, _file_behind(error))
         except BrimError as refusal:
             return str(refusal)
     return None
+
+
+def _file_behind(error: BaseException | None) -> str | Path:
+    """The file that the first error of a chain was about; where we are, if none of them says."""
+    while error is not None:
+        if name := getattr(error, "filename", None):
+            return str(name)
+        error = error.__cause__ or error.__context__
+    return Path.cwd()
 
 
 def load_recipe(recipe: str, overrides: Sequence[str] | None) -> tuple[Path, RunConfig]:
