@@ -11,23 +11,28 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from brim.errors import RunError
-from brim.files import atomic_write_json, disk_errors, fsync_directory, read_json, sha256_file
+from brim.files import atomic_write_json, disk_errors, fsync_directory, read_json
+from brim.seals import checkpoints_in, find_damage, seal
 from brim.sharding import part_of
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
+STATE = "trainer_state.json"
+
+# What optimizers keep in the shape of the parameter, and what AdamW keeps in all.
+_MOMENTS = {"exp_avg", "exp_avg_sq", "state1", "state2"}
+_ADAMW = {"step", "exp_avg", "exp_avg_sq"}
 
 
 def save_checkpoint(
@@ -53,7 +58,7 @@ def save_checkpoint(
 
     def write_all(directory: Path) -> None:
         write(directory)
-        atomic_write_json(directory / MANIFEST, {"step": step, "files": _describe_files(directory)})
+        seal(directory, {"step": step})
 
     path = root / f"step-{step}"
     replace_directory(path, write_all, num_bytes)
@@ -79,34 +84,46 @@ def prune(root: Path, step: int, *, keep: int) -> None:
             shutil.rmtree(root / f"step-{superfluous}")
 
 
+def sound_checkpoints(root: Path) -> Iterator[Path]:
+    """The sound checkpoints, the newest first; of each damaged one a warning says what is wrong."""
+    for path in checkpoints_in(root).values():
+        damage = find_damage(path)
+        if damage is None:
+            yield path
+        else:
+            logger.warning("%s: damaged: %s; going back to the checkpoint before", path, damage)
+
+
 def latest_checkpoint(root: Path) -> Path | None:
     """The newest sound checkpoint; None where there are none at all.
-
-    A damaged one is passed over with a warning that names the file and the reason.
 
     Raises:
         RunError: there are checkpoints and every one is damaged.
     """
-    checkpoints = _checkpoints(root)
-    for path in checkpoints.values():
-        damage = _find_damage(path)
-        if damage is None:
-            return path
-        logger.warning("%s: damaged: %s; going back to the checkpoint before", path, damage)
-    if checkpoints:
+    newest = next(sound_checkpoints(root), None)
+    if newest is None and checkpoints_in(root):
         raise RunError(f"{root}: every checkpoint is damaged; delete the folder to begin again")
-    return None
+    return newest
 
 
 def latest_state(root: Path) -> dict[str, Any] | None:
-    """The trainer state of the newest sound checkpoint; None where there are none at all.
+    """The trainer state of the newest checkpoint that has a sound one; None without checkpoints.
+
+    Only that file is looked at, and no weights.
 
     Raises:
-        RunError: as `latest_checkpoint`.
+        RunError: there are checkpoints and none of them has a sound state.
     """
-    path = latest_checkpoint(root)
-    state: dict[str, Any] | None = None if path is None else read_json(path / "trainer_state.json")
-    return state
+    checkpoints = checkpoints_in(root)
+    for path in checkpoints.values():
+        damage = find_damage(path, lambda name: name == STATE)
+        state = read_json(path / STATE) if damage is None else None
+        if isinstance(state, dict):
+            return state
+        logger.warning("%s: damaged: %s; reading the checkpoint before", path, damage or STATE)
+    if checkpoints:
+        raise RunError(f"{root}: every checkpoint is damaged; delete the folder to begin again")
+    return None
 
 
 def check_processes(path: Path, before: int | None, now: int) -> None:
@@ -125,6 +142,18 @@ def check_processes(path: Path, before: int | None, now: int) -> None:
         )
 
 
+def finish_replacing(path: Path) -> None:
+    """Bring a directory back that a stop left aside, between the two renames of its replacement.
+
+    Raises:
+        RunError: no permission.
+    """
+    aside = path.with_name(f".{path.name}.old")
+    if aside.exists() and not path.exists():
+        with disk_errors(path):
+            aside.rename(path)
+
+
 def replace_directory(path: Path, write: Callable[[Path], None], num_bytes: int = 0) -> None:
     """Make the directory `path`, or put another in its place, durably and as a whole.
 
@@ -141,8 +170,7 @@ def replace_directory(path: Path, write: Callable[[Path], None], num_bytes: int 
     temporary, aside = (path.with_name(f".{path.name}.{suffix}") for suffix in ("new", "old"))
     with disk_errors(path, num_bytes):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if aside.exists() and not path.exists():  # stopped between the two renames below
-            aside.rename(path)
+        finish_replacing(path)
         _remove(temporary)
         _remove(aside)
         try:
@@ -208,29 +236,38 @@ def flat(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def load_optimizer(optimizer: torch.optim.Optimizer, directory: Path) -> None:
     """Give an optimizer the state that `save_optimizer` wrote, bit for bit, or its part of it.
 
+    Its hyperparameters stay what the settings made them.
+
     Raises:
         RunError: the files are of another optimizer or of other parameters.
     """
     saved = read_json(directory / "optimizer.json")
-    if saved["class"] != type(optimizer).__name__:
-        raise RunError(
-            f"{directory}: holds the state of {saved['class']}, not of {type(optimizer).__name__}"
-        )
-    state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in saved["state"].items()}
-    parameters = [weight for group in optimizer.param_groups for weight in group["params"]]
-    for key, tensor in load_file(directory / "optimizer.safetensors").items():
-        index, name = key.split(".", maxsplit=1)
-        own = tensor.clone()  # or the optimizer would work in the mapped file
-        like = parameters[int(index)] if int(index) < len(parameters) else own
-        state[int(index)][name] = part_of(own, like)
-    groups = [
-        {key: tuple(value) if key == "betas" else value for key, value in group.items()}
-        for group in saved["param_groups"]
-    ]
     try:
+        if saved["class"] != type(optimizer).__name__:
+            raise ValueError(f"of {saved['class']}, not of {type(optimizer).__name__}")
+        state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in saved["state"].items()}
+        parameters = [weight for group in optimizer.param_groups for weight in group["params"]]
+        for key, tensor in load_file(directory / "optimizer.safetensors").items():
+            index, name = key.split(".", maxsplit=1)
+            parameter = parameters[int(index)]
+            own = tensor.clone()  # or the optimizer would work in the mapped file
+            wanted = parameter.shape if name in _MOMENTS else ()
+            if own.shape != wanted and name in (*_MOMENTS, "step"):
+                raise ValueError(f"{key} has the shape {tuple(own.shape)}")
+            state[int(index)][name] = part_of(own, parameter)
+        if saved["class"] == "AdamW" and any(
+            not set(values) >= _ADAMW for values in state.values()
+        ):
+            raise ValueError("it lacks moments")
+        groups = [
+            {**own, "params": group["params"]}
+            for own, group in zip(optimizer.param_groups, saved["param_groups"], strict=True)
+        ]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
-    except ValueError as error:
-        raise RunError(f"{directory}: is the optimizer of another model: {error}") from None
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, SafetensorError) as error:
+        raise RunError(
+            f"{directory}: the optimizer is another, or that of another model ({error})"
+        ) from None
 
 
 def save_parameters(parameters: Mapping[str, Tensor], path: Path) -> None:
@@ -266,47 +303,7 @@ def fill(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
 
 def checkpoint_steps(root: Path) -> list[int]:
     """The steps of which there are checkpoints, sound or not, newest first."""
-    return list(_checkpoints(root))
-
-
-def _checkpoints(root: Path) -> dict[int, Path]:
-    """Step -> folder, newest first."""
-    found = {
-        int(match[1]): path
-        for path in (root.iterdir() if root.is_dir() else ())
-        if (match := re.fullmatch(r"step-(\d+)", path.name)) and path.is_dir()
-    }
-    return dict(sorted(found.items(), reverse=True))
-
-
-def _describe_files(directory: Path) -> dict[str, dict[str, Any]]:
-    return {
-        path.relative_to(directory).as_posix(): {
-            "bytes": path.stat().st_size,
-            "sha256": sha256_file(path),
-        }
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
-
-
-def _find_damage(path: Path) -> str | None:
-    """What differs from the manifest; None for a sound checkpoint."""
-    try:
-        files = read_json(path / MANIFEST)["files"]
-        for name, expected in files.items():
-            file = path / name
-            if not file.exists():
-                return f"{name} is missing"
-            if file.stat().st_size != expected["bytes"]:
-                return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
-            if sha256_file(file) != expected["sha256"]:
-                return f"{name} has another SHA-256 than in {MANIFEST}"
-    except RunError as error:
-        return str(error)
-    except (OSError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST} or a file of it cannot be read ({error})"
-    return None
+    return list(checkpoints_in(root))
 
 
 def _fsync_tree(directory: Path) -> None:

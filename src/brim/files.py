@@ -24,6 +24,9 @@ _TOKEN = secrets.token_hex(4)
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+SEAL = "sha256"
+"""The key under which a JSON object has the SHA-256 of all else in it."""
+
 
 @contextmanager
 def disk_errors(path: Path | str, num_bytes: int | None = None) -> Iterator[None]:
@@ -181,6 +184,19 @@ def atomic_write_json(path: Path | str, value: Any) -> None:
     atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_sealed_json(path: Path | str, value: Mapping[str, Any]) -> None:
+    """Write one JSON object with `sha256`, that of all the rest; raises like `atomic_write_json`.
+
+    `read_json` compares the two, and returns the rest.
+    """
+    atomic_write_json(path, {SEAL: sha256_of(value), **value})
+
+
+def sha256_of(value: Mapping[str, Any]) -> str:
+    """SHA-256 of an object as `json.dumps` writes it; the same for the object read again."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
 def atomic_write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line, durably and as a whole; `rows` may be a generator.
 
@@ -194,15 +210,20 @@ def atomic_write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> N
 
 
 def read_json(path: Path | str) -> Any:
-    """The document of a JSON file that we wrote.
+    """Read a JSON file of brim's; one of `write_sealed_json` is compared with its `sha256`.
 
     Raises:
         RunError: the file is missing, damaged or cannot be read.
     """
     try:
-        return json.loads(Path(path).read_bytes())
-    except (OSError, ValueError) as error:
+        value = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path}: cannot be read: {error}") from None
+    if isinstance(value, dict) and SEAL in value:
+        known = value.pop(SEAL)
+        if known != sha256_of(value):
+            raise RunError(f"{path}: damaged: its content is not that of its {SEAL}")
+    return value
 
 
 def read_jsonl(path: Path | str) -> Iterator[dict[str, Any]]:
@@ -217,7 +238,7 @@ def read_jsonl(path: Path | str) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(file, start=1):
             try:
                 yield json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise RunError(f"{path}:{number}: cannot be read: {error}") from None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from filelock import FileLock, Timeout
 from brim.errors import RunError
 from brim.files import atomic_write_jsonl, disk_errors, read_jsonl
 from brim.predictions import Block, Prediction
+from brim.seals import RecordedFile
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ class Journal:
 
     def __init__(self, path: Path, inputs: Mapping[str, Any]) -> None:
         self.path = path
+        self._file = RecordedFile(path)
         self._inputs: dict[str, Any] = json.loads(json.dumps(inputs))
 
     @contextmanager
@@ -86,10 +87,7 @@ class Journal:
             "predictions": [prediction.as_dict() for prediction in block.predictions],
         }
         text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
-        with disk_errors(self.path), self.path.open("ab") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        self._file.append(text.encode())
 
     def publish(self, path: Path) -> None:
         """Write all predictions to `path`, one a line, durably and as a whole."""
@@ -100,25 +98,15 @@ class Journal:
         """Forget the blocks, once nobody needs them."""
         PartialState().wait_for_everyone()
         if PartialState().is_main_process:
-            self.path.unlink()
+            self._file.remove()
 
     def _mend(self) -> None:
-        """Cut off what a stop left of an unfinished line; begin anew where the inputs changed."""
-        whole, known = 0, None
-        if self.path.exists():
-            with self.path.open("rb") as file:
-                for line in file:
-                    try:
-                        value = json.loads(line)
-                    except ValueError:
-                        break
-                    if not line.endswith(b"\n"):
-                        break
-                    known = value if known is None else known
-                    whole += len(line)
+        """Cut off what a stop left unfinished; begin anew where inputs changed, or on damage."""
+        damage = self._file.mend()
+        if damage is not None:
+            logger.warning("%s %s; thrown away", self.path, damage)
+        known = next(read_jsonl(self.path), None)
         if known == self._inputs:
-            with disk_errors(self.path), self.path.open("rb+") as file:
-                file.truncate(whole)
             return
         if known is not None:
             changed = {**known, **self._inputs}
@@ -126,4 +114,5 @@ class Journal:
             logger.warning(
                 "%s: of an evaluation with another %s; thrown away", self.path, ", ".join(names)
             )
-        atomic_write_jsonl(self.path, [self._inputs])
+        self._file.cut(0)
+        self._file.append(json.dumps(self._inputs, ensure_ascii=False).encode() + b"\n")

@@ -34,11 +34,13 @@ from brim.models.loading import DTYPES
 from brim.objectives import Objective
 from brim.optimization import check_trainable, import_adamw_8bit
 from brim.progress import Reporter
-from brim.rundir import read_manifest, update_manifest
+from brim.rundir import update_manifest
 from brim.seeding import derive_seed
 from brim.settings import RunConfig, StudentConfig, TeacherConfig
+from brim.stages import describe_model
 from brim.tasks import SPLITS, Split, Task, describe, locate, without_rows
 from brim.types import Example, Rollout
+from brim.written import read_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,8 @@ class Materials:
         reporter: tells the person who watches.
         spelling: of each split that was checked, how many rows have text that does not survive
             the tokenizer.
+        other_teacher: the settings ask for another teacher than the run's.
+        models: what is known of the loaded models, by role; see `describe_model`.
     """
 
     config: RunConfig
@@ -65,6 +69,8 @@ class Materials:
     reporter: Reporter
     spelling: dict[str, Any] = field(default_factory=dict, init=False)
     _splits: dict[Split, Sequence[Example]] = field(default_factory=dict, init=False)
+    other_teacher: bool = field(default=False, kw_only=True)
+    models: dict[str, dict[str, str]] = field(default_factory=dict, kw_only=True)
 
     @cached_property
     def task(self) -> Task:
@@ -152,8 +158,8 @@ class Materials:
         """Meet the mistakes that can be met before hours of work.
 
         Raises:
-            BrimError: the settings, the data and the models do not go together, or the data is
-                not what this run was begun with.
+            BrimError: the settings, the data and the models do not go together, or data or
+                models are not what this run was begun with.
         """
         config = self.config
         if self.metric in self.task.metrics and self.supervised_metric == "return":
@@ -204,6 +210,7 @@ class Materials:
                 f"{self.out}: the data is not what this run was begun with (see manifest.json); "
                 "bring it back, or choose another --out"
             )
+        self.check_models()
         if config.student.lora is not None:
             check_adapters(source.model, config.student.lora.target_modules)
         if config.decoding.engine == "vllm":
@@ -228,6 +235,7 @@ class Materials:
                 vocab_size=settings.tokenizer.vocab_size,
             )
             model = self._build("teacher", settings.build, tokenizer)
+        self.models["teacher"] = describe_model(model)
         # One that is not trained stays where `teacher.device` had it loaded.
         return model if settings.train is None else self.place(model)
 
@@ -240,6 +248,7 @@ class Materials:
         else:
             assert settings.build is not None
             model = self._build("student", settings.build, self.initial_teacher.tokenizer)
+        self.models["student"] = describe_model(model)
         return self.place(model)
 
     def cut_student(self, teacher: LanguageModel) -> LanguageModel:
@@ -248,6 +257,22 @@ class Materials:
         assert settings.keep_layers is not None
         student, dtype = keep_layers(teacher, layers=settings.keep_layers), DTYPES[settings.dtype]
         return student.to(dtype) if isinstance(dtype, torch.dtype) else student
+
+    def check_models(self) -> None:
+        """Check that the models loaded so far are those that the run was begun with.
+
+        Raises:
+            RunError: one is not.
+        """
+        known = read_manifest(self.out).get("models", {})
+        for role, facts in self.models.items():
+            asked_for = role == "teacher" and self.other_teacher
+            if known.get(role, facts) != facts and not asked_for:
+                raise RunError(
+                    f"{self.out}: the {role} is not the one that this run was begun with (see "
+                    "manifest.json): its weights, configuration or tokenizer have changed; bring "
+                    "it back, or choose another --out"
+                )
 
     def record_drift(self) -> None:
         """Write into the manifest, once, how far quantising the teacher moved its Q-values."""
@@ -326,9 +351,25 @@ class Materials:
         own = self.config.teacher.seed if stage == "teacher" else None
         return self.config.seed if own is None else own
 
-    def reload(self, directory: Path, role: TeacherConfig | StudentConfig) -> LanguageModel:
-        """A model that this run wrote, as its role was first loaded."""
-        model = load_model(directory, dtype=role.dtype, trust_remote_code=role.trust_remote_code)
+    def reload(
+        self, directory: Path, role: TeacherConfig | StudentConfig, *, verified: bool = False
+    ) -> LanguageModel:
+        """A model that this run wrote, as its role was first loaded.
+
+        Args:
+            directory: of the model.
+            role: teacher or student.
+            verified: the directory has just been compared with its seal.
+
+        Raises:
+            RunError: a file is not what was written.
+        """
+        model = load_model(
+            directory,
+            dtype=role.dtype,
+            trust_remote_code=role.trust_remote_code,
+            verified=verified,
+        )
         return self.place(model)
 
     def place(self, model: LanguageModel) -> LanguageModel:

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from brim.errors import RunError
 from brim.evaluation import Advance, Evaluation, evaluate
 from brim.journal import Journal
 from brim.materials import Materials
@@ -23,18 +24,15 @@ from brim.objectives import Objective, SeqKD
 from brim.optimization import count_steps
 from brim.predictions import Procedure
 from brim.rundir import update_manifest
+from brim.seals import MANIFEST
 from brim.seeding import derive_seed
 from brim.settings import LoopConfig, OptimConfig, SupervisedConfig
 from brim.sharding import shard_teacher
-from brim.stages import (
-    CompletedExamples,
-    Stage,
-    fingerprint_model,
-    write_completions,
-)
+from brim.stages import CompletedExamples, Stage, describe_model, write_completions
 from brim.tracking import Tracker
 from brim.trainer import Hooks, Trainer
 from brim.types import Example
+from brim.written import read_manifest
 
 
 @dataclass
@@ -46,12 +44,14 @@ class Pipeline(Materials):
         inputs: what each finished stage stands for in the hashes of later ones.
         loaded: fingerprints of the teacher and the student that were loaded and are not trained
             (the teacher) or not yet (the student).
+        digests: SHA-256 of what each finished stage made; see `Stage.digest`.
         other_processes: go on with stages that another number of processes began.
     """
 
     stages_dir: Path
     inputs: dict[str, str] = field(default_factory=dict)
     loaded: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
     other_processes: bool = False
 
     @cached_property
@@ -59,17 +59,18 @@ class Pipeline(Materials):
         """The model whose logits are the Q-values, trained first if the recipe says so."""
         settings = self.config.teacher
         if settings.train is None:
-            self.inputs["teacher"] = fingerprint_model(self.initial_teacher)
-            self.loaded["teacher"] = self.inputs["teacher"]
             model = self.initial_teacher
+            self.check_models()
+            self.inputs["teacher"] = self.loaded["teacher"] = self.models["teacher"]["sha256"]
         else:
+            initial = self.initial_teacher
             model = self._supervised_stage(
                 "teacher",
                 settings.train,
-                student=self.initial_teacher,
+                student=initial,
                 teacher=None,
                 examples=self.train_examples,
-                inputs={"model": fingerprint_model(self.initial_teacher)},
+                inputs={"model": self.models["teacher"]["sha256"]},
             )
             if self.config.student.keep_layers is None:
                 share_vocabulary(model, self.loaded_student)
@@ -105,7 +106,7 @@ class Pipeline(Materials):
         )
         path = stage.directory / "train.jsonl"
         with stage.locked():
-            if stage.finished:
+            if stage.is_whole():
                 self.reporter.say("teacher outputs: unchanged, kept")
             else:
                 with self.reporter.meter("teacher outputs", len(self.train_examples)) as meter:
@@ -117,8 +118,9 @@ class Pipeline(Materials):
                         max_prompt_tokens=config.decoding.max_prompt_tokens,
                         meter=meter,
                     )
-                stage.finish(num_examples=len(self.train_examples))
+                stage.finish(path.name, num_examples=len(self.train_examples))
         self.inputs["teacher_outputs"] = stage.fingerprint
+        self.digests["teacher_outputs"] = stage.digest
         return CompletedExamples(self.train_examples, path)
 
     @cached_property
@@ -133,20 +135,22 @@ class Pipeline(Materials):
     def student(self) -> LanguageModel:
         """The student that the objective starts from, pre-distilled if the recipe says so."""
         settings, lora = self.config.student.predistill, self.config.student.lora
-        fingerprint = fingerprint_model(self.initial_student)
+        initial = self.initial_student
+        self.check_models()
+        known = (self.models.get("student") or describe_model(initial))["sha256"]
         if self.config.student.build is None:  # there is nothing to test in random weights
-            self.loaded["student"] = fingerprint
+            self.loaded["student"] = known
         if settings is None:
-            return self.initial_student
+            return initial
         outputs = self.teacher_outputs
         model = self._supervised_stage(
             "predistill",
             settings,
-            student=self.initial_student,
+            student=initial,
             teacher=self.teacher,
             examples=outputs,
             inputs={
-                "model": fingerprint,
+                "model": known,
                 "outputs": self.inputs["teacher_outputs"],
                 "lora": None if lora is None else lora.model_dump(mode="json"),
             },
@@ -187,7 +191,7 @@ class Pipeline(Materials):
         )
         role = config.teacher if name == "teacher" else config.student
         with stage.locked():
-            if stage.finished:
+            if stage.is_whole():
                 self.reporter.say(f"{name}: unchanged, kept")
             else:
                 self._train(
@@ -201,9 +205,10 @@ class Pipeline(Materials):
                     optim=settings.optim,
                     loop=settings.trainer,
                 )
-                stage.finish()
+                stage.finish(f"best/{MANIFEST}")
         self.inputs[name] = stage.fingerprint
-        return self.reload(stage.directory / "best", role)
+        self.digests[name] = stage.digest
+        return self.reload(stage.directory / "best", role, verified=True)
 
     def run(self) -> None:
         """All the stages; the last one's best checkpoint is in `out/best`."""
@@ -217,11 +222,13 @@ class Pipeline(Materials):
         # The text that the objective learns from, beside what the student writes.
         by_teacher = objective.targets == "teacher"
         examples = self.teacher_outputs if by_teacher else self.train_examples
+        self._check_stages()
         update_manifest(
             self.out,
             {
                 "stages_dir": os.path.relpath(self.stages_dir, self.out),
                 "stages": {**self.inputs, **self._folders_of_loaded()},
+                "stages_sha256": dict(self.digests),
                 "data": self.data,
                 "spelling": self.spelling,
             },
@@ -251,6 +258,18 @@ class Pipeline(Materials):
             role: Stage.open(self.stages_dir, role, {"model": model, **inputs}).fingerprint
             for role, model in self.loaded.items()
         }
+
+    def _check_stages(self) -> None:
+        """Raise a RunError where a stage was made again, to something else, since the run began."""
+        manifest = read_manifest(self.out)
+        names, known = manifest.get("stages", {}), manifest.get("stages_sha256", {})
+        for name, digest in self.digests.items():
+            if names.get(name) == self.inputs[name] and known.get(name, digest) != digest:
+                raise RunError(
+                    f"{self.stages_dir / self.inputs[name]}: was made again since {self.out} "
+                    "began, to other weights or texts; bring back the stages folder that it was "
+                    "begun with, or choose another --out"
+                )
 
     def _train(
         self,
@@ -296,7 +315,7 @@ class Pipeline(Materials):
                 tracker=tracker,
                 max_prompt_tokens=config.decoding.max_prompt_tokens,
                 seed=derive_seed(self.seed_of(stage), "train", stage),
-                load=lambda path: self.reload(path, role),
+                load=lambda path: self.reload(path, role, verified=True),
                 hooks=Hooks(
                     on_step=lambda step, metrics: meter.advance(
                         step - meter.done, f"loss {metrics['train/loss']:.4g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -14,14 +15,23 @@ from filelock import FileLock
 from brim._version import __version__
 from brim.checkpoints import latest_state
 from brim.errors import RunError
-from brim.files import atomic_write_json, disk_errors, read_jsonl
+from brim.files import disk_errors, write_sealed_json
 from brim.journal import Journal
 from brim.models import LanguageModel
 from brim.pipeline import Pipeline
+from brim.seals import record_of
 from brim.stages import fingerprint_model
 from brim.tasks import Split, describe
 from brim.types import Example
-from brim.written import planned_steps, predictions_path, read_splits
+from brim.written import (
+    check_predictions,
+    planned_steps,
+    predictions_path,
+    read_log,
+    read_splits,
+)
+
+logger = logging.getLogger(__name__)
 
 # What results of all splits in one folder share.
 _OF_A_FOLDER = ("model", "decoding", "seed")
@@ -94,7 +104,9 @@ def evaluate_model(
             **training,
         }
         if PartialState().is_main_process:
-            journal.publish(folder / f"{split}.jsonl")
+            path = predictions_path(directory, split)
+            journal.publish(path)
+            results["predictions"] = record_of(path)
             add_results(directory, split, results)
         journal.remove()
     return results
@@ -111,7 +123,7 @@ def add_results(directory: Path, split: Split, results: Mapping[str, Any]) -> No
     path = directory / "results.json"
     # Not the directory's own lock: whoever trains in it holds that while stages are tested.
     with disk_errors(path), FileLock(directory / "predictions" / ".results.lock"):
-        atomic_write_json(path, {**read_splits(directory, split), split: results})
+        write_sealed_json(path, {**read_splits(directory, split), split: results})
 
 
 def _inputs(
@@ -153,6 +165,11 @@ def kept_results(
         known.get(key) != value for key, value in training.items()
     ):
         return None
+    try:
+        check_predictions(directory, split, known)
+    except RunError as error:
+        logger.warning("%s; doing so", error)
+        return None
     return known if known.get("model") == fingerprint_model(model) else None
 
 
@@ -184,7 +201,7 @@ def training_facts(directory: Path) -> dict[str, Any]:
     plan = {} if planned is None else {"planned_steps": planned}
     if state is None:
         return {"steps": _last_evaluated(directory), **plan} if plan else {}
-    steps = read_jsonl(directory / "timings.jsonl")
+    steps = read_log(directory, "timings.jsonl")
     return {
         **plan,
         "steps": state["step"],
@@ -196,7 +213,7 @@ def training_facts(directory: Path) -> dict[str, Any]:
 def _last_evaluated(directory: Path) -> int:
     step = 0
     with suppress(RunError):  # a line that is being written
-        for row in read_jsonl(directory / "metrics.jsonl"):
+        for row in read_log(directory, "metrics.jsonl"):
             if any(key.startswith("eval/") for key in row):
                 step = row["step"]
     return step

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +22,13 @@ from brim._version import __version__
 from brim.checkpoints import check_processes
 from brim.config import config_hash, describe_changes, dump_config, load_config
 from brim.errors import ConfigError, RunError
-from brim.files import atomic_write_json, atomic_write_text, read_json
+from brim.files import atomic_write_text, write_sealed_json
+from brim.seals import MANIFEST, is_sealed
 from brim.settings import RunConfig
+from brim.written import read_manifest, settings_damage, settings_text
 from brim.yaml12 import parse
+
+logger = logging.getLogger(__name__)
 
 Resume = Literal["auto", "must", "never"]
 
@@ -34,6 +41,9 @@ PACKAGES = (
     "sacrebleu",
     "rouge-score",
 )
+
+# What a stop before the run had begun leaves: data that it had read, a manifest half-written.
+_BEFORE_THE_RUN = re.compile(r"\.lock|data|\.manifest\.json\..*\.tmp")
 
 # Settings that cannot change results.
 _NO_MATTER = {"description", "tracking"}
@@ -87,43 +97,69 @@ def open_run(
         lock.release()
 
 
-def begin_run(out: Path, config: RunConfig, command: Sequence[str]) -> None:
-    """Write the resolved settings and the provenance; from here on `out` is this run's."""
-    if (out / "config.yaml").exists():
-        update_manifest(out, {"num_processes": PartialState().num_processes})
-        return
+def begin_run(
+    out: Path, config: RunConfig, command: Sequence[str], models: Mapping[str, Any]
+) -> None:
+    """Write the resolved settings and the provenance; from here on `out` is this run's.
+
+    Args:
+        out: the run directory.
+        config: the run's settings.
+        command: what was typed.
+        models: what is known of teacher and student before any training.
+    """
     if not PartialState().is_main_process:
         return
-    atomic_write_json(
-        out / "manifest.json",
-        {
+    text, manifest = dump_config(config), read_manifest(out)
+    facts = {"num_processes": PartialState().num_processes, "models": dict(models)}
+    if manifest:
+        update_manifest(out, facts)
+    else:
+        manifest = {
             "config_hash": _identity(config),
+            "config_sha256": sha256(text.encode()).hexdigest(),
             "command": list(command),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "seed": config.seed,
-            "num_processes": PartialState().num_processes,
             "versions": {
                 "brim": __version__,
                 "python": platform.python_version(),
                 **{name: metadata.version(name) for name in PACKAGES},
             },
             "platform": f"{sys.platform} {platform.machine()}",
-        },
-    )
-    atomic_write_text(out / "config.yaml", dump_config(config))
-
-
-def read_manifest(out: Path) -> dict[str, Any]:
-    """The provenance of a run; empty where none is begun."""
-    path = out / "manifest.json"
-    manifest: dict[str, Any] = read_json(path) if path.exists() else {}
-    return manifest
+            "sealed": True,  # all that is written from here on has its hash
+            **facts,
+        }
+        write_sealed_json(out / "manifest.json", manifest)
+    damage = settings_damage(out)
+    if damage is not None:
+        if (out / "config.yaml").exists():
+            logger.warning("%s: %s; written again", out / "config.yaml", damage)
+        atomic_write_text(out / "config.yaml", text)
+        update_manifest(out, {"config_sha256": sha256(text.encode()).hexdigest()})
 
 
 def update_manifest(out: Path, facts: Mapping[str, Any]) -> None:
     """Add facts to the provenance of a run."""
     if PartialState().is_main_process:
-        atomic_write_json(out / "manifest.json", {**read_manifest(out), **facts})
+        write_sealed_json(out / "manifest.json", {**read_manifest(out), **facts})
+
+
+def check_best(run: Path) -> None:
+    """Check that a run has a best checkpoint and, where this version began it, its manifest.
+
+    What is in it is compared with the manifest where it is loaded.
+
+    Raises:
+        RunError: there is none.
+    """
+    if not (run / "best").exists():
+        raise RunError(f"{run}: has no best checkpoint yet; finish it by brim train --resume must")
+    if "sealed" in read_manifest(run) and not is_sealed(run / "best"):
+        raise RunError(
+            f"{run / 'best'}: damaged: {MANIFEST} is missing; start again the brim train that "
+            "wrote it, which makes it again where it can"
+        )
 
 
 def _check(out: Path, config: RunConfig, resume: Resume, other_processes: bool) -> None:
@@ -133,9 +169,12 @@ def _check(out: Path, config: RunConfig, resume: Resume, other_processes: bool) 
     if not manifest:
         if resume == "must":
             raise RunError(f"{out}: no run to resume; check --out, or use --resume auto")
-        # A stop before the run had begun leaves the data that it had read.
-        ours = (".lock", "data")
-        strangers = [p.name for p in out.iterdir() if p.name not in ours] if out.exists() else []
+        names = sorted(path.name for path in out.iterdir()) if out.exists() else []
+        if "config.yaml" in names or "checkpoints" in names:
+            raise RunError(
+                f"{out}: the run's manifest.json is missing; bring it back, or choose another --out"
+            )
+        strangers = [name for name in names if not _BEFORE_THE_RUN.fullmatch(name)]
         if strangers:
             raise RunError(
                 f"{out}: is not empty and no run directory (it holds {strangers[0]}); "
@@ -145,6 +184,7 @@ def _check(out: Path, config: RunConfig, resume: Resume, other_processes: bool) 
     if resume == "never":
         raise RunError(f"{out}: holds a run already; choose another --out, or --resume auto")
     if manifest["config_hash"] != _identity(config) and not _same_settings(out, manifest, config):
+        settings_text(out)  # or it is damaged
         raise RunError(
             f"{out}: holds a run with other settings ({changed_settings(out, config)}); "
             "choose another --out, or resume with the settings that it was begun with"
@@ -181,9 +221,11 @@ def _identity(config: RunConfig) -> str:
 def _same_settings(out: Path, manifest: Mapping[str, Any], config: RunConfig) -> bool:
     """Whether a run of an older version has these settings: new ones are then at their defaults."""
     path = out / "config.yaml"
-    if not path.exists():
+    if settings_damage(out) is not None:
         return False
     stored = parse(path.read_text(encoding="utf-8"), lambda line: f"{path}:{line}").data
+    if not isinstance(stored, dict):
+        return False
     stored = {key: value for key, value in stored.items() if key not in _NO_MATTER}
     if config_hash(stored) != manifest["config_hash"]:  # somebody edited it
         return False

@@ -23,12 +23,13 @@ from brim.pipeline import Pipeline
 from brim.process import make_accelerator
 from brim.progress import Reporter
 from brim.results import evaluate_model, kept_results, training_facts
-from brim.rundir import Resume, begin_run, open_run, read_manifest
+from brim.rundir import Resume, begin_run, check_best, open_run
 from brim.seeding import derive_seed
 from brim.settings import RunConfig
+from brim.stages import check_stage
 from brim.tasks import Split, describe
 from brim.types import Example
-from brim.written import check_run, stopped_at
+from brim.written import check_run, read_manifest, settings_text, stopped_at
 
 logger = logging.getLogger(__name__)
 
@@ -72,12 +73,13 @@ def train(
         pipeline = Pipeline(config, out, accelerator, reporter, stages_dir or out / "stages")
         pipeline.other_processes = other_processes
         pipeline.check()
-        begin_run(out, config, command)
+        begin_run(out, config, command, pipeline.models)
         before = latest_state(out / "checkpoints")
         pipeline.run()
         training, label = training_facts(out), config.objective.name
         if before is not None and before["step"] == training["steps"]:
             reporter.say(f"{label}: unchanged, kept")
+        check_best(out)
         best = pipeline.reload(out / "best", config.student)
         kept = kept_results(best, "test", out, training)
         if kept is not None:
@@ -133,8 +135,8 @@ def evaluate_run(
         raise RunError(
             f"{out}: holds a run, whose results would be overwritten; name another --out"
         )
-    if model is None and not (run / "best").exists():
-        raise RunError(f"{run}: has no best checkpoint yet; finish it by brim train --resume must")
+    if model is None:
+        check_best(run)
     training: dict[str, Any] = {}
     if model is None:
         training = training_facts(run)
@@ -184,9 +186,8 @@ def evaluate_stage(
         RunError: `run` is no run directory, has no such model, or the data is not its own.
     """
     pipeline = open_pipeline(run, reporter=reporter)
-    config = pipeline.config
-    stage = read_manifest(run).get("stages", {}).get(name)
-    directory = pipeline.stages_dir / (stage or name)
+    config, manifest = pipeline.config, read_manifest(run)
+    directory = Path(pipeline.stages_dir, manifest.get("stages", {}).get(name, name))
     is_loaded = name == "student" or (name == "teacher" and config.teacher.train is None)
     if not (directory if is_loaded else directory / "best").exists():
         made = "loaded" if is_loaded else "trained"
@@ -194,13 +195,16 @@ def evaluate_stage(
             f"{run}: has {made} no {name} of its own, or it is gone; evaluate any model by --model "
             "NAME --out FOLDER"
         )
+    if not is_loaded:
+        check_stage(directory, manifest.get("stages_sha256", {}).get(name))
     match name:
         case "teacher":
             model = pipeline.teacher
         case "student":
             model = pipeline.initial_student
         case "predistill":
-            model = pipeline.reload(directory / "best", config.student)
+            model = pipeline.reload(directory / "best", config.student, verified=True)
+    pipeline.check_models()
     share_vocabulary(pipeline.teacher, model)
     pipeline.check_rows([split], model, pipeline.teacher)
     _check_data(run, pipeline, split)
@@ -231,12 +235,15 @@ def open_pipeline(
         ConfigError: an override cannot be used.
     """
     check_run(run)
+    settings_text(run)  # compared with its hash
     config = load_config(RunConfig, run / "config.yaml", overrides)
     manifest = read_manifest(run)
     stages_dir = Path(os.path.normpath(run / manifest.get("stages_dir", "stages")))
     pipeline = Pipeline(
         config, run, make_accelerator(), reporter or Reporter(quiet=True), stages_dir
     )
+    # Another seed is another teacher where that is built.
+    pipeline.other_teacher = any(re.match(r"(teacher|seed)\b", change) for change in overrides)
     if config.teacher.train is not None:
         # The teacher that the run had, whatever the overrides would have made of it.
         stage = manifest.get("stages", {}).get("teacher")
@@ -248,8 +255,9 @@ def open_pipeline(
         best = stages_dir / stage / "best"
         if not best.exists():
             raise RunError(f"{best}: the run's teacher is missing; bring back its stages folder")
+        check_stage(best.parent, manifest.get("stages_sha256", {}).get("teacher"))
         pipeline.inputs["teacher"] = stage
-        pipeline.teacher = pipeline.as_teacher(pipeline.reload(best, config.teacher))
+        pipeline.teacher = pipeline.as_teacher(pipeline.reload(best, config.teacher, verified=True))
     return pipeline
 
 
@@ -269,9 +277,14 @@ def generate(
         decoding: how to write.
         seed: of the sampling.
         block: prompts that are completed before the first of them is given out.
+
+    Raises:
+        RunError: the run has no best checkpoint, or a damaged one.
     """
-    best = Path(source) / "best"
-    model = load_model(best if best.exists() else source)
+    run = Path(source)
+    if (run / "config.yaml").exists():
+        check_best(run)
+    model = load_model(run / "best" if (run / "best").exists() else source)
     model = model.to(make_accelerator().device)
     for start in range(0, len(prompts), block):
         rows = range(start, min(start + block, len(prompts)))

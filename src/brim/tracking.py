@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import os
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -19,12 +19,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from brim.errors import ConfigError, RunError
-from brim.files import atomic_write_text, disk_errors, fsync_directory
+from brim.files import atomic_write_text, disk_errors
+from brim.seals import GrowingFile, Record
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 Row = Mapping[str, Any]
+
+LOG_FILES = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
 
 
 class Tracker:
@@ -56,9 +59,8 @@ class Tracker:
         project: str = "brim",
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        self._metrics = _Lines(directory / "metrics.jsonl")
-        self._timings = _Lines(directory / "timings.jsonl")
-        self._samples = _Lines(directory / "samples.jsonl")
+        self._files = [_Lines(directory / name) for name in LOG_FILES]
+        self._metrics, self._timings, self._samples = self._files
         run_name = run_name or directory.name
         self._backends = [
             _start(name, directory, run_name, project, config or {}) for name in backends
@@ -79,34 +81,46 @@ class Tracker:
         """
         metrics = {key: float(value) for key, value in metrics.items()}
         timings = {key: float(value) for key, value in (timings or {}).items()}
-        self._metrics.append(step, metrics)
+        self._metrics.log(step, metrics)
         if timings:
-            self._timings.append(step, timings)
+            self._timings.log(step, timings)
         for backend in self._backends:
             backend.log(step, {**metrics, **timings})
 
     def log_samples(self, step: int, rows: Sequence[Row]) -> None:
         """Write one line a sample; a row holds what JSON can, under the same keys as the others."""
         for row in rows:
-            self._samples.append(step, row)
+            self._samples.log(step, row)
         for backend in self._backends if rows else ():
             backend.log_samples(step, rows)
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, records: Mapping[str, Record] | None = None) -> None:
         """Forget what was logged after `step`, as a run resumed from that checkpoint must.
+
+        Args:
+            step: of the checkpoint; -1 to forget everything.
+            records: what `sync` gave then; without it the lines are looked through.
 
         Raises:
             RunError: a line before the last one is damaged.
         """
-        for lines in (self._metrics, self._timings, self._samples):
-            lines.rewind(step)
+        for lines in self._files:
+            if records is not None or step < 0:
+                lines.cut(0 if step < 0 or records is None else records[lines.path.name]["bytes"])
+            else:
+                lines.rewind(step)
         for backend in self._backends:
             backend.rewind(step)
 
-    def sync(self) -> None:
-        """Force the lines to the disk, as must be before a checkpoint that counts on them."""
-        for lines in (self._metrics, self._timings, self._samples):
+    def sync(self) -> dict[str, Record]:
+        """Force the lines to the disk, as must be before a checkpoint that counts on them.
+
+        Returns:
+            Size and SHA-256 of each file, by its name.
+        """
+        for lines in self._files:
             lines.sync()
+        return {lines.path.name: lines.record for lines in self._files}
 
     def close(self) -> None:
         """Finish the back ends; nothing can be logged any more."""
@@ -126,26 +140,22 @@ class Tracker:
         self.close()
 
 
-class _Lines:
+class _Lines(GrowingFile):
     """A JSONL file whose rows begin with their step, in rising order."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def append(self, step: int, row: Row) -> None:
+    def log(self, step: int, row: Row) -> None:
         finite = {
             key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in row.items()
         }
         line = json.dumps({"step": step, **finite}, ensure_ascii=False, allow_nan=False)
-        with disk_errors(self.path), self.path.open("ab") as file:
-            file.write(line.encode() + b"\n")
+        self.append(line.encode() + b"\n")
 
     def rewind(self, step: int) -> None:
         if not self.path.exists():
             return
-        with disk_errors(self.path), self.path.open("r+b") as file:
-            end = 0
+        end = 0
+        with disk_errors(self.path), self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
                     whole = line.endswith(b"\n") and json.loads(line)["step"] <= step
@@ -156,13 +166,7 @@ class _Lines:
                 if not whole:
                     break
                 end += len(line)
-            file.truncate(end)
-
-    def sync(self) -> None:
-        if self.path.exists():
-            with disk_errors(self.path), self.path.open("rb") as file:
-                os.fsync(file.fileno())
-                fsync_directory(self.path.parent)
+        self.cut(end)
 
 
 class _Backend(Protocol):
@@ -271,9 +275,11 @@ class _HostedRun:
 def _identity(directory: Path) -> str:
     """What the services know this run directory by, also after a resume."""
     path = directory / "tracking_id"
-    if not path.exists():
-        atomic_write_text(path, secrets.token_hex(6))
-    return path.read_text()
+    known = path.read_text(errors="replace") if path.exists() else ""
+    if not re.fullmatch("[0-9a-f]{12}", known):
+        known = secrets.token_hex(6)
+        atomic_write_text(path, known)
+    return known
 
 
 def _markdown_table(rows: Sequence[Row]) -> str:

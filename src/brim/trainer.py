@@ -17,24 +17,29 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from pydantic import TypeAdapter
+from torch import Tensor
 
 from brim.checkpoints import (
+    STATE,
     check_processes,
     checkpoint_steps,
     count_bytes,
-    latest_checkpoint,
+    finish_replacing,
     prune,
     replace_directory,
     save_checkpoint,
 )
-from brim.errors import NonFiniteError, RunError
+from brim.errors import BrimError, NonFiniteError, RunError
 from brim.evaluation import Evaluation
-from brim.files import atomic_write_json, read_json
+from brim.files import atomic_write_json, sha256_file
 from brim.learner import Learner, LearnerState
 from brim.models import LanguageModel, load_model
 from brim.objectives import Objective
 from brim.optimization import count_steps, learning_rate
 from brim.ordering import batch_positions, example_index
+from brim.resuming import find_start, mend_best
+from brim.seals import LOGS, MANIFEST, Record, seal
 from brim.seeding import derive_seed
 from brim.settings import LoopConfig, OptimConfig
 from brim.timing import phases, timed
@@ -65,6 +70,7 @@ class TrainerState:
         best_score: that score, in the metric's own direction.
         nonfinite_steps: steps skipped in a row until now.
         num_processes: how many processes made the last step; None before it.
+        best_sha256: of the manifest of `best/`, which has the hash of every file in it.
     """
 
     step: int = 0
@@ -72,6 +78,7 @@ class TrainerState:
     best_score: float | None = None
     nonfinite_steps: int = 0
     num_processes: int | None = None
+    best_sha256: str | None = None
 
 
 @dataclass
@@ -267,16 +274,21 @@ class Trainer:
             self.state = replace(self.state, best_step=step, best_score=score.value)
             weights = self.learner.weights()
             if self.accelerator.is_main_process:
-                replace_directory(
-                    self.directory / "best",
-                    lambda path: self.student.save(path, state_dict=weights),
-                    count_bytes((weights or self.student.model.state_dict()).values()),
-                )
+                self._write_best(weights)
         if self.accelerator.is_main_process:
             self.tracker.log(step, {f"eval/{k}": s.value for k, s in evaluation.scores.items()})
             samples = evaluation.predictions[: self.num_samples]
             self.tracker.log_samples(step, [sample.as_dict() for sample in samples])
             self.hooks.on_evaluate(step, evaluation)
+
+    def _write_best(self, weights: Mapping[str, Tensor] | None) -> None:
+        def write(path: Path) -> None:
+            self.student.save(path, state_dict=weights)
+            seal(path, {"step": self.state.best_step})
+
+        best, own = self.directory / "best", weights or self.student.model.state_dict()
+        replace_directory(best, write, count_bytes(own.values()))
+        self.state = replace(self.state, best_sha256=sha256_file(best / MANIFEST))
 
     def _warn_of_the_untrained(self) -> None:
         if self.state.best_step == 0 < self.state.step and self.accelerator.is_main_process:
@@ -291,47 +303,65 @@ class Trainer:
             self.tracker.log(self.state.step, metrics, timings)
             self.hooks.on_step(self.state.step, metrics)
 
-    def _rewind(self, step: int) -> None:
+    def _rewind(self, step: int, logs: Mapping[str, Record] | None = None) -> None:
         if self.accelerator.is_main_process:
-            self.tracker.rewind(step)
+            self.tracker.rewind(step, logs)
 
     def _save(self) -> None:
         learnt = self.learner.state()
         if self.accelerator.is_main_process:
-            self.tracker.sync()
+            logs = self.tracker.sync()
             path = save_checkpoint(
                 self.directory / "checkpoints",
                 self.state.step,
-                lambda path: self._write_checkpoint(path, learnt),
+                lambda path: self._write_checkpoint(path, learnt, logs),
                 keep=self.settings.keep_checkpoints,
                 num_bytes=self.learner.num_bytes(learnt),
             )
             self.hooks.on_save(self.state.step, path)
         self.accelerator.wait_for_everyone()
 
-    def _write_checkpoint(self, path: Path, learnt: LearnerState) -> None:
+    def _write_checkpoint(
+        self, path: Path, learnt: LearnerState, logs: Mapping[str, Record]
+    ) -> None:
         self.learner.save(path, learnt)
-        atomic_write_json(path / "trainer_state.json", asdict(self.state))
+        atomic_write_json(path / STATE, asdict(self.state))
+        atomic_write_json(path / LOGS, logs)
 
     def _resume(self) -> None:
-        """Continue from the newest sound checkpoint, if there is one."""
-        path = latest_checkpoint(self.directory / "checkpoints")
-        if path is None:
+        """Continue from the newest checkpoint with which everything is whole, if there is one."""
+        if self.accelerator.is_main_process:
+            finish_replacing(self.directory / "best")
+        self.accelerator.wait_for_everyone()
+        start = find_start(self.directory)
+        self.accelerator.wait_for_everyone()  # all have looked before anything changes
+        if start is None:
             self._rewind(-1)
             return
-        self.state = TrainerState(**read_json(path / "trainer_state.json"))
-        if not self.other_processes:
-            before, now = self.state.num_processes, self.accelerator.num_processes
-            check_processes(path, before, now)
-        self.learner.restore(path, self.load)
-        self._rewind(self.state.step)
-        if self.accelerator.is_main_process:  # a stop may have come before a save had tidied up
-            prune(path.parent, self.state.step, keep=self.settings.keep_checkpoints)
+        try:
+            self.state = TypeAdapter(TrainerState).validate_python(start.state)
+            if not self.other_processes:
+                before, now = self.state.num_processes, self.accelerator.num_processes
+                check_processes(start.path, before, now)
+            self.learner.restore(start.path, self.load)
+        except BrimError:
+            raise
+        except Exception as error:  # whatever files that only look like ours make libraries say
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise RunError(
+                f"{start.path}: holds no state of this training ({reason}); "
+                "delete it to go on from the checkpoint before"
+            ) from error
         if self.state.step > self.num_steps:
             raise RunError(
-                f"{path}: the checkpoint is past the {self.num_steps} steps asked for; "
+                f"{start.path}: the checkpoint is past the {self.num_steps} steps asked for; "
                 "choose another --out"
             )
+        if self.accelerator.is_main_process:
+            mend_best(self.directory, start)
+            # A stop may have come before a save had tidied up.
+            prune(start.path.parent, self.state.step, keep=self.settings.keep_checkpoints)
+        self._rewind(self.state.step, start.logs)
 
 
 def name_suspects(rollout: Rollout) -> str:

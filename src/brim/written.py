@@ -1,11 +1,12 @@
-"""What an evaluation left in a directory: the scores of a split, and the texts of its examples.
+"""What runs and evaluations left in a directory: provenance, settings, logs, scores, texts.
 
-Everything that looks at a finished evaluation reads it here, without torch.
+Everything that looks at a finished run reads it here, without torch, and compared with its hashes.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from brim.errors import BrimError, RunError
-from brim.files import read_json
+from brim.files import read_json, sha256_file
 from brim.metrics import Score
+from brim.seals import LOGS, beginning_damage, checkpoints_in, file_damage, find_damage
 from brim.yaml12 import parse
+
+logger = logging.getLogger(__name__)
 
 # What Python says to JSON of another shape than we write, or to half a character.
 _DAMAGE = (KeyError, TypeError, ValueError, AttributeError)
@@ -90,6 +94,8 @@ def find_results(directory: Path, split: str) -> Results | None:
         facts = read_splits(directory, split).get(split)
         if not isinstance(facts, dict) or "scores" not in facts:  # somebody else's file
             return None
+        if predictions_path(directory, split).exists():
+            check_predictions(directory, split, facts)
         return Results(
             directory=directory,
             scores={name: Score(**fields) for name, fields in facts["scores"].items()},
@@ -116,7 +122,7 @@ def read_splits(directory: Path, split: str) -> dict[str, Any]:
             raise RunError(f"{path}: damaged: not an object of splits")
     except RunError as error:
         raise RunError(f"{error}; remove it, and {_again(directory, split)}") from None
-    return splits
+    return {name: facts for name, facts in splits.items() if isinstance(facts, dict)}
 
 
 def stopped_at(directory: Path, facts: Mapping[str, Any]) -> str | None:
@@ -137,16 +143,152 @@ def stopped_at(directory: Path, facts: Mapping[str, Any]) -> str | None:
     return None if planned is None or step >= planned else f"step {step:,} of {planned:,}"
 
 
+# Keys of a run's manifest.json that are relied upon, and what they hold.
+_MANIFEST_TYPES = {
+    "config_hash": str,
+    "config_sha256": str,
+    "stages_dir": str,
+    "stages": dict,
+    "stages_sha256": dict,
+    "models": dict,
+    "data": dict,
+    "versions": dict,
+    "num_processes": int,
+}
+
+
+def read_manifest(run: Path) -> dict[str, Any]:
+    """Read the provenance of a run; empty where none has begun.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    path = run / "manifest.json"
+    if not path.exists():
+        return {}
+    try:
+        manifest: dict[str, Any] = read_json(path)
+        if "config_hash" not in manifest:
+            raise RunError(f"{path}: damaged: it is not that of a run")
+        for key, kind in _MANIFEST_TYPES.items():
+            if key in manifest and not isinstance(manifest[key], kind):
+                raise RunError(f"{path}: damaged: {key} is {manifest[key]!r}")
+        for key in ("stages", "stages_sha256"):
+            if not all(isinstance(value, str) for value in manifest.get(key, {}).values()):
+                raise RunError(f"{path}: damaged: {key} is {manifest[key]!r}")
+        for key in ("data", "models"):
+            if not all(isinstance(facts, dict) for facts in manifest.get(key, {}).values()):
+                raise RunError(f"{path}: damaged: {key} is {manifest[key]!r}")
+    except TypeError:
+        raise RunError(f"{path}: damaged: it is no object; bring it back") from None
+    except RunError as error:
+        raise RunError(f"{error}; bring it back, or begin the run again elsewhere") from None
+    return manifest
+
+
+def settings_damage(run: Path) -> str | None:
+    """What is wrong with a run's `config.yaml`; None where it is as it was written, or of old."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        return "is missing"
+    known = read_manifest(run).get("config_sha256")
+    return None if known in (None, sha256_file(path)) else "is not what the run was begun with"
+
+
+def settings_text(directory: Path) -> str:
+    """The `config.yaml` of a run.
+
+    Raises:
+        RunError: it is missing, damaged, or not what the run was begun with.
+    """
+    path = directory / "config.yaml"
+    damage = settings_damage(directory)
+    if damage is not None:
+        raise RunError(
+            f"{path}: {damage}; bring it back, or start again the brim train that began the run, "
+            "which writes it again"
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: cannot be read: {error}") from None
+
+
+def text_of_settings(directory: Path) -> str:
+    """A run's `config.yaml`, or a stage's `inputs.json`; "" where there is neither.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    if (directory / "config.yaml").exists():
+        return settings_text(directory)
+    path = directory / "inputs.json"
+    if not path.exists():
+        return ""
+    read_json(path)  # compared with its hash
+    return path.read_text(encoding="utf-8")
+
+
+def read_log(directory: Path, name: str) -> list[dict[str, Any]]:
+    """The lines of a log of a training; none where there is no log.
+
+    They are compared with what the newest checkpoint knows of them; later ones, and those of an
+    older version, are taken as they are.
+
+    Args:
+        directory: of the training.
+        name: `metrics.jsonl`, `timings.jsonl` or `samples.jsonl`.
+
+    Raises:
+        RunError: the log is damaged.
+    """
+    path = directory / name
+    damage = _log_damage(path)
+    if damage is not None:
+        raise RunError(
+            f"{path}: {damage}; bring it back, or start again the brim train that wrote it, which "
+            "makes it again where a checkpoint allows it"
+        )
+    rows = []
+    whole = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # one may be under way
+    for number, line in enumerate(whole, start=1):
+        try:
+            rows.append(json.loads(line))
+            rows[-1]["step"] += 0
+        except (*_DAMAGE, RecursionError):
+            raise RunError(
+                f"{path}:{number}: damaged: no row with a step; resume the run to write it anew"
+            ) from None
+    return rows
+
+
+def _log_damage(path: Path) -> str | None:
+    for checkpoint in checkpoints_in(path.parent / "checkpoints").values():
+        damage = find_damage(checkpoint, lambda name: name == LOGS)
+        try:
+            if damage is None:
+                if not (checkpoint / LOGS).exists():  # of an older version
+                    return None
+                return beginning_damage(path, read_json(checkpoint / LOGS)[path.name])
+        except (RunError, KeyError, TypeError) as error:
+            damage = f"{LOGS}: {error!r}"
+        if checkpoint.exists():  # a run that is under way deletes old ones
+            logger.warning(
+                "%s: damaged: %s; %s is compared with the checkpoint before it, if there is one",
+                *(checkpoint, damage, path),
+            )
+    return None
+
+
 def planned_steps(directory: Path) -> int | None:
     """How many steps the run in a directory is to have; None where there is no run or no saying."""
-    config, manifest = directory / "config.yaml", directory / "manifest.json"
-    if not config.exists() or not manifest.exists():
+    if not (directory / "config.yaml").exists() or not (directory / "manifest.json").exists():
         return None
     try:
-        trainer = parse(config.read_text(encoding="utf-8"), str).data["trainer"]
+        trainer = parse(settings_text(directory), str).data["trainer"]
         if trainer.get("max_steps") is not None:
             return int(trainer["max_steps"])
-        examples = read_json(manifest)["data"]["train"]["num_examples"]
+        examples = read_manifest(directory)["data"]["train"]["num_examples"]
         planned: int = math.ceil(trainer["num_epochs"] * examples / trainer["rollout_batch_size"])
         return planned
     except (BrimError, *_DAMAGE):
@@ -192,6 +334,20 @@ def predictions_path(directory: Path, split: str) -> Path:
     return directory / "predictions" / f"{split}.jsonl"
 
 
+def check_predictions(directory: Path, split: str, facts: Mapping[str, Any]) -> None:
+    """Compare the predictions of a split with their record in its results, if they have one.
+
+    Raises:
+        RunError: they are not what was written with those results.
+    """
+    path, record = predictions_path(directory, split), facts.get("predictions")
+    damage = None if record is None else file_damage(path, record)
+    if damage is not None:
+        raise RunError(
+            f"{path}: {damage}, or results.json is of others; {_again(directory, split)}"
+        )
+
+
 def read_written(
     directory: Path, split: str, *, count: int | None = None, at: Collection[int] | None = None
 ) -> Iterator[Written]:
@@ -211,6 +367,7 @@ def read_written(
     path = predictions_path(directory, split)
     if not path.exists():
         raise _absent("predictions", path, directory, split)
+    check_predictions(directory, split, read_splits(directory, split).get(split, {}))
     again = _again(directory, split)
     number = 0
     with path.open("rb") as file:

@@ -10,6 +10,7 @@ from test_train import rows
 
 from brim.config import dump_config
 from brim.errors import ConfigError, RunError
+from brim.files import read_json, write_sealed_json
 from brim.journal import Journal
 from brim.optimization import count_steps
 from brim.progress import Reporter
@@ -108,7 +109,7 @@ def test_the_planned_steps_are_those_that_the_trainer_counts(make, data, tmp_pat
     config = make("trainer.max_steps=null", "trainer.num_epochs=null", f"trainer.{length}")
     (tmp_path / "config.yaml").write_text(dump_config(config))
     size = len(rows(data / "train.jsonl"))
-    manifest = {"data": {"train": {"num_examples": size}}}
+    manifest = {"config_hash": "0", "data": {"train": {"num_examples": size}}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     assert planned_steps(tmp_path) == count_steps(config.trainer, size)
 
@@ -127,9 +128,9 @@ def test_training_a_finished_run_again_decodes_nothing_and_says_what_it_kept(
 
 def test_results_of_another_model_are_not_taken_for_those_of_the_best_checkpoint(make, finished):
     path = finished / "results.json"
-    results = json.loads(path.read_text())
+    results = read_json(path)
     results["test"]["model"] = "another"
-    path.write_text(json.dumps(results))
+    write_sealed_json(path, results)
     train(make(), finished, stages_dir=finished.parent / "stages")
     assert json.loads(path.read_text())["test"]["model"] != "another"
 

@@ -1,4 +1,3 @@
-import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from threading import Barrier, BrokenBarrierError
@@ -7,6 +6,7 @@ import pytest
 
 import brim.results
 from brim.errors import RunError
+from brim.files import read_json
 from brim.results import add_results
 from brim.written import read_splits
 
@@ -21,7 +21,7 @@ def directory(tmp_path):
 def test_results_of_another_split_are_kept_and_of_the_same_replaced(directory):
     add_results(directory, "train", {"n": 2})
     add_results(directory, "test", {"n": 3})
-    assert json.loads((directory / "results.json").read_text()) == {
+    assert read_json(directory / "results.json") == {
         "train": {"n": 2},
         "test": {"n": 3},
     }
@@ -40,7 +40,7 @@ def test_evaluations_that_end_at_once_lose_nothing(directory, monkeypatch):
     with ThreadPoolExecutor(2) as pool:
         splits = ("validation", "test")
         list(pool.map(lambda split: add_results(directory, split, {"n": split}), splits))
-    assert set(json.loads((directory / "results.json").read_text())) == {"train", *splits}
+    assert set(read_json(directory / "results.json")) == {"train", *splits}
 
 
 def test_a_damaged_file_is_named_and_left_alone(directory):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from brim.checkpoints import (
@@ -254,6 +255,44 @@ def test_the_state_of_another_optimizer_is_refused(tmp_path):
         load_optimizer(adamw(model.parameters()), tmp_path)
     with pytest.raises(RunError, match="another model"):
         load_optimizer(torch.optim.SGD(model[0].parameters()), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda tensors: tensors.clear(),
+        lambda tensors: tensors.update({"0.exp_avg": torch.zeros(3)}),
+        lambda tensors: tensors.update({"0.step": torch.zeros(3)}),
+        lambda tensors: tensors.update({"999.exp_avg": torch.zeros(3)}),
+        lambda tensors: tensors.update({"x": torch.zeros(3)}),
+        lambda tensors: tensors.pop("0.exp_avg"),
+    ],
+)
+def test_forged_moments_are_refused_before_any_step_in_one_line(tmp_path, forge):
+    model = network()
+    optimizer = adamw(model.parameters())
+    train(model, optimizer, range(2))
+    save_optimizer(optimizer, tmp_path)
+    tensors = load_file(tmp_path / "optimizer.safetensors")
+    forge(tensors)
+    save_file(tensors, tmp_path / "optimizer.safetensors")
+    with pytest.raises(
+        RunError, match="the optimizer is another, or that of another model"
+    ) as error:
+        load_optimizer(adamw(network().parameters()), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", "3", '{"class": "AdamW"}', '{"class": "AdamW", "state": 1}']
+)
+def test_other_json_for_an_optimizer_is_refused_in_one_line(tmp_path, text):
+    optimizer = adamw(network().parameters())
+    save_optimizer(optimizer, tmp_path)
+    (tmp_path / "optimizer.json").write_text(text)
+    with pytest.raises(RunError) as error:
+        load_optimizer(optimizer, tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):

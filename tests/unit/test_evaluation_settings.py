@@ -126,12 +126,14 @@ def old_run(tmp_path):
     """A run directory of a version that had no `evaluation.decoding`."""
     out = tmp_path / "run"
     with open_run(out, make_config(), "never"):
-        begin_run(out, make_config(), [])
+        begin_run(out, make_config(), [], {})
     stored = parse((out / "config.yaml").read_text(), str).data
     del stored["evaluation"]["decoding"]
     atomic_write_text(out / "config.yaml", dump(stored))
     matters = {k: v for k, v in stored.items() if k not in ("description", "tracking")}
     manifest = {**read_manifest(out), "config_hash": config_hash(matters)}
+    for newer in ("config_sha256", "sealed", "models"):
+        del manifest[newer]
     atomic_write_json(out / "manifest.json", manifest)
     return out
 

@@ -21,11 +21,21 @@ FLOORS = [
         "numerals",
     },
     {"errors", "types", "yaml12", "config_errors", "config", "files", "timing", "progress"}
+    | {"seals"}
     | {"bucketing", "process", "plotting"},
     {"models", "tasks", "metrics", "judge"},
     {"objectives"},
-    {"ordering", "settings", "optimization", "sharding", "checkpoints", "tracking", "evaluation"}
-    | {"predictions", "written", "journal", "stages", "learner", "trainer"},
+    {
+        "ordering",
+        "settings",
+        "optimization",
+        "resuming",
+        "sharding",
+        "checkpoints",
+        "tracking",
+        "evaluation",
+    }
+    | {"evaluation", "predictions", "written", "journal", "stages", "learner", "trainer"},
     {"rundir", "materials", "pipeline", "results", "runs"} | {"comparison", "judging", "analysis"},
     {"report", "recipes", "quickstart", "plan", "sweep"},
     {"cli"},

@@ -73,7 +73,8 @@ PLANS = {"max_steps: 40, num_epochs: null": 40, "max_steps: null, num_epochs: 1.
 def test_results_from_before_the_end_of_a_training_say_how_far_it_was(tmp_path, plan):
     trainer = f"trainer: {{{plan}, rollout_batch_size: 5}}"
     (tmp_path / "config.yaml").write_text(trainer)
-    (tmp_path / "manifest.json").write_text('{"data": {"train": {"num_examples": 98}}}')
+    manifest = {"config_hash": "0", "data": {"train": {"num_examples": 98}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     planned = PLANS[plan]
     assert planned_steps(tmp_path) == planned
     # Results of an older version do not have the number of planned steps.

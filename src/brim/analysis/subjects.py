@@ -19,12 +19,13 @@ from brim.objectives.ppo import PPO
 from brim.pipeline import Pipeline
 from brim.process import make_accelerator
 from brim.progress import Reporter
-from brim.rundir import read_manifest
 from brim.runs import open_pipeline
 from brim.seeding import derive_seed
 from brim.settings import RunConfig
+from brim.stages import check_stage
 from brim.tasks import Split
 from brim.types import Example
+from brim.written import read_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +53,16 @@ def open_run(
     _only_process()
     pipeline = open_pipeline(run, overrides, reporter)
     if pipeline.config.student.predistill is not None:
-        stage = read_manifest(run).get("stages", {}).get("predistill")
+        manifest = read_manifest(run)
+        stage = manifest.get("stages", {}).get("predistill")
         best = pipeline.stages_dir / (stage or "predistill") / "best"
         if not best.exists():
             raise RunError(
                 f"{best}: the run's pre-distilled student is missing; bring back its stages "
                 "folder, or analyse the recipe, which makes it"
             )
-        pipeline.student = pipeline.reload(best, pipeline.config.student)
+        check_stage(best.parent, manifest.get("stages_sha256", {}).get("predistill"))
+        pipeline.student = pipeline.reload(best, pipeline.config.student, verified=True)
     return pipeline
 
 

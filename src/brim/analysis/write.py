@@ -16,7 +16,7 @@ from brim.analysis.results import (
     Theorem1Analysis,
     VarianceAnalysis,
 )
-from brim.files import atomic_write_bytes, atomic_write_json, atomic_write_text, disk_errors
+from brim.files import atomic_write_bytes, atomic_write_text, disk_errors, write_sealed_json
 from brim.plotting import Images
 
 COLUMNS = ("student", "k", "tail", "quantity", "at", "value", "low", "high")
@@ -36,7 +36,7 @@ def write_analysis(analysis: VarianceAnalysis | Theorem1Analysis, out: Path) -> 
         out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{name}.{ending}" for ending in ("md", "json", "csv", "png", "svg")]
     atomic_write_text(paths[0], text)
-    atomic_write_json(paths[1], analysis.as_dict())
+    write_sealed_json(paths[1], analysis.as_dict())
     table = io.StringIO()
     writer = csv.DictWriter(table, COLUMNS, lineterminator="\n", restval="")
     writer.writeheader()

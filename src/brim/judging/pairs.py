@@ -11,7 +11,7 @@ from brim.errors import ConfigError, RunError
 from brim.judge import KINDS, Kind, Pair
 from brim.tasks import Split
 from brim.tasks.templates import Template
-from brim.written import Written, predictions_path, read_written
+from brim.written import Written, predictions_path, read_written, settings_text
 from brim.yaml12 import parse
 
 KIND_OF_TASK: dict[str, Kind] = {
@@ -152,10 +152,7 @@ def _read_task(directory: Path) -> dict[str, Any]:
     path = directory / "config.yaml"
     if not path.exists():
         return {}
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{path}: cannot be read: {error}") from None
+    text = settings_text(directory)
     settings = parse(text, lambda line: f"{path}:{line}").data
     task = settings.get("task") if isinstance(settings, dict) else None
     if not isinstance(task, dict):

@@ -9,7 +9,7 @@ from typing import Any
 
 from brim._version import __version__
 from brim.errors import RunError
-from brim.files import atomic_write_json, atomic_write_text, disk_errors, read_json
+from brim.files import atomic_write_text, disk_errors, read_json, write_sealed_json
 from brim.judge import Limits, Outcome, Reply, Store, ask_all, pair_score, summarize
 from brim.judging.contest import Contest, Judge, estimate, read_reply
 from brim.judging.render import Said, as_markdown
@@ -66,7 +66,7 @@ def judge_runs(
         replies = opened.get(questions)
     told = _told(contest, replies)
     results = _results(contest, replies, told, outcome, out)
-    atomic_write_json(out / "judge.json", results)
+    write_sealed_json(out / "judge.json", results)
     atomic_write_text(out / "judge.md", as_markdown(results, contest.asked, told))
     return results
 

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 
-from brim.errors import ModelError, first_line
+from brim.errors import ModelError, RunError, first_line
 from brim.models.generation_settings import ignored_settings
 from brim.models.language_model import LanguageModel
 from brim.models.quantization import (
@@ -38,6 +38,7 @@ from brim.models.quantization import (
 from brim.models.smollm2 import SMOLLM2_NAME, load_smollm2
 from brim.models.tokenizers import definition, has_target_mode
 from brim.models.tying import check_stored_head
+from brim.seals import OF_A_RESUME, find_damage, is_sealed
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +69,13 @@ def load_model(
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
     quantization: Quantization | None = None,
+    verified: bool = False,
 ) -> LanguageModel:
     """Load a model and its tokenizer from a directory or the Hugging Face hub.
 
     The weights must be safetensors, all of them present; the output head in memory is compared
-    with the one in the file. The model comes in evaluation mode.
+    with the one in the file, and every file of a directory that `seals.seal` closed with its
+    SHA-256. The model comes in evaluation mode.
 
     Args:
         name_or_path: a directory in `save_pretrained` layout, a hub id, or
@@ -83,8 +86,10 @@ def load_model(
         trust_remote_code: run Python code that the model brings along.
         quantization: how to keep the linear layers with fewer bits; the output head keeps its own.
             None also for a folder that stores them so: it is read as it is.
+        verified: the directory has just been compared with its seal.
 
     Raises:
+        RunError: a file of a sealed directory is not what was written.
         ModelError: the model cannot be found or read, or is not a language model with a head, or
             cannot be quantised as asked.
     """
@@ -103,6 +108,8 @@ def load_model(
             dtype=own if isinstance(own, torch.dtype) else torch.float32, device=device
         )
     name = _find(name_or_path, revision)
+    if not verified:
+        _check_seal(Path(name))
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         # Marian's loader draws numbers that it then throws away.
@@ -173,6 +180,17 @@ def _find(name_or_path: str | Path, revision: str | None) -> str:
             "check the name and the network, or give a model's directory"
         ) from error
     return name
+
+
+def _check_seal(directory: Path) -> None:
+    if not is_sealed(directory):
+        return
+    damage = find_damage(directory, lambda name: Path(name).parts[0] not in OF_A_RESUME)
+    if damage is not None:
+        raise RunError(
+            f"{directory}: damaged: {damage}; bring it back, or start again the brim train that "
+            "wrote it, which makes it again where it can"
+        )
 
 
 def _check_files(directory: Path) -> None:

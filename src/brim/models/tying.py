@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -106,14 +107,15 @@ def _head_rows(model: PreTrainedModel) -> Tensor:
     return model.get_output_embeddings().weight.detach()  # type: ignore[no-any-return]
 
 
-def hash_tensors(tensors: Mapping[str, Tensor], *, also: str = "") -> str:
-    """Hash of every byte of the tensors, of their names, and of a text."""
-    digest = hashlib.blake2b(also.encode(), digest_size=16)
+def hash_tensors(tensors: Mapping[str, Tensor], *, also: str = "", into: Any = None) -> str:
+    """Hash of every byte of the tensors, of their names, and of a text: BLAKE2b, or `into`."""
+    digest = hashlib.blake2b(digest_size=16) if into is None else into
+    digest.update(also.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         digest.update(raw.numpy().data)
-    return digest.hexdigest()
+    return str(digest.hexdigest())
 
 
 def _hash(weight: Tensor) -> str:

@@ -94,8 +94,15 @@ class AdaptiveK:
         return {"candidates": list(self.candidates), "sums": self.sums.tolist()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the sums."""
-        self.sums = torch.tensor(state["sums"], dtype=torch.float64)
+        """Take up the sums.
+
+        Raises:
+            ValueError: they are of other candidates.
+        """
+        sums = torch.tensor(state["sums"], dtype=torch.float64)
+        if sums.shape != self.sums.shape:
+            raise ValueError(f"sums of the shape {tuple(sums.shape)} are of other candidates")
+        self.sums = sums
 
 
 def bucket_of(lengths: Tensor) -> Tensor:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from brim.errors import ConfigError, RunError
-from brim.files import read_json, read_jsonl
 from brim.report.labels import name_of
 from brim.report.systems import Run, Unfinished
-from brim.written import find_results, planned_steps, stopped_at
+from brim.written import (
+    find_results,
+    planned_steps,
+    read_manifest,
+    stopped_at,
+    text_of_settings,
+)
 from brim.yaml12 import parse
 
 # Folders with nothing to find in them; stages are found by the manifests of their runs.
@@ -47,21 +52,30 @@ def read_run(directory: Path, split: str) -> Run:
         RunError: a file is damaged.
     """
     found = find_results(directory, split)
-    config, inputs = directory / "config.yaml", directory / "inputs.json"
-    path = config if config.exists() else inputs
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    settings = _read_settings(config, text) if path is config else {}
-    manifest = directory / "manifest.json"
+    config, text = directory / "config.yaml", text_of_settings(directory)
+    settings = _read_settings(config, text) if config.exists() else {}
     return Run(
         directory=directory,
         seed=settings.get("seed"),
         settings=settings,
         text=text,
-        manifest=read_json(manifest) if manifest.exists() else {},
+        manifest=read_manifest(directory),
         results=found.facts if found else {},
         scores=found.scores if found else {},
         split=split,
     )
+
+
+def is_run(directory: Path, files: Collection[str]) -> bool:
+    """Whether a folder with these files is a run's, finished or not.
+
+    Raises:
+        RunError: it is, and one of the files that make it one is missing.
+    """
+    missing = [name for name in ("config.yaml", "manifest.json") if name not in files]
+    if len(missing) == 1 and not {"results.json", "metrics.jsonl"}.isdisjoint(files):
+        raise RunError(f"{directory}: {missing[0]} is missing; bring it back, or remove the run")
+    return not missing
 
 
 def _read_settings(path: Path, text: str) -> dict[str, Any]:
@@ -84,14 +98,12 @@ def _parse(text: str) -> Any:
 
 def unfinished(run: Run) -> Unfinished:
     """How far a run came that has no results, or none of its end."""
-    step = 0
-    try:
-        for row in read_jsonl(run.directory / "metrics.jsonl"):
-            step = row["step"]
-    except RunError:
-        pass  # a line that is being written
     planned = planned_steps(run.directory)
-    state = f"at step {step:,}" + (f" of {planned:,}" if planned else "")
+    try:
+        step = max((row["step"] for row in run.metrics), default=0)
+        state = f"at step {step:,}" + (f" of {planned:,}" if planned else "")
+    except RunError as error:
+        step, state = -1, str(error)
     if step == planned:
         state = f"trained, without results of the {run.split} split"
         stop = stopped_at(run.directory, run.results)

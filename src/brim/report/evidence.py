@@ -9,9 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from brim.errors import ConfigError, RunError
-from brim.files import read_json, read_jsonl
 from brim.metrics import Score
-from brim.written import Written, predictions_path, read_results, read_written
+from brim.written import (
+    Written,
+    predictions_path,
+    read_log,
+    read_manifest,
+    read_results,
+    read_written,
+    text_of_settings,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +105,6 @@ def read_evidence(
 def _read_system(system: System, split: str) -> Evidence:
     directory = system.directory
     results = read_results(directory, split)
-    manifest = directory / "manifest.json"
-    settings = [p for p in (directory / "config.yaml", directory / "inputs.json") if p.exists()]
     return Evidence(
         label=system.label,
         directory=directory,
@@ -107,8 +112,8 @@ def _read_system(system: System, split: str) -> Evidence:
         scores=results.scores,
         predictions=list(read_written(directory, split, count=results.num_examples)),
         metrics=_read_metrics(directory) if system.train else [],
-        settings=settings[0].read_text(encoding="utf-8", errors="replace") if settings else None,
-        manifest=read_json(manifest) if manifest.exists() else {},
+        settings=text_of_settings(directory) or None,
+        manifest=read_manifest(directory),
     )
 
 
@@ -116,8 +121,4 @@ def _read_metrics(directory: Path) -> list[dict[str, Any]]:
     path = directory / "metrics.jsonl"
     if not path.exists():
         raise RunError(f"{path}: missing, and learning curves are drawn from it; check the path")
-    rows = list(read_jsonl(path))
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise RunError(f"{path}:{number}: damaged: no step; resume the run to write it anew")
-    return rows
+    return read_log(directory, path.name)

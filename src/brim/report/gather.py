@@ -13,10 +13,11 @@ from brim.config import config_hash
 from brim.errors import RunError
 from brim.files import read_json
 from brim.report.decodings import part_by_decoding
-from brim.report.directories import folders, not_begun, read_run, unfinished
+from brim.report.directories import folders, is_run, not_begun, read_run, unfinished
 from brim.report.labels import Name, flatten, name_of, tell_apart
 from brim.report.sweeps import SWEEP_FILE, points_not_begun
 from brim.report.systems import Gathered, Run, SystemRuns, TaskRuns, Unfinished, in_seed_order
+from brim.seals import find_damage, is_sealed
 from brim.written import stopped_at
 
 # What a report is made of besides runs: a judge's verdicts, and variance and bias against K.
@@ -61,7 +62,7 @@ def gather(directories: Sequence[Path], *, split: str = "test") -> Gathered:
     for directory, files in folders(directories):
         for name in files & set(EXTRAS):
             extras[name].append(directory / name)
-        if {"config.yaml", "manifest.json"} <= files:
+        if is_run(directory, files):
             run = read_run(directory, split)
             if run.scores and not stopped_at(directory, run.results):
                 runs.append(run)
@@ -274,9 +275,15 @@ def _model(run: Run) -> SystemRuns:
 
 def _kind(run: Run) -> str:
     """Whether the student is an encoder-decoder, as its saved configuration says."""
-    path = run.directory / "best" / "config.json"
-    if path.exists():
-        encoder_decoder = bool(read_json(path).get("is_encoder_decoder"))
+    best = run.directory / "best"
+    if (best / "config.json").exists():
+        damage = find_damage(best, lambda name: name == "config.json") if is_sealed(best) else None
+        if damage is not None:
+            raise RunError(
+                f"{best}: damaged: {damage}; start again the brim train that wrote it, which makes "
+                "it again where it can"
+            )
+        encoder_decoder = bool(read_json(best / "config.json").get("is_encoder_decoder"))
     else:
         student, teacher = (run.settings.get(role) or {} for role in ("student", "teacher"))
         family = (student.get("build") or {}).get("family")

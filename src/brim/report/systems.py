@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from brim.files import read_jsonl
 from brim.metrics import Score
 from brim.report.labels import Name
 from brim.report.paper_numbers import SEEDS
+from brim.written import read_log
 
 RETURNS = ("expected_return", "return")
 NO_METRICS = (*RETURNS, "length")  # scores of every task
@@ -45,7 +45,7 @@ class Run:
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`; none without one."""
-        return list(read_jsonl(self.directory / "metrics.jsonl"))
+        return read_log(self.directory, "metrics.jsonl")
 
     def curve(self, key: str) -> list[tuple[int, float]]:
         """(step, value) of each line of `metrics.jsonl` with a finite number under `key`."""

@@ -11,10 +11,9 @@ from typing import Any, Literal
 
 from brim.config import load_config
 from brim.errors import BrimError
-from brim.rundir import read_manifest
 from brim.settings import RunConfig
 from brim.sweep.grid import Point, StageTest, Task
-from brim.written import read_splits, stopped_at
+from brim.written import read_manifest, read_splits, stopped_at
 
 State = Literal["done", "running", "failed", "stopped", "waiting", "foreign"]
 """`stopped`: begun, and gone on with when the sweep is; `foreign`: a run of other settings."""

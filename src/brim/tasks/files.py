@@ -26,8 +26,9 @@ from pydantic import Field, model_validator
 
 from brim.config import config_hash
 from brim.errors import ConfigError, DataError
-from brim.files import atomic_open, atomic_write_json, disk_errors, read_json
+from brim.files import atomic_open, disk_errors, read_json
 from brim.numerals import REFERENCE_ANSWERS
+from brim.seals import find_damage, seal
 from brim.seeding import derive_seed
 from brim.tasks.arrow import ArrowExamples, ArrowWriter
 from brim.tasks.base import SPLITS, MetricName, MetricNames, Progress, Split, TaskSettings
@@ -133,6 +134,7 @@ class Files:
         self.cache_dir = cache_dir
         self.on_progress = on_progress
         self._prompts: dict[Split, array[int]] = {}  # 8 bytes of the hash of each prompt
+        self._sound: set[str] = set()  # manifests whose files were compared
 
     def load(self, split: Split) -> Sequence[Example]:
         """The examples of a split, memory-mapped where there is a `cache_dir`.
@@ -210,8 +212,11 @@ class Files:
             }
         )[:16]
         paths = {split: self.cache_dir / f"{key}.{split}.arrow" for split in splits}
-        report_path = self.cache_dir / f"{key}.json"  # written last: what it names is whole
-        if not all(path.exists() for path in (report_path, *paths.values())):
+        manifest = f"{key}.json"  # written last: what it names is whole
+        damage = self._damage(manifest, paths)
+        if damage is not None:
+            if (self.cache_dir / manifest).exists():
+                logger.warning("%s: %s; reading %s again", self.cache_dir, damage, source.name)
             with _new_folder(self.cache_dir):
                 with ExitStack() as files:
                     sinks = {
@@ -219,9 +224,27 @@ class Files:
                         for split, path in paths.items()
                     }
                     report = self._write(source, sinks)
-                atomic_write_json(report_path, report)
-        report = read_json(report_path)
+                names = [path.name for path in paths.values()]
+                seal(self.cache_dir, {"splits": report}, files=names, manifest=manifest)
+        self._sound.add(manifest)
+        report = read_json(self.cache_dir / manifest)["splits"]
         return {split: ArrowExamples(path, report[split]) for split, path in paths.items()}
+
+    def _damage(self, manifest: str, paths: Mapping[Split, Path]) -> str | None:
+        """What of the copy is not as it was written; None where it has been found whole before.
+
+        All of it is compared before any of it is mapped: a damaged file can end the process.
+        """
+        assert self.cache_dir is not None
+        if manifest in self._sound and all(path.exists() for path in paths.values()):
+            return None
+        damage = find_damage(self.cache_dir, manifest=manifest)
+        if damage is None:
+            known = read_json(self.cache_dir / manifest)
+            names = {path.name for path in paths.values()}
+            if known["files"].keys() != names or known.get("splits", {}).keys() != paths.keys():
+                damage = f"{manifest} is of something else"
+        return damage
 
     def _write(self, source: Source, sinks: Mapping[Split, Any]) -> dict[Split, dict[str, Any]]:
         """Read a source once and write the examples of each split; returns their provenance."""

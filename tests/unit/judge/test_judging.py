@@ -1,6 +1,5 @@
 """Two run directories before a judge, from the files to the page."""
 
-import json
 import os
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from typer.testing import CliRunner
 from brim.cli.app import app
 from brim.cli.judge import judge as _command  # noqa: F401  (the command, until the package has it)
 from brim.errors import BrimError, ConfigError, RunError
+from brim.files import read_json
 from brim.judge import Limits
 from brim.judging import (
     Judge,
@@ -41,7 +41,7 @@ def judged(runs, server, tmp_path):
         judge = Judge("judge", base_url=server.url, api_key_env=KEY_NAME)
         contest = open_contest(a, b, judge, **{"criteria": ["overall"], **options})
         results = judge_runs(contest, judge, out, store=store, limits=limits)
-        assert json.loads((out / "judge.json").read_text(encoding="utf-8")) == results
+        assert read_json(out / "judge.json") == results
         return results
 
     return run
@@ -264,7 +264,7 @@ def test_a_folder_loses_nothing_that_was_judged(judged, runs, server, tmp_path, 
         judged(**options)
     assert "\n" not in str(caught.value)
     assert server.num_requests == 16
-    assert json.loads((tmp_path / "out" / "judge.json").read_text(encoding="utf-8")) == before
+    assert read_json(tmp_path / "out" / "judge.json") == before
 
 
 def test_a_folder_grows_by_criteria_and_examples(judged, server):

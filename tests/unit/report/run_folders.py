@@ -83,7 +83,8 @@ def make_folder(
     """A run directory; without results where `scores` is None."""
     directory.mkdir(parents=True)
     (directory / "config.yaml").write_text(dump(settings_of(objective, seed, **changes)))
-    (directory / "manifest.json").write_text(json.dumps({"seed": seed, **(manifest or {})}))
+    manifest = {"config_hash": "0", "seed": seed, **(manifest or {})}
+    (directory / "manifest.json").write_text(json.dumps(manifest))
     if metrics is None:
         best = validation or {}
         metrics = [

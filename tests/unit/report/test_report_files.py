@@ -44,6 +44,7 @@ def systems(tmp_path_factory, make_run, metrics_of_a_run) -> list[System]:
     wrong = [f"P{i} AH0 X" if i % 3 else f"P{i} AH0 T{i % 7}" for i in range(60)]
     facts = {"steps": 40, "best_step": 30, "seconds": 1234.5}
     manifest = {"seed": 11, "command": ["brim", "train", "a b"], "versions": {"torch": "9.9"}}
+    manifest["config_hash"] = "0"
     return [
         make_run(root / "base", "student", texts=wrong, returns=BASE_RETURNS),
         make_run(root / "same", "noisy", returns=(np.array(BASE_RETURNS) + noise).tolist()),

@@ -108,6 +108,7 @@ def test_stages_and_runs_without_a_curve_have_no_row(tmp_path):
     for name in ("results.json", "metrics.jsonl"):
         (stage / name).write_bytes((run / name).read_bytes())
     manifest = {"stages_dir": "../stages", "stages": {"predistill": "predistill-1"}}
+    manifest["config_hash"] = "0"
     (run / "manifest.json").write_text(json.dumps(manifest))
     make_folder(tmp_path / "kl", {"name": "kl"}, 1, scores_of(1.0), metrics=[], predictions=False)
     (task,) = gather([tmp_path]).tasks
