@@ -30,7 +30,7 @@ from brim.checkpoints import (
     replace_directory,
     save_checkpoint,
 )
-from brim.errors import BrimError, NonFiniteError, RunError
+from brim.errors import BrimError, NonFiniteError, RunError, first_line
 from brim.evaluation import Evaluation
 from brim.files import atomic_write_json, sha256_file
 from brim.learner import Learner, LearnerState
@@ -347,9 +347,8 @@ class Trainer:
         except BrimError:
             raise
         except Exception as error:  # whatever files that only look like ours make libraries say
-            reason = str(error).partition("\n")[0] or type(error).__name__
             raise RunError(
-                f"{start.path}: holds no state of this training ({reason}); "
+                f"{start.path}: holds no state of this training ({first_line(error)}); "
                 "delete it to go on from the checkpoint before"
             ) from error
         if self.state.step > self.num_steps:
