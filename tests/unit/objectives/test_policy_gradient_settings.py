@@ -213,6 +213,27 @@ def test_min_variance_weighs_by_the_output_layers_gradients(family, sampling):
     torch.testing.assert_close(shift, torch.full_like(shift, weighted / total), rtol=1e-4, atol=0)
 
 
+# Cuts of real models
+
+
+@pytest.mark.parametrize("family", ["t5", "llama_tied"])
+@pytest.mark.parametrize("cut", [{"top_k": 3}, {"top_p": 0.6}, {"top_k": 3, "top_p": 0.6}], ids=str)
+def test_what_is_written_is_what_the_loss_keeps(family, cut):
+    student, _ = pair(family)
+    decoding = replace(DECODING, temperature=0.7, **cut)
+    written = student.generate(encoded(student, 400), decoding)
+    assert (probabilities(student, written, decoding.distribution) > 0).all()
+    every = every_completion(student)
+    possible = probabilities(student, every, decoding.distribution)
+    assert possible.view(len(EXAMPLES), -1).sum(1).tolist() == pytest.approx([1, 1], abs=1e-5)
+    assert (possible == 0).sum() > len(possible) / 4
+    # Where a token is possible, its log-probability in a loss is the one it was drawn with.
+    logprobs = student(every, distribution=decoding.distribution).logprobs.detach()
+    torch.testing.assert_close(
+        logprobs.sum(1).exp().double()[possible > 0], possible[possible > 0], rtol=1e-4, atol=1e-6
+    )
+
+
 # Expected immediate credit, with real models
 
 
