@@ -10,7 +10,7 @@ from brim.models.head import CHUNK_BYTES
 from brim.models.pairs import BUFFERS, PAIR_BYTES
 from brim.plan.devices import ONE_DEVICE, Devices, at_work
 from brim.plan.passes import Passes
-from brim.plan.peaks import peak_bytes
+from brim.plan.peaks import peak_bytes, writing_bytes
 from brim.plan.shapes import ModelShape, Size
 
 # Of a chunk's float32 logits, and of those of the rows that write: the logits and what is made of
@@ -162,15 +162,18 @@ class Room:
         weights += learner.trained
         return Memory(weights=weights, optimizer=learner.optimizer, exchange=buckets)
 
-    def write(self, shape: ModelShape, size: Size, *, training: bool = False) -> Memory:
-        """`shape` writes; `training` if that is part of a step."""
+    def write(
+        self, shape: ModelShape, size: Size, *, training: bool = False, generations: int = 1
+    ) -> Memory:
+        """`shape` writes so many completions a prompt; `training` if that is part of a step."""
         autocast = self.autocast if training else None
-        first = replace(size, num_tokens=1)
-        itemsize = None if autocast is None else autocast.itemsize
+        num_prompts = -(-size.rows // generations)
+        peak = writing_bytes(shape, size, num_prompts=num_prompts, autocast=autocast)
+        cache = shape.cache_bytes(size, itemsize=None if autocast is None else autocast.itemsize)
         return replace(
             self._with(shape, whole=True),
-            activations=peak_bytes(shape, first, autocast=autocast) + self._casts(shape, autocast),
-            cache=shape.cache_bytes(size, itemsize=itemsize),
+            activations=max(0, peak - cache) + self._casts(shape, autocast),
+            cache=cache,
             head=_NUM_BUFFERS * 4 * size.rows * len(shape.head),
         )
 
@@ -254,7 +257,12 @@ def phases(room: Room, rows: int, sizes: Sizes, *, returns: bool) -> dict[str, M
     assert learner is not None
     found: dict[str, Memory] = {}
     if learner.passes.written:
-        found["rollout"] = room.write(learner.shape, sizes.written.at_most(rows), training=True)
+        found["rollout"] = room.write(
+            learner.shape,
+            sizes.written.at_most(rows),
+            training=True,
+            generations=learner.passes.generations,
+        )
     if learner.passes.teacher_reads and teacher is not None:
         found["teacher"] = room.read(teacher, sizes.judged.at_most(rows), training=True)
     if learner.passes.student_reads + learner.passes.copy_reads:

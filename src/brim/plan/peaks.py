@@ -22,6 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from brim.models import set_dropout
+from brim.models.cache import (
+    PreallocatedLayer,
+    decoder_cache,
+    encoder_decoder_cache,
+    expand_rows,
+)
 from brim.plan.shapes import ModelShape, Size
 
 # What autocast makes in its type.
@@ -149,6 +155,42 @@ def peak_bytes(
     return live.peak
 
 
+@lru_cache(maxsize=256)
+def writing_bytes(
+    shape: ModelShape,
+    size: Size,
+    *,
+    num_prompts: int | None = None,
+    autocast: torch.dtype | None = None,
+) -> int:
+    """Peak of a batch that is written token by token, with its cache; weights and head apart.
+
+    That of reading the prompts, or that of the last token, when the cache is full.
+
+    Args:
+        shape: the model.
+        size: of the rows that are written at once.
+        num_prompts: that the rows continue, each of which is read once; None for as many as rows.
+        autocast: the type of matrix products under autocast.
+    """
+    model = shape.model
+    model.eval()
+    start = _start_encoder_decoder if shape.is_encoder_decoder else _start_decoder
+    live = LiveBytes([*model.parameters(), *model.buffers()])
+    with torch.no_grad(), AsOnDevice(autocast):
+        with live:
+            layers, step = start(model, size, num_prompts or size.rows)
+        if size.num_tokens > 1:
+            for layer in layers:
+                if isinstance(layer, PreallocatedLayer):  # room that is there already
+                    rows, heads, _, width = layer.keys.shape
+                    states = layer.keys.new_empty(rows, heads, size.num_tokens - 2, width)
+                    layer.update(states, states)
+            with live:
+                step()
+    return live.peak
+
+
 # The passes of `brim.models.backbone`, with masks that need no look at numbers.
 
 
@@ -174,6 +216,51 @@ def _encode_and_decode(model: Any, size: Size) -> Tensor:
         use_cache=False,
     ).last_hidden_state
     return hidden
+
+
+# Both read the prompts. They return the layers of the cache that grow, and what reads one token.
+
+
+def _start_decoder(model: Any, size: Size, num_prompts: int) -> tuple[list[Any], Callable[[], Any]]:
+    prompt, length = size.num_prompt_tokens, size.num_prompt_tokens + size.num_tokens - 1
+    cache = decoder_cache(model.config, length)
+
+    def read(rows: int, num_queries: int, num_keys: int) -> None:
+        model.get_decoder()(
+            input_ids=_ids(rows, num_queries),
+            attention_mask=_mask(rows, num_queries, num_keys),
+            past_key_values=cache,
+            use_cache=True,
+        )
+
+    read(num_prompts, prompt, prompt)
+    if num_prompts < size.rows:
+        expand_rows(cache, _ids(1, size.rows)[0])
+    return cache.layers, lambda: read(size.rows, 1, length)
+
+
+def _start_encoder_decoder(
+    model: Any, size: Size, num_prompts: int
+) -> tuple[list[Any], Callable[[], Any]]:
+    rows, prompt = size.rows, size.num_prompt_tokens
+    encoded = model.get_encoder()(
+        input_ids=_ids(num_prompts, prompt), attention_mask=_mask(num_prompts, prompt, prompt)
+    ).last_hidden_state
+    if num_prompts < rows:
+        encoded = encoded[_ids(1, rows)[0]]
+    cache = encoder_decoder_cache(model.get_decoder().config, size.num_tokens)
+
+    def read() -> None:
+        model.get_decoder()(
+            input_ids=_ids(rows, 1),
+            encoder_hidden_states=encoded,
+            encoder_attention_mask=_mask(rows, 1, prompt),
+            past_key_values=cache,
+            use_cache=True,
+        )
+
+    read()
+    return cache.self_attention_cache.layers, read
 
 
 def _ids(rows: int, length: int) -> Tensor:

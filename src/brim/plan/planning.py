@@ -27,6 +27,7 @@ from brim.plan.warnings import (
     position_warnings,
     settings_warnings,
 )
+from brim.predictions import BLOCK
 from brim.settings import LoopConfig, OptimConfig, RunConfig
 from brim.tasks import FilesConfig, PublishedSettings, TaskConfig, WordProblemsConfig
 
@@ -106,6 +107,13 @@ class Planner:
         """As many as a budget of tokens holds; one that is longer is alone."""
         return self.size(max(1, tokens // self._row_tokens))
 
+    @property
+    def evaluated(self) -> Size:
+        """Rows that are written at once in an evaluation, and for teacher outputs."""
+        settings, limit = self.config.evaluation, self.config.decoding.max_tokens
+        beams = settings.decoding.build(limit, settings.batch_tokens).num_beams
+        return self.fitting(settings.batch_tokens).at_most(BLOCK * beams)
+
     def stages(self) -> Iterator[StagePlan]:
         """What the run does, in order."""
         config, teacher, student = self.config, self.teacher, self.student
@@ -177,7 +185,7 @@ class Planner:
             written=self.fitting(config.decoding.batch_tokens),
             judged=self.fitting(config.teacher.batch_tokens),
             reread=micro_batch,
-            evaluated=self.fitting(config.evaluation.batch_tokens),
+            evaluated=self.evaluated,
         )
         room = Room(trained, asked, beside, self.autocast, devices)
         memory = phases(room, rows, sizes, returns=config.evaluation.returns)
@@ -208,7 +216,6 @@ class Planner:
     def _teacher_outputs(self, beside: int) -> StagePlan:
         teacher, count = self.teacher, self.num_examples
         room = Room(None, teacher, beside, None, self.devices)
-        written = self.fitting(self.config.evaluation.batch_tokens)
         total = None
         if count is not None:
             total = generate_operations(teacher, self.size(self.devices.share(count)))
@@ -220,7 +227,7 @@ class Planner:
             num_steps=None,
             num_completions=count,
             max_tokens=None if count is None else count * self._row_tokens,
-            memory={"rollout": room.write(teacher, written)},
+            memory={"rollout": room.write(teacher, self.evaluated)},
             operations=None,
             total_operations=total,
         )
