@@ -49,6 +49,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/step.py --precision bfloat16
 	$(BIN)/python benchmarks/step.py --variants
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/plan_memory.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/scaling.py --weak
 

@@ -31,7 +31,7 @@ from brim.plan import as_dict, as_text, plan
 from brim.plan.memory import Learner, Room
 from brim.plan.operations import generate_operations, read_operations, update_operations
 from brim.plan.passes import Passes, passes_of
-from brim.plan.peaks import LiveBytes, peak_bytes
+from brim.plan.peaks import LiveBytes, peak_bytes, writing_bytes
 from brim.plan.shapes import ModelShape, Size
 from brim.plan.sources import known_models, student_shape, teacher_shape
 from brim.plan.warnings import settings_warnings
@@ -299,6 +299,44 @@ def test_activations(name, gradient, dropout):
     assert expected == pytest.approx(real, rel=0.08)
 
 
+# Reading the prompts is the peak of the first size, the last token that of the second.
+@pytest.mark.parametrize("size", [Size(6, 40, 20), Size(6, 8, 40)])
+@pytest.mark.parametrize("generations", [1, 3])
+@pytest.mark.parametrize("name", [*DESCRIPTIONS, "bart"])
+def test_memory_of_writing(name, generations, size):
+    model = never_ends(bart() if name == "bart" else build(name))
+    num_prompts = size.rows // generations
+    batch = encode(model, replace(size, rows=num_prompts)).repeat(generations)
+    decoding = Decoding(max_tokens=size.num_tokens, strategy="greedy")
+    real = live_bytes(model, lambda: model.generate(batch, decoding))
+    shape = on_paper(model)
+    memory = Room(None, shape, 0, None).write(shape, size, generations=generations)
+    found = memory.activations + memory.cache + memory.head
+    assert found == pytest.approx(real, rel=0.08)
+    assert writing_bytes(shape, size, num_prompts=num_prompts) >= memory.cache
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "decoding.max_prompt_tokens=32",
+        "decoding.max_tokens=32",
+        "trainer.rollout_batch_size=512",
+        "trainer.micro_batch_tokens=16384",
+        "student.build.layers=2",
+        "student.build.d_ff=384",
+    ],
+)
+def test_memory_grows_with(more):
+    given = ("teacher.train=null", "student.predistill=null", "objective.num_generations=1")
+    less, found = (
+        plan(configure("cmudict/brim", *given, *changes)).stages[-1].memory
+        for changes in ((), (more,))
+    )
+    assert all(less[phase].total <= found[phase].total for phase in less)
+    assert sum(m.total for m in less.values()) < sum(m.total for m in found.values())
+
+
 @pytest.mark.parametrize("name", ["t5", "t5_v1_1", "qwen2"])
 @pytest.mark.parametrize("gradient", [False, True])
 def test_activations_under_autocast(name, gradient):
@@ -547,7 +585,8 @@ def test_old_policies_are_read_and_kept():
 @pytest.fixture
 def without_peaks(monkeypatch):
     # They take most of a plan's time, and have tests of their own.
-    monkeypatch.setattr("brim.plan.memory.peak_bytes", lambda *args, **kwargs: 0)
+    for name in ("peak_bytes", "writing_bytes"):
+        monkeypatch.setattr(f"brim.plan.memory.{name}", lambda *args, **kwargs: 0)
 
 
 @pytest.mark.parametrize("name", [name for name, _ in list_recipes()])
