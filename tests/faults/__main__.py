@@ -19,6 +19,7 @@ KINDS = {
     "signals": (40, 1),
     "disk": (20, 1),
     "nonfinite": (0, 2),
+    "mutations": (500, 4),
 }
 
 
