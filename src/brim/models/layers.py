@@ -93,6 +93,7 @@ def cut_model(
         ):
             if stack.config is not student.config:
                 _describe(stack.config, numbers)
+                _describe_decoder(stack.config, kept[1])
     _check_description(source, student, kept[-1])
     return student
 
@@ -233,5 +234,6 @@ def _facts(model: PreTrainedModel) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _describe_decoder(config: PreTrainedConfig, kept: list[int]) -> None:
-    count = next(name for name in _DECODER_COUNTS if hasattr(config, name))
-    setattr(config, count, len(kept))
+    for count in _DECODER_COUNTS:  # a saved T5 has both
+        if hasattr(config, count):
+            setattr(config, count, len(kept))

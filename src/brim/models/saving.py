@@ -69,6 +69,8 @@ def save_folder(
     with _edited(directory / "config.json") as config:
         config["tie_word_embeddings"] = tied
         config |= _older_rope(config.get("rope_parameters"))
+        if "num_decoder_layers" in config:  # by which transformers 5 sizes no cache of a T5
+            config["decoder_layers"] = config["num_decoder_layers"]
     with _edited(directory / "generation_config.json") as settings:
         settings |= json.loads(generation.to_json_string(ignore_metadata=True))
         settings["eos_token_id"] = end_ids[0] if len(end_ids) == 1 else list(end_ids)

@@ -185,8 +185,6 @@ def single_digits() -> pre_tokenizers.PreTokenizer:
 def fitted(family: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A tiny model whose special tokens are the tokenizer's, with eight more rows than tokens."""
     model = tiny(family, num_rows=max(tokenizer.get_vocab().values()) + 9)
-    if hasattr(model.config, "num_decoder_layers"):
-        model = deeper(model)
     start = {"bart": tokenizer.eos_token_id}.get(family, tokenizer.pad_token_id)
     for settings in (model.config, model.generation_config):
         settings.pad_token_id = tokenizer.pad_token_id
@@ -195,19 +193,6 @@ def fitted(family: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         if model.config.is_encoder_decoder:
             settings.decoder_start_token_id = start
     return model.eval()
-
-
-def deeper(t5: PreTrainedModel) -> PreTrainedModel:
-    """The model with as many layers before as behind: `generate` of transformers 5 needs it."""
-    t5.config.num_layers = t5.config.num_decoder_layers
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        model = type(t5)(t5.config)
-    model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
-    model.load_state_dict(t5.state_dict(), strict=False)
-    if t5.lm_head.weight is t5.shared.weight:
-        model.lm_head.weight = model.shared.weight
-    return model
 
 
 def published(
@@ -227,8 +212,14 @@ def edit(file: Path, **settings: Any) -> None:
     file.write_text(json.dumps({**old, **settings}), encoding="utf-8")
 
 
-def cut(model: LanguageModel) -> LanguageModel:
-    return keep_layers(model, layers=1)
+def cut(model: LanguageModel, **choice: int) -> LanguageModel:
+    return keep_layers(model, layers=1, **choice)
+
+
+def again(folder: Path, model: LanguageModel) -> LanguageModel:
+    """The model saved, loaded and cut once more."""
+    model.save(folder / "again")
+    return cut(load_model(folder / "again"))
 
 
 def built(kind: str, family: str, **keys: Any) -> LanguageModel:
@@ -284,6 +275,9 @@ MODELS: dict[str, Callable[[Path], LanguageModel]] = {
     "flan-t5, cut": lambda p: cut(published(p, "t5_v1_1", t5_tokenizer())),
     "mt5": lambda p: published(p, "mt5", t5_tokenizer()),
     "mt5, cut": lambda p: cut(published(p, "mt5", t5_tokenizer())),
+    "mt5, cut twice": lambda p: again(
+        p, cut(published(p, "mt5", t5_tokenizer()), decoder_layers=2)
+    ),
     "bart": lambda p: published(p, "bart", bart_tokenizer()),
     "bart, cut": lambda p: cut(published(p, "bart", bart_tokenizer())),
     "bart, languages": lambda p: published(p, "bart", nllb_tokenizer()),
@@ -316,6 +310,7 @@ MODELS: dict[str, Callable[[Path], LanguageModel]] = {
         p, "qwen2", other_rules(single_digits()), declared="Qwen2Tokenizer"
     ),
     "built t5": lambda p: built("bpe", "t5"),
+    "built t5, deep encoder": lambda p: built("bpe", "t5", decoder_layers=1),
     "built t5, tied": lambda p: built("word", "t5", tied=True),
     "built t5, gated": lambda p: built("word", "t5", feed_forward="gated-gelu"),
     "built mt5": lambda p: built("word", "mt5"),
