@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -22,13 +23,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import brim.runs  # noqa: F401 - or every fork would import it
 from brim.cli import main
 
-# Not part of what a run makes: clocks, and the locks of whoever worked in a directory.
-_CLOCKS = {"timings.jsonl"}
-_CLOCK_KEYS = {"started", "command", "seconds", "num_processes"}
+# Not decided by a seed: clocks, the command that was typed, and hashes of what holds them.
+_CLOCKS = {"timings.jsonl", "logs.json"}
+_CLOCK_KEYS = {"started", "command", "seconds", "num_processes", *_CLOCKS}
+_OF_CLOCKS = {"manifest.json", "results.json"}
 
 RECIPE = """\
 task: {{name: files, train: {data}/train.jsonl, validation: {data}/validation.jsonl,
@@ -67,7 +70,9 @@ class End:
     @property
     def errors(self) -> list[str]:
         """The lines in which the command line says what is wrong."""
-        return [line for line in self.output.splitlines() if line.startswith("brim: ")]
+        progress = r"brim: \d+/\d+ "  # of the method
+        lines = self.output.splitlines()
+        return [line for line in lines if line[:6] == "brim: " and not re.match(progress, line)]
 
 
 @functools.cache
@@ -238,13 +243,15 @@ def contents(out: Path) -> dict[str, str]:
         if path.is_dir() or path.name.endswith(".lock") or path.name in _CLOCKS:
             continue
         data = path.read_bytes()
-        if path.name in ("manifest.json", "results.json") and path.parent.name[:5] != "step-":
-            data = json.dumps(_without_clocks(json.loads(data)), sort_keys=True).encode()
+        if path.name in _OF_CLOCKS:
+            values = _without_clocks(json.loads(data))
+            values.pop("sha256", None)  # of the file itself
+            data = json.dumps(values, sort_keys=True).encode()
         found[name] = hashlib.sha256(data).hexdigest()
     return found
 
 
-def _without_clocks(value: object) -> object:
+def _without_clocks(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _without_clocks(v) for k, v in value.items() if k not in _CLOCK_KEYS}
     return value
