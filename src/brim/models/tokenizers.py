@@ -216,5 +216,29 @@ def definition(
     parts["added_tokens"] = [t for t in parts["added_tokens"] if t["content"] not in ignored]
     if isinstance(model["vocab"], dict):
         model["vocab"] = {t: i for t, i in model["vocab"].items() if t not in ignored}
-    parts |= {f"model.{key}": value for key, value in model.items()}
-    return {key: value for key, value in parts.items() if key not in _IGNORED_PARTS}
+    parts = {
+        key: _without_offsets(value, acts=key not in ("decoder", "post_processor"))
+        for key, value in parts.items()
+        if key not in _IGNORED_PARTS
+    }
+    return parts | {f"model.{key}": value for key, value in model.items()}
+
+
+def _without_offsets(part: Any, *, acts: bool) -> Any:
+    """A part of tokenizer.json without what only says where in the text its tokens are.
+
+    Args:
+        part: or something inside it.
+        acts: whether settings of `ByteLevel` change tokens; behind the model they do not.
+    """
+    if isinstance(part, list) and part and isinstance(part[0], dict):
+        return [_without_offsets(value, acts=acts) for value in part]
+    if not isinstance(part, dict) or "type" not in part:
+        return part
+    if part["type"] == "ByteLevel" and not acts:
+        return {"type": "ByteLevel"}
+    return {
+        key: _without_offsets(value, acts=acts)
+        for key, value in part.items()
+        if key != "trim_offsets"
+    }

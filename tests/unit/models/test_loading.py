@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from saved_models import (
     nllb_tokenizer,
     other_rules,
     published,
+    qwen2_tokenizer,
     single_digits,
 )
 from tiny import FAMILIES, encoded, tiny_language_model, word_tokenizer
@@ -178,6 +180,21 @@ def test_a_class_with_languages_keeps_them_beside_the_rules_of_the_file(
     assert model.tokenizer("The CAT").input_ids == tokenizer("the cat").input_ids
     target = model.tokenizer(text_target="The CAT").input_ids
     assert target == tokenizer(text_target="the cat").input_ids
+
+
+def test_where_tokens_are_in_a_text_is_no_other_rule(tmp_path: Path) -> None:
+    """Qwen2's own tokenizer.json, which its class rebuilds with other offsets, keeps the class."""
+    published(tmp_path, "qwen2", qwen2_tokenizer())
+    file = tmp_path / "tokenizer.json"
+    rules = json.loads(file.read_text(encoding="utf-8"))
+    rules["pre_tokenizer"]["pretokenizers"][1]["trim_offsets"] = False
+    offsets = {"add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    rules["decoder"] = rules["post_processor"] = {"type": "ByteLevel", **offsets}
+    file.write_text(json.dumps(rules), encoding="utf-8")
+    model = load_model(tmp_path)
+    assert type(model.tokenizer).__name__ == "Qwen2Tokenizer"
+    model.save(tmp_path / "again")
+    assert "auto_map" not in (tmp_path / "again" / "tokenizer_config.json").read_text()
 
 
 def test_the_class_of_a_tokenizer_that_follows_its_file_is_kept(tmp_path: Path) -> None:
