@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import torch
 
+from brim.errors import BrimError, ModelError, first_line
 from brim.optimization import check_trainable, count_steps
 from brim.plan.devices import Devices
 from brim.plan.memory import Learner, Room, Sizes, phases
@@ -50,11 +51,21 @@ def plan(
         bandwidth: what it sends, in 10^9 bytes a second; None to leave seconds out.
 
     Raises:
-        ModelError: the shapes of a model are not known without downloading it.
+        ModelError: the shapes of a model are not known without downloading it, or its code cannot
+            be counted.
         ConfigError: a model's description cannot be used.
     """
     planner = Planner(config, devices)
-    stages = tuple(stage.timed(tflops, bandwidth) for stage in planner.stages())
+    try:
+        stages = tuple(stage.timed(tflops, bandwidth) for stage in planner.stages())
+    except BrimError:
+        raise
+    except Exception as error:  # of the code of any kind of model
+        names = " or ".join(dict.fromkeys((planner.teacher.name, planner.student.name)))
+        raise ModelError(
+            f"{names}: what it takes cannot be counted ({type(error).__name__}: "
+            f"{first_line(error)}); brim train needs no plan"
+        ) from error
     models = (
         _model("teacher", planner.teacher, trained=config.teacher.train is not None),
         _model("student", planner.student, trained=True),

@@ -27,10 +27,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-from brim.errors import ModelError
+from brim.errors import ModelError, first_line
 from brim.models import add_adapters
 from brim.models.layers import cut_model
 from brim.models.loading import DTYPES
+from brim.models.probe import check_decoder
 from brim.models.quantization import stored_quantization
 from brim.models.scratch import build_without_tokenizer
 from brim.plan.shapes import ModelShape
@@ -109,11 +110,13 @@ def _from_config(
         auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         with torch.device("meta"):
             model: PreTrainedModel = auto_class.from_config(config, dtype=dtype)
-    except (KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # of the code of any kind of model
         raise ModelError(
             f"{name}: its config.json describes no language model that transformers knows "
-            f"({str(error).splitlines()[0]})"
+            f"({first_line(error)})"
         ) from None
+    config.name_or_path = name
+    check_decoder(model)
     if _has_own_head(config, stored_names):
         head = model.get_output_embeddings()
         head.weight = nn.Parameter(torch.empty_like(head.weight))
