@@ -91,11 +91,13 @@ def check_stored_head(
     names = list(_names(model, weight))
     if state_dict is not None:
         names = [name for name in names if name in state_dict]
+    if state_dict is not None and names:
+        weight = state_dict[names[0]]
     stored = _stored_tensor(directory, names)
     if stored is None:
+        if names and _holds_copy(model, directory, weight):
+            return
         raise ModelError(f"{directory}: no safetensors file holds the output head of this model")
-    if state_dict is not None:
-        weight = state_dict[names[0]]
     if _hash(stored.to(weight.dtype)) != _hash(weight):
         raise ModelError(
             f"{directory}: the output head in memory is not the one in the file; "
@@ -126,12 +128,31 @@ def _names(model: PreTrainedModel, weight: Tensor) -> Iterator[str]:
     """The names of the head's weight, its own first, then those it shares."""
     head = model.get_output_embeddings()
     yield from (f"{name}.weight" for name, module in model.named_modules() if module is head)
+    yield from _names_of(model, weight)
+
+
+def _names_of(model: PreTrainedModel, weight: Tensor) -> Iterator[str]:
     yield from (name for name, p in _all_parameters(model) if p is weight)
 
 
 def _all_parameters(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Names and parameters; a shared one under each of its names."""
     yield from model.named_parameters(remove_duplicate=False)
+
+
+def _holds_copy(model: PreTrainedModel, directory: Path, weight: Tensor) -> bool:
+    """Whether a file holds the head under a name that the model does not use, as of GPT-NeoX."""
+    embedding = set(_names_of(model, model.get_input_embeddings().weight))
+    expected = _hash(weight)
+    for file in sorted(directory.glob("model*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - not a dict
+                fits = tensors.get_slice(key).get_shape() == list(weight.shape)
+                if not fits or key in embedding:
+                    continue
+                if _hash(tensors.get_tensor(key).to(weight.dtype)) == expected:
+                    return True
+    return False
 
 
 def _stored_tensor(directory: Path, names: Iterable[str]) -> Tensor | None:

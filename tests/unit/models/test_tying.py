@@ -11,9 +11,17 @@ import pytest
 import torch
 from rounding import assert_rounding
 from safetensors.torch import load_file, save_file
-from tiny import ENCODER_DECODERS, FAMILIES, NUM_ROWS, encoded, tiny, tiny_language_model
+from tiny import (
+    ENCODER_DECODERS,
+    FAMILIES,
+    NUM_ROWS,
+    encoded,
+    tiny,
+    tiny_language_model,
+    word_tokenizer,
+)
 from torch import Tensor, nn
-from transformers import T5ForConditionalGeneration
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, T5ForConditionalGeneration
 
 from brim.errors import ModelError
 from brim.models import Decoding, LanguageModel, load_model
@@ -210,3 +218,18 @@ def test_the_families_are_told_apart() -> None:
     assert set(UNTIED_T5) < set(ENCODER_DECODERS)
     for family in FAMILIES:
         assert is_tied(tiny_language_model(family)) == (family in TIED)
+
+
+def test_a_head_that_files_call_otherwise_than_the_model(tmp_path: Path) -> None:
+    """transformers keeps the name `embed_out` in the files of GPT-NeoX (Pythia)."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4}
+    config = GPTNeoXConfig(vocab_size=NUM_ROWS, num_hidden_layers=1, **sizes)
+    model = LanguageModel(GPTNeoXForCausalLM(config).eval(), word_tokenizer())
+    again = reload(model, tmp_path)
+    assert torch.equal(head_of(again), head_of(model))
+    rollout = model.generate(encoded(model), Decoding(4))
+    assert_rounding(again.logprobs(rollout), model.logprobs(rollout))
+    for other in (head_of(model) + 1, model.model.get_input_embeddings().weight.clone()):
+        again.model.get_output_embeddings().weight = nn.Parameter(other.detach())
+        with pytest.raises(ModelError, match="no safetensors file holds the output head"):
+            check_stored_head(again.model, tmp_path)
