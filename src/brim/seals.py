@@ -143,7 +143,7 @@ class GrowingFile:
             RunError: the file cannot be written.
         """
         self._know()
-        with disk_errors(self.path), self.path.open("ab") as file:
+        with disk_errors(self.path, len(data)), self.path.open("ab") as file:
             file.write(data)
             if durably:
                 file.flush()
