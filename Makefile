@@ -49,9 +49,9 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/step.py --precision bfloat16
 	$(BIN)/python benchmarks/step.py --variants
 	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/plan_memory.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/scaling.py --weak
+	$(BIN)/python benchmarks/plan_memory.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

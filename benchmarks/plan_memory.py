@@ -39,7 +39,7 @@ SHORT = (
     "evaluation={metric: chrf, expected_returns: false, num_resamples: 100}",
 )
 # The process itself: the same stages, and next to no numbers.
-TINY = "{{family: {family}, d_model: 8, layers: 1, heads: 1, d_ff: 8}}"
+TINY = "{{family: {family}, d_model: 8, layers: 1, heads: 2, d_ff: 8}}"
 FEW = (
     *(f"decoding.{limit}=3" for limit in ("max_prompt_tokens", "max_tokens")),
     *(f"{part}.batch_tokens=96" for part in ("decoding", "teacher", "evaluation")),

@@ -32,8 +32,8 @@ def merge_freed_memory() -> None:
 
     torch asks for aligned blocks, and glibc cuts a sliver of up to 95 bytes off each. It keeps
     freed slivers in caches for small objects, where they are not merged with their neighbors: the
-    heap falls to pieces, and a process holds a fifth to a third more than it ever uses at once.
-    Without these caches it holds a tenth more, at the same speed.
+    heap falls to pieces, and a process holds a quarter or more beyond what it ever uses at once.
+    Without these caches it is less; tiny models are a little slower (docs/architecture.md).
 
     Does nothing without glibc, where a variable sets its malloc already, and after the start.
     """
