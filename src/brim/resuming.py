@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def mend_best(directory: Path, start: Start) -> None:
         for item in source.iterdir():
             if item.name not in OF_A_RESUME:
                 shutil.copy(item, path)
-        seal(path, {"step": step})
+        seal(path, {"step": step, "seed": start.state.get("seed")})
 
     replace_directory(directory / "best", copy)
 
@@ -127,12 +128,23 @@ def _damage_of_logs(directory: Path, start: Start) -> str | None:
 
 def _damage_of_best(best: Path, start: Start) -> str | None:
     """What is wrong with `best/`, unless it is of a later step, which will come again."""
-    known = start.state.get("best_sha256")
-    if known is None:  # an older version did not seal it
+    if start.state.get("best_sha256") is None:  # an older version did not seal it
         return None
-    damage = find_damage(best)
-    if damage is None and sha256_file(best / MANIFEST) != known:
-        step = read_json(best / MANIFEST).get("step")
-        if not isinstance(step, int) or step <= start.state["step"]:
-            damage = f"it is not what step {start.state['best_step']} made"
-    return damage
+    return find_damage(best) or foreign_best(best, start.state)
+
+
+def foreign_best(best: Path, state: Mapping[str, Any]) -> str | None:
+    """Why a sealed `best/` is not the one of a training; None where it is, or of a later step.
+
+    Args:
+        best: the folder.
+        state: the training's, of a checkpoint.
+    """
+    if state.get("best_sha256") in (None, sha256_file(best / MANIFEST)):
+        return None
+    facts = read_json(best / MANIFEST)
+    step = facts.get("step")
+    later = isinstance(step, int) and step > state["step"]
+    if later and facts.get("seed") == state.get("seed"):
+        return None
+    return f"it is not what this training made by step {state['step']}"

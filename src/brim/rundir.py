@@ -19,10 +19,11 @@ from accelerate import PartialState
 from filelock import FileLock, Timeout
 
 from brim._version import __version__
-from brim.checkpoints import check_processes
+from brim.checkpoints import check_processes, latest_state
 from brim.config import config_hash, describe_changes, dump_config, load_config
 from brim.errors import ConfigError, RunError
 from brim.files import atomic_write_text, write_sealed_json
+from brim.resuming import foreign_best
 from brim.seals import MANIFEST, is_sealed
 from brim.settings import RunConfig
 from brim.written import read_manifest, settings_damage, settings_text
@@ -146,19 +147,25 @@ def update_manifest(out: Path, facts: Mapping[str, Any]) -> None:
 
 
 def check_best(run: Path) -> None:
-    """Check that a run has a best checkpoint and, where this version began it, its manifest.
+    """Check that a run has a best checkpoint, its own and, where this version began it, sealed.
 
-    What is in it is compared with the manifest where it is loaded.
+    What is in it is compared with its manifest where it is loaded.
 
     Raises:
-        RunError: there is none.
+        RunError: it has not.
     """
     if not (run / "best").exists():
         raise RunError(f"{run}: has no best checkpoint yet; finish it by brim train --resume must")
-    if "sealed" in read_manifest(run) and not is_sealed(run / "best"):
+    damage = None
+    if is_sealed(run / "best"):
+        state = latest_state(run / "checkpoints")
+        damage = state and foreign_best(run / "best", state)
+    elif "sealed" in read_manifest(run):
+        damage = f"{MANIFEST} is missing"
+    if damage:
         raise RunError(
-            f"{run / 'best'}: damaged: {MANIFEST} is missing; start again the brim train that "
-            "wrote it, which makes it again where it can"
+            f"{run / 'best'}: damaged: {damage}; start again the brim train that wrote it, which "
+            "makes it again where it can"
         )
 
 

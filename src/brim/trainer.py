@@ -71,6 +71,7 @@ class TrainerState:
         nonfinite_steps: steps skipped in a row until now.
         num_processes: how many processes made the last step; None before it.
         best_sha256: of the manifest of `best/`, which has the hash of every file in it.
+        seed: of the training, which tells it from a run's other ones.
     """
 
     step: int = 0
@@ -79,6 +80,7 @@ class TrainerState:
     nonfinite_steps: int = 0
     num_processes: int | None = None
     best_sha256: str | None = None
+    seed: int | None = None
 
 
 @dataclass
@@ -142,7 +144,7 @@ class Trainer:
             self.seed,
         )
         self.num_steps = count_steps(self.settings, len(self.examples))
-        self.state = TrainerState()
+        self.state = TrainerState(seed=self.seed)
 
     def train(self) -> TrainerState:
         """Run from the newest checkpoint, or from the start, to the last step.
@@ -284,7 +286,7 @@ class Trainer:
     def _write_best(self, weights: Mapping[str, Tensor] | None) -> None:
         def write(path: Path) -> None:
             self.student.save(path, state_dict=weights)
-            seal(path, {"step": self.state.best_step})
+            seal(path, {"step": self.state.best_step, "seed": self.seed})
 
         best, own = self.directory / "best", weights or self.student.model.state_dict()
         replace_directory(best, write, count_bytes(own.values()))

@@ -78,6 +78,18 @@ def test_training_again_mends_what_sound_files_can_mend(sound, run, config, capl
     assert not caplog.text
 
 
+def test_the_best_checkpoint_of_another_training_is_none(sound, run, config, caplog):
+    ours, theirs = run / "best", stage(run, "teacher") / "best"
+    ours.rename(run / "aside")
+    theirs.rename(ours)
+    (run / "aside").rename(theirs)
+    for reader in (write, evaluate):
+        with pytest.raises(RunError, match="best: damaged: it is not what this training|teacher-"):
+            reader(run)
+    train(config, run)
+    assert contents(run) == contents(sound)
+
+
 def test_a_log_is_made_again_from_a_checkpoint_that_is_older_than_its_damage(
     sound, run, config, caplog
 ):
