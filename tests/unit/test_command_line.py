@@ -19,7 +19,8 @@ from brim.cli import app
 def brim_says(tmp_path, monkeypatch, capsys):
     """Exit code, standard output and standard error of a command in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(brim.cli, "prepare_process", lambda: None)
+    for name in ("merge_freed_memory", "prepare_process"):
+        monkeypatch.setattr(brim.cli, name, lambda: None)
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["brim", *arguments])

@@ -319,8 +319,6 @@ def test_memory_of_writing(name, generations, size):
 @pytest.mark.parametrize(
     "more",
     [
-        "decoding.max_prompt_tokens=32",
-        "decoding.max_tokens=32",
         "trainer.rollout_batch_size=512",
         "trainer.micro_batch_tokens=16384",
         "student.build.layers=2",
