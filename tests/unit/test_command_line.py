@@ -42,7 +42,7 @@ def brim_says(tmp_path, monkeypatch, capsys):
         ("evaluate a --split tst", "invalid value for '--split': 'tst' is not one of 'train', "
          "'validation', 'test'; see brim evaluate -h"),
         ("evaluate a --stage foo", "invalid value for '--stage': 'foo' is not one of 'teacher', "
-         "'predistill'; see brim evaluate -h"),
+         "'student', 'predistill'; see brim evaluate -h"),
         ("train", "missing argument 'recipe'; see brim train -h"),
         ("trian a.yaml", "no such command 'trian'. Did you mean 'train'; see brim -h"),
         ("recipes a", "got unexpected extra argument(s) (a); see brim recipes -h"),
