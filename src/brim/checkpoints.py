@@ -244,7 +244,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, directory: Path) -> None:
     saved = read_json(directory / "optimizer.json")
     try:
         if saved["class"] != type(optimizer).__name__:
-            raise ValueError(f"of {saved['class']}, not of {type(optimizer).__name__}")
+            raise ValueError(f"the state of {saved['class']}, not of {type(optimizer).__name__}")
         state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in saved["state"].items()}
         parameters = [weight for group in optimizer.param_groups for weight in group["params"]]
         for key, tensor in load_file(directory / "optimizer.safetensors").items():

@@ -19,6 +19,7 @@ from brim.cli import app
 from brim.cli.app import running
 from brim.config import load_config
 from brim.errors import BrimError, ConfigError
+from brim.files import read_json
 from brim.recipes import find_recipe
 from brim.runs import train
 from brim.settings import RunConfig
@@ -81,7 +82,7 @@ def test_a_sweep_makes_the_runs_that_its_commands_make(file, tmp_path, here):
     # One teacher, a pre-distilled student for each seed.
     assert len(list(out.glob("stages/teacher-*"))) == 1
     assert len(list(out.glob("stages/predistill-*"))) == 2
-    tested = [json.loads(path.read_text()) for path in out.glob("stages/*/results.json")]
+    tested = [read_json(path) for path in out.glob("stages/*/results.json")]
     assert [results.keys() for results in tested] == [{"test"}] * 3
 
     code, commands = here(file, "--out", tmp_path / "hand", "--only", "brim*", "--dry-run")

@@ -166,7 +166,7 @@ def test_8_bit_moments_are_saved_and_restored_bit_for_bit(tmp_path: Path, stop: 
     second.load_state_dict(first.state_dict())
     train(first, optimizer, range(stop, 8))
 
-    other = build_optimizer(second, EIGHT_BITS.model_copy(update={"lr": 1.0}))
+    other = build_optimizer(second, EIGHT_BITS)
     held = [p.detach().clone() for p in second.parameters()]
     train(second, other, range(99, 100))  # a state of its own, which the loaded one must replace
     with torch.no_grad():

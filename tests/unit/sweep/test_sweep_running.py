@@ -62,7 +62,7 @@ if plan == "long" and not (run / "saved").exists():
 if plan.startswith("stages"):
     wait_for(plan.split()[1])
     tell("stages")
-(run / "half").write_text(json.dumps({"stages": plans.get("made", {})}))
+(run / "half").write_text(json.dumps({"config_hash": "", "stages": plans.get("made", {})}))
 (run / "half").rename(run / "manifest.json")
 if plan.startswith("stages"):
     wait_for(plan.split()[2])
@@ -193,7 +193,7 @@ def test_a_stopped_run_that_somebody_evaluated_goes_on(make, run):
     point = make()[0]
     run([point])
     results = run.out / point.name / "results.json"
-    (run.out / point.name / "manifest.json").write_text("{}")
+    (run.out / point.name / "manifest.json").write_text('{"config_hash": ""}')
     planned = point.config.trainer.max_steps
     facts = json.loads(results.read_text())["test"]
     # `steps` alone is what older versions write.
