@@ -209,8 +209,13 @@ def atomic_write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> N
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
 
-def read_json(path: Path | str) -> Any:
+def read_json(path: Path | str, *, sealed_with: str = SEAL) -> Any:
     """Read a JSON file of brim's; one of `write_sealed_json` is compared with its `sha256`.
+
+    Args:
+        path: the file.
+        sealed_with: a key that only sealed objects have; without it nothing says that a `sha256`
+            has been lost.
 
     Raises:
         RunError: the file is missing, damaged or cannot be read.
@@ -223,6 +228,8 @@ def read_json(path: Path | str) -> Any:
         known = value.pop(SEAL)
         if known != sha256_of(value):
             raise RunError(f"{path}: damaged: its content is not that of its {SEAL}")
+    elif isinstance(value, dict) and sealed_with in value:
+        raise RunError(f"{path}: damaged: its {SEAL} is missing")
     return value
 
 

@@ -156,11 +156,11 @@ def check_best(run: Path) -> None:
     """
     if not (run / "best").exists():
         raise RunError(f"{run}: has no best checkpoint yet; finish it by brim train --resume must")
-    damage = None
+    manifest, damage = read_manifest(run), None
     if is_sealed(run / "best"):
         state = latest_state(run / "checkpoints")
         damage = state and foreign_best(run / "best", state)
-    elif "sealed" in read_manifest(run):
+    elif "sealed" in manifest:
         damage = f"{MANIFEST} is missing"
     if damage:
         raise RunError(

@@ -167,7 +167,7 @@ def read_manifest(run: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        manifest: dict[str, Any] = read_json(path)
+        manifest: dict[str, Any] = read_json(path, sealed_with="config_sha256")
         if "config_hash" not in manifest:
             raise RunError(f"{path}: damaged: it is not that of a run")
         for key, kind in _MANIFEST_TYPES.items():

@@ -17,6 +17,7 @@ from brim.seals import (
     record_of,
     seal,
 )
+from brim.written import read_manifest
 
 
 @pytest.fixture
@@ -147,3 +148,16 @@ def test_of_a_damaged_file_nothing_is_kept(tmp_path, spoiled):
     flip(tmp_path / spoiled)
     assert RecordedFile(file.path).mend() is not None
     assert file.path.read_bytes() == b""
+
+
+def test_every_flipped_bit_of_a_manifest_is_seen(tmp_path):
+    path = tmp_path / "manifest.json"
+    write_sealed_json(path, {"config_hash": "a", "config_sha256": "b", "num_processes": 1})
+    whole = path.read_bytes()
+    assert read_manifest(tmp_path)
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(RunError):
+            read_manifest(tmp_path)
