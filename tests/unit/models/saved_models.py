@@ -198,7 +198,7 @@ def fitted(family: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 def published(
     folder: Path, family: str, tokenizer: PreTrainedTokenizerBase, *, declared: str | None = None
 ) -> LanguageModel:
-    """A model that somebody else saved, perhaps naming another class of tokenizer, loaded."""
+    """A model saved by another program, perhaps naming another class of tokenizer, loaded."""
     fitted(family, tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if declared is not None:
