@@ -100,6 +100,7 @@ class Planner:
             teacher_apart=config.teacher.device is not None,
         )
         self.teacher = teacher_shape(config)
+        config.check_quantized(self.teacher.quantization, None)
         self.student = student_shape(config, self.teacher)
         config.check_quantized(self.teacher.quantization, self.student.quantization)
         check_trainable(self.student.model, "student")
