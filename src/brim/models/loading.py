@@ -176,7 +176,7 @@ def _find(name_or_path: str | Path, revision: str | None) -> str:
             HfApi().repo_info(name, revision=revision, timeout=_HUB_TIMEOUT_SECONDS)
     except Exception as error:  # the hub passes on the errors of whatever HTTP library it uses
         raise ModelError(
-            f"{name!r} is no directory, and not to be had from the hub ({first_line(error)}); "
+            f"{name!r} is no directory, and the hub does not give it ({first_line(error)}); "
             "check the name and the network, or give a model's directory"
         ) from error
     return name

@@ -137,7 +137,7 @@ def test_names(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ModelError, match="no such directory"):
             load_model(name)
     monkeypatch.setattr("brim.models.loading.HfApi", _Offline)
-    with pytest.raises(ModelError, match=r"not to be had from the hub \(no route to host\)"):
+    with pytest.raises(ModelError, match=r"the hub does not give it \(no route to host\)"):
         load_model("nobody/nothing-of-this-name")
     monkeypatch.chdir(saved.parent)
     assert load_model("model").num_parameters > 0
