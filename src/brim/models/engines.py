@@ -36,8 +36,8 @@ def generate_with_transformers(
 
     Only what `decoding` says counts, and of the model's own generation settings its `rules` and
     which tokens end a text. Samples are drawn from torch's global generator, seeded with all of
-    `batch.seeds` for this call and restored after it. So other than in the loop, a row's text depends on
-    the rows that are decoded with it.
+    `batch.seeds` for this call and restored after it. So other than in the loop, a row's text
+    depends on the rows that are decoded with it.
 
     Args:
         model: in evaluation mode.

@@ -1,0 +1,26 @@
+"""Fixtures of all tests: the command line in this process, where torch is imported already."""
+
+import io
+import sys
+
+import pytest
+
+import brim.cli
+
+
+@pytest.fixture
+def brim_says(tmp_path, monkeypatch, capsys):
+    """Exit code, standard output and standard error of a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("merge_freed_memory", "prepare_process", "leave_processes"):
+        monkeypatch.setattr(brim.cli, name, lambda: None)
+
+    def run(*arguments, stdin=""):
+        monkeypatch.setattr(sys, "argv", ["brim", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            brim.cli.main()
+        return exit.value.code or 0, *capsys.readouterr()
+
+    return run
