@@ -1,11 +1,18 @@
-"""Fixtures of all tests: the command line in this process, where torch is imported already."""
+"""Of all tests: the command line in this process, where torch is imported already."""
 
+import gc
 import io
 import sys
 
 import pytest
 
 import brim.cli
+
+
+def pytest_collection_finish():
+    """Leave modules out of garbage collection, which accelerate does after each training."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
