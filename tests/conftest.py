@@ -19,7 +19,7 @@ def pytest_collection_finish():
 def brim_says(tmp_path, monkeypatch, capsys):
     """Exit code, standard output and standard error of a command in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    for name in ("merge_freed_memory", "prepare_process", "leave_processes"):
+    for name in ("prepare_process", "leave_processes"):
         monkeypatch.setattr(brim.cli, name, lambda: None)
 
     def run(*arguments, stdin=""):

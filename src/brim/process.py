@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import sys
 import time
 from typing import TYPE_CHECKING, Literal
@@ -22,27 +21,6 @@ KEPT_BYTES = 2**30
 # About 100 µs. Between two matrix products of a model a waiting thread never sleeps, and where
 # another program has the core that it waits for, it sleeps soon.
 SPIN_COUNT = "20000"
-
-# Settings of glibc's malloc that it reads when a program starts, and never again.
-MERGE_FREED = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
-
-
-def merge_freed_memory() -> None:
-    """Start this program over with a heap that merges what is freed; before torch is imported.
-
-    torch asks for aligned blocks, and glibc cuts a sliver of up to 95 bytes off each. It keeps
-    freed slivers in caches for small objects, where they are not merged with their neighbors: the
-    heap falls to pieces, and a process holds a quarter or more beyond what it ever uses at once.
-    Without these caches it is less; tiny models are a little slower (docs/architecture.md).
-
-    Does nothing without glibc, where a variable sets its malloc already, and after the start.
-    """
-    if sys.platform != "linux" or "torch" in sys.modules or not sys.executable:
-        return
-    if platform.libc_ver()[0] != "glibc" or _malloc_is_set():
-        return
-    os.environ["GLIBC_TUNABLES"] = MERGE_FREED
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def prepare_process() -> None:
@@ -63,11 +41,6 @@ def prepare_process() -> None:
         if mallopt is not None:
             mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES)
             mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
-
-
-def _malloc_is_set() -> bool:
-    names = ("GLIBC_TUNABLES", "MALLOC_", "LD_PRELOAD")
-    return any(name.startswith(names) for name in os.environ)
 
 
 def flush_denormals(flush: bool) -> None:

@@ -1,5 +1,4 @@
 import os
-import platform
 import subprocess
 import sys
 
@@ -7,7 +6,7 @@ import pytest
 import torch
 
 from brim.errors import ConfigError
-from brim.process import MERGE_FREED, make_accelerator, merge_freed_memory
+from brim.process import make_accelerator
 
 REPORT = """
 import os
@@ -84,66 +83,3 @@ def test_processes_that_accelerate_does_not_see_are_refused(monkeypatch, variabl
 def test_one_process_is_one_process(monkeypatch, size):
     monkeypatch.setenv("WORLD_SIZE", size)
     assert make_accelerator().num_processes == 1
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [({}, MERGE_FREED), ({"GLIBC_TUNABLES": "a.b.c=1"}, "a.b.c=1"), ({"MALLOC_X": "4"}, "None")],
-)
-def test_program_starts_over_once_where_nothing_is_set(variables, expected):
-    script = """
-import os, sys
-print(os.getpid())
-from brim.process import merge_freed_memory
-merge_freed_memory()
-merge_freed_memory()
-print(os.environ.get("GLIBC_TUNABLES"), sys.argv[1:], sys.flags.dev_mode)
-"""
-    names = ("GLIBC_TUNABLES", "MALLOC_", "LD_PRELOAD")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(names)}
-    result = subprocess.run(
-        [sys.executable, "-X", "dev", "-c", script, "a b", ""],
-        env={**environment, "PYTHONUNBUFFERED": "1", **variables},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    *pids, said = result.stdout.splitlines()
-    assert said == f"{expected} ['a b', ''] True"
-    assert len(pids) == (1 if variables else 2)
-    assert len(set(pids)) == 1
-
-
-def test_program_with_torch_does_not_start_over(monkeypatch):
-    import torch  # noqa: F401
-
-    monkeypatch.setattr(os, "execv", lambda *args: pytest.fail("it did"))
-    for name in [name for name in os.environ if name.startswith(("GLIBC_", "MALLOC_", "LD_"))]:
-        monkeypatch.delenv(name)
-    merge_freed_memory()
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
-def test_freed_blocks_merge_around_small_objects():
-    # Once aligned blocks are freed, one as large as eight of them has room only if the slivers that
-    # were cut off them are merged with them.
-    script = """
-import ctypes
-from brim.process import merge_freed_memory, prepare_process
-merge_freed_memory()
-prepare_process()
-libc = ctypes.CDLL(None)
-libc.sbrk.restype = ctypes.c_void_p
-libc.free.argtypes = [ctypes.c_void_p]
-def block(size):
-    found = ctypes.c_void_p()
-    libc.posix_memalign(ctypes.byref(found), 64, size)
-    return found
-def grown(sizes):
-    held = [block(size) for size in sizes]
-    for one in held:
-        libc.free(one)
-    return libc.sbrk(0)
-first = grown([2_000_000] * 32)
-print((grown([16_000_000] * 4) - first) // 1_000_000)
-"""
-    assert int(run(script)[0]) < 8

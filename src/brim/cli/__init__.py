@@ -12,14 +12,13 @@ import typer
 
 from brim.cli import analyze, compare, judge, report, runs, sweep
 from brim.cli.app import UsageError, app, mistake_in_a_line, usage_in_a_line
-from brim.process import leave_processes, merge_freed_memory, prepare_process
+from brim.process import leave_processes, prepare_process
 
 __all__ = ["analyze", "app", "compare", "judge", "main", "report", "runs", "sweep"]
 
 
 def main() -> None:
     """Entry point: user mistakes are one line and exit code 2."""
-    merge_freed_memory()
     prepare_process()
     try:
         code = app(standalone_mode=False)
