@@ -15,11 +15,11 @@ from filelock import FileLock
 from brim._version import __version__
 from brim.checkpoints import latest_state
 from brim.errors import RunError
-from brim.files import disk_errors, write_sealed_json
+from brim.files import disk_errors, read_json, write_sealed_json
 from brim.journal import Journal
 from brim.models import LanguageModel
 from brim.pipeline import Pipeline
-from brim.seals import record_of
+from brim.seals import MANIFEST, is_sealed, record_of
 from brim.stages import fingerprint_model
 from brim.tasks import Split, describe
 from brim.types import Example
@@ -193,14 +193,18 @@ def _check_guest(
 def training_facts(directory: Path) -> dict[str, Any]:
     """How long a training directory was trained, and which step its best checkpoint is of.
 
-    Of a run also how many steps are planned; where it has no checkpoint (yet), `steps` is the
-    last one that was evaluated, and no more is known.
+    Of a run also how many steps are planned; where it has no checkpoint (yet, or any more), `steps`
+    is the last one that was evaluated, and `best_step` what `best/` says.
     """
     state = latest_state(directory / "checkpoints")
     planned = planned_steps(directory)
     plan = {} if planned is None else {"planned_steps": planned}
     if state is None:
-        return {"steps": _last_evaluated(directory), **plan} if plan else {}
+        if not plan:
+            return {}
+        best = directory / "best"
+        step = read_json(best / MANIFEST).get("step") if is_sealed(best) else None
+        state = {"step": _last_evaluated(directory), "best_step": step}
     steps = read_log(directory, "timings.jsonl")
     return {
         **plan,

@@ -155,6 +155,12 @@ def test_readers_refuse_what_is_not_what_was_written(run, reader, name, damage):
     assert "\n" not in str(caught.value)
 
 
+def test_a_run_without_its_checkpoints_is_evaluated_to_the_same_results(run, tmp_path):
+    whole = evaluate_run(run, out=tmp_path / "whole")
+    shutil.rmtree(run / "checkpoints")
+    assert evaluate_run(run, out=tmp_path / "without") == whole
+
+
 def test_a_stage_that_was_made_again_to_other_weights_is_refused(run, config):
     best = stage(run, "teacher") / "best"
     weights = load_file(best / "model.safetensors")

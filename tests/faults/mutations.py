@@ -187,7 +187,7 @@ class Place(NamedTuple):
         results = _without_seconds(train(self.config, run))
         files = [run / name for name in ("metrics.jsonl", "samples.jsonl", "config.yaml")]
         files += sorted((run / "best").iterdir())
-        files += sorted((run / "predictions").glob("*.jsonl"))
+        files.append(run / "predictions" / "test.jsonl")
         return results, {path.name: path.read_bytes().hex() for path in files if path.is_file()}
 
 

@@ -230,8 +230,9 @@ def wait(process: Process, seconds: float = 300.0) -> End:
         process.send(signal.SIGKILL)
         process.ends_within(60.0)
         process.code = None
-    output = process.log.read_text(errors="replace")
-    process.log.unlink()
+    # One that was killed at once may not have begun its log.
+    output = process.log.read_text(errors="replace") if process.log.exists() else ""
+    process.log.unlink(missing_ok=True)
     return End(process.code, output)
 
 
