@@ -10,7 +10,7 @@ from brim.models.head import CHUNK_BYTES
 from brim.models.pairs import BUFFERS, PAIR_BYTES
 from brim.plan.devices import ONE_DEVICE, Devices, at_work
 from brim.plan.passes import Passes
-from brim.plan.peaks import peak_bytes, writing_bytes
+from brim.plan.peaks import pass_bytes, peak_bytes, writing_bytes
 from brim.plan.shapes import ModelShape, Size
 
 # Of a chunk's float32 logits, and of those of the rows that write: the logits and what is made of
@@ -191,7 +191,7 @@ class Room:
         learner = self.learner
         assert learner is not None
         shape, size = learner.shape, learner.micro_batch
-        activations = learner.num_trained * peak_bytes(
+        kept, activations = pass_bytes(
             shape,
             size,
             gradient=True,
@@ -199,6 +199,9 @@ class Room:
             autocast=self.autocast,
             checkpointing=learner.checkpointing,
         )
+        # With checkpointing the head is done with its logits before layers are passed again.
+        free = activations - kept if learner.checkpointing else 0
+        activations *= learner.num_trained
         head = _chunk(shape, size)
         held = self._with(shape)
         exchange, gradients = held.exchange, learner.gradients
@@ -216,7 +219,7 @@ class Room:
                 exchange += self._gathered(self.teacher)
             activations += _features(self.teacher, size)
             head = _chunk(shape, size, budget=PAIR_BYTES // BUFFERS, buffers=BUFFERS)
-        head += 4 * shape.head.numel() * shape.head.requires_grad
+        head = max(0, head - free) + 4 * shape.head.numel() * shape.head.requires_grad
         return replace(
             held, gradients=gradients, exchange=exchange, activations=activations, head=head
         )

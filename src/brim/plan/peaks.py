@@ -109,7 +109,7 @@ class AsOnDevice(TorchFunctionMode):
 
 
 @lru_cache(maxsize=256)
-def peak_bytes(
+def pass_bytes(
     shape: ModelShape,
     size: Size,
     *,
@@ -117,11 +117,8 @@ def peak_bytes(
     dropout: float | None = None,
     autocast: torch.dtype | None = None,
     checkpointing: bool = False,
-) -> int:
-    """Peak of a pass over padded rows; weights, gradients and the output head apart.
-
-    That of the forward pass, after which the backward pass only frees; with gradient checkpointing
-    that of both, for then layers are passed again backwards.
+) -> tuple[int, int]:
+    """Bytes of a pass over padded rows; weights, gradients and the output head apart.
 
     Args:
         shape: the model.
@@ -130,6 +127,11 @@ def peak_bytes(
         dropout: of the model in training; None for what its config says.
         autocast: the type of matrix products under autocast.
         checkpointing: whether the backward pass makes each layer's activations again.
+
+    Returns:
+        What is left after the forward pass, when the output head works; and the peak. That is of
+        the forward pass, after which the backward pass only frees; with gradient checkpointing of
+        both, for then layers are passed again backwards.
     """
     model = shape.model
     if gradient and (dropout is not None or checkpointing):
@@ -150,9 +152,15 @@ def peak_bytes(
     with torch.set_grad_enabled(gradient), live:
         with AsOnDevice(autocast):
             hidden = run(model, size)
+        kept = live.now
         if again:
             torch.autograd.backward([hidden], [torch.empty_like(hidden)])
-    return live.peak
+    return kept, live.peak
+
+
+def peak_bytes(shape: ModelShape, size: Size, **how: Any) -> int:
+    """Peak of a pass; see `pass_bytes`."""
+    return pass_bytes(shape, size, **how)[1]
 
 
 @lru_cache(maxsize=256)
