@@ -11,28 +11,26 @@ from pathlib import Path
 import pytest
 from pairs import GPT2, T5
 from test_train import rows
+from two_processes import ENVIRONMENT, by_two, free_port, run_script
 from typer.testing import CliRunner
 
 from brim import trainer
 from brim.cli import app
 from brim.config import load_config
 from brim.errors import RunError
-from brim.process import leave_processes
 from brim.runs import train
 from brim.settings import RunConfig
 from brim.trainer import Interrupted, Trainer
 
-ENVIRONMENT = {
-    **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true",
-}  # fmt: skip
-
 # Dropout masks are drawn by process, so only without them can the losses be equal.
 NO_DROPOUT = ("teacher.build.dropout=0.0", "student.build.dropout=0.0")
-MEAN = "objective.baseline=mean"
 SHORT = (*NO_DROPOUT, "trainer.max_steps=8", "trainer.save_every=4")
-# One epoch: 20 batches of 8 out of 160 examples.
-LONG = (*NO_DROPOUT, "trainer.max_steps=20", "trainer.save_every=10",
-        "trainer.evaluate_every=20")  # fmt: skip
+# One epoch: 4 batches of 8 out of 32 examples.
+EPOCH = (
+    *NO_DROPOUT, "trainer.max_steps=4", "trainer.save_every=2", "trainer.evaluate_every=4",
+    "task.max_train_examples=32", "task.max_validation_examples=7", "task.max_test_examples=7",
+    "evaluation.num_resamples=100",
+)  # fmt: skip
 
 MODELS = {"t5": T5, "gpt2": GPT2}
 OBJECTIVES = {
@@ -55,51 +53,21 @@ OBJECTIVES = {
 }
 
 
-def launch(num_processes: int, *arguments: object, program: tuple = ("--module", "brim")) -> None:
-    command = [sys.executable, "-m", "brim"]
-    if num_processes > 1:
-        port = 29500 + os.getpid() % 2000
-        # `--multi_gpu` is accelerate's word for "a process each"; the variable keeps them on CPU
-        # (`--cpu` alone starts one process whatever their number).
-        command = [
-            sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu",
-            "--num_machines", "1", "--num_processes", str(num_processes),
-            "--mixed_precision", "no", "--dynamo_backend", "no",
-            "--main_process_port", str(port), *program,
-        ]  # fmt: skip
-    command += map(str, arguments)
-    process = subprocess.Popen(command, env=ENVIRONMENT, text=True, stderr=subprocess.PIPE)
-    try:
-        _, errors = process.communicate(timeout=400)
-    finally:
-        process.terminate()  # passed on to the processes of the launch, which may wait for ever
-        process.wait()
-    assert process.returncode == 0, errors
+def launch(*arguments: object) -> None:
+    """`brim` by two processes, as accelerate starts them."""
+    # `--multi_gpu` is accelerate's word for "a process each"; the variable keeps them on CPU
+    # (`--cpu` alone starts one process whatever their number).
+    run_script(
+        "-m", "accelerate.commands.launch", "--multi_gpu",
+        "--num_machines", "1", "--num_processes", "2",
+        "--mixed_precision", "no", "--dynamo_backend", "no",
+        "--main_process_port", free_port(), "--module", "brim", *arguments,
+    )  # fmt: skip
 
 
 def numbers(run: Path) -> list[dict[str, float]]:
     keys = ("train/loss", "optim/grad_norm", "rollout/return", "rollout/length", "eval/return")
     return [{key: row[key] for key in keys if key in row} for row in rows(run / "metrics.jsonl")]
-
-
-@pytest.mark.parametrize("model", [T5, GPT2], ids=["t5", "gpt2"])
-def test_two_processes_equal_one(write_recipe, tmp_path, model):
-    recipe = write_recipe(model)
-    for count in (1, 2):
-        launch(count, "train", recipe, *SHORT, MEAN, "--out", tmp_path / str(count), "-q")
-        manifest = json.loads((tmp_path / str(count) / "manifest.json").read_text())
-        assert manifest["num_processes"] == count
-    one, two = numbers(tmp_path / "1"), numbers(tmp_path / "2")
-    assert len(one) == len(two) == 13
-    for ours, theirs in zip(one, two, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
-    for name in ("predictions/test.jsonl",):
-        ids = [[row["id"] for row in rows(tmp_path / run / name)] for run in "12"]
-        assert ids[0] == ids[1]
-    results = [json.loads((tmp_path / run / "results.json").read_text())["test"] for run in "12"]
-    assert results[0]["scores"]["return"]["value"] == pytest.approx(
-        results[1]["scores"]["return"]["value"], rel=1e-3, abs=1e-3
-    )
 
 
 # A decoder-only model differs in how it reads, not in what a method adds up.
@@ -109,7 +77,7 @@ RUNS = [("t5", case) for case in OBJECTIVES] + [
 
 
 def config_of(folder: Path, case: str, model: str) -> RunConfig:
-    overrides = [*LONG, f"objective={OBJECTIVES[case]}"]
+    overrides = [*EPOCH, f"objective={OBJECTIVES[case]}"]
     return load_config(RunConfig, folder / f"{model}.yaml", overrides)
 
 
@@ -161,9 +129,28 @@ def compared(write_recipe, tmp_path_factory) -> Path:
     for model, description in MODELS.items():
         shutil.copy(write_recipe(description), folder / f"{model}.yaml")
     run_all(folder, "one")
-    # Processes start slowly, so once for all runs.
-    launch(2, folder, "two", program=(__file__,))
+    run_script(__file__, folder)
+    launch(
+        "train", folder / "t5.yaml", *EPOCH, f"objective={OBJECTIVES['mean']}",
+        "--out", folder / "own_stages" / "t5", "-q",
+    )  # fmt: skip
     return folder
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_two_processes_that_train_the_stages_too_equal_one(compared, model):
+    one, two = compared / "one" / f"mean-{model}", compared / "own_stages" / model
+    for run, count in ((one, 1), (two, 2)):
+        assert json.loads((run / "manifest.json").read_text())["num_processes"] == count
+    assert len(numbers(one)) == len(numbers(two)) == 6
+    for ours, theirs in zip(numbers(one), numbers(two), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+    ids = [[row["id"] for row in rows(run / "predictions/test.jsonl")] for run in (one, two)]
+    assert ids[0] == ids[1]
+    results = [json.loads((run / "results.json").read_text())["test"] for run in (one, two)]
+    assert results[0]["scores"]["return"]["value"] == pytest.approx(
+        results[1]["scores"]["return"]["value"], rel=1e-3, abs=1e-3
+    )
 
 
 @pytest.mark.parametrize(("model", "case"), RUNS)
@@ -172,7 +159,7 @@ def test_methods_on_two_processes_equal_one(compared, model, case):
     for run, count in ((one, 1), (two, 2)):
         assert json.loads((run / "manifest.json").read_text())["num_processes"] == count
     lines = [rows(run / "metrics.jsonl") for run in (one, two)]
-    assert len(lines[0]) == len(lines[1]) == 22
+    assert len(lines[0]) == len(lines[1]) == 6
     for ours, theirs in zip(*lines, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=3e-5)
         if "train/loss" in ours:
@@ -188,31 +175,31 @@ def test_each_example_comes_once_an_epoch(compared):
         [name for line in rows(compared / f"seen-{run}-{rank}.jsonl") for name in line]
         for rank in range(2)
     ]
-    assert [len(part) for part in seen] == [80, 80]
+    assert [len(part) for part in seen] == [16, 16]
     counts = collections.Counter(seen[0] + seen[1])
-    assert len(counts) == 160
+    assert len(counts) == 32
     assert set(counts.values()) == {1}
 
 
 def test_one_process_writes_the_checkpoints(compared):
     run = "kl-t5"
-    assert rows(compared / f"saved-{run}-0.jsonl") == [[10], [20]]
+    assert rows(compared / f"saved-{run}-0.jsonl") == [[2], [4]]
     assert not (compared / f"saved-{run}-1.jsonl").exists()
     checkpoints = compared / "two" / run / "checkpoints"
-    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-10", "step-20"]
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-2", "step-4"]
 
 
 def test_another_number_of_processes_goes_on_where_it_is_asked_for(compared, tmp_path):
     whole, run = compared / "two" / "mean-gpt2", tmp_path / "run"
     shutil.copytree(whole, run)
-    shutil.rmtree(run / "checkpoints" / "step-20")
+    shutil.rmtree(run / "checkpoints" / "step-4")
     before = (run / "manifest.json").read_bytes()
     config = config_of(compared, "mean", "gpt2")
     with pytest.raises(RunError, match="with 2 processes.* with 1.*--other-processes"):
         train(config, run, stages_dir=compared / "stages")
     assert (run / "manifest.json").read_bytes() == before
 
-    arguments = ["train", compared / "gpt2.yaml", *LONG, f"objective={OBJECTIVES['mean']}"]
+    arguments = ["train", compared / "gpt2.yaml", *EPOCH, f"objective={OBJECTIVES['mean']}"]
     arguments += ["--out", run, "--stages", compared / "stages", "-q", "--other-processes"]
     result = CliRunner().invoke(app, list(map(str, arguments)))
     assert result.exit_code == 0, result.output
@@ -231,12 +218,16 @@ def test_a_stage_that_other_processes_left_unfinished_is_refused(compared, tmp_p
     train(config, tmp_path / "run", stages_dir=stages, other_processes=True)
 
 
+def work(folder: Path) -> None:
+    """What each of two processes does."""
+    watch(folder)
+    run_all(folder, "two")
+    train(config_of(folder, "mean", "gpt2"), folder / "own_stages" / "gpt2")
+    stop_in_predistill(folder)
+
+
 if __name__ == "__main__":
-    FOLDER, NAME = Path(sys.argv[1]), sys.argv[2]
-    watch(FOLDER)
-    run_all(FOLDER, NAME)
-    stop_in_predistill(FOLDER)
-    leave_processes()
+    by_two(lambda: work(Path(sys.argv[1])))
 
 
 @pytest.mark.slow

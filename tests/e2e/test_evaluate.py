@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 from pairs import GPT2, T5
-from test_distributed import launch
 from test_train import rows
+from two_processes import by_two, run_script
 from typer.testing import CliRunner
 
 from brim import predictions
 from brim.cli import app
 from brim.errors import RunError
 from brim.journal import Journal
-from brim.process import leave_processes
 from brim.runs import evaluate_run, train
 
 BEAM = ["evaluation.decoding.strategy=beam", "evaluation.decoding.num_beams=3"]
@@ -190,7 +189,7 @@ def test_the_teacher_is_picked_by_greedy_text_whatever_the_evaluation(run, make_
 
 
 def test_two_processes_stop_and_go_on(run, tmp_path):
-    launch(2, run / "t5", tmp_path, program=(__file__,))
+    run_script(__file__, run / "t5", tmp_path)
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
     evaluate(run / "t5", *SAMPLES, "--out", tmp_path / "one")
     one, two = (rows(tmp_path / name / FILES[0]) for name in ("one", "whole"))
@@ -208,13 +207,16 @@ def test_a_folder_in_use_is_refused(run, tmp_path):
         evaluate_run(run / "t5", out=tmp_path)
 
 
-if __name__ == "__main__":
-    RUN, FOLDER = map(Path, sys.argv[1:])
+def work(run: Path, folder: Path) -> None:
+    """What each of two processes does."""
     predictions.BLOCK = 6
-    evaluate_run(RUN, out=FOLDER / "whole", overrides=SAMPLES)
+    evaluate_run(run, out=folder / "whole", overrides=SAMPLES)
     append, Journal.append = Journal.append, stopping(2)
     with pytest.raises(KeyboardInterrupt):
-        evaluate_run(RUN, out=FOLDER / "stopped", overrides=SAMPLES)
+        evaluate_run(run, out=folder / "stopped", overrides=SAMPLES)
     Journal.append = append
-    evaluate_run(RUN, out=FOLDER / "stopped", overrides=SAMPLES)
-    leave_processes()
+    evaluate_run(run, out=folder / "stopped", overrides=SAMPLES)
+
+
+if __name__ == "__main__":
+    by_two(lambda: work(*map(Path, sys.argv[1:])))

@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_distributed import launch
 from test_train import assert_same_run, rows, weights
+from two_processes import by_two, run_script
 
 from brim.config import load_config
 from brim.errors import RunError
 from brim.learner import Learner
 from brim.models import hash_tensors, load_model
-from brim.process import leave_processes
 from brim.runs import train
 from brim.settings import RunConfig
 from brim.trainer import Interrupted, Trainer
@@ -29,8 +28,9 @@ COMMON = (
     # With seed 0 a uniform number of ppo_brim lies at the border of two tokens, and the last bit of
     # a sum decides which one is written.
     "seed=1",
-    "teacher.build.dropout=0.0", "student.build.dropout=0.0", "trainer.save_every=10",
-    "trainer.evaluate_every=10", "evaluation.expected_returns=false",
+    "teacher.build.dropout=0.0", "student.build.dropout=0.0", "trainer.save_every=2",
+    "trainer.evaluate_every=4", "evaluation.expected_returns=false", "evaluation.num_resamples=100",
+    "task.max_train_examples=48", "task.max_validation_examples=7", "task.max_test_examples=7",
     "teacher.batch_tokens=60",  # several passes for each batch, and not equally many
     # Adam divides a gradient by itself, be it a rounding error (as of a key's bias); eps bounds it.
     "optim.eps=1e-5",
@@ -44,27 +44,26 @@ WAYS = {
     "stages": ("teacher.train.trainer.sharding=fsdp", "student.predistill.trainer.sharding=fsdp"),
 }
 BRIM = "{name: brim, baseline: mean}"
-# Model, objective, steps, and the ways to share out besides `whole`.
+STEPS = 4
+# Model, objective, and the ways to share out besides `whole`.
 RUNS = {
-    "brim-t5": ("t5", BRIM, 20, ("fsdp", "both")),
-    "brim-qwen2": ("qwen2", BRIM, 20, ("fsdp", "stages")),
-    "seqkd": ("t5", "{name: seqkd}", 6, ("both",)),
-    "js": ("t5", "{name: js}", 6, ("both", "offload")),  # some batches a process writes none of
-    "one_example": ("t5", BRIM, 2, ("both",)),  # there is one to evaluate on, for two processes
-    "old_rollouts": ("t5", "{name: llmr, baseline: min_variance, sync_every: 2}", 6, ("both",)),
-    "expected": ("t5", "{name: brim, immediate: expected, q_centering: policy}", 6, ("both",)),
-    "ppo_llmr": ("t5", "{name: ppo_llmr, num_epochs: 1, num_minibatches: 4}", 6, ("both",)),
-    "separate_critic": ("t5", "{name: ppo_llmr, critic: separate, num_epochs: 1}", 6, ("both",)),
-    "checkpointed": ("t5", BRIM, 4, ("checkpointed",)),
-    "ppo_brim": ("t5", "{name: ppo_brim, num_epochs: 1, kl_coefficient: 0.1}", 6, ("both",)),
+    "brim-t5": ("t5", BRIM, ("fsdp", "both", "checkpointed")),
+    "brim-qwen2": ("qwen2", BRIM, ("fsdp", "stages")),
+    "seqkd": ("t5", "{name: seqkd}", ("both",)),
+    "js": ("t5", "{name: js}", ("both", "offload")),  # some batches a process writes none of
+    "old_rollouts": ("t5", "{name: llmr, baseline: min_variance, sync_every: 2}", ("both",)),
+    "expected": ("t5", "{name: brim, immediate: expected, q_centering: policy}", ("both",)),
+    "ppo_llmr": ("t5", "{name: ppo_llmr, num_epochs: 1, num_minibatches: 4}", ("both",)),
+    "separate_critic": ("t5", "{name: ppo_llmr, critic: separate, num_epochs: 1}", ("both",)),
+    "ppo_brim": ("t5", "{name: ppo_brim, num_epochs: 1, kl_coefficient: 0.1}", ("both",)),
 }
 COMPARED = [(run, way) for run, (*_, ways) in RUNS.items() for way in ways]
 
 
 def config_of(folder: Path, run: str, way: str) -> RunConfig:
-    model, objective, steps, _ = RUNS[run]
-    overrides = [*COMMON, f"trainer.max_steps={steps}", f"objective={objective}", *WAYS[way]]
-    if run == "one_example":
+    model, objective, _ = RUNS[run]
+    overrides = [*COMMON, f"trainer.max_steps={STEPS}", f"objective={objective}", *WAYS[way]]
+    if run == "seqkd":  # there is one example to evaluate on, for two processes
         overrides.append("evaluation.max_validation_examples=1")
     return load_config(RunConfig, folder / f"{model}.yaml", overrides)
 
@@ -125,11 +124,11 @@ def stop_and_resume(folder: Path, run: str, step: int) -> None:
 
 @pytest.fixture(scope="module")
 def sharded(write_recipe, tmp_path_factory) -> Path:
-    """A folder with a run of each kind, all made by one launch of two processes."""
+    """A folder with a run of each kind, all made by two processes."""
     folder = tmp_path_factory.mktemp("sharded")
     for model, description in MODELS.items():
         shutil.copy(write_recipe(description), folder / f"{model}.yaml")
-    launch(2, folder, program=(__file__,))
+    run_script(__file__, folder)
     return folder
 
 
@@ -169,7 +168,7 @@ def test_a_resumed_run_reaches_the_same_bits(sharded, run):
 
 def test_the_untied_head_survives(sharded):
     stopped = sharded / "brim-t5-stopped"
-    stored = head_of(stopped / "checkpoints" / "step-7" / "model.safetensors")
+    stored = head_of(stopped / "checkpoints" / "step-3" / "model.safetensors")
     assert (sharded / "brim-t5-restored_head").read_text() == hash_tensors({"head": stored})
     best = load_model(sharded / "brim-t5-both" / "best").model
     head, embedding = best.get_output_embeddings(), best.get_input_embeddings()
@@ -193,9 +192,12 @@ def test_one_process_goes_on_with_what_two_held_in_parts(sharded, tmp_path):
         torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-5)
 
 
+def work(folder: Path) -> None:
+    """What each of two processes does."""
+    run_all(folder)
+    stop_and_resume(folder, "brim-t5", 3)
+    stop_and_resume(folder, "separate_critic", 1)
+
+
 if __name__ == "__main__":
-    FOLDER = Path(sys.argv[1])
-    run_all(FOLDER)
-    stop_and_resume(FOLDER, "brim-t5", 7)
-    stop_and_resume(FOLDER, "separate_critic", 3)
-    leave_processes()
+    by_two(lambda: work(Path(sys.argv[1])))

@@ -1,5 +1,6 @@
 """`brim sweep` on real runs: the bits of runs by hand, failures, stops, points, Ray."""
 
+import importlib
 import importlib.util
 import json
 import os
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from pairs import T5
 from test_train import assert_same_run, rows
 
@@ -43,20 +45,14 @@ def start(*arguments: object) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def sweep(*arguments: object) -> tuple[int, str, str]:
-    process = start(*arguments)
-    stdout, stderr = process.communicate(timeout=300)
-    return process.returncode, stdout, stderr
-
-
 @pytest.fixture
 def here(capsys):
-    """`here(arguments...)` is exit code and output of `brim sweep` in this process."""
+    """`here(arguments...)` is exit code, output and errors of `brim sweep` in this process."""
 
-    def run(*arguments: object) -> tuple[int, str]:
+    def run(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
         code = app(["sweep", *map(str, arguments)], standalone_mode=False)
-        return code or 0, capsys.readouterr().out
+        return code or 0, *capsys.readouterr()
 
     return run
 
@@ -64,7 +60,10 @@ def here(capsys):
 @pytest.fixture(scope="module")
 def file(write_recipe, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
-    (folder / "numerals.yaml").write_text(write_recipe(T5).read_text())
+    recipe = yaml.safe_load(write_recipe(T5).read_text())
+    recipe["task"] |= {"max_train_examples": 48, "max_test_examples": 7}
+    recipe["evaluation"] |= {"num_resamples": 100}
+    (folder / "numerals.yaml").write_text(yaml.safe_dump(recipe))
     (folder / "mine.yaml").write_text(SWEEP)
     return folder / "mine.yaml"
 
@@ -72,7 +71,7 @@ def file(write_recipe, tmp_path_factory) -> Path:
 def test_a_sweep_makes_the_runs_that_its_commands_make(file, tmp_path, here):
     out = tmp_path / "out"
     options = ["--jobs", 2, "--threads-per-job", 1, "--retry", 0]
-    code, stdout, stderr = sweep(file, "--out", out, *options)
+    code, stdout, stderr = here(file, "--out", out, *options)
     assert code == 1, stderr
     assert stdout.splitlines()[:2] == ["2 done, 2 failed", "stages: 3 done"]
     assert "brim-k=2/seed=3: exact match " in stderr
@@ -85,7 +84,7 @@ def test_a_sweep_makes_the_runs_that_its_commands_make(file, tmp_path, here):
     tested = [read_json(path) for path in out.glob("stages/*/results.json")]
     assert [results.keys() for results in tested] == [{"test"}] * 3
 
-    code, commands = here(file, "--out", tmp_path / "hand", "--only", "brim*", "--dry-run")
+    code, commands, _ = here(file, "--out", tmp_path / "hand", "--only", "brim*", "--dry-run")
     head, *lines = commands.splitlines()
     assert (code, head, len(lines)) == (0, "# 2 runs, 0 of them done", 3)
     assert (
@@ -99,10 +98,10 @@ def test_a_sweep_makes_the_runs_that_its_commands_make(file, tmp_path, here):
     assert_same_run(Path(run), out / "brim-k=2/seed=4")
 
     before = {path: path.stat().st_mtime_ns for path in out.glob("brim*/**/*")}
-    code, stdout = here(out / "sweep.yaml", "--out", out, "--only", "brim-k=2")
+    code, stdout, _ = here(out / "sweep.yaml", "--out", out, "--only", "brim-k=2")
     assert (code, stdout.splitlines()[:2]) == (0, ["2 done", "stages: 3 done"])
     assert {path: path.stat().st_mtime_ns for path in out.glob("brim*/**/*")} == before
-    code, stdout = here(file, "--out", out, "--status")
+    code, stdout, _ = here(file, "--out", out, "--status")
     assert [line.split()[2] for line in stdout.splitlines()[:4]] == ["done", "failed"] * 2
 
 
@@ -130,7 +129,7 @@ def test_ctrl_c_and_on_again_in_another_process(file, tmp_path, here):
 
     # As a task of SLURM would.
     assert "#SBATCH --array=1\n" in here(long, "--out", out, "--sbatch")[1]
-    code, stdout = here(out / "sweep.yaml", "--out", out, "--point", 1)
+    code, stdout, _ = here(out / "sweep.yaml", "--out", out, "--point", 1)
     assert code == 0
     assert stdout.startswith("llmr/seed=0: exact match ")
     steps = [row["step"] for row in rows(run / "metrics.jsonl") if "train/loss" in row]
@@ -161,12 +160,16 @@ def test_bad_input_is_one_line(name, file, tmp_path, here):
     assert list((tmp_path / "out").rglob("seed=*")) == []
 
 
+@pytest.fixture
+def ray_ends():
+    yield
+    importlib.import_module("ray").shutdown()
+
+
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
-def test_the_same_file_on_a_local_ray(file, tmp_path):
+def test_the_same_file_on_a_local_ray(file, tmp_path, here, ray_ends):
     out = tmp_path / "out"
-    code, stdout, stderr = sweep(
-        file, "--out", out, "--ray", "local", "--retry", 0, "--only", "*=3"
-    )
+    code, stdout, stderr = here(file, "--out", out, "--ray", "local", "--retry", 0, "--only", "*=3")
     assert code == 1, stderr
     assert stdout.splitlines()[:3] == [
         "1 done, 1 failed", "stages: 2 done", "failed: lost/seed=3",

@@ -13,8 +13,6 @@ from .runs import lab_in, start, wait
 def run(seed: int, count: int, directory: Path) -> list[Row]:
     """Kill processes `count` times; runs that have ended are compared and begun anew."""
     lab, generator = lab_in(directory), random.Random(seed)
-    if count > 10:
-        lab.measure()
     row = Row("kill -9 at a random moment")
     out, kills = lab.fresh("killed"), 0
 

@@ -1,12 +1,13 @@
 """What the benchmarks compare with: the count of operations; and that contestants take turns."""
 
-import subprocess
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch.utils.flop_counter import FlopCounterMode
 
 from brim.types import Rollout
@@ -45,10 +46,28 @@ def test_operations_are_those_that_torch_counts(pairs, family):
     assert count_products(lambda: model(rollout).logprobs.sum().backward()) == 3 * once
 
 
-@pytest.mark.parametrize("arguments", [["--pair", "t5"], ["--precision", "bfloat16"]])
-def test_contestants_take_turns(arguments):
-    command = [sys.executable, str(BENCHMARKS / "step.py"), "--tiny", "--batch", "2", "--rounds"]
-    command += ["1", "--contestants", "brim", "plain", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    rows = [line.split("|")[1].strip() for line in result.stdout.splitlines() if "|" in line]
+@pytest.fixture
+def step(pairs):
+    import step
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield step
+    AcceleratorState._reset_state(reset_partial_state=True)  # of another precision
+
+
+def test_contestants_take_turns(step, monkeypatch, capsys):
+    command = ["step.py", "--tiny", "--pair", "t5", "--batch", "2", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", [*command, "--contestants", "brim", "plain"])
+    step.main()
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split("|")[1].strip() for line in lines if "|" in line]
     assert rows == ["", "---", "brim", "plain"]
+
+
+@pytest.mark.parametrize("name", ["brim", "plain", "matmul"])
+def test_each_contestant_has_its_turn_in_bfloat16(step, monkeypatch, name):
+    monkeypatch.setattr(step, "wait", lambda: True)
+    args = Namespace(pair="qwen2", precision="bfloat16", tiny=True, rows=2, worker=name)
+    numbers = next(step.CONTESTANTS[name](args))
+    assert numbers.keys() >= ({"rate"} if name == "matmul" else {*step.PHASES, "tokens"})
+    assert min(numbers.values()) > 0
