@@ -83,8 +83,7 @@ def evaluate_model(
     known = read_splits(directory, split)
     if guest:
         _check_guest(directory, known, split, facts)
-    folder = directory / "predictions"
-    journal = Journal(folder / f".{split}.partial.jsonl", inputs)
+    journal = Journal(_partial(directory, split), inputs)
     with (
         journal.opened(),
         _a_word_on_stops(),
@@ -170,7 +169,15 @@ def kept_results(
     except RunError as error:
         logger.warning("%s; doing so", error)
         return None
-    return known if known.get("model") == fingerprint_model(model) else None
+    if known.get("model") != fingerprint_model(model):
+        return None
+    Journal(_partial(directory, split), {}).remove()  # a kill may have come just before that
+    return known
+
+
+def _partial(directory: Path, split: Split) -> Path:
+    """Where blocks are kept until predictions and results are written."""
+    return directory / "predictions" / f".{split}.partial.jsonl"
 
 
 def _check_guest(

@@ -175,6 +175,13 @@ def test_a_run_that_stopped_in_its_test_goes_on_there(
         for folder in ("stopped", "whole")
     ]
     assert scores[0] == scores[1]
+    # A kill just after the results were written: what was finished is left, and cleared away.
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "remove", lambda journal: None)
+        train(make_config(T5, "trainer.max_steps=1"), tmp_path / "left", stages_dir=stages)
+    assert list((tmp_path / "left" / "predictions").glob(".test.partial.json*"))
+    train(make_config(T5, "trainer.max_steps=1"), tmp_path / "left", stages_dir=stages)
+    assert not list((tmp_path / "left" / "predictions").glob(".test.partial.json*"))
 
 
 def test_the_teacher_is_picked_by_greedy_text_whatever_the_evaluation(run, make_config, tmp_path):
