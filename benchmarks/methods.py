@@ -24,18 +24,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # several of these share a 
 
 from transformers.utils.logging import disable_progress_bar
 
-from brim.config import load_config
+from brim.config.loading import load_config
 from brim.errors import BrimError, RunError
-from brim.files import atomic_write_text, read_json, read_jsonl
-from brim.progress import Reporter
 from brim.recipes import find_recipe
 from brim.report import System
 from brim.report.evidence import Evidence, read_evidence
-from brim.report.markdown import markdown_table
 from brim.report.table import ABSENT, DIGITS, percent, with_interval
-from brim.rundir import read_manifest
-from brim.runs import evaluate_stage, train
-from brim.settings import RunConfig
+from brim.runs.directory import read_manifest
+from brim.runs.evaluate import evaluate_stage
+from brim.runs.train import train
+from brim.support.files import atomic_write_text, read_json, read_jsonl
+from brim.support.progress import Reporter
+from brim.support.tables import markdown_table
+from brim.training.settings import RunConfig
 
 TASKS = ("cmudict", "synopsis", "wordproblems")
 METHODS = (

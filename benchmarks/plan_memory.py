@@ -31,13 +31,13 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from brim.config import load_config
+from brim.config.loading import load_config
 from brim.plan import plan
 from brim.plan.peaks import LiveBytes
-from brim.predictions import BLOCK
 from brim.recipes import find_recipe
-from brim.runs import train
-from brim.settings import RunConfig
+from brim.runs.train import train
+from brim.training.predictions import BLOCK
+from brim.training.settings import RunConfig
 
 TOLERANCE = 0.15
 TRAIN_ROWS = 256

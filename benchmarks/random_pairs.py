@@ -11,10 +11,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from brim.learner import Learner
 from brim.models import Decoding, LanguageModel, build_model
 from brim.objectives import Objective
-from brim.settings import LoopConfig, OptimConfig
+from brim.training.settings import LoopConfig, OptimConfig
+from brim.training.updates import Learner
 from brim.types import Example, Rollout
 
 SPECIAL = {"<pad>": 0, "</s>": 1, "<unk>": 2}

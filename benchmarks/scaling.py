@@ -39,7 +39,7 @@ def seconds_of_a_step(pair: object, rows: int, steps: int = STEPS) -> dict[str, 
 
     from brim.models import Decoding
     from brim.objectives.policy_gradient import PolicyGradient
-    from brim.timing import phases, timed
+    from brim.support.timing import phases, timed
 
     student, teacher = pair.build("student"), pair.build("teacher")
     objective = PolicyGradient(Decoding(max_tokens=pair.max_tokens), k=4)
@@ -158,7 +158,7 @@ def one_process() -> None:
         print(f"RESULT {rows * pair.max_tokens / seconds}", flush=True)
     if state.num_processes > 1:
         state.wait_for_everyone()
-        time.sleep(0.2)  # see brim.process.leave_processes
+        time.sleep(0.2)  # see brim.cli.process.leave_processes
         state.destroy_process_group()
 
 
@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--docs", action="store_true", help="fill the tables of the docs")
     parser.add_argument("--process", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    from brim.process import flush_denormals, prepare_process
+    from brim.cli.process import flush_denormals, prepare_process
 
     prepare_process()
     flush_denormals(True)

@@ -50,7 +50,7 @@ def brim_steps(args: argparse.Namespace) -> Iterator[dict[str, float]]:
 
     from brim.models import Decoding
     from brim.objectives.policy_gradient import PolicyGradient
-    from brim.timing import phases, timed
+    from brim.support.timing import phases, timed
 
     pair = choose_pair(args)
     student, teacher = pair.build("student"), pair.build("teacher")
@@ -143,7 +143,7 @@ def trl_steps(args: argparse.Namespace) -> Iterator[dict[str, float]]:
     from trl.trainer.distillation_config import DistillationConfig
     from trl.trainer.distillation_trainer import DistillationTrainer
 
-    from brim.timing import phases, timed
+    from brim.support.timing import phases, timed
 
     pair = choose_pair(args)
     student, teacher = pair.build("student"), pair.build("teacher")
@@ -235,7 +235,7 @@ def work(args: argparse.Namespace) -> None:
     if "float32" in variant:
         args.precision = "float32"
     if name == "brim":
-        from brim.process import flush_denormals, prepare_process
+        from brim.cli.process import flush_denormals, prepare_process
 
         prepare_process()
         flush_denormals(True)

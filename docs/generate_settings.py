@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from brim.settings import RunConfig
+from brim.training.settings import RunConfig
 
 PAGE = Path(__file__).with_name("settings.md")
 

@@ -6,12 +6,13 @@ import sys
 import time
 from pathlib import Path
 
-from brim.config import load_config
-from brim.progress import Reporter
+from brim.config.loading import load_config
 from brim.recipes import find_recipe
 from brim.report import System, write_report
-from brim.runs import StageName, evaluate_stage, train
-from brim.settings import RunConfig
+from brim.runs.evaluate import StageName, evaluate_stage
+from brim.runs.train import train
+from brim.support.progress import Reporter
+from brim.training.settings import RunConfig
 
 # A short run checks the set-up, not the method: everything is there, nothing has learnt much.
 SHORT = (

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from brim.bucketing import length_buckets
 from brim.seeding import derive_seed
+from brim.support.bucketing import length_buckets
 
 _Record = TypeVar("_Record")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from pairs import RECIPE, roman
 
-from brim.config import load_config
-from brim.settings import RunConfig
+from brim.config.loading import load_config
+from brim.training.settings import RunConfig
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Texts that try to break out of an HTML page, and a page that has each of them in every field."""
 
 from brim.report.page import render_report
-from brim.report.parts import Cell, Figure, Output, PartTable
+from brim.support.tables import Cell, Figure, Output, PartTable
 
 PWN = "alert(1);window.__pwned=1"
 HOSTILE = [

@@ -6,12 +6,11 @@ from pairs import GPT2, LLAMA, T5
 
 import brim.cli.analyze
 from brim.analysis import Subject, analyze_variance, find_students, open_run
-from brim.analysis.study import Study
-from brim.analysis.subjects import analysed_objective, load_student
+from brim.analysis.subjects import Study, analysed_objective, load_student
 from brim.cli import app
 from brim.errors import ConfigError, RunError
-from brim.progress import Reporter
-from brim.runs import train
+from brim.runs.train import train
+from brim.support.progress import Reporter
 from brim.types import Example
 
 QUICK = ["--prompts", "6", "--samples", "4", "--k", "1,2,8", "--quiet"]
@@ -181,7 +180,7 @@ def test_folders_that_cannot_be_written_and_prompts_that_are_not_there_are_said_
     run, tmp_path, capsys, monkeypatch
 ):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("brim.analysis.study.draw_samples", None)  # nothing is written before
+    monkeypatch.setattr("brim.analysis.subjects.draw_samples", None)  # nothing is written before
     with pytest.raises(RunError, match="cannot write"):
         brim("analyze", "theorem1", run, "--out", tmp_path / "file" / "out", "--quiet")
     study = Study.plan(

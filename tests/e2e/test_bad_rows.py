@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from tiny import tiny_language_model
 
-from brim.config import load_config
+from brim.config.loading import load_config
 from brim.errors import DataError
-from brim.files import read_json
-from brim.runs import evaluate_run, train
-from brim.settings import RunConfig
+from brim.runs.evaluate import evaluate_run
+from brim.runs.train import train
+from brim.support.files import read_json
+from brim.training.settings import RunConfig
 
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'system' %}"

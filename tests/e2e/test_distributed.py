@@ -14,13 +14,13 @@ from test_train import rows
 from two_processes import ENVIRONMENT, by_two, free_port, run_script
 from typer.testing import CliRunner
 
-from brim import trainer
 from brim.cli import app
-from brim.config import load_config
+from brim.config.loading import load_config
 from brim.errors import RunError
-from brim.runs import train
-from brim.settings import RunConfig
-from brim.trainer import Interrupted, Trainer
+from brim.runs.train import train
+from brim.training import trainer
+from brim.training.settings import RunConfig
+from brim.training.trainer import Interrupted, Trainer
 
 # Dropout masks are drawn by process, so only without them can the losses be equal.
 NO_DROPOUT = ("teacher.build.dropout=0.0", "student.build.dropout=0.0")

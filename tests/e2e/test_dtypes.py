@@ -6,15 +6,15 @@ from accelerate import Accelerator
 from pairs import LLAMA
 from torch import nn
 
+from brim.config.yaml import parse
 from brim.errors import ConfigError
 from brim.models import build_model, train_tokenizer
-from brim.optimization import build_optimizer
-from brim.pipeline import Pipeline
 from brim.plan import plan
-from brim.progress import Reporter
-from brim.runs import train
-from brim.settings import OptimConfig
-from brim.yaml12 import parse
+from brim.runs.pipeline import Pipeline
+from brim.runs.train import train
+from brim.support.progress import Reporter
+from brim.training.optimizer import build_optimizer
+from brim.training.settings import OptimConfig
 
 LOADED = ("teacher.build=null", "teacher.tokenizer=null", "student.build=null")
 

@@ -10,9 +10,9 @@ from pairs import GPT2, QWEN2, T5
 from safetensors.torch import load_file
 
 from brim.errors import ConfigError, ModelError
-from brim.models import checkpointing
-from brim.runs import train
-from brim.trainer import Interrupted, Trainer
+from brim.models import modes as checkpointing
+from brim.runs.train import train
+from brim.training.trainer import Interrupted, Trainer
 
 SETTINGS = (
     "decoding.engine=generate",

@@ -11,11 +11,12 @@ from test_train import rows
 from two_processes import by_two, run_script
 from typer.testing import CliRunner
 
-from brim import predictions
 from brim.cli import app
 from brim.errors import RunError
-from brim.journal import Journal
-from brim.runs import evaluate_run, train
+from brim.runs.evaluate import evaluate_run
+from brim.runs.train import train
+from brim.training import predictions
+from brim.training.journal import Journal
 
 BEAM = ["evaluation.decoding.strategy=beam", "evaluation.decoding.num_beams=3"]
 SAMPLES = ["evaluation.decoding.strategy=sampling", "evaluation.decoding.num_samples=3"]

@@ -12,7 +12,8 @@ from brim.cli import app
 from brim.errors import RunError
 from brim.models import build_model, train_tokenizer
 from brim.report import report
-from brim.runs import evaluate_stage, train
+from brim.runs.evaluate import evaluate_stage
+from brim.runs.train import train
 from brim.sweep import commands
 from brim.sweep.launching import Job
 from brim.sweep.states import log_of

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from brim.errors import ModelError
 from brim.models import load_model
-from brim.runs import train
-from brim.trainer import Interrupted, Trainer
+from brim.runs.train import train
+from brim.training.trainer import Interrupted, Trainer
 
 pytest.importorskip("peft")
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from brim.models import load_model
 from brim.objectives import OBJECTIVES
-from brim.runs import train
+from brim.runs.train import train
 
 MODELS = {"t5": T5, "llama": LLAMA}
 

@@ -5,12 +5,13 @@ import json
 import pytest
 from pairs import LLAMA, T5
 
-from brim.config import load_config
+from brim.config.loading import load_config
 from brim.errors import ConfigError, ModelError
 from brim.models import Quantization, load_model
 from brim.plan import plan
-from brim.runs import evaluate_run, train
-from brim.settings import RunConfig
+from brim.runs.evaluate import evaluate_run
+from brim.runs.train import train
+from brim.training.settings import RunConfig
 
 NO_TRAINING = ("teacher.build=null", "teacher.tokenizer=null", "teacher.train=null")
 

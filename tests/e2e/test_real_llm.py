@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from brim.config import load_config
+from brim.config.loading import load_config
 from brim.recipes import find_recipe
-from brim.runs import train
-from brim.settings import RunConfig
+from brim.runs.train import train
+from brim.training.settings import RunConfig
 
 pytestmark = [
     pytest.mark.slow,

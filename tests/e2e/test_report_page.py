@@ -16,7 +16,7 @@ from hostile import HOSTILE, PWN, hostile_page
 
 from brim.report import page
 from brim.report.page import render_report
-from brim.report.parts import Cell, Figure, Output, PartTable
+from brim.support.tables import Cell, Figure, Output, PartTable
 
 WORDS = ["P", "AH0", "T", "<b>", "λ", "a", "the"]
 SYSTEMS = ["student", "llmr", "brim"]

@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from test_train import assert_same_run, rows, weights
 from two_processes import by_two, run_script
 
-from brim.config import load_config
+from brim.config.loading import load_config
 from brim.errors import RunError
-from brim.learner import Learner
 from brim.models import hash_tensors, load_model
-from brim.runs import train
-from brim.settings import RunConfig
-from brim.trainer import Interrupted, Trainer
+from brim.runs.train import train
+from brim.training.settings import RunConfig
+from brim.training.trainer import Interrupted, Trainer
+from brim.training.updates import Learner
 
 MODELS = {
     "t5": "{family: t5, d_model: 32, d_ff: 64, layers: 2, heads: 2, dropout: 0.1}",  # untied

@@ -19,12 +19,12 @@ from test_train import assert_same_run, rows
 import brim.cli.sweep  # noqa: F401
 from brim.cli import app
 from brim.cli.app import running
-from brim.config import load_config
+from brim.config.loading import load_config
 from brim.errors import BrimError, ConfigError
-from brim.files import read_json
 from brim.recipes import find_recipe
-from brim.runs import train
-from brim.settings import RunConfig
+from brim.runs.train import train
+from brim.support.files import read_json
+from brim.training.settings import RunConfig
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 BRIM = "from brim.cli import main; main()"

@@ -11,12 +11,14 @@ from pairs import GPT2, LLAMA, QWEN2, T5
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from brim.cli.process import flush_denormals
 from brim.errors import NonFiniteError, RunError
 from brim.models import Decoding
 from brim.objectives import PolicyGradient
-from brim.process import flush_denormals
-from brim.runs import evaluate_run, evaluate_stage, generate, train
-from brim.trainer import Interrupted, Trainer
+from brim.runs.evaluate import evaluate_run, evaluate_stage
+from brim.runs.generate import generate
+from brim.runs.train import train
+from brim.training.trainer import Interrupted, Trainer
 
 
 def rows(path: Path) -> list[dict]:

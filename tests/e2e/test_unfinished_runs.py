@@ -8,15 +8,16 @@ import pytest
 from pairs import T5
 from test_train import rows
 
-from brim.config import dump_config
+from brim.config.loading import dump_config
 from brim.errors import ConfigError, RunError
-from brim.files import read_json, write_sealed_json
-from brim.journal import Journal
-from brim.optimization import count_steps
-from brim.progress import Reporter
-from brim.runs import evaluate_run, evaluate_stage, train
-from brim.trainer import Interrupted, Trainer
-from brim.written import planned_steps, read_results
+from brim.runs.evaluate import evaluate_run, evaluate_stage
+from brim.runs.reading import planned_steps, read_results
+from brim.runs.train import train
+from brim.support.files import read_json, write_sealed_json
+from brim.support.progress import Reporter
+from brim.training.journal import Journal
+from brim.training.optimizer import count_steps
+from brim.training.trainer import Interrupted, Trainer
 
 SAMPLES = ["evaluation.decoding.strategy=sampling", "evaluation.decoding.num_samples=2"]
 

@@ -11,14 +11,16 @@ from pairs import GPT2
 from safetensors.torch import load_file, save_file
 
 from brim.errors import BrimError, RunError
-from brim.files import read_json
 from brim.models import Decoding, load_model
 from brim.report.gather import gather
-from brim.runs import evaluate_run, generate, train
-from brim.seals import MANIFEST, find_damage, seal
-from brim.stages import describe_model
-from brim.trainer import Interrupted, Trainer
-from brim.written import read_log
+from brim.runs.evaluate import evaluate_run
+from brim.runs.generate import generate
+from brim.runs.reading import read_log
+from brim.runs.stages import describe_model
+from brim.runs.train import train
+from brim.support.files import read_json
+from brim.support.seals import MANIFEST, find_damage, seal
+from brim.training.trainer import Interrupted, Trainer
 
 KEPT = ["trainer.max_steps=4", "trainer.keep_checkpoints=2"]
 

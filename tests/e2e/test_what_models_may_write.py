@@ -7,7 +7,8 @@ from pairs import T5
 from transformers import AutoModelForSeq2SeqLM
 
 from brim.models import build_model, load_model, train_tokenizer
-from brim.runs import evaluate_run, train
+from brim.runs.evaluate import evaluate_run
+from brim.runs.train import train
 
 TINY = {"family": "t5", "d_model": 32, "d_ff": 64, "layers": 1, "heads": 2}
 

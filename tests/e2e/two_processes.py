@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from brim.process import leave_processes
+from brim.cli.process import leave_processes
 
 ENVIRONMENT = {
     **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true",
@@ -38,7 +38,7 @@ def free_port() -> int:
 
 def by_two(work: Callable[[], None]) -> None:
     """Do it in this process and in a fork of it, as if a launcher had started both."""
-    import brim.runs  # noqa: F401 - or each would import it
+    import brim.runs.train  # noqa: F401 - or each would import it
 
     gc.freeze()
     os.environ |= {

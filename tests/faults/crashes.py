@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from brim.trainer import Trainer
+from brim.training.trainer import Trainer
 
 from .rows import Row
 from .runs import lab_in, start, wait

@@ -20,19 +20,21 @@ from typing import Any, NamedTuple
 
 from transformers.utils.logging import disable_progress_bar
 
-from brim.comparison import compare
-from brim.config import load_config
+from brim.compare import compare
+from brim.config.loading import load_config
 from brim.errors import BrimError
-from brim.judging.pairs import pairs_of, read_systems
+from brim.judge.pairs import pairs_of, read_systems
 from brim.models import Decoding
 from brim.report.gather import gather
 from brim.report.outputs import choose_outputs
 from brim.report.records import results_of
 from brim.report.seed_tests import all_tests
-from brim.runs import evaluate_run, generate, train
-from brim.settings import RunConfig
-from brim.trainer import Interrupted, Trainer
-from brim.written import read_log
+from brim.runs.evaluate import evaluate_run
+from brim.runs.generate import generate
+from brim.runs.reading import read_log
+from brim.runs.train import train
+from brim.training.settings import RunConfig
+from brim.training.trainer import Interrupted, Trainer
 
 from .rows import Row
 

@@ -17,11 +17,11 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from torch import Tensor
 
-from brim import pipeline
-from brim.learner import Learner
 from brim.models import LanguageModel
 from brim.objectives import PolicyGradient, SeqKD
-from brim.trainer import Trainer
+from brim.runs import pipeline
+from brim.training.trainer import Trainer
+from brim.training.updates import Learner
 
 from .rows import Row
 from .runs import End, Lab, lab_in, start, wait

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import brim.runs  # noqa: F401 - or every fork would import it
+import brim.runs.train  # noqa: F401 - or every fork would import it
 from brim.cli import main
 
 # Not decided by a seed: clocks, the command that was typed, and hashes of what holds them.

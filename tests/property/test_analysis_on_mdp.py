@@ -6,10 +6,8 @@ import pytest
 import torch
 from mdp import PrefixMDP, TabularModel, expectation, gradients_by_row, make_batch
 
-from brim.analysis.gradients import gradient_moments, measure_gradients
-from brim.analysis.resampling import Resamples
-from brim.analysis.sampling import draw_samples, token_divergences
-from brim.analysis.sketch import GradientSketch
+from brim.analysis.gradients import GradientSketch, gradient_moments, measure_gradients
+from brim.analysis.sampling import Resamples, draw_samples, token_divergences
 from brim.analysis.subjects import Subject
 from brim.analysis.variance import Estimator, describe_student, weigh
 from brim.divergences import forward_kl, reverse_kl

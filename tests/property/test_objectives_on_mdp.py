@@ -18,8 +18,8 @@ from torch import Tensor
 from brim.losses import policy_gradient_loss
 from brim.models import Decoding
 from brim.objectives import PPOBRIM, PolicyGradient
-from brim.ordering import minibatch_numbers
 from brim.returns import rewards_to_go
+from brim.seeding import minibatch_numbers
 
 MDP = PrefixMDP(horizon=4, seed=84122)
 ALL = MDP.all_trajectories()

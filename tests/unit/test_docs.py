@@ -11,10 +11,10 @@ import pytest
 from typer.main import get_command
 
 from brim.cli import app
-from brim.config import load_config
+from brim.config.loading import load_config
 from brim.recipes import find_recipe
-from brim.settings import RunConfig
 from brim.sweep import load_sweep, points
+from brim.training.settings import RunConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from brim.config import load_config
+from brim.config.loading import load_config
 from brim.errors import ConfigError
 from brim.objectives import OBJECTIVES
-from brim.optimization import count_steps, learning_rate
-from brim.plan.warnings import settings_warnings
+from brim.plan.plan import settings_warnings
 from brim.recipes import find_recipe, list_recipes, run_directory
-from brim.settings import OptimConfig, RunConfig, SupervisedConfig, TrainerConfig
+from brim.training.optimizer import count_steps, learning_rate
+from brim.training.settings import OptimConfig, RunConfig, SupervisedConfig, TrainerConfig
 
 TASKS = ("xsum", "europarl", "gsm8k")
 DIVERGENCES = ("seqkd", "kl", "rkl", "js", "tvd")

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from brim.config import dump_config, load_config
+from brim.config.loading import dump_config, load_config
 from brim.errors import ConfigError
 from brim.objectives import OBJECTIVES
-from brim.objectives.induction import InductionConfig
+from brim.objectives.credit import InductionConfig
 from brim.recipes import find_recipe, list_recipes
-from brim.settings import RunConfig
+from brim.training.settings import RunConfig
 
 ROOT = Path(__file__).parents[2]
 NAMES = [name for name, _ in list_recipes()]

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from brim.analysis.gradients import GradientMoments
-from brim.analysis.resampling import Resamples
+from brim.analysis.sampling import Resamples
 from brim.metrics.base import Array
 
 # Batches so many times as large: as if so many steps' gradients were averaged.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from brim.plotting import COLOURS, INK, MARKERS, Images, log_axis, render
+from brim.support.figures import COLOURS, INK, MARKERS, Images, log_axis, render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -89,7 +89,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from brim.analysis.choice import Choice
-from brim.analysis.resampling import Estimate
+from brim.analysis.sampling import Estimate
 
 
 @dataclass(frozen=True)

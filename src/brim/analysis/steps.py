@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from brim.analysis.resampling import Estimate, Resamples, pooled_variance
 from brim.analysis.results import Fit
-from brim.analysis.sampling import Samples
+from brim.analysis.sampling import Estimate, Resamples, Samples, pooled_variance
 from brim.metrics.base import Array
 
 # Fewer tokens give no variance worth a point.

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from accelerate import Accelerator
 
+from brim.analysis.sampling import Resamples, Samples, check_samples, draw_samples
 from brim.errors import ConfigError, RunError
-from brim.materials import Materials
 from brim.models import LanguageModel, add_adapters, load_model, quantization_of, share_vocabulary
-from brim.objectives.induction import ReturnInduction
+from brim.objectives.credit import ReturnInduction
 from brim.objectives.policy_gradient import PolicyGradient
 from brim.objectives.ppo import PPO
-from brim.pipeline import Pipeline
-from brim.process import make_accelerator
-from brim.progress import Reporter
-from brim.runs import open_pipeline
+from brim.runs.inputs import Materials
+from brim.runs.pipeline import Pipeline, open_pipeline
+from brim.runs.reading import read_manifest
+from brim.runs.stages import check_stage
 from brim.seeding import derive_seed
-from brim.settings import RunConfig
-from brim.stages import check_stage
+from brim.support.progress import Reporter
 from brim.tasks import Split
+from brim.training.accelerator import make_accelerator
+from brim.training.settings import RunConfig
 from brim.types import Example
-from brim.written import read_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,3 +181,95 @@ def choose_prompts(pipeline: Materials, split: Split, number: int, seed: int) ->
     generator = np.random.default_rng(derive_seed(seed, "analysis prompts"))
     rows = generator.permutation(len(examples))[:number]
     return [examples[int(row)] for row in sorted(rows)]
+
+
+def check_ks(ks: Sequence[int]) -> Sequence[int]:
+    """The K themselves.
+
+    Raises:
+        ConfigError: one is below 1.
+    """
+    if min(ks, default=1) < 1:
+        raise ConfigError(f"k: {min(ks)} is no number of steps; give integers of at least 1")
+    return ks
+
+
+@dataclass(frozen=True)
+class Study:
+    """One objective and the same prompts for all students.
+
+    Attributes:
+        pipeline: of a run (`open_run`) or a recipe (`open_recipe`).
+        objective: whose rollouts and gradients are measured.
+        split: where the prompts are from.
+        examples: the P prompts.
+        num_samples: M, rollouts of each.
+        seed: of prompts, rollouts and intervals.
+        resamples: of the prompts.
+    """
+
+    pipeline: Pipeline
+    objective: PolicyGradient
+    split: Split
+    examples: Sequence[Example]
+    num_samples: int
+    seed: int
+    resamples: Resamples
+
+    @classmethod
+    def plan(
+        cls, pipeline: Pipeline, *, split: Split, num_prompts: int, num_samples: int, seed: int
+    ) -> Self:
+        """Draw the prompts, and say so if there are fewer than `num_prompts`.
+
+        Raises:
+            ConfigError: the numbers do not go together.
+        """
+        objective, evaluation = analysed_objective(pipeline), pipeline.config.evaluation
+        examples = choose_prompts(pipeline, split, num_prompts, seed)
+        check_samples(
+            objective, num_samples=num_samples, num_prompts=min(num_prompts, len(examples))
+        )
+        if len(examples) < num_prompts:
+            pipeline.reporter.say(
+                f"prompts: {num_prompts} asked for, but {split} has {len(examples)}; all are taken"
+            )
+        resamples = Resamples.draw(
+            len(examples),
+            num_resamples=evaluation.num_resamples,
+            confidence=evaluation.confidence,
+            seed=seed,
+        )
+        return cls(pipeline, objective, split, examples, num_samples, seed, resamples)
+
+    def sample(
+        self, subjects: Sequence[Subject]
+    ) -> Iterator[tuple[Subject, LanguageModel, Samples]]:
+        """Each student and its rollouts, one after the other."""
+        for subject in subjects:
+            student = load_student(self.pipeline, subject)
+            total = len(self.examples) * self.num_samples
+            with self.pipeline.reporter.meter(f"{subject.label}: rollouts", total) as meter:
+                samples = draw_samples(
+                    self.objective,
+                    student,
+                    self.pipeline.teacher,
+                    self.examples,
+                    num_samples=self.num_samples,
+                    seed=self.seed,
+                    max_prompt_tokens=self.pipeline.config.decoding.max_prompt_tokens,
+                    advance=meter.advance,
+                )
+            yield subject, student, samples
+
+    def facts(self) -> dict[str, Any]:
+        """The fields that all results have."""
+        return {
+            "run": "/".join(self.pipeline.out.resolve().parts[-2:]),
+            "split": self.split,
+            "seed": self.seed,
+            "num_prompts": len(self.examples),
+            "num_samples": self.num_samples,
+            "confidence": self.resamples.confidence,
+            "num_resamples": len(self.resamples.counts) - 1,
+        }

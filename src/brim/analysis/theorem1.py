@@ -24,15 +24,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from brim.analysis.resampling import Estimate, Resamples, pooled_variance
 from brim.analysis.results import Fit, StudentTheorem1, Theorem1Analysis
-from brim.analysis.sampling import Samples
+from brim.analysis.sampling import Estimate, Resamples, Samples, pooled_variance
 from brim.analysis.steps import MIN_TOKENS, Steps, fit_laws
-from brim.analysis.study import Study, check_ks
-from brim.analysis.subjects import Subject
+from brim.analysis.subjects import Study, Subject, check_ks
 from brim.errors import ConfigError
-from brim.pipeline import Pipeline
 from brim.returns import block_returns
+from brim.runs.pipeline import Pipeline
 from brim.tasks import Split
 
 # A correlation below this hardly changes the variance of a sum of the lengths met here.

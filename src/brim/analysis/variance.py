@@ -21,15 +21,13 @@ from brim.analysis.gradients import (
     gradient_moments,
     measure_gradients,
 )
-from brim.analysis.resampling import Estimate, Resamples, pooled_variance
 from brim.analysis.results import Row, StudentVariance, VarianceAnalysis
-from brim.analysis.sampling import Samples, token_divergences
-from brim.analysis.study import Study, check_ks
-from brim.analysis.subjects import Subject
+from brim.analysis.sampling import Estimate, Resamples, Samples, pooled_variance, token_divergences
+from brim.analysis.subjects import Study, Subject, check_ks
 from brim.metrics.base import Array
 from brim.models import LanguageModel
 from brim.objectives.policy_gradient import PolicyGradient
-from brim.pipeline import Pipeline
+from brim.runs.pipeline import Pipeline
 from brim.tasks import Split
 
 KS = (1, 2, 4, 8, 16)

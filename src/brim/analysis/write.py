@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from brim.analysis.drawing import TAILS, draw_theorem1, draw_variance
-from brim.analysis.resampling import Estimate
 from brim.analysis.results import (
     StudentTheorem1,
     StudentVariance,
     Theorem1Analysis,
     VarianceAnalysis,
 )
-from brim.files import atomic_write_bytes, atomic_write_text, disk_errors, write_sealed_json
-from brim.plotting import Images
+from brim.analysis.sampling import Estimate
+from brim.support.figures import Images
+from brim.support.files import atomic_write_bytes, atomic_write_text, disk_errors, write_sealed_json
 
 COLUMNS = ("student", "k", "tail", "quantity", "at", "value", "low", "high")
 

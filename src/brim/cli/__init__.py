@@ -12,7 +12,7 @@ import typer
 
 from brim.cli import analyze, compare, judge, report, runs, sweep
 from brim.cli.app import UsageError, app, mistake_in_a_line, usage_in_a_line
-from brim.process import leave_processes, prepare_process
+from brim.cli.process import leave_processes, prepare_process
 
 __all__ = ["analyze", "app", "compare", "judge", "main", "report", "runs", "sweep"]
 

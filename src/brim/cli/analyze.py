@@ -11,8 +11,8 @@ from brim.cli.app import Quiet, Split, app, running
 
 if TYPE_CHECKING:
     from brim.analysis import Subject
-    from brim.pipeline import Pipeline
-    from brim.progress import Reporter
+    from brim.runs.pipeline import Pipeline
+    from brim.support.progress import Reporter
 
 analyze = typer.Typer(no_args_is_help=True, help="Measure how K trades variance for bias.")
 app.add_typer(analyze, name="analyze")
@@ -59,7 +59,7 @@ def _add_command(name: str, told: str) -> None:
         quiet: Quiet = False,
     ) -> None:
         from brim import analysis
-        from brim.progress import Reporter
+        from brim.support.progress import Reporter
 
         with running(quiet):
             ks, reporter = _numbers(k), Reporter(quiet=quiet)
@@ -97,11 +97,11 @@ def _open(
 ) -> tuple[Pipeline, list[Subject], Path]:
     """What is analysed, and the folder of the results, which is made before any work."""
     from brim.analysis import find_students, open_recipe, open_run
-    from brim.config import load_config
+    from brim.config.loading import load_config
     from brim.errors import ConfigError
-    from brim.files import disk_errors
     from brim.recipes import find_recipe
-    from brim.settings import RunConfig
+    from brim.support.files import disk_errors
+    from brim.training.settings import RunConfig
 
     # A shell makes several words of --students checkpoints/step-*.
     overrides = [word for word in more or [] if "=" in word and not Path(word).is_dir()]

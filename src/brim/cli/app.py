@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from brim._version import __version__
+from brim.cli.process import flush_denormals
 from brim.errors import BrimError
-from brim.files import FULL, raise_refusal, system_error
-from brim.process import flush_denormals
+from brim.support.files import FULL, raise_refusal, system_error
 
 if TYPE_CHECKING:
-    from brim.settings import RunConfig
+    from brim.training.settings import RunConfig
 
 # Click's, which typer has under another name in each of its versions.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -105,12 +105,12 @@ def _file_behind(error: BaseException | None) -> str | Path:
 
 def load_recipe(recipe: str, overrides: Sequence[str] | None) -> tuple[Path, RunConfig]:
     """The file and the settings of a recipe; without torch where a file or its YAML is wrong."""
-    from brim.config import check_files, load_config
+    from brim.config.loading import check_files, load_config
     from brim.recipes import find_recipe
 
     path = find_recipe(recipe)
     check_files(path, overrides or [], search=find_recipe)
-    from brim.settings import RunConfig
+    from brim.training.settings import RunConfig
 
     return path, load_config(RunConfig, path, overrides or [], search=find_recipe)
 

@@ -36,8 +36,8 @@ def compare(
     ] = None,
 ) -> None:
     """Say whether A is better than B, and where they differ most."""
-    from brim.comparison import compare
-    from brim.report.comparison import comparison_text, write_comparison
+    from brim.compare import compare
+    from brim.compare.write import comparison_text, write_comparison
 
     comparison = compare(
         a,

@@ -70,9 +70,9 @@ def judge(
 
     By the paper's prompts, in four queries a pair.
     """
-    from brim.judge import Limits
-    from brim.judging import (
+    from brim.judge import (
         Judge,
+        Limits,
         default_out,
         estimate,
         first_prompt,
@@ -81,7 +81,7 @@ def judge(
         read_request,
         summary_lines,
     )
-    from brim.progress import Reporter
+    from brim.support.progress import Reporter
 
     judge = Judge(model, backend.value, base_url, api_key_env, read_request(request or []))
     limits = Limits(concurrency=concurrency, rpm=rpm, timeout=timeout, max_retries=max_retries)

@@ -31,8 +31,8 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Make the paper's tables and figures, and a page, from runs."""
-    from brim.progress import Reporter
     from brim.report import write_reports
+    from brim.support.progress import Reporter
 
     text = write_reports(
         directories,

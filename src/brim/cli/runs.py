@@ -51,10 +51,10 @@ def train(
 ) -> None:
     """Run a recipe: teacher, pre-distillation, distillation, test."""
     path, config = load_recipe(recipe, overrides)
-    from brim.progress import Reporter
     from brim.recipes import run_directory
     from brim.report import summary
-    from brim.runs import train
+    from brim.runs.train import train
+    from brim.support.progress import Reporter
 
     out = out or run_directory(path)
     with running(quiet):
@@ -74,8 +74,8 @@ def train(
 
 def is_sweep(name: str) -> bool:
     """Whether this is a sweep's file, which has `systems`; one that cannot be read is none."""
+    from brim.config.yaml import parse
     from brim.errors import ConfigError
-    from brim.yaml12 import parse
 
     try:
         data = parse(Path(name).read_text(encoding="utf-8"), lambda line: name).data
@@ -142,12 +142,12 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score a run's best checkpoint, or another model, on its task."""
-    from brim.written import check_run
+    from brim.runs.reading import check_run
 
     check_run(run)  # before torch comes
-    from brim.progress import Reporter
     from brim.report import summary
-    from brim.runs import evaluate_run
+    from brim.runs.evaluate import evaluate_run
+    from brim.support.progress import Reporter
 
     with running(quiet):
         results = evaluate_run(
@@ -182,7 +182,7 @@ def generate(
     """
     from brim.errors import ConfigError
     from brim.models import Decoding
-    from brim.runs import escape_line, generate, read_prompts
+    from brim.runs.generate import escape_line, generate, read_prompts
 
     prompts = read_prompts(file)
     if not temperature and (top_k or top_p):
@@ -220,8 +220,8 @@ def quickstart(
     ] = False,
 ) -> None:
     """Distil a teacher of pronunciation, by LLMR and by BRIM."""
-    from brim.progress import Reporter
     from brim.quickstart import quickstart
+    from brim.support.progress import Reporter
 
     with running():
         typer.echo(quickstart(out, seed=seed, short=short, reporter=Reporter()))

@@ -49,11 +49,11 @@ def sweep(
 
     Stop it at any time; the same command goes on.
     """
-    from brim.config import check_files
+    from brim.config.loading import check_files
     from brim.recipes import find_recipe
 
     check_files(file, search=find_recipe)
-    from brim.progress import Reporter
+    from brim.support.progress import Reporter
     from brim.sweep import commands
 
     commands.check_together(

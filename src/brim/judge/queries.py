@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from brim.judge.prompts import Template, one_line
-from brim.judge.verdicts import Verdict
+from brim.judge.prompts import Template, Verdict, one_line
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from brim.errors import RunError
-from brim.files import disk_errors
+from brim.support.files import disk_errors
 
 _VERSION = 1
 _BUSY_SECONDS = 60.0

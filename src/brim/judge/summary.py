@@ -11,8 +11,8 @@ from typing import Any
 
 from scipy.special import bdtr
 
+from brim.judge.prompts import Verdict
 from brim.judge.queries import VARIANTS, Variant
-from brim.judge.verdicts import Verdict
 
 # A bias is flagged where chance alone would show one as large this seldom.
 BIAS_LEVEL = 0.01

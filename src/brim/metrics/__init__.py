@@ -9,14 +9,6 @@ imported when first used.
 """
 
 from brim.metrics.base import Metric, Score
-from brim.metrics.paired import (
-    BootstrapTest,
-    Pair,
-    WinTieLoss,
-    approximate_randomization,
-    paired_bootstrap,
-    win_tie_loss,
-)
 from brim.metrics.scoring import (
     METRICS,
     get_metric,
@@ -27,7 +19,18 @@ from brim.metrics.scoring import (
     sentence_scores,
     sentence_statistics,
 )
-from brim.metrics.significance import PairedTest, holm, paired_t_test, spread
+from brim.metrics.significance import (
+    BootstrapTest,
+    Pair,
+    PairedTest,
+    WinTieLoss,
+    approximate_randomization,
+    holm,
+    paired_bootstrap,
+    paired_t_test,
+    spread,
+    win_tie_loss,
+)
 
 __all__ = [
     "METRICS",

@@ -14,7 +14,7 @@ from brim.metrics.base import (
     own_signature,
     with_counts,
 )
-from brim.numerals import (
+from brim.support.numerals import (
     MARK,
     REFERENCE_ANSWERS,
     last_number,

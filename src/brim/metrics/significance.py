@@ -6,7 +6,7 @@ mean over the seeds with its standard deviation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 from brim.errors import ConfigError, DataError
 from brim.metrics.base import Array
+from brim.metrics.bootstrap import resample_counts
+from brim.seeding import derive_seed
 
 # Differences that vary by less than this part of the values vary by rounding only.
 _ROUNDING = 1e-12
@@ -127,3 +129,220 @@ def _check(values: npt.ArrayLike) -> Array:
     if array.ndim != 1 or not array.size or not np.isfinite(array).all():
         raise DataError(f"values are {array.tolist()}; give finite numbers, one a seed")
     return array
+
+
+_MAX_DRAWS = 2**20  # examples that are swapped or not at once; bounds the memory to some 30 MB
+# Scores that differ by less than this part of themselves differ by rounding only.
+_PAIR_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What two systems wrote for the same N examples, as the statistics of one metric.
+
+    Attributes:
+        a: (N, S) additive statistics of system A.
+        b: (N, S) of system B, the same examples in the same order.
+        corpus_score: sums of statistics (..., S) -> scores (...,).
+    """
+
+    a: Array
+    b: Array
+    corpus_score: Callable[[Array], Array]
+
+    @property
+    def scores(self) -> tuple[float, float]:
+        """The corpus scores of A and B."""
+        a, b = self.corpus_score(np.stack([self.a.sum(axis=0), self.b.sum(axis=0)]))
+        return float(a), float(b)
+
+
+@dataclass(frozen=True, slots=True)
+class BootstrapTest:
+    """The difference of two corpus scores over resamples of their examples.
+
+    Attributes:
+        difference: score of A minus score of B.
+        low: lower end of the percentile interval of the difference.
+        high: upper end of it.
+        interval_a: percentile interval of A's score, from the same resamples.
+        interval_b: that of B's.
+        p_value: two-sided, see `paired_bootstrap`.
+    """
+
+    difference: float
+    low: float
+    high: float
+    interval_a: tuple[float, float]
+    interval_b: tuple[float, float]
+    p_value: float
+
+
+@dataclass(frozen=True, slots=True)
+class WinTieLoss:
+    """Examples on which A is better than B, as good, and worse.
+
+    Attributes:
+        wins, ties, losses: numbers of examples.
+        p_value: of the two-sided sign test: how often a fair coin, thrown once for each example
+            that is no tie, comes down at least as unevenly; 1 where all are ties.
+    """
+
+    wins: int
+    ties: int
+    losses: int
+    p_value: float
+
+
+def paired_bootstrap(
+    pairs: Mapping[str, Pair],
+    *,
+    seed: int = 0,
+    num_resamples: int = 10_000,
+    confidence: float = 0.95,
+) -> dict[str, BootstrapTest]:
+    """Resample the examples with replacement, the same ones for A and B, and score both anew.
+
+    The p-value moves the distribution of the resampled differences d* to a mean of nothing, as the
+    null hypothesis has it, and asks how often they are as far out as the difference d that was
+    seen: `(1 + #{|d* - d| >= |d|}) / (1 + R)`. Of a single example nothing can be said: p is 1.
+
+    Args:
+        pairs: by the name of the metric; all of the same N examples.
+        seed: of the resamples, those of `score` for N examples with the same seed.
+        num_resamples: R.
+        confidence: coverage of the intervals.
+
+    Raises:
+        ConfigError: fewer than one resample, or a confidence outside (0, 1).
+        DataError: statistics of different shapes, or of no examples.
+    """
+    check_confidence(confidence)
+    num_examples = _check_pairs(pairs, num_resamples, "num_resamples")
+    statistics = _side_by_side(pairs)
+    blocks = resample_counts(num_examples, num_resamples, seed)
+    scores = _scores(pairs, (counts @ statistics for counts in blocks))
+    tests = {}
+    for name, pair in pairs.items():
+        a, b = pair.scores
+        difference, resampled = a - b, scores[name][0] - scores[name][1]
+        far = np.abs(resampled - difference) >= abs(difference) - _slack(a, b)
+        tail = [(1 - confidence) / 2, (1 + confidence) / 2]
+        (low, high), interval_a, interval_b = (
+            (float(ends[0]), float(ends[1]))
+            for ends in (np.quantile(x, tail) for x in (resampled, *scores[name]))
+        )
+        p_value = (1 + int(far.sum())) / (1 + num_resamples) if num_examples > 1 else 1.0
+        tests[name] = BootstrapTest(difference, low, high, interval_a, interval_b, p_value)
+    return tests
+
+
+def approximate_randomization(
+    pairs: Mapping[str, Pair], *, seed: int = 0, num_trials: int = 10_000
+) -> dict[str, float]:
+    """Two-sided p-values of the differences of corpus scores, by swapping texts at random.
+
+    If A and B were as good as each other it would not matter who wrote which of the two texts of
+    an example. A trial swaps those of each example with probability 1/2 and takes the difference
+    d* of the scores; `p = (1 + #{|d*| >= |d|}) / (1 + R)` for the difference d that was seen.
+
+    Args:
+        pairs: by the name of the metric; all of the same N examples.
+        seed: of the swaps, which all metrics share.
+        num_trials: R; p is never below 1 / (1 + R).
+
+    Raises:
+        ConfigError: fewer than one trial.
+        DataError: statistics of different shapes, or of no examples.
+    """
+    num_examples = _check_pairs(pairs, num_trials, "num_trials")
+    statistics = _side_by_side(pairs)
+    swapped = np.hstack([side for pair in pairs.values() for side in (pair.b, pair.a)])
+    start, changes = statistics.sum(axis=0), swapped - statistics
+    blocks = _swaps(num_examples, num_trials, seed)
+    scores = _scores(pairs, (start + swaps @ changes for swaps in blocks))
+    p_values = {}
+    for name, pair in pairs.items():
+        a, b = pair.scores
+        far = np.abs(scores[name][0] - scores[name][1]) >= abs(a - b) - _slack(a, b)
+        p_values[name] = (1 + int(far.sum())) / (1 + num_trials)
+    return p_values
+
+
+def win_tie_loss(
+    a: npt.ArrayLike, b: npt.ArrayLike, *, higher_is_better: bool = True
+) -> WinTieLoss:
+    """Count the examples on which A is better than B, with a sign test.
+
+    Args:
+        a: (N,) finite numbers of system A, one an example.
+        b: (N,) finite numbers of system B on the same examples.
+        higher_is_better: False for an error rate.
+
+    Raises:
+        DataError: no values, different lengths, or a value that is not a finite number.
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.ndim != 1 or first.shape != second.shape or not first.size:
+        raise DataError(f"values of shapes {first.shape} and {second.shape}; give pairs of numbers")
+    difference = first - second if higher_is_better else second - first
+    if not np.isfinite(difference).all():
+        raise DataError(f"values of example {int(np.argmin(np.isfinite(difference)))}: not finite")
+    apart = ~np.isclose(first, second, rtol=_PAIR_ROUNDING, atol=_PAIR_ROUNDING)
+    wins = int((apart & (difference > 0)).sum())
+    losses = int(apart.sum()) - wins
+    from scipy import stats
+
+    p_value = float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    return WinTieLoss(wins, len(first) - wins - losses, losses, p_value)
+
+
+def _side_by_side(pairs: Mapping[str, Pair]) -> Array:
+    """(N, 2 ΣS): of each metric the statistics of A, then those of B."""
+    return np.hstack([side for pair in pairs.values() for side in (pair.a, pair.b)])
+
+
+def _scores(pairs: Mapping[str, Pair], blocks: Iterable[Array]) -> dict[str, tuple[Array, Array]]:
+    """Blocks (r, 2 ΣS) of sums, `_side_by_side` -> by metric the (R,) scores of A and of B."""
+    scores: dict[str, list[Array]] = {name: [] for name in pairs}
+    for sums in blocks:
+        column = 0
+        for name, pair in pairs.items():
+            width = pair.a.shape[1]
+            both = sums[:, column : column + 2 * width].reshape(-1, 2, width)
+            scores[name].append(pair.corpus_score(both))
+            column += 2 * width
+    joined = {name: np.concatenate(parts) for name, parts in scores.items()}
+    return {name: (both[:, 0], both[:, 1]) for name, both in joined.items()}
+
+
+def _swaps(num_examples: int, num_trials: int, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """Blocks (r, N) of fair coins, 0 or 1; the same whatever the size of the blocks."""
+    generator = np.random.default_rng(derive_seed(seed, "randomization"))
+    block, words = max(1, _MAX_DRAWS // num_examples), -(-num_examples // 64)
+    for start in range(0, num_trials, block):
+        rows = min(block, num_trials - start)
+        drawn = generator.integers(2**64, size=(rows, words), dtype=np.uint64)
+        yield np.unpackbits(drawn.astype("<u8").view(np.uint8), axis=1)[:, :num_examples]
+
+
+def _slack(a: float, b: float) -> float:
+    return _PAIR_ROUNDING * max(abs(a), abs(b))
+
+
+def _check_pairs(pairs: Mapping[str, Pair], num_draws: int, name: str) -> int:
+    """The number of examples."""
+    if num_draws < 1:
+        raise ConfigError(f"{name} is {num_draws}: it must be at least 1")
+    if not pairs:
+        raise DataError("nothing to compare: name a metric")
+    num_examples = len(next(iter(pairs.values())).a)
+    for metric, pair in pairs.items():
+        if pair.a.shape != pair.b.shape or pair.a.ndim != 2 or len(pair.a) != num_examples:
+            raise DataError(
+                f"{metric}: statistics of shapes {pair.a.shape} and {pair.b.shape} for "
+                f"{num_examples} examples; both systems need the same examples"
+            )
+    if not num_examples:
+        raise DataError("nothing to compare: there are no examples")
+    return num_examples

@@ -1,23 +1,20 @@
 """Students and teachers: loading, building, writing, and judging text through one class."""
 
+from brim.models.actor_critic import ActorCritic
 from brim.models.adapters import add_adapters, check_adapters
-from brim.models.checkpointing import check_checkpointing, checkpoint_layers, updating
 from brim.models.decoding import Decoding
-from brim.models.dropout import set_dropout
+from brim.models.features import Comparison, Reading, RowFunction
 from brim.models.head import SOFTMAX, Centering, Distribution
+from brim.models.head_checks import hash_tensors
 from brim.models.language_model import LanguageModel, evaluating
 from brim.models.layers import keep_layers
 from brim.models.loading import load_model
-from brim.models.pairs import RowFunction
+from brim.models.modes import check_checkpointing, checkpoint_layers, set_dropout, updating
 from brim.models.quantization import Quantization, plain_tensors, q_drift, quantization_of
-from brim.models.reading import Comparison, Reading
 from brim.models.row_checks import RowReport, inspect_rows
-from brim.models.scratch import Description, build_model, check_description
-from brim.models.tokenizer_training import train_tokenizer
-from brim.models.tokenizers import check_same_tokenizer, share_vocabulary
-from brim.models.tying import hash_tensors
-from brim.models.value import ActorCritic
-from brim.models.vllm_engine import VLLMEngine, check_vllm
+from brim.models.scratch import Description, build_model, check_description, train_tokenizer
+from brim.models.vllm import VLLMEngine, check_vllm
+from brim.models.vocabulary import check_same_tokenizer, share_vocabulary
 
 __all__ = [
     "SOFTMAX",

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from brim.errors import ModelError, NonFiniteError, RunError
-from brim.models.tying import hash_tensors
+from brim.models.head_checks import hash_tensors
 from brim.seeding import derive_seed
 
 ADAPTERS = "adapters.safetensors"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from brim.errors import NonFiniteError
 from brim.models.backbone import DecodingState
+from brim.models.generation_settings import GenerationRules
 from brim.models.head import Distribution, OutputHead
 
 # Tokens between two looks at which rows have ended, on devices that the host does not wait for.
@@ -193,3 +195,30 @@ def check_finite(finite: Tensor, dtype: torch.dtype) -> None:
             f"{int((~finite).sum())} of {len(finite)} texts cannot be written, for logits are not "
             f"finite; check the model's weights and dtype ({str(dtype).removeprefix('torch.')})"
         )
+
+
+class GeneratingModel(Protocol):
+    """What an engine needs of a `LanguageModel`, which calls the engines."""
+
+    rules: GenerationRules
+    end_ids: tuple[int, ...]
+    filler_id: int
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model of transformers."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether prompts have an encoder of their own."""
+
+    @property
+    def excluded_rows(self) -> Collection[int]:
+        """Rows of the head that are never written."""
+
+    def save(self, directory: str) -> None:
+        """Write the model's folder."""

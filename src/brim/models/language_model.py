@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from brim.bucketing import length_buckets
 from brim.errors import ModelError, RunError
 from brim.models.adapters import (
     ADAPTERS,
@@ -26,21 +25,25 @@ from brim.models.adapters import (
 from brim.models.backbone import Backbone, DecoderOnly, EncoderDecoder, Prompts
 from brim.models.decoding import Decoding, row_uniforms, write_completions
 from brim.models.encoding import Encoder, pad
-from brim.models.engines import generate_with_transformers
+from brim.models.features import Comparison, Reading
+from brim.models.generate import generate_with_transformers
 from brim.models.generation_settings import exclude_tokens, generation_rules
 from brim.models.head import EXCLUDED, SOFTMAX, Centering, Distribution, OutputHead
-from brim.models.probe import (
+from brim.models.head_checks import (
     check_decoder,
+    check_same_head,
+    check_stored_head,
     head_weight,
     measure_scale,
     one_line,
+    protect_head,
+    resize_rows,
     start_token_id,
 )
-from brim.models.reading import Comparison, Reading
 from brim.models.saving import save_folder
 from brim.models.tokenizers import end_token_ids, rows_without_token, without_end
-from brim.models.tying import check_same_head, check_stored_head, protect_head, resize_rows
-from brim.models.vllm_engine import generate_with_vllm
+from brim.models.vllm import generate_with_vllm
+from brim.support.bucketing import length_buckets
 from brim.types import ActionValues, Batch, Example, Rollout, TokenStatistics
 
 _Record = TypeVar("_Record")
@@ -335,8 +338,8 @@ class LanguageModel(nn.Module):
     def map(self, rollout: Rollout, function: Callable[[Rollout], _Record]) -> _Record:
         """`rollout.map` with passes as large as `batch_tokens` allows, in step with others.
 
-        Of a model whose weights several processes share (`brim.sharding`), all of them must call
-        it equally often.
+        Of a model whose weights several processes share (`brim.training.sharding`), all of them
+        must call it equally often.
         """
         return rollout.map(function, self.batch_tokens)
 

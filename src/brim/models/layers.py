@@ -12,8 +12,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from brim.errors import ModelError, first_line
+from brim.models.head_checks import check_same_head
 from brim.models.language_model import LanguageModel
-from brim.models.tying import check_same_head
 
 _LIST_NAMES = ("layers", "block", "h")  # Llama, Qwen2, BART, Marian; T5, mT5; GPT-2
 # The first so many layers have no experts: DeepSeek, GLM; LFM2.

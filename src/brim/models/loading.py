@@ -28,6 +28,7 @@ from transformers.utils import cached_file
 
 from brim.errors import ModelError, RunError, first_line
 from brim.models.generation_settings import ignored_settings
+from brim.models.head_checks import check_stored_head
 from brim.models.language_model import LanguageModel
 from brim.models.quantization import (
     Quantization,
@@ -37,8 +38,7 @@ from brim.models.quantization import (
 )
 from brim.models.smollm2 import SMOLLM2_NAME, load_smollm2
 from brim.models.tokenizers import definition, has_target_mode
-from brim.models.tying import check_stored_head
-from brim.seals import OF_A_RESUME, find_damage, is_sealed
+from brim.support.seals import OF_A_RESUME, find_damage, is_sealed
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from brim.models.head_checks import head_is_shared, head_name
 from brim.models.tokenizers import definition, has_target_mode
-from brim.models.tying import head_is_shared, head_name
 
 # Where `tokenizer_class` alone would not keep AutoTokenizer from a rebuild: it goes by the model's
 # type (qwen2), but not in a folder that names a class under this key. Older versions ignore the

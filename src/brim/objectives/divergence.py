@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from brim.config import Config
+from brim.config.loading import Config
 from brim.divergences import (
     forward_kl,
     jensen_shannon,
@@ -28,10 +28,9 @@ from brim.divergences import (
 )
 from brim.masking import masked_sum
 from brim.models import Decoding, Distribution, LanguageModel, RowFunction
-from brim.objectives.base import Objective, Policy
-from brim.objectives.statistics import length_metrics, length_sums, total
+from brim.objectives.base import Objective, Policy, length_metrics, length_sums, total
 from brim.seeding import derive_seed
-from brim.timing import timed
+from brim.support.timing import timed
 from brim.types import Batch, LossOutput, Rollout
 
 Fraction = Annotated[

@@ -25,14 +25,8 @@ from brim.divergences import expected_value
 from brim.losses import importance_weights, policy_gradient_loss
 from brim.masking import masked_sum, zero_padding
 from brim.models import Decoding, LanguageModel
-from brim.objectives.base import Policy, Updates
-from brim.objectives.induction import (
-    BlockConfig,
-    InductionConfig,
-    ReturnInduction,
-    sum_over_processes,
-)
-from brim.objectives.statistics import total
+from brim.objectives.base import Policy, Updates, total
+from brim.objectives.credit import BlockConfig, InductionConfig, ReturnInduction, sum_over_processes
 from brim.types import ActionValues, LossOutput, Rollout
 
 Baseline = Literal["none", "mean", "min_variance", "time_mean", "leave_one_out"]

@@ -20,14 +20,8 @@ from brim.advantages import gae, normalize
 from brim.losses import clipped_surrogate_loss, log_ratios, value_loss
 from brim.masking import masked_sum, zero_padding
 from brim.models import ActorCritic, Decoding, LanguageModel, evaluating
-from brim.objectives.base import Policy, Updates
-from brim.objectives.induction import (
-    BlockConfig,
-    InductionConfig,
-    ReturnInduction,
-    sum_over_processes,
-)
-from brim.objectives.statistics import total
+from brim.objectives.base import Policy, Updates, total
+from brim.objectives.credit import BlockConfig, InductionConfig, ReturnInduction, sum_over_processes
 from brim.returns import induced_rewards
 from brim.types import ActionValues, LossOutput, Rollout, TokenStatistics
 

@@ -12,11 +12,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from brim.config import Config
+from brim.config.loading import Config
 from brim.losses import cross_entropy
 from brim.models import Decoding, LanguageModel
-from brim.objectives.base import Objective, Policy
-from brim.objectives.statistics import length_metrics, length_sums
+from brim.objectives.base import Objective, Policy, length_metrics, length_sums
 from brim.types import Batch, LossOutput, Rollout
 
 

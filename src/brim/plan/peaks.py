@@ -28,7 +28,7 @@ from brim.models.cache import (
     encoder_decoder_cache,
     expand_rows,
 )
-from brim.plan.shapes import ModelShape, Size
+from brim.plan.models import ModelShape, Size
 
 # What autocast makes in its type.
 _PRODUCTS = (F.linear, torch.matmul, torch.addmm, F.scaled_dot_product_attention)

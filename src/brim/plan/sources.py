@@ -29,13 +29,13 @@ from transformers import (
 
 from brim.errors import ModelError, first_line
 from brim.models import add_adapters
+from brim.models.head_checks import check_decoder
 from brim.models.layers import cut_model
 from brim.models.loading import DTYPES
-from brim.models.probe import check_decoder
 from brim.models.quantization import stored_quantization
 from brim.models.scratch import build_without_tokenizer
-from brim.plan.shapes import ModelShape
-from brim.settings import RunConfig, StudentConfig, TeacherConfig
+from brim.plan.models import ModelShape
+from brim.training.settings import RunConfig, StudentConfig, TeacherConfig
 
 CONFIGS = Path(__file__).parents[1] / "data" / "model_configs"
 

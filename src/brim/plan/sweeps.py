@@ -10,10 +10,10 @@ from typing import Any, Protocol
 from rich import box
 from rich.console import Console
 
-from brim.plan.planning import plan
+from brim.plan.plan import plan
 from brim.plan.render import add_cells, decimal, table_of
 from brim.plan.types import GIB, Plan, StagePlan
-from brim.settings import RunConfig
+from brim.training.settings import RunConfig
 
 SECONDS_OF_A_DAY = 24 * 60 * 60
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
+from brim.plan.flops import Operations, Traffic
 from brim.plan.memory import Memory
-from brim.plan.operations import Operations
 from brim.plan.passes import Passes
-from brim.plan.traffic import Traffic
 
 GIB = 2**30
 

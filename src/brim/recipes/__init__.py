@@ -51,7 +51,7 @@ def _name(path: Path) -> str:
 
 
 def _description(path: Path) -> str:
-    from brim.yaml12 import parse
+    from brim.config.yaml import parse
 
     document = parse(path.read_text(encoding="utf-8"), lambda line: f"{path}:{line}")
     return str(document.data.get("description", ""))

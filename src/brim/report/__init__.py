@@ -14,8 +14,7 @@ Nothing here imports torch; matplotlib and jinja2 are imported when first used.
 """
 
 from brim.report.evidence import System
-from brim.report.report import write_reports
+from brim.report.report import write_report, write_reports
 from brim.report.table import summary
-from brim.report.write import write_report
 
 __all__ = ["System", "summary", "write_report", "write_reports"]

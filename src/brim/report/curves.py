@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from brim.plotting import COLOURS, MARKERS, Images, log_axis, render
 from brim.report.evidence import Evidence
+from brim.support.figures import COLOURS, MARKERS, Images, log_axis, render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

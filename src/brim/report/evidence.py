@@ -10,7 +10,7 @@ from typing import Any
 
 from brim.errors import ConfigError, RunError
 from brim.metrics import Score
-from brim.written import (
+from brim.runs.reading import (
     Written,
     predictions_path,
     read_log,

@@ -5,12 +5,18 @@ They are for the first half minute; the tables have all tests and numbers.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from brim.metrics import spread
+from brim.report.gather import NOT_BEGUN
+from brim.report.more_tables import TestsByTask
 from brim.report.seed_tests import SeedTest, seed_test
-from brim.report.systems import SystemRuns, TaskRuns
+from brim.report.systems import Gathered, SystemRuns, TaskRuns, Unfinished
 from brim.report.tables import best_student, decoded_otherwise, score_text
+from brim.support.tables import Figure, PartTable, as_markdown, escape_markdown, markdown_sentence
 
 _MOST_NAMES = 2
 _LENGTHS_DIFFER = 0.05  # of the longest text: then a return is as much about length
@@ -220,3 +226,141 @@ def _and(names: Sequence[str]) -> str:
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+MISSING = "Missing, unfinished and failed"
+_MAX_GAPS = 10  # in a terminal
+
+Lead = list[tuple[str, list[str]]]
+"""For each task what was compared, and what the numbers say."""
+
+
+def lead_of(
+    tasks: Sequence[TaskRuns], tests: TestsByTask, *, split: str, baseline: str, alpha: float
+) -> Lead:
+    """The sentences on each task."""
+    return [
+        (
+            compared(task, split),
+            findings(task, tests[task.label], baseline=baseline, alpha=alpha),
+        )
+        for task in tasks
+    ]
+
+
+def as_plain(lead: Lead) -> str:
+    """Paragraphs, and lists of lines that begin with a dash."""
+    return "\n\n".join(
+        part
+        for about, found in lead
+        for part in (about, "\n".join(f"- {s}" for s in found))
+        if part
+    )
+
+
+def for_page(lead: Lead, gaps: str) -> str:
+    """The same with what is missing in a sentence; no line ends within `K = 2` or `p < 0.05`."""
+    return re.sub(r" ([=≤≥<±]) ", "\u00a0\\1\u00a0", f"{as_plain(lead)}\n\n{gaps}")
+
+
+def for_terminal(lead: Lead, gaps: Sequence[str]) -> str:
+    """The same, and the first things that are missing."""
+    shown = list(gaps[:_MAX_GAPS])
+    if len(gaps) > len(shown):
+        shown.append(f"… and {len(gaps) - len(shown):,} more in summary.md")
+    return "\n".join([as_plain(lead), *(["", f"{MISSING}:", *shown] if shown else [])])
+
+
+def summary(
+    title: str,
+    lead: Lead,
+    gaps: Sequence[str],
+    tables: Sequence[PartTable],
+    figures: Sequence[Figure],
+) -> str:
+    """Everything but the outputs as Markdown."""
+
+    def bullets(lines: Sequence[str]) -> str:
+        return "".join(f"- {markdown_sentence(line)}\n" for line in lines)
+
+    parts = [f"# {escape_markdown(title)}\n", "## Findings\n"]
+    parts += [
+        part for about, found in lead for part in (f"{markdown_sentence(about)}\n", bullets(found))
+    ]
+    if gaps:
+        parts += [f"## {MISSING}\n", bullets(gaps)]
+    parts += map(as_markdown, tables)
+    parts += [
+        f"## {escape_markdown(figure.title)}\n\n"
+        f"![{escape_markdown(figure.title)}]({figure.name}.png)\n\n"
+        f"{escape_markdown(figure.caption)}\n"
+        for figure in figures
+    ]
+    return "\n".join(parts)
+
+
+def missing(found: Gathered) -> list[str]:
+    """Unfinished and failed runs, then what else is not there or was left out."""
+    lines = []
+    waiting = [run for run in found.unfinished if run.state == NOT_BEGUN]
+    for run in found.unfinished:
+        if run.state != NOT_BEGUN:
+            seed = "" if run.seed is None else f", seed {run.seed}"
+            lines.append(f"{run.label}{seed}: no results: {run.state} ({run.directory}).")
+    folders: dict[Path, list[Unfinished]] = {}
+    for run in waiting:
+        folders.setdefault(run.directory.parents[1], []).append(run)
+    lines += [_not_begun(folder, runs) for folder, runs in folders.items()]
+    for task in found.tasks:
+        few = [
+            f"{system.label} ({len(system.runs)})"
+            for system in task.systems
+            if system.runs[0].seed is not None and len(system.runs) < task.num_seeds
+        ]
+        if few:
+            lines.append(
+                f"{task.label}: fewer than {task.num_seeds} seeds, so their means are not over the "
+                f"same seeds as the others': {', '.join(few)}."
+            )
+    return [*lines, *found.notes]
+
+
+def gaps_in_short(found: Gathered) -> str:
+    """One sentence for the head of a report; "" where nothing is missing."""
+    states = Counter(
+        NOT_BEGUN if run.state == NOT_BEGUN else "failed" if run.state.startswith("failed")
+        else "unfinished"
+        for run in found.unfinished
+    )  # fmt: skip
+    parts = [
+        f"{states[state]:,} run{'s' if states[state] > 1 else ''} {state}"
+        for state in ("failed", "unfinished", NOT_BEGUN)
+        if states[state]
+    ]
+    few = sum(
+        system.runs[0].seed is not None and len(system.runs) < task.num_seeds
+        for task in found.tasks
+        for system in task.systems
+    )
+    if few:
+        parts.append(f"{few:,} system{'s' if few > 1 else ''} with fewer seeds than others")
+    if found.notes:
+        num = len(found.notes)
+        parts.append(f"{num:,} note{'s' if num > 1 else ''} on what was left out")
+    return f"Missing: {', '.join(parts)}; see the list below." if parts else ""
+
+
+def _not_begun(sweep: Path, runs: Sequence[Unfinished]) -> str:
+    """The points of one sweep; systems that lack the same seeds stand together."""
+    seeds: dict[str, list[str]] = {}
+    for run in runs:
+        seeds.setdefault(run.directory.parent.name, []).append(str(run.seed))
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for system, lacking in seeds.items():
+        groups.setdefault(tuple(lacking), []).append(system)
+    parts = [
+        f"{', '.join(systems)} with seed{'s' if len(lacking) > 1 else ''} {', '.join(lacking)}"
+        for lacking, systems in groups.items()
+    ]
+    number = f"{len(runs):,} run{'s' if len(runs) > 1 else ''}"
+    return f"{sweep}: {number} of the sweep not begun: {'; '.join(parts)}."

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from brim.config import config_hash
-from brim.errors import RunError
-from brim.files import read_json
+from brim.config.loading import config_hash
+from brim.errors import BrimError, RunError
 from brim.report.decodings import part_by_decoding
-from brim.report.directories import folders, is_run, not_begun, read_run, unfinished
 from brim.report.labels import Name, flatten, name_of, tell_apart
-from brim.report.sweeps import SWEEP_FILE, points_not_begun
-from brim.report.systems import Gathered, Run, SystemRuns, TaskRuns, Unfinished, in_seed_order
-from brim.seals import find_damage, is_sealed
-from brim.written import stopped_at
+from brim.report.systems import (
+    Gathered,
+    Run,
+    SystemRuns,
+    TaskRuns,
+    Unfinished,
+    failure,
+    folders,
+    in_seed_order,
+    is_run,
+    not_begun,
+    read_run,
+    unfinished,
+)
+from brim.runs.reading import stopped_at
+from brim.support.files import read_json
+from brim.support.seals import find_damage, is_sealed
 
 # What a report is made of besides runs: a judge's verdicts, and variance and bias against K.
 EXTRAS = ("judge.json", "variance.json")
@@ -290,3 +301,41 @@ def _kind(run: Run) -> str:
         named = str(family or student.get("path") or teacher.get("path"))
         encoder_decoder = any(part in named.lower() for part in ("t5", "bart"))
     return "encoder-decoder" if encoder_decoder else "decoder-only"
+
+
+SWEEP_FILE = "sweep.yaml"  # as `brim sweep` keeps it in its folder
+NOT_BEGUN = "not begun"
+
+
+def points_not_begun(
+    directory: Path, found: Collection[Path], notes: list[str]
+) -> list[Unfinished]:
+    """The points of the sweep in this folder of which there is no run.
+
+    Args:
+        directory: has a `sweep.yaml`.
+        found: the run directories that there are, resolved.
+        notes: takes a sentence where the file cannot be used, say because a recipe is elsewhere.
+    """
+    # With the settings comes torch: only where there is a sweep to expand.
+    from brim.sweep.grid import points
+    from brim.sweep.spec import load_sweep
+
+    path = directory / SWEEP_FILE
+    begun = any((directory / name).is_dir() for name in ("logs", "stages"))
+    try:
+        planned = points(load_sweep(path), str(path))
+    except BrimError as error:
+        if begun:
+            notes.append(f"{path}: which of its runs have not begun is not known: {error}.")
+        return []
+    if not begun and not any((directory / point.name).is_dir() for point in planned):
+        return []  # a file that somebody wrote here, and whose sweep is elsewhere
+    missing = []
+    for point in planned:
+        place = directory / point.name
+        if place.resolve() not in found:
+            label = name_of(point.config.objective.model_dump()).label
+            state = failure(place) or NOT_BEGUN
+            missing.append(Unfinished(place, label, point.seed, state))
+    return missing

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from brim.report import paper_numbers as paper
-from brim.report.parts import Cell, PartTable
 from brim.report.seed_tests import SeedTest
 from brim.report.systems import TaskRuns
 from brim.report.table import ABSENT
 from brim.report.tables import BuiltTable, Row
+from brim.support.tables import Cell, PartTable
 
 TestsByTask = Mapping[str, Sequence[SeedTest]]  # by the label of the task
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from brim._version import __version__
-from brim.report.parts import Cell, Figure, Output, PartTable
-from brim.report.samples import evenly_spaced
+from brim.report.outputs import evenly_spaced
+from brim.support.tables import Cell, Figure, Output, PartTable, numeric_columns
 
 FOLDER = Path(__file__).parent
 NUM_WITHOUT_SCRIPT = 5
@@ -28,7 +28,6 @@ _PICTURES = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in 
 _PICTURES |= {0x7F: "\u2421"}
 # What could end the script element, or a line of the script in an old browser.
 _JSON_ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
-_NUMBER = re.compile(r"[-+\u2212±]?\d.*|[—-]?")
 
 
 def render_report(
@@ -101,14 +100,6 @@ def _paragraph(text: str) -> str | list[str]:
     lines = text.split("\n")
     listed = all(line.startswith("- ") for line in lines)
     return [line.removeprefix("- ") for line in lines] if listed else text
-
-
-def numeric_columns(table: PartTable) -> list[bool]:
-    """For each column of the table whether all its cells are numbers, or dashes for none."""
-    return [
-        i > 0 and all(_NUMBER.fullmatch(row[i].text) for row in table.rows)
-        for i in range(len(table.head))
-    ]
 
 
 def _visible(value: Any) -> Any:

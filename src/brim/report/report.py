@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from brim.errors import ConfigError, RunError
-from brim.files import atomic_write_bytes, atomic_write_json, atomic_write_text, disk_errors
-from brim.progress import Reporter
+from brim.metrics import Score
+from brim.report.curves import draw_curves
+from brim.report.evidence import Evidence, System, read_evidence
 from brim.report.figures import (
     learning_curves,
     ppo_figure,
     returns_figure,
     stage_curves,
     training_variance_figure,
+    variance_figure,
 )
-from brim.report.gaps import gaps_in_short, missing
+from brim.report.findings import (
+    MISSING,
+    for_page,
+    for_terminal,
+    gaps_in_short,
+    lead_of,
+    missing,
+    summary,
+)
 from brim.report.gather import gather
-from brim.report.k_figures import variance_figure
-from brim.report.lead import MISSING, for_page, for_terminal, lead_of, summary
 from brim.report.more_tables import TestsByTask, best_k_table, significance_tables
-from brim.report.outputs import choose_outputs
+from brim.report.outputs import choose_outputs, choose_samples
 from brim.report.page import render_report
-from brim.report.parts import Cell, Figure, PartTable
 from brim.report.records import facts_of, results_of, settings_of
-from brim.report.rendering import as_csv, as_latex, as_markdown
 from brim.report.seed_tests import all_tests
 from brim.report.stability import stability_table
 from brim.report.systems import Gathered
+from brim.report.table import ABSENT, DIGITS, Table, build_table, details, percent, with_interval
 from brim.report.tables import BuiltTable, decoder_only_table, main_table, return_table
 from brim.report.verdicts import judge_table, read_verdicts
+from brim.support.figures import Images
+from brim.support.files import atomic_write_bytes, atomic_write_json, atomic_write_text, disk_errors
+from brim.support.progress import Reporter
+from brim.support.tables import Cell, Figure, PartTable, as_csv, as_latex, as_markdown
 
 BASELINE = "LLMR"  # what BRIM extends
 TITLE = "brim report"
@@ -185,3 +198,189 @@ def _missing_table(gaps: Sequence[str]) -> PartTable:
     caption = f"{len(gaps):,} of what a reader may look for in vain."
     rows = tuple((Cell(line),) for line in gaps)
     return PartTable("missing", MISSING, ("what, and why",), rows, caption)
+
+
+CURVES_CAPTION = (
+    "Validation split. A ring marks the checkpoint that was tested. The expected return is that of "
+    "sampled text, which is what reinforcement learning maximises; the other scores are of greedy "
+    "text. A return is a sum of penalties, so shorter text has the higher one: read it beside the "
+    "length. Ĝ is the K-step return that weights a token's gradient, G the one-step return of the "
+    "same text."
+)
+
+
+def part_tables(table: Table, evidence: Sequence[Evidence]) -> list[PartTable]:
+    """The table of results; every score of every system; what each score depends on."""
+    return [_results(table), _all_scores(evidence), _signatures(evidence)]
+
+
+def part_figures(curves: Images | None) -> list[Figure]:
+    """The learning curves, where something was trained."""
+    if curves is None:
+        return []
+    return [Figure("curves", "Learning curves", curves.png, curves.svg, CURVES_CAPTION)]
+
+
+def facts(out: Path, evidence: Sequence[Evidence]) -> list[list[str]]:
+    """A head and a row a fact of the systems' provenance; facts that nobody has are left out.
+
+    Run directories are named relative to `out`, the folder of the page.
+    """
+    columns = [_provenance(out, system) for system in evidence]
+    names = dict.fromkeys(name for column in columns for name in column)
+    head = ["", *(system.label for system in evidence)]
+    return [head, *([name, *(column.get(name, ABSENT) for column in columns)] for name in names)]
+
+
+def _results(table: Table) -> PartTable:
+    head = ["system"]
+    columns: list[list[Cell]] = [[Cell(row.label) for row in table.rows]]
+    for column, name in table.names.items():
+        scores = [row.scores.get(column) for row in table.rows]
+        head.append(_heading(column, name, scores))
+        columns.append([_cell(score, DIGITS.get(column, 1)) for score in scores])
+        if column == table.compared and table.has_differences:
+            head.append(table.difference_name)
+            columns.append(
+                [
+                    _cell(row.difference, 2, sign="+", note=row.verdict if row.difference else "")
+                    for row in table.rows
+                ]
+            )
+    head += ["parameters", "training seconds"]
+    cells = [row[-2:] for row in table.cells()[1:]]
+    columns += [[Cell(row[i]) for row in cells] for i in range(2)]
+    compared = (
+        " Differences are paired by example; one is beyond the interval where its own interval "
+        "leaves out zero."
+    )
+    return PartTable(
+        name="results",
+        title=f"Results on the {table.split} split",
+        head=tuple(head),
+        rows=tuple(zip(*columns, strict=True)),
+        caption=f"{table.num_examples:,} examples. Brackets: {percent(table.confidence)} bootstrap "
+        f"intervals over the examples.{compared if table.has_differences else ''}",
+    )
+
+
+def _heading(column: str, name: str, scores: Sequence[Score | None]) -> str:
+    """A name, and which way is better; neither is for a length: too short is a fault as well."""
+    if column == "length":
+        return f"{name} (tokens)"
+    return f"{name} {'↑' if any(s.higher_is_better for s in scores if s) else '↓'}"
+
+
+def _cell(score: Score | None, digits: int, *, sign: str = "-", note: str = "") -> Cell:
+    number, _, interval = with_interval(score, digits, sign).partition(" ")
+    return Cell(number, note=" ".join(filter(None, [interval, note])))
+
+
+def _all_scores(evidence: Sequence[Evidence]) -> PartTable:
+    names = {key: score.name for system in evidence for key, score in system.scores.items()}
+    counts = ("num_truncated_prompts", "num_truncated_completions")
+    rows = [
+        (
+            Cell(system.label),
+            *(Cell(details(system.scores.get(key), DIGITS.get(key, 1))) for key in names),
+            *(
+                Cell(f"{system.results[key]:,}" if key in system.results else ABSENT)
+                for key in counts
+            ),
+        )
+        for system in evidence
+    ]
+    head = ("system", *names.values(), "truncated prompts", "truncated completions")
+    return PartTable("scores", "All scores", head, tuple(rows), "")
+
+
+def _signatures(evidence: Sequence[Evidence]) -> PartTable:
+    """A row a score and signature; more than one a score where the systems disagree."""
+    found = dict.fromkeys(
+        (score.name, score.signature) for system in evidence for score in system.scores.values()
+    )
+    rows = tuple((Cell(name), Cell(signature)) for name, signature in found)
+    return PartTable("signatures", "What the scores depend on", ("score", "signature"), rows, "")
+
+
+def _provenance(out: Path, system: Evidence) -> dict[str, str]:
+    manifest = system.manifest
+    found = {
+        "directory": os.path.relpath(system.directory, out),
+        "steps": system.results.get("steps"),
+        "tested checkpoint": system.results.get("best_step"),
+        "seed": manifest.get("seed"),
+        "started": manifest.get("started"),
+        "command": shlex.join(manifest.get("command", [])) or None,
+        "settings' hash": manifest.get("config_hash"),
+        "platform": manifest.get("platform"),
+        **manifest.get("versions", {}),
+    }
+    return {name: str(value) for name, value in found.items() if value is not None}
+
+
+NUM_SAMPLES = 20
+NUM_OUTPUTS = 200  # that the page lets one browse
+
+
+def write_report(
+    out: Path,
+    systems: Sequence[System],
+    *,
+    title: str,
+    lead: str,
+    metric: str,
+    baseline: str,
+    split: str = "test",
+) -> str:
+    """Compare systems that were evaluated on the same split.
+
+    Writes into `out`: `results_table.md` and `.csv`, `curves.png` and `.svg` where a system has
+    learning curves, `samples.md` and `.json`, and `report.html`, which holds all of it and lets one
+    browse more examples. The same run directories give the same bytes.
+
+    Args:
+        out: a folder, made if need be.
+        systems: at least one, in the order of the rows.
+        title: of the page.
+        lead: what the reader should know first, as plain text; blank lines part paragraphs.
+        metric: the score that stands first, a key of `results.json`.
+        baseline: label of the system that returns are compared with, example by example.
+        split: of the data.
+
+    Returns:
+        The table for a terminal.
+
+    Raises:
+        ConfigError: labels that are not unique, or a `baseline` that is none of them.
+        RunError: a directory or file is missing, damaged or does not go with the others, or `out`
+            cannot be written.
+    """
+    evidence = read_evidence(systems, metric=metric, baseline=baseline, split=split)
+    table = build_table(evidence, metric=metric, baseline=baseline, split=split)
+    samples = choose_samples(evidence, NUM_SAMPLES)
+    curves = draw_curves(evidence, metric)
+
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(out / "results_table.md", table.as_markdown())
+    atomic_write_text(out / "results_table.csv", table.as_csv())
+    atomic_write_text(out / "samples.md", samples.as_markdown())
+    atomic_write_json(out / "samples.json", [asdict(sample) for sample in samples.rows])
+    if curves is not None:
+        atomic_write_bytes(out / "curves.png", curves.png)
+        atomic_write_bytes(out / "curves.svg", curves.svg)
+    outputs = choose_samples(evidence, NUM_OUTPUTS)
+    page = render_report(
+        title=title,
+        lead=lead,
+        tables=part_tables(table, evidence),
+        figures=part_figures(curves),
+        outputs=outputs.rows,
+        systems=[system.label for system in evidence],
+        settings={system.label: system.settings for system in evidence if system.settings},
+        facts=facts(out, evidence),
+        choice=outputs.choice,
+    )
+    atomic_write_text(out / "report.html", page)
+    return table.as_text()

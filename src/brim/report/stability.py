@@ -7,10 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from brim.metrics import spread
-from brim.report.parts import Cell, PartTable
 from brim.report.systems import Run, SystemRuns, TaskRuns
 from brim.report.table import ABSENT
 from brim.report.tables import BuiltTable, Row
+from brim.support.tables import Cell, PartTable
 
 _COLUMNS = {
     "largest_fall": "largest fall",

@@ -10,8 +10,8 @@ from typing import Any
 
 from brim.metrics import Score, paired_difference
 from brim.report.evidence import Evidence
-from brim.report.markdown import markdown_table
-from brim.written import Written
+from brim.runs.reading import Written
+from brim.support.tables import markdown_table
 
 ABSENT = "—"
 DIGITS = {"expected_return": 2, "return": 2}  # others have one: metrics go from 0 to 100
@@ -204,7 +204,7 @@ def _returns(predictions: Sequence[Written], compared: str) -> list[float]:
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """The results of one split, as `brim.results.evaluate_model` returns them, for a terminal.
+    """The results of one split, as `evaluate_model` returns them, for a terminal.
 
     Each score has its interval and its signature, which says what the number depends on.
     """

@@ -10,10 +10,10 @@ from typing import Any
 from brim.metrics import spread
 from brim.report import paper_numbers as paper
 from brim.report.labels import Name
-from brim.report.parts import Cell, PartTable
 from brim.report.seed_tests import SeedTest, seed_test
 from brim.report.systems import SystemRuns, TaskRuns
 from brim.report.table import ABSENT, with_interval
+from brim.support.tables import Cell, PartTable
 
 Row = dict[str, Any]
 Published = Callable[[str, str, str], float | None]

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from brim.errors import RunError
-from brim.files import read_json
 from brim.metrics import spread
 from brim.report import paper_numbers as paper
-from brim.report.parts import Cell, PartTable
 from brim.report.systems import TaskRuns
 from brim.report.table import ABSENT
 from brim.report.tables import BuiltTable, Row
+from brim.support.files import read_json
+from brim.support.tables import Cell, PartTable
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from brim.errors import ConfigError
-from brim.progress import Reporter
+from brim.support.progress import Reporter
 from brim.sweep.cluster import ray_launcher, sbatch_script
 from brim.sweep.grid import Point, points, run_point
 from brim.sweep.launching import Launcher, local_launcher

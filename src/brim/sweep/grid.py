@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from brim.config import config_hash, load_config
+from brim.config.loading import config_hash, load_config
 from brim.errors import ConfigError
-from brim.progress import Reporter
 from brim.recipes import find_recipe
-from brim.settings import RunConfig
+from brim.support.progress import Reporter
 from brim.sweep.spec import SweepConfig, SystemConfig, as_overrides
+from brim.training.settings import RunConfig
 
 # A file's name may have 255 bytes; a log's has the seed and an ending too.
 LONGEST_LABEL = 180
@@ -156,7 +156,7 @@ def run_point(
     point: Point, out: Path, *, reporter: Reporter | None = None, command: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Make one run of a sweep in this process; gives and raises what `brim.runs.train` does."""
-    from brim.runs import train
+    from brim.runs.train import train
 
     return train(
         point.config,

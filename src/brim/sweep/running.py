@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from brim.errors import RunError
-from brim.files import disk_errors
-from brim.progress import Meter, Reporter
-from brim.rundir import changed_settings
+from brim.runs.directory import changed_settings
+from brim.support.files import disk_errors
+from brim.support.progress import Meter, Reporter
 from brim.sweep.grid import Point, Task
 from brim.sweep.launching import Job, Launcher, local_launcher
 from brim.sweep.spec import SweepConfig, keep_sweep

@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from brim.config import Config, dump_config, load_config
+from brim.config.loading import Config, dump_config, load_config
+from brim.config.yaml import dump, parse
 from brim.errors import ConfigError
-from brim.files import atomic_write_text, disk_errors
 from brim.recipes import find_recipe
-from brim.yaml12 import dump, parse
+from brim.support.files import atomic_write_text, disk_errors
 
 PAPER_SEEDS = (19083, 34007, 84122, 310, 55080)
 

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from brim.config import load_config
+from brim.config.loading import load_config
 from brim.errors import BrimError
-from brim.settings import RunConfig
+from brim.runs.reading import read_manifest, read_splits, stopped_at
 from brim.sweep.grid import Point, StageTest, Task
-from brim.written import read_manifest, read_splits, stopped_at
+from brim.training.settings import RunConfig
 
 State = Literal["done", "running", "failed", "stopped", "waiting", "foreign"]
 """`stopped`: begun, and gone on with when the sweep is; `foreign`: a run of other settings."""

@@ -24,12 +24,12 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from brim.config import config_hash
+from brim.config.loading import config_hash
 from brim.errors import ConfigError, DataError
-from brim.files import atomic_open, disk_errors, read_json
-from brim.numerals import REFERENCE_ANSWERS
-from brim.seals import find_damage, seal
 from brim.seeding import derive_seed
+from brim.support.files import atomic_open, disk_errors, read_json
+from brim.support.numerals import REFERENCE_ANSWERS
+from brim.support.seals import find_damage, seal
 from brim.tasks.arrow import ArrowExamples, ArrowWriter
 from brim.tasks.base import SPLITS, MetricName, MetricNames, Progress, Split, TaskSettings
 from brim.tasks.rows import Columns, RowError, Source, read_examples

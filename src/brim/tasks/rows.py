@@ -11,7 +11,7 @@ from textwrap import shorten
 from typing import Any, Literal, Protocol
 
 from brim.errors import DataError
-from brim.numerals import REFERENCE_ANSWERS
+from brim.support.numerals import REFERENCE_ANSWERS
 from brim.tasks.base import Progress
 from brim.tasks.templates import Template, check_column, describe_columns
 from brim.types import Example

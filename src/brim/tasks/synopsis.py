@@ -16,8 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from brim.tasks.base import BundledSettings, Progress
-from brim.tasks.bundled import BundledTask
+from brim.tasks.base import BundledSettings, BundledTask, Progress
 
 
 class Synopsis(BundledTask):

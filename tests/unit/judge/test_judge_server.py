@@ -20,8 +20,8 @@ from brim.judge import (
     openai_identity,
     parse_verdict,
 )
-from brim.judge.openai_backend import retry_after
-from brim.judge.running import MAX_FAILURES_IN_A_ROW
+from brim.judge.asking import MAX_FAILURES_IN_A_ROW
+from brim.judge.openai import retry_after
 
 QUICK = Limits(concurrency=4, backoff=0.01, max_backoff=0.05, timeout=5, max_retries=4)
 

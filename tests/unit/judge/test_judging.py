@@ -11,10 +11,9 @@ from typer.testing import CliRunner
 from brim.cli.app import app
 from brim.cli.judge import judge as _command  # noqa: F401  (the command, until the package has it)
 from brim.errors import BrimError, ConfigError, RunError
-from brim.files import read_json
-from brim.judge import Limits
-from brim.judging import (
+from brim.judge import (
     Judge,
+    Limits,
     default_out,
     estimate,
     judge_runs,
@@ -22,6 +21,7 @@ from brim.judging import (
     open_contest,
     summary_lines,
 )
+from brim.support.files import read_json
 
 LIMITS = Limits(concurrency=4, backoff=0.01, max_retries=3, timeout=10)
 LONG = [f"Summary number {i}, which is the longer one of the two." for i in range(6)]

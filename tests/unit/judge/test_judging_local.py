@@ -3,11 +3,10 @@
 import pytest
 
 from brim.errors import ConfigError, ModelError
-from brim.judge import Limits, RejectedError
-from brim.judging import Judge, judge_runs, open_contest
-from brim.judging.local import _example, local_identity, write
+from brim.judge import Judge, Limits, RejectedError, judge_runs, open_contest
+from brim.judge.local import _example, local_identity, write
 from brim.models import LanguageModel, build_model, train_tokenizer
-from brim.progress import Reporter
+from brim.support.progress import Reporter
 
 CHAT = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
@@ -58,7 +57,7 @@ def test_replies_of_a_model_that_knows_nothing_are_parse_failures_and_shown_so(
 
 def test_what_was_said_is_not_asked_again(runs, judge_model, tmp_path, monkeypatch):
     first = judged(runs, judge_model, tmp_path / "out")
-    monkeypatch.setattr("brim.judging.local.write", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr("brim.judge.local.write", lambda *_: pytest.fail("asked again"))
     assert judged(runs, judge_model, tmp_path / "out") == first
 
 

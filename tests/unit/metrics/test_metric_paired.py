@@ -189,7 +189,7 @@ def test_draws_depend_on_the_seed_and_on_nothing_else(monkeypatch: pytest.Monkey
     assert run(together) == first
     assert run(alone, seed=6) != first
     monkeypatch.setattr("brim.metrics.bootstrap._MAX_DRAWS", 40)
-    monkeypatch.setattr("brim.metrics.paired._MAX_DRAWS", 40)
+    monkeypatch.setattr("brim.metrics.significance._MAX_DRAWS", 40)
     blocks = run(alone)
     assert str(blocks) == str(first)
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before

@@ -10,7 +10,7 @@ import pytest
 
 from brim.errors import ConfigError, DataError
 from brim.metrics import METRICS, Metric, Score, score, sentence_scores, sentence_statistics
-from brim.numerals import REFERENCE_ANSWERS
+from brim.support.numerals import REFERENCE_ANSWERS
 
 PREDICTIONS = ["the cat sat on the mat", "", "a dog barked at the moon"]
 REFERENCES = [("the cat sat on a mat", "a cat sat"), ("nothing",), ("the dog barked at it",)]

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from brim.errors import ModelError, RunError
 from brim.models import Decoding, LanguageModel, add_adapters, load_model
 from brim.models.adapters import ADAPTERS, find_targets
-from brim.settings import StudentConfig
+from brim.training.settings import StudentConfig
 from brim.types import Rollout
 
 ATTENTION = {

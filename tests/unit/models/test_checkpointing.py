@@ -181,7 +181,7 @@ def test_a_model_that_cannot_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_layers_of_an_older_kind_need_training_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = written("t5")
-    monkeypatch.setattr("brim.models.checkpointing._layers", lambda module: [])
+    monkeypatch.setattr("brim.models.modes._layers", lambda module: [])
     checkpoint_layers(model, dropout=True)
     with pytest.raises(ModelError, match="does not support it without dropout;"):
         checkpoint_layers(model, dropout=False)

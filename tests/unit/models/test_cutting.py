@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizer, PreTrainedTokenizerBase, PreTraine
 from brim.errors import DataError
 from brim.models import smollm2
 from brim.models.encoding import Encoder
-from brim.models.tokenizer_training import train_tokenizer
+from brim.models.scratch import train_tokenizer
 from brim.types import Example
 
 MAX_EXAMPLES = 25

@@ -34,8 +34,8 @@ from brim.divergences import (
     total_variation,
 )
 from brim.models import Decoding, Distribution
+from brim.models.features import BUFFERS, PAIR_BYTES, pair_statistics
 from brim.models.head import EXCLUDED, OutputHead, token_statistics
-from brim.models.pairs import BUFFERS, PAIR_BYTES, pair_statistics
 
 
 def halves(student: Tensor, teacher: Tensor, by_student: Tensor) -> Tensor:

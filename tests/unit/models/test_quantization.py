@@ -29,7 +29,7 @@ from brim.models import (
     quantization_of,
 )
 from brim.models.quantization import check_quantized
-from brim.settings import StudentConfig, TeacherConfig
+from brim.training.settings import StudentConfig, TeacherConfig
 from brim.types import Rollout
 
 needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="torchao: pip install it")

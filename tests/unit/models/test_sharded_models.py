@@ -9,10 +9,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from brim.checkpoints import fill
 from brim.errors import ConfigError, ModelError
 from brim.models import Decoding, add_adapters
-from brim.sharding import (
+from brim.training.checkpoints import fill
+from brim.training.sharding import (
     gather,
     is_sharded,
     part_of,

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from brim.errors import ConfigError, DataError
 from brim.models import train_tokenizer
-from brim.models.tokenizer_training import TokenizerKind
+from brim.models.scratch import TokenizerKind
 
 KINDS: list[TokenizerKind] = ["word", "bpe"]
 NAMES = ("Anna", "Carla", "Dmitri", "Émile", "Wei")

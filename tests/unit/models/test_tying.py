@@ -25,7 +25,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, T5ForConditionalGene
 
 from brim.errors import ModelError
 from brim.models import Decoding, LanguageModel, load_model
-from brim.models.tying import check_same_head, check_stored_head
+from brim.models.head_checks import check_same_head, check_stored_head
 
 UNTIED_T5 = ("t5_v1_1", "mt5")
 TIED = ("t5", "bart", "marian", "llama", "gpt2")

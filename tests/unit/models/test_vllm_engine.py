@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from brim.errors import ModelError
 from brim.models import Decoding, LanguageModel, VLLMEngine, add_adapters, check_vllm
-from brim.models.vllm_engine import _engines
+from brim.models.vllm import _engines
 
 
 @dataclass

@@ -7,7 +7,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from brim.evaluation import Evaluation
 from brim.metrics import Score
 from brim.models import (
     SOFTMAX,
@@ -19,9 +18,10 @@ from brim.models import (
 )
 from brim.objectives import Objective
 from brim.returns import rewards_to_go
-from brim.settings import LoopConfig, OptimConfig
-from brim.tracking import Tracker
-from brim.trainer import Hooks, Trainer
+from brim.training.evaluation import Evaluation
+from brim.training.settings import LoopConfig, OptimConfig
+from brim.training.tracking import Tracker
+from brim.training.trainer import Hooks, Trainer
 from brim.types import Example, Rollout
 
 HORIZON = 3

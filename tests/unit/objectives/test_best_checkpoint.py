@@ -7,10 +7,10 @@ import pytest
 import torch
 from enumerable import DECODING, make_trainer, pair
 
-from brim.evaluation import Evaluation
 from brim.metrics import Score
 from brim.models import load_model
 from brim.objectives import SeqKD
+from brim.training.evaluation import Evaluation
 
 STEPS = 6
 

@@ -7,7 +7,7 @@ import torch
 
 from brim.models import Decoding, Distribution
 from brim.objectives import BRIMConfig, LLMRConfig, PolicyGradient
-from brim.objectives.statistics import return_metrics
+from brim.objectives.base import return_metrics
 from brim.returns import block_returns, rewards_to_go
 from brim.types import ActionValues, Batch, Example, Rollout, TokenStatistics
 

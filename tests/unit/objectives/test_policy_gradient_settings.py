@@ -18,7 +18,7 @@ from enumerable import (
 )
 from pydantic import TypeAdapter, ValidationError
 
-from brim.config import Config, load_config
+from brim.config.loading import Config, load_config
 from brim.errors import ConfigError
 from brim.models import Decoding
 from brim.objectives import (

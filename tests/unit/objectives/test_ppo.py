@@ -12,7 +12,7 @@ from brim.losses import clipped_surrogate_loss
 from brim.models import ActorCritic, Decoding
 from brim.objectives import PPOBRIM, PPOLLMR, PPOBRIMConfig, PPOLLMRConfig
 from brim.returns import block_returns
-from brim.trainer import name_suspects
+from brim.training.trainer import name_suspects
 from brim.types import Rollout, TokenStatistics
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from brim.config.yaml import dump
 from brim.metrics import Score
-from brim.yaml12 import dump
 
 SEEDS = (19083, 34007, 84122)
 NAMES = {

@@ -9,14 +9,12 @@ from html.parser import HTMLParser
 import pytest
 from run_folders import OBJECTIVES, SCORES, SEEDS, make_folder, make_grid, scores_of
 
-from brim.report.findings import findings
-from brim.report.gaps import gaps_in_short, missing
+from brim.report.findings import findings, for_page, for_terminal, gaps_in_short, missing
 from brim.report.gather import gather
-from brim.report.lead import for_page, for_terminal
-from brim.report.markdown import markdown_sentence
 from brim.report.report import write_reports
 from brim.report.seed_tests import all_tests
 from brim.report.systems import Unfinished
+from brim.support.tables import markdown_sentence
 
 OTHERS = {
     "rkl": 5.0, "js": 4.0, "tvd": 3.0, "seqkd": 2.5, "mean": 0.1, "min_variance": -0.1,

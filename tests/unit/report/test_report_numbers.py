@@ -23,10 +23,10 @@ from run_folders import (
 from brim.judge import VARIANTS, Verdict, summarize
 from brim.report.gather import gather
 from brim.report.more_tables import best_k_table, significance_tables
-from brim.report.parts import Cell, PartTable
 from brim.report.seed_tests import all_tests
 from brim.report.tables import decoder_only_table, main_table, return_table
 from brim.report.verdicts import judge_table, read_verdicts
+from brim.support.tables import Cell, PartTable
 
 
 @pytest.fixture(scope="module")

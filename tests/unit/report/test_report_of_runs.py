@@ -24,12 +24,11 @@ from typer.testing import CliRunner
 from brim.cli.app import app
 from brim.cli.report import report
 from brim.errors import ConfigError, RunError
-from brim.report.drawing import Style, draw_mean
 from brim.report.figures import learning_curves, stage_curves
 from brim.report.gather import gather
-from brim.report.parts import Cell, PartTable
-from brim.report.rendering import as_latex, as_markdown, escape_latex
 from brim.report.report import write_reports
+from brim.support.figures import Style, draw_mean
+from brim.support.tables import Cell, PartTable, as_latex, as_markdown, escape_latex
 
 
 @pytest.fixture(scope="module")

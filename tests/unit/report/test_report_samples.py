@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from brim.report import write_report
-from brim.report.markdown import markdown_table
+from brim.support.tables import markdown_table
 
 
 def samples_of(out):

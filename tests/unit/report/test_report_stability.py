@@ -12,9 +12,9 @@ import pytest
 from run_folders import OBJECTIVES, SEEDS, make_folder, scores_of
 
 from brim.report.gather import gather
-from brim.report.rendering import as_csv
 from brim.report.report import write_reports
 from brim.report.stability import stability, stability_table
+from brim.support.tables import as_csv
 
 COLUMNS = ("largest fall", "fall at the end", "rise to the best", "skipped updates, %", "n")
 

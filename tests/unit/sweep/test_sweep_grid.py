@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from brim.config import load_config
+from brim.config.loading import load_config
+from brim.config.yaml import parse
 from brim.errors import ConfigError
 from brim.recipes import find_recipe
-from brim.settings import RunConfig
 from brim.sweep import PAPER_SEEDS, Point, load_sweep, points
 from brim.sweep.spec import as_overrides, keep_sweep
-from brim.yaml12 import parse
+from brim.training.settings import RunConfig
 
 ROOT = Path(__file__).parents[3]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from brim.config import dump_config
+from brim.config.loading import dump_config
 from brim.errors import RunError
-from brim.progress import Reporter
+from brim.support.progress import Reporter
 from brim.sweep import Outcome, Point, load_sweep, points, run_sweep
 from brim.sweep.grid import Task
 from brim.sweep.launching import LocalLauncher, local_launcher

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from brim.config import dump_config, load_config
+from brim.config.loading import dump_config, load_config
 from brim.errors import BrimError, ConfigError, DataError, RunError
 from brim.metrics import METRICS
 from brim.tasks import SPLITS, Files, FilesConfig, TaskConfig, arrow, describe, rows

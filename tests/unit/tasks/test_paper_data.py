@@ -11,8 +11,7 @@ import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
 from brim.metrics import score
-from brim.models.scratch import build_model
-from brim.models.tokenizer_training import train_tokenizer
+from brim.models.scratch import build_model, train_tokenizer
 from brim.tasks import SPLITS, EuroparlConfig, GSM8KConfig, XSumConfig, describe
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from brim.config import dump_config, load_config
+from brim.config.loading import dump_config, load_config
 from brim.errors import ConfigError, DataError
 from brim.tasks import SPLITS, TASKS, TaskConfig, describe
 from brim.tasks.europarl import HELD_OUT, Europarl, EuroparlConfig

@@ -1,0 +1,62 @@
+"""What the command line asks of the process that it runs in; nothing here changes a result."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+# Blocks up to this size are kept for the next one that asks, not given back to the system.
+KEPT_BYTES = 2**30
+
+# About 100 µs. Between two matrix products of a model a waiting thread never sleeps, and where
+# another program has the core that it waits for, it sleeps soon.
+SPIN_COUNT = "20000"
+
+
+def prepare_process() -> None:
+    """Set how threads wait and memory is kept; before torch is imported.
+
+    - A thread that waits for another spins for a while, then sleeps. By default it spins until the
+      other comes, and with anything else running on the machine a step takes twenty times as long;
+      if it never spins, each of the hundreds of waits a token costs a system call and a wake-up.
+    - glibc returns every block beyond 32 MiB to the system when it is freed, and the system clears
+      each page of the next one. That is up to a quarter of an update.
+
+    Variables that are set already are left alone.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, musl has not
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES)
+            mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def flush_denormals(flush: bool) -> None:
+    """Have threads take numbers below 1e-38 for zero: this one, and those that it makes later.
+
+    Probabilities of peaked distributions are full of them, and a CPU needs a hundred times as long
+    for an operation on one. Threads of torch inherit it from the one that first needs them.
+    """
+    import torch
+
+    torch.set_flush_denormal(flush)
+
+
+def leave_processes() -> None:
+    """Part from the other processes of a launch, or their threads may abort this one's exit."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        # A thread of gloo that is still letting go of its last exchange needs the interpreter,
+        # which the destruction of the group holds while it waits for that thread.
+        time.sleep(0.2)
+        distributed.destroy_process_group()

@@ -1,0 +1,1 @@
+"""How a settings file is read, checked and written."""

@@ -1,0 +1,327 @@
+"""Settings: YAML files and command-line overrides that become frozen, checked objects.
+
+A settings class derives from `Config`; `load_config` reads a file into it and `dump_config` writes
+the text that reads back as the same object. Whatever is wrong is a one-line `ConfigError` that
+names the file and line, or the override, and the setting that was probably meant.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from brim.config.messages import (
+    COMMAND_LINE,
+    Mistake,
+    Models,
+    explain,
+    first_mistake,
+    key_path,
+    models_below,
+    shown,
+    value_at,
+)
+from brim.config.yaml import Document, KeyPath, dotted, dump, parse
+from brim.errors import ConfigError
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+_Search = Callable[[str], Path]
+
+_VARIANTS = "variants"
+_NOT_SET = object()
+
+
+class Config(BaseModel):
+    """Base of every group of settings: frozen, a docstring a field; no unknown keys, no inf or nan.
+
+    Where one of several classes may stand, each has a field `name: Literal[...]` of its own.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+def load_config(
+    cls: type[ConfigT],
+    source: Path,
+    overrides: Sequence[str] = (),
+    *,
+    search: _Search | None = None,
+) -> ConfigT:
+    """Read settings from a YAML file and put the overrides on top.
+
+    `extends: other.yaml` at the top of a file starts from another file, found from the folder of
+    the first. Whatever comes later wins: mappings are merged key by key, anything else (lists too)
+    is replaced. A mapping is replaced whole where its `name` tells classes apart and changes, for
+    another method has other settings. Types are strict: `"1"` is no number and `true` is not 1.
+
+    `variants: {size: {small: {…}, large: {…}}}` at the top of a file gives names to settings that
+    belong together; the override `size=small` puts them on top of the file, below all others.
+
+    Args:
+        cls: the class of the settings.
+        source: the YAML file.
+        overrides: `key.sub=value` texts, later ones winning. The value is YAML (`1e-5`, `[1, 2]`,
+            `null`); where the setting is text, it is the text as written, so that a prompt such as
+            `{question}` needs no quotes.
+        search: finds the file of an extended name that does not end in .yaml or .yml.
+
+    Raises:
+        ConfigError: a file, key or value that cannot be used.
+    """
+    document, outcome = _validate(cls, source, overrides, search)
+    if isinstance(outcome, ValidationError):
+        mistake, more = first_mistake(cls, document, outcome)
+        culprits = _find_culprits(mistake, cls, source, overrides, search)
+        raise ConfigError(explain(mistake, more, culprits)) from None
+    return outcome
+
+
+def check_files(
+    source: Path, overrides: Sequence[str] = (), *, search: _Search | None = None
+) -> None:
+    """Find the mistakes that can be found without the class of the settings.
+
+    Raises:
+        ConfigError: a file that cannot be read, or an override that is none.
+    """
+    _read_overrides(overrides)
+    _read_file(source, [], search)
+
+
+def dump_config(config: BaseModel) -> str:
+    """The YAML text that `load_config` reads back as an equal object; fields in declared order."""
+    return dump(config.model_dump(mode="json"))
+
+
+def config_hash(value: BaseModel | Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of settings, the same whatever the order of their keys.
+
+    Raises:
+        TypeError: a mapping that holds something other than settings, paths and JSON values.
+    """
+
+    def plain(item: object) -> Any:
+        if isinstance(item, BaseModel):
+            return item.model_dump(mode="json")
+        if isinstance(item, Path):
+            return str(item)
+        raise TypeError(f"a {type(item).__name__} has no hash that lasts")
+
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=plain)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def describe_changes(before: Any, after: Any, path: KeyPath = ()) -> list[str]:
+    """What differs between two trees of settings, such as `objective.k: 2 → 4`, in their order.
+
+    Of two mappings with different `name`s only that is said: other classes have other settings.
+    """
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = ["name"] if before.get("name") != after.get("name") else before | after
+        return [
+            change
+            for key in keys
+            for change in describe_changes(
+                before.get(key, _NOT_SET), after.get(key, _NOT_SET), (*path, key)
+            )
+        ]
+    if before == after:
+        return []
+    texts = ("not set" if value is _NOT_SET else shown(value) for value in (before, after))
+    return [f"{dotted(path)}: {' → '.join(texts)}"]
+
+
+# Reading
+
+
+def _validate(
+    cls: type[ConfigT], source: Path, overrides: Sequence[str], search: _Search | None
+) -> tuple[Document, ConfigT | ValidationError]:
+    """The settings as they were written, and the checked object or what is wrong with them."""
+    commands, written = _read_overrides(overrides)
+    document = _merge(_vary(_read_file(source, [cls], search), commands, cls), commands, [cls])
+    while True:
+        try:
+            # Through JSON: strict types there still take a list for a tuple and text for a path.
+            return document, cls.model_validate_json(json.dumps(document.data), strict=True)
+        except ValidationError as error:
+            if not written or not _restore_text(document.data, written, error):
+                return document, error
+
+
+def _find_culprits(
+    found: Mistake,
+    cls: type[BaseModel],
+    source: Path,
+    overrides: Sequence[str],
+    search: _Search | None,
+) -> list[str]:
+    """The overrides that a mistake needs, where no override is just the wrong setting."""
+
+    def mistake(chosen: Sequence[str]) -> Mistake | None:
+        document, outcome = _validate(cls, source, chosen, search)
+        if not isinstance(outcome, ValidationError):
+            return None
+        return first_mistake(cls, document, outcome)[0]
+
+    if found.place.startswith(f"{COMMAND_LINE}{dotted(found.path)}="):
+        return []
+    return [
+        override
+        for i, override in enumerate(overrides)
+        # What a variant brings has a line in the file.
+        if override.partition("=")[0].partition(".")[0].strip() in cls.model_fields
+        and mistake([*overrides[:i], *overrides[i + 1 :]]) != found
+    ]
+
+
+def _read_file(
+    path: Path, models: Models, search: _Search | None, chain: tuple[Path, ...] = ()
+) -> Document:
+    """The settings of a file on top of those that it extends."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(f"{path}: {reason}; give the name of a recipe file") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: not UTF-8; save the file as UTF-8 text") from None
+    document = parse(text, lambda line: f"{path}:{line}")
+    document.data = {} if document.data is None else document.data
+    if not isinstance(document.data, dict):
+        raise ConfigError(f"{path}:1: write settings as `key: value`")
+    document.origins[()] = str(path)
+    if "extends" not in document.data:
+        return document
+
+    origin = document.origin(("extends",))
+    name = document.data.pop("extends")
+    if not isinstance(name, str):
+        raise ConfigError(f"{origin}: extends: {shown(name)} must be the name of one file")
+    chain = (*chain, path.resolve())
+    try:
+        if search is None or name.endswith((".yaml", ".yml")):
+            base = path.parent / name
+        else:
+            base = search(name)
+        if base.resolve() in chain:
+            raise ConfigError(f"{base}: extends this file in turn; remove one `extends`")
+        return _merge(_read_file(base, models, search, chain), document, models)
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: extends: {error}") from None
+
+
+def _vary(document: Document, commands: Document, cls: type[BaseModel]) -> Document:
+    """The document with those of its variants on top that the overrides choose."""
+    origin, variants = document.origin((_VARIANTS,)), document.data.pop(_VARIANTS, None)
+    for name, choices in _check_variants({} if variants is None else variants, cls, origin):
+        if name not in commands.data:
+            continue
+        place, value = commands.origin((name,)), str(commands.data.pop(name))
+        known = {str(key): key for key in choices}
+        if value not in known:
+            near = difflib.get_close_matches(value, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"{place}: {name} is one of {', '.join(known)}{hint}")
+        path = (_VARIANTS, name, known[value])
+        origins = {key[3:]: at for key, at in document.origins.items() if key[:3] == path}
+        document = _merge(document, Document(choices[known[value]], origins), [cls])
+    return document
+
+
+def _check_variants(
+    variants: Any, cls: type[BaseModel], origin: str
+) -> list[tuple[str, dict[Any, Any]]]:
+    """Names with their choices, each a mapping of settings."""
+    named: Any = variants.items() if isinstance(variants, dict) else [("", 0)]
+    kept = [(name, choices) for name, choices in named if choices is not None]  # null removes one
+    for name, choices in kept:
+        blocks = choices.values() if isinstance(choices, dict) else [None]
+        if not all(isinstance(block, dict) for block in blocks):
+            raise ConfigError(f"{origin}: variants: write `name: {{value: {{settings}}}}`")
+        if name in cls.model_fields:
+            raise ConfigError(f"{origin}: variants: {name} is a setting; choose another name")
+    return kept
+
+
+def _read_overrides(overrides: Sequence[str]) -> tuple[Document, dict[KeyPath, str]]:
+    """The overrides as settings, and the values among them that YAML did not read as text."""
+    commands = Document({})
+    written: dict[KeyPath, str] = {}
+    for override in overrides:
+        origin = f"{COMMAND_LINE}{override}".encode(errors="backslashreplace").decode()
+        key, equals, text = override.partition("=")
+        path: KeyPath = tuple(key.strip().split("."))
+        if not equals or not all(path):
+            raise ConfigError(f"{origin}: write a setting as key.sub=value")
+        if any("\ud800" <= character <= "\udfff" for character in override):
+            raise ConfigError(f"{origin}: not UTF-8 text")
+        value = _read_value(text, origin)
+        written.pop(path, None)
+        if not (value.data is None or isinstance(value.data, str)):
+            written[path] = text
+        for part in reversed(path):
+            value.data = {part: value.data}
+        value.origins = {path + below: place for below, place in value.origins.items()}
+        value.origins |= {path[:i]: origin for i in range(1, len(path))}
+        # Without classes: `k=4 name=brim` must mean the same in either order.
+        commands = _merge(commands, value, [])
+    return commands, written
+
+
+def _read_value(text: str, origin: str) -> Document:
+    """The value of one override: YAML, or the text as written where that is what YAML makes."""
+    if text.lstrip()[:1] in ("'", '"'):
+        return parse(text, lambda line: origin)
+    try:
+        value = parse(text, lambda line: origin)
+    except ConfigError:
+        return Document(text, {(): origin})
+    if isinstance(value.data, str) or not text.strip():
+        value.data = text  # as written: ` #` starts no comment here
+    return value
+
+
+def _merge(base: Document, top: Document, models: Models) -> Document:
+    """`top` over `base`; `models` are the classes that the settings are for."""
+    origins = base.origins | top.origins
+
+    def merged(below: Any, above: Any, models: Models, path: KeyPath = ()) -> Any:
+        if not (isinstance(below, dict) and isinstance(above, dict)):
+            return above
+        if len(models) > 1 and "name" in above and above["name"] != below.get("name"):
+            return above
+        if path:
+            origins[path] = base.origin(path)
+        both = below | above
+        for key in [key for key in below if key in above]:
+            inner = models_below(models, both, key)
+            both[key] = merged(below[key], above[key], inner, (*path, key))
+        return both
+
+    return Document(merged(base.data, top.data, models), origins)
+
+
+def _restore_text(data: Any, written: dict[KeyPath, str], error: ValidationError) -> bool:
+    """Put overrides back as they were written where text is wanted; False where none is left."""
+    restored = False
+    for detail in error.errors():
+        path = key_path(data, detail)
+        if detail["type"] == "string_type" and path in written:
+            value_at(data, path[:-1])[path[-1]] = written.pop(path)
+            restored = True
+    return restored

@@ -1,0 +1,233 @@
+"""Any server that speaks OpenAI's chat completions: vLLM, llama.cpp, OpenAI and many others."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from brim.errors import BrimError, ConfigError, RunError
+from brim.judge.asking import RejectedError, TransientError
+from brim.judge.store import Reply
+
+if TYPE_CHECKING:
+    import openai
+
+OPENAI_URL = "https://api.openai.com/v1"
+OPENAI_KEY = "OPENAI_API_KEY"
+
+# What every request says, unless told otherwise: the likeliest reply, and room for two sentences.
+REQUEST: Mapping[str, Any] = {"temperature": 0, "max_tokens": 512}
+
+_OURS = ("model", "messages", "stream", "n")
+_TOO_LONG = re.compile(r"context.{0,12}(length|size|window)|too long|maximum.{0,20}tokens", re.I)
+_FILTERED = re.compile(r"content.?(filter|policy)|responsible.?ai", re.IGNORECASE)
+_MENDS = {
+    400: "see what it says; --request KEY=null leaves a setting out, --request KEY=VALUE adds one",
+    401: "the key is missing or wrong; check the variable that --api-key-env names",
+    402: "the account has no credit left",
+    403: "the key may not use this model; check both",
+    404: "check --model and --base-url, which mostly ends in /v1",
+}
+
+
+def check_base_url(url: str) -> str:
+    """The URL, if it can be used and holds nothing secret: it is written into results.
+
+    Raises:
+        ConfigError: it is no http(s) URL, or has a user name, a password or a query.
+    """
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+        secret = bool(parts.username or parts.password or parts.query or parts.fragment)
+    except ValueError:
+        usable = secret = False
+    if secret:
+        raise ConfigError(
+            "--base-url: must not hold a user name, a password or a query, since it is written "
+            "into the results; put the key into a variable and name that by --api-key-env"
+        )
+    if not usable:
+        raise ConfigError("--base-url: is no URL such as http://localhost:8000/v1")
+    return url.rstrip("/")
+
+
+def read_key(name: str | None) -> str:
+    """The key in an environment variable; a word that is none where no variable is named.
+
+    Raises:
+        ConfigError: the variable is not set, or what it holds cannot be sent; it is not shown.
+    """
+    if name is None:
+        return "none"
+    key = os.environ.get(name, "").strip()
+    if not key:
+        raise ConfigError(
+            f"--api-key-env: the environment variable {name} is not set; put the key into it "
+            "(it is never stored or shown)"
+        )
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ConfigError(f"--api-key-env: what {name} holds is no key: it has other characters")
+    return key
+
+
+def openai_identity(model: str, base_url: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a reply depends on, as JSON values without secrets.
+
+    Args:
+        model: as the server calls it.
+        base_url: of the server: two servers may have two models of one name.
+        request: changes of `REQUEST`; None takes a setting out.
+
+    Raises:
+        ConfigError: the settings cannot be used.
+    """
+    return {
+        "backend": "openai",
+        "model": model,
+        "base_url": check_base_url(base_url),
+        "request": check_request(request),
+    }
+
+
+def check_request(request: Mapping[str, Any]) -> dict[str, Any]:
+    """`REQUEST` with these changes; null takes a setting out.
+
+    Raises:
+        ConfigError: a setting that is not the user's to choose.
+    """
+    for name in request:
+        if name in _OURS:
+            raise ConfigError(f"--request: {name} is set by the judge itself; leave it out")
+    return {name: value for name, value in {**REQUEST, **request}.items() if value is not None}
+
+
+class OpenAIBackend:
+    """A model behind a server.
+
+    The client's own retries are off: `running` repeats requests, and counts each.
+
+    Args:
+        identity: of `openai_identity`.
+        api_key_env: name of the variable that holds the key; None for a server that wants none.
+        timeout: seconds of one request.
+
+    Raises:
+        ConfigError: there is no key in the variable, or the package `openai` is missing.
+    """
+
+    batch = 1
+    timed = True
+
+    def __init__(
+        self,
+        identity: Mapping[str, Any],
+        *,
+        api_key_env: str | None,
+        timeout: float,
+    ) -> None:
+        self.identity = identity
+        self._key = read_key(api_key_env)
+        try:
+            import openai
+        except ImportError:
+            raise ConfigError(
+                "--backend openai needs the package openai; pip install 'brim-distill[judge]'"
+            ) from None
+        self._openai = openai
+        self._client = openai.AsyncOpenAI(
+            api_key=self._key, base_url=identity["base_url"], timeout=timeout, max_retries=0
+        )
+
+    async def ask(self, prompts: Sequence[str]) -> list[Reply]:
+        """The reply to one prompt; raises as `Backend.ask` does."""
+        (prompt,) = prompts
+        started = time.monotonic()
+        try:
+            completion = await self._client.chat.completions.create(
+                model=self.identity["model"],
+                messages=[{"role": "user", "content": prompt}],
+                extra_body=self.identity["request"],
+            )
+        except self._openai.APIStatusError as error:
+            found = self._status(error)
+            if isinstance(found, Reply):
+                return [found]
+            raise found from None
+        except self._openai.APITimeoutError:
+            raise TransientError("the request timed out") from None
+        except self._openai.APIConnectionError as error:
+            reason = self._hide(str(error.__cause__ or error))
+            raise TransientError(f"no connection: {reason or 'closed'}") from None
+        except (self._openai.OpenAIError, ValueError, TypeError):
+            raise TransientError("the answer is no chat completion, or half of one") from None
+        return [self._reply(completion, time.monotonic() - started)]
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    def _reply(self, completion: Any, seconds: float) -> Reply:
+        # Servers of all kinds answer here: nothing that the client's types promise need be there.
+        choices = getattr(completion, "choices", None) or [None]
+        message = getattr(choices[0], "message", None)
+        if message is None:
+            error = getattr(completion, "error", None)
+            raise TransientError(self._hide(str(error))[:200] if error else "it has no choices")
+        usage = getattr(completion, "usage", None)
+        finish = getattr(choices[0], "finish_reason", None)
+        refusal = getattr(message, "refusal", None)
+        content = getattr(message, "content", None)
+        return Reply(
+            text=self._hide(content if isinstance(content, str) else refusal or ""),
+            refused=bool(refusal) or finish == "content_filter",
+            finish_reason=finish,
+            prompt_tokens=getattr(usage, "prompt_tokens", None),
+            completion_tokens=getattr(usage, "completion_tokens", None),
+            seconds=seconds,
+        )
+
+    def _status(
+        self, error: openai.APIStatusError
+    ) -> Reply | TransientError | RejectedError | BrimError:
+        """What an answer other than 200 comes to."""
+        status, code = error.status_code, str(error.code or "")
+        # A 401 tends to quote a part of the key.
+        said = "" if status == 401 else self._hide(error.message).strip().split("\n")[0][:300]
+        if status in (400, 413, 422) and _FILTERED.search(f"{code} {said}"):
+            return Reply(text=said, refused=True, finish_reason=code or "content_filter")
+        if status in (400, 413, 422) and _TOO_LONG.search(f"{code} {said}"):
+            return RejectedError(f"too long for the judge: {said}")
+        if code == "insufficient_quota":
+            return RunError(f"the judge's account has no credit left: {said}")
+        if status in (408, 409, 425, 429) or status >= 500:
+            wait = retry_after(error.response.headers.get("retry-after"))
+            return TransientError(f"status {status}: {said}", wait=wait)
+        mend = _MENDS.get(status, "this will not mend by itself")
+        return ConfigError(
+            f"the judge's server answers {status}{f': {said}' if said else ''}: {mend}"
+        )
+
+    def _hide(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key != "none" else text
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds to wait, of a header with seconds or an HTTP date; None where it says nothing."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            when = parsedate_to_datetime(value)
+        except (ValueError, OverflowError):
+            return None
+        seconds = (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+    return max(seconds, 0.0) if seconds < float("inf") else None

@@ -1,0 +1,248 @@
+"""A judge's results as a page of Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from brim.judge.prompts import Verdict, one_line
+from brim.judge.queries import VARIANTS, Pair
+
+NUM_EXAMPLES = 5
+_SHOWN_CHARACTERS = 600
+
+Said = tuple[Verdict, str] | None
+"""A verdict and the raw reply that it was read from; None where there is no reply."""
+
+
+def as_markdown(
+    results: Mapping[str, Any], pairs: Sequence[Pair], told: Mapping[str, Sequence[Sequence[Said]]]
+) -> str:
+    """What `judge.md` holds.
+
+    Args:
+        results: what `judge.json` holds.
+        pairs: the examples that the judge was asked about.
+        told: by criterion, what it said to the four queries about each of them.
+    """
+    parts = (_head(results), _tables(results), _warning_list(results), _examples(pairs, told))
+    return "\n".join(line for part in parts for line in part)
+
+
+def summary_lines(results: Mapping[str, Any]) -> str:
+    """The win rates and what is wrong with them, in a few lines."""
+    lines = []
+    for name, row in results["criteria"].items():
+        rate = "no win rate"
+        if results["num_identical"] == results["num_examples"]:
+            rate = "no pair needed the judge: all texts are equal"
+        elif row["win_rate"] is not None:
+            rate = (
+                f"A wins {_percent(row['win_rate'])} [{_percent(row['low'])}, "
+                f"{_percent(row['high'])}] over {row['num_pairs']:,} pairs"
+            )
+        lines.append(
+            f"{name}: {rate}; refused {row['refusals']:,}, unparsable {row['unparsable']:,}, "
+            f"not answered {row['unanswered']:,}"
+        )
+    return "\n".join([*lines, *(f"warning: {line}" for line in _warnings(results))])
+
+
+def _head(results: Mapping[str, Any]) -> Iterator[str]:
+    a, b, judge = results["a"], results["b"], results["judge"]
+    where = f" at {judge['base_url']}" if "base_url" in judge else " in this process"
+    request = ", ".join(f"{name} {value}" for name, value in judge["request"].items())
+    yield "# Judge\n"
+    yield f"- A: {_code(a['name'])} ({_code(a['directory'])})"
+    yield f"- B: {_code(b['name'])} ({_code(b['directory'])})"
+    yield (
+        f"- {results['num_examples']:,} of {results['num_examples_of_split']:,} examples of "
+        f"{results['split']} (seed {results['seed']}), {results['num_identical']:,} of them with "
+        "equal texts"
+    )
+    yield f"- judge: {_code(judge['model'])}{where} ({_code(request)})"
+    yield (
+        f"- {results['num_queries']:,} queries; {results['prompt_tokens']:,} tokens read and "
+        f"{results['completion_tokens']:,} written, as the judge counts them\n"
+    )
+
+
+def _tables(results: Mapping[str, Any]) -> Iterator[str]:
+    criteria = results["criteria"]
+    yield "## Win rate of A\n"
+    yield from _table(
+        criteria,
+        {
+            "win rate": lambda row: _percent(row["win_rate"]),
+            "95 % interval": _interval,
+            "pairs": lambda row: f"{row['num_pairs']:,}",
+            "A 4 of 4": lambda row: f"{row['pairs_won']:,}",
+            "B 4 of 4": lambda row: f"{row['pairs_lost']:,}",
+            "split": lambda row: f"{row['pairs_split']:,}",
+            "p": lambda row: f"{row['p_value']:.3g}",
+            "of queries": lambda row: _percent(row["query_win_rate"]),
+        },
+    )
+    yield (
+        "A pair's score is the mean of its four queries, each order with each naming: 1 where A "
+        "won, 0 where B did, ½ for a tie. Pairs of equal texts count as ½. The interval is "
+        "Wilson's over pairs; p is a two-sided sign test over the pairs that are not even. The "
+        "last column is the share of single queries that A won, as the paper reports it.\n"
+    )
+    yield "## Counts of queries\n"
+    names = ("wins", "losses", "ties", "refusals", "unparsable", "unanswered")
+    heads = ("A won", "B won", "tie", "refused", "unparsable", "not answered")
+    yield from _table(
+        criteria,
+        {
+            **{head: _count(name) for head, name in zip(heads, names, strict=True)},
+            "pairs left out": _count("num_incomplete"),
+        },
+    )
+    yield (
+        "A refusal, a reply without a verdict and a query without a reply are nobody's loss: a "
+        "pair with one of them is left out. The next start asks the unanswered ones again.\n"
+    )
+    yield "## Bias of the judge\n"
+    yield from _table(
+        criteria,
+        {
+            "first position": lambda row: _bias(row["first_position"]),
+            "ID A": lambda row: _bias(row["id_a"]),
+            "changed by order": lambda row: _changed(row["by_order"]),
+            "changed by ID": lambda row: _changed(row["by_id"]),
+        },
+    )
+    yield (
+        "How often it preferred the text listed first, and the one called A: half of the time, "
+        "without a bias. Then how often it changed its mind when the order alone, or the IDs "
+        "alone, were swapped. `biased` marks p < 0.01 in a sign test over pairs.\n"
+    )
+
+
+def _warnings(results: Mapping[str, Any]) -> Iterator[str]:
+    for name, row in results["criteria"].items():
+        if row["position_biased"]:
+            yield (
+                f"{name}: the judge is position-biased: it prefers the text listed "
+                f"{_preferred(row['first_position'], 'first', 'second')}"
+            )
+        if row["id_biased"]:
+            yield (
+                f"{name}: the judge is position-biased by ID: it prefers the text called "
+                f"{_preferred(row['id_a'], 'A', 'B')}"
+            )
+        if results["num_identical"] == results["num_examples"]:
+            yield f"{name}: no pair needed the judge, for all texts are equal: there is no win rate"
+        elif row["win_rate"] is None:
+            yield f"{name}: no pair has four verdicts, so there is no win rate"
+    if results["num_failed"]:
+        reasons = "; ".join(_code(reason) for reason in results["failures"])
+        yield f"{results['num_failed']:,} queries failed in this start: {reasons}"
+    if results["suspicious"]:
+        ids = ", ".join(_code(name) for name in results["suspicious"][:10])
+        yield (
+            f"{len(results['suspicious']):,} examples have a text that imitates the prompt or a "
+            f"verdict, such as {ids}: read them"
+        )
+
+
+def _warning_list(results: Mapping[str, Any]) -> Iterator[str]:
+    lines = list(_warnings(results))
+    if lines:
+        yield "## Warnings\n"
+        yield from (f"- {line}" for line in lines)
+        yield ""
+
+
+def _examples(pairs: Sequence[Pair], told: Mapping[str, Sequence[Sequence[Said]]]) -> Iterator[str]:
+    for criterion, fours in told.items():
+        both = list(zip(pairs, fours, strict=True))
+        disagreed = [(pair, four) for pair, four in both if len(_winners(four)) > 1]
+        unread = [
+            (pair, said[1])
+            for pair, four in both
+            for said in four
+            if said is not None and said[0] in (Verdict.UNPARSABLE, Verdict.REFUSAL)
+        ]
+        if disagreed:
+            yield f"## {criterion}: the judge against itself ({len(disagreed):,} pairs)\n"
+            for pair, four in disagreed[:NUM_EXAMPLES]:
+                yield _block(
+                    id=pair.id,
+                    source=pair.source,
+                    A=pair.a,
+                    B=pair.b,
+                    **{_asked(i): _winner(i, said) for i, said in enumerate(four)},
+                )
+        if unread:
+            yield f"## {criterion}: replies without a verdict ({len(unread):,})\n"
+            for pair, reply in unread[:NUM_EXAMPLES]:
+                yield _block(id=pair.id, reply=reply or "(empty)")
+
+
+def _winners(four: Sequence[Said]) -> set[float | None]:
+    scores = {variant.score(said and said[0]) for variant, said in zip(VARIANTS, four, strict=True)}
+    return scores - {None}
+
+
+def _winner(i: int, said: Said) -> str:
+    if said is None:
+        return "not answered"
+    score = VARIANTS[i].score(said[0])
+    return said[0].value if score is None else {1.0: "A", 0.0: "B", 0.5: "tie"}[score]
+
+
+def _asked(i: int) -> str:
+    return f"{'A first' if VARIANTS[i].a_first else 'B first'}, A called {VARIANTS[i].id_of_a}"
+
+
+def _table(
+    criteria: Mapping[str, Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str]]
+) -> Iterator[str]:
+    yield f"| criterion | {' | '.join(columns)} |"
+    yield "|---" * (len(columns) + 1) + "|"
+    for name, row in criteria.items():
+        yield f"| {name} | {' | '.join(cell(row) for cell in columns.values())} |"
+    yield ""
+
+
+def _block(**lines: str) -> str:
+    """An indented block, in which any text is shown as it is."""
+    return "".join(f"    {name}: {_short(text)}\n" for name, text in lines.items())
+
+
+def _short(text: str) -> str:
+    text = one_line(text)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]} …"
+
+
+def _code(text: str) -> str:
+    return f"`{one_line(text).replace('`', chr(39))}`"
+
+
+def _count(name: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda row: f"{row[name]:,}"
+
+
+def _percent(rate: float | None) -> str:
+    return "none" if rate is None else f"{100 * rate:.2f} %"
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    return "none" if row["low"] is None else f"{_percent(row['low'])} to {_percent(row['high'])}"
+
+
+def _bias(row: Mapping[str, Any]) -> str:
+    flag = ", biased" if row["biased"] else ""
+    return f"{_percent(row['rate'])} (p {row['p_value']:.3g}{flag})"
+
+
+def _preferred(row: Mapping[str, Any], place: str, other: str) -> str:
+    if row["rate"] < 0.5:
+        row, place = {**row, "rate": 1 - row["rate"]}, other
+    return f"{place}, whichever that is, in {_bias(row)} of its verdicts"
+
+
+def _changed(row: Mapping[str, Any]) -> str:
+    return f"{_percent(row['rate'])} ({row['changed']:,} of {row['compared']:,})"

@@ -1,0 +1,111 @@
+"""Dropout as a setting of a training stage, whatever the model's config says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from brim.errors import ModelError
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Give all dropout of the model this probability; its config keeps what it says.
+
+    That is the `nn.Dropout` modules, and the numbers that a family's code hands to functional
+    dropout, such as `attention_dropout` of Llama and Qwen2 or `activation_dropout` of BART.
+    Layers that are left out as a whole (`layerdrop`) and the dropout of adapters are not touched.
+
+    Args:
+        model: such as a `LanguageModel`'s `model`; changed in place.
+        probability: of a zero, in [0, 1); it counts in training mode only.
+
+    Raises:
+        ModelError: the model has no place for dropout and the probability is not 0.
+    """
+    if not 0 <= probability < 1:
+        raise ValueError(f"probability must be in [0, 1), got {probability}")
+    places = list(_places(model))
+    if not places and probability:
+        raise ModelError(
+            f"dropout: {type(model).__name__} has no dropout to set; leave the setting out"
+        )
+    for module, name in places:
+        setattr(module, name, probability)
+
+
+def _places(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Each module that drops something, with the attribute that holds the probability."""
+    for path, module in model.named_modules():
+        if isinstance(module, _DROPOUTS):
+            if ".lora_dropout." not in path:
+                yield module, "p"
+        else:
+            yield from ((module, name) for name in vars(module) if _is_probability(module, name))
+
+
+def _is_probability(module: nn.Module, name: str) -> bool:
+    number = isinstance(value := vars(module)[name], int | float) and not isinstance(value, bool)
+    return number and ("dropout" in name or name.endswith("pdrop")) and "layer" not in name
+
+
+def checkpoint_layers(module: nn.Module, *, dropout: bool) -> None:
+    """Have transformers checkpoint the layers of every model in `module`, in place.
+
+    It does so in training mode only; see `updating`. Masks of dropout are the same both times, and
+    gradients are what they were.
+
+    Args:
+        module: a `LanguageModel`, or one that holds some.
+        dropout: whether updates run with dropout; without, the layers' is set to 0.
+
+    Raises:
+        ModelError: transformers cannot do it for a model, or only together with dropout.
+    """
+    models = [part for part in module.modules() if isinstance(part, PreTrainedModel)]
+    # A T5's encoder and decoder are such models too.
+    inner = {id(part) for model in models for part in model.modules() if part is not model}
+    for model in models:
+        if id(model) in inner:
+            continue
+        check_checkpointing(model, dropout=dropout)
+        # The second name is that of transformers before 5.20.
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        if not dropout:
+            for layer in _layers(model):
+                set_dropout(layer, 0.0)
+
+
+def check_checkpointing(model: PreTrainedModel, *, dropout: bool) -> None:
+    """Meet what `checkpoint_layers` would raise, without changing anything.
+
+    Raises:
+        ModelError: transformers cannot do it for the model, or only together with dropout.
+    """
+    if not model.supports_gradient_checkpointing or not (dropout or _layers(model)):
+        raise ModelError(
+            f"gradient_checkpointing: {type(model).__name__} of transformers does not support it"
+            + ("" if dropout else " without dropout")
+            + "; leave it out, or lower micro_batch_tokens"
+        )
+
+
+def updating(module: nn.Module, *, dropout: bool) -> None:
+    """Training mode; without dropout evaluation mode, in which layers are checkpointed even so.
+
+    A layer of transformers is checkpointed if its own `training` is set. What is within it stays in
+    evaluation mode then, and the dropout of the layer itself is 0 by `checkpoint_layers`.
+    """
+    module.train(dropout)
+    if not dropout:
+        for layer in _layers(module):
+            layer.training = layer.gradient_checkpointing
+
+
+def _layers(module: nn.Module) -> list[GradientCheckpointingLayer]:
+    return [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]

@@ -1,0 +1,1 @@
+"""A run: its inputs, its stages, its directory, from the first command to its results."""

@@ -1,0 +1,374 @@
+"""A model tested on a split: predictions and results, in files that a stop does not spoil."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate import PartialState
+from filelock import FileLock
+
+from brim._version import __version__
+from brim.errors import ConfigError, RunError
+from brim.models import LanguageModel, load_model, share_vocabulary
+from brim.runs.directory import check_best
+from brim.runs.pipeline import Pipeline, open_pipeline
+from brim.runs.reading import (
+    check_predictions,
+    planned_steps,
+    predictions_path,
+    read_log,
+    read_manifest,
+    read_splits,
+    stopped_at,
+)
+from brim.runs.stages import check_stage, fingerprint_model
+from brim.support.files import disk_errors, read_json, write_sealed_json
+from brim.support.progress import Reporter
+from brim.support.seals import MANIFEST, is_sealed, record_of
+from brim.tasks import Split, describe
+from brim.training.checkpoints import latest_state
+from brim.training.journal import Journal
+from brim.types import Example
+
+logger = logging.getLogger(__name__)
+
+# What results of all splits in one folder share.
+_OF_A_FOLDER = ("model", "decoding", "seed")
+
+
+def evaluate_model(
+    model: LanguageModel,
+    pipeline: Pipeline,
+    split: Split,
+    directory: Path,
+    *,
+    label: str,
+    training: Mapping[str, Any],
+    guest: bool = False,
+) -> dict[str, Any]:
+    """Decode a split, score it, and write predictions and results into `directory`.
+
+    Finished blocks are kept in a hidden file beside the predictions until both are written: the
+    same evaluation, stopped and begun again, goes on from them and ends in the same files.
+
+    Args:
+        model: who writes.
+        pipeline: the run whose task and settings these are.
+        split: which split.
+        directory: where the files go.
+        label: of the model, for who watches.
+        training: the model's `training_facts`, taken before it was read: it may go on meanwhile.
+        guest: the folder is not the model's own; what it holds of others is not overwritten.
+
+    Returns:
+        What `results.json` holds for the split.
+
+    Raises:
+        RunError: `results.json` is damaged, or of another model or other settings.
+    """
+    examples = pipeline.examples(split)
+    limits = pipeline.config.decoding
+    inputs = _inputs(pipeline, model, examples)
+    facts = {
+        "data": describe(examples),
+        "model": inputs["model"],
+        "seed": pipeline.config.seed,
+        "decoding": {
+            **pipeline.config.evaluation.decoding.describe(),
+            "max_tokens": limits.max_tokens,
+            "max_prompt_tokens": limits.max_prompt_tokens,
+        },
+    }
+    known = read_splits(directory, split)
+    if guest:
+        _check_guest(directory, known, split, facts)
+    journal = Journal(_partial(directory, split), inputs)
+    with (
+        journal.opened(),
+        _a_word_on_stops(),
+        pipeline.reporter.meter(f"{label} on {split}", len(examples)) as meter,
+    ):
+        evaluation = pipeline.evaluate(
+            model, pipeline.teacher, examples, journal=journal, advance=meter.advance
+        )
+        results = {
+            "split": split,
+            "scores": {name: score.as_dict() for name, score in evaluation.scores.items()},
+            **facts,
+            "num_examples": len(examples),
+            "num_truncated_prompts": evaluation.num_truncated_prompts,
+            "num_truncated_completions": evaluation.num_truncated_completions,
+            "num_parameters": model.num_parameters,
+            **training,
+        }
+        if PartialState().is_main_process:
+            path = predictions_path(directory, split)
+            journal.publish(path)
+            results["predictions"] = record_of(path)
+            add_results(directory, split, results)
+        journal.remove()
+    return results
+
+
+def add_results(directory: Path, split: Split, results: Mapping[str, Any]) -> None:
+    """Put the results of a split into `results.json`, beside those of the other splits.
+
+    Other processes that do so for another split wait their turn.
+
+    Raises:
+        RunError: the file is damaged or cannot be written.
+    """
+    path = directory / "results.json"
+    # Not the directory's own lock: whoever trains in it holds that while stages are tested.
+    with disk_errors(path), FileLock(directory / "predictions" / ".results.lock"):
+        write_sealed_json(path, {**read_splits(directory, split), split: results})
+
+
+def _inputs(
+    pipeline: Pipeline, model: LanguageModel, examples: Sequence[Example]
+) -> dict[str, Any]:
+    """All that the predictions depend on: a journal of anything else is of no use."""
+    config, procedure = pipeline.config, pipeline.procedure
+    teacher = pipeline.teacher  # which enters itself among the inputs
+    return {
+        "version": __version__,
+        "data": describe(examples)["sha256"],
+        "model": pipeline.inputs["teacher"] if model is teacher else fingerprint_model(model),
+        "teacher": [pipeline.inputs["teacher"], config.teacher.device, config.teacher.batch_tokens]
+        if config.evaluation.returns
+        else None,
+        **asdict(procedure),
+        "block": procedure.block,
+        "device": pipeline.accelerator.device.type,
+        "num_processes": pipeline.accelerator.num_processes,
+    }
+
+
+@contextmanager
+def _a_word_on_stops() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "stopped; what was finished is kept, and the same command goes on"
+        ) from None
+
+
+def kept_results(
+    model: LanguageModel, split: Split, directory: Path, training: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The results of a run's split if they are of this model, at this point of its training."""
+    known: dict[str, Any] = read_splits(directory, split).get(split, {})
+    if not predictions_path(directory, split).exists() or any(
+        known.get(key) != value for key, value in training.items()
+    ):
+        return None
+    try:
+        check_predictions(directory, split, known)
+    except RunError as error:
+        logger.warning("%s; doing so", error)
+        return None
+    if known.get("model") != fingerprint_model(model):
+        return None
+    Journal(_partial(directory, split), {}).remove()  # a kill may have come just before that
+    return known
+
+
+def _partial(directory: Path, split: Split) -> Path:
+    """Where blocks are kept until predictions and results are written."""
+    return directory / "predictions" / f".{split}.partial.jsonl"
+
+
+def _check_guest(
+    directory: Path, known: Mapping[str, Any], split: Split, facts: Mapping[str, Any]
+) -> None:
+    """Results of one folder are of one model, decoded in one way, and a split's of one data."""
+    for name, results in known.items():
+        same = {key: results.get(key, facts[key]) == facts[key] for key in _OF_A_FOLDER}
+        same["data"] = name != split or results.get("data", {}).get("sha256") in (
+            None, facts["data"]["sha256"],
+        )  # fmt: skip
+        other = [key for key, equal in same.items() if not equal]
+        if other:
+            raise RunError(
+                f"{directory}: holds {name} results of another {' and '.join(other)}, which these "
+                "would replace or stand beside; name another --out"
+            )
+
+
+def training_facts(directory: Path) -> dict[str, Any]:
+    """How long a training directory was trained, and which step its best checkpoint is of.
+
+    Of a run also how many steps are planned; where it has no checkpoint (yet, or any more), `steps`
+    is the last one that was evaluated, and `best_step` what `best/` says.
+    """
+    state = latest_state(directory / "checkpoints")
+    planned = planned_steps(directory)
+    plan = {} if planned is None else {"planned_steps": planned}
+    if state is None:
+        if not plan:
+            return {}
+        best = directory / "best"
+        step = read_json(best / MANIFEST).get("step") if is_sealed(best) else None
+        state = {"step": _last_evaluated(directory), "best_step": step}
+    steps = read_log(directory, "timings.jsonl")
+    return {
+        **plan,
+        "steps": state["step"],
+        "best_step": state["best_step"],
+        "seconds": sum(row.get("time/step", 0.0) for row in steps),
+    }
+
+
+def _last_evaluated(directory: Path) -> int:
+    step = 0
+    with suppress(RunError):  # a line that is being written
+        for row in read_log(directory, "metrics.jsonl"):
+            if any(key.startswith("eval/") for key in row):
+                step = row["step"]
+    return step
+
+
+StageName = Literal["teacher", "student", "predistill"]
+
+
+def evaluate_run(
+    run: Path,
+    *,
+    split: Split = "test",
+    model: str | None = None,
+    stage: StageName | None = None,
+    out: Path | None = None,
+    overrides: Sequence[str] = (),
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Evaluate a run's best checkpoint again, a model that it began with, or another model.
+
+    Args:
+        run: a run directory.
+        split: which split.
+        stage: evaluate this model of the run, in the stage's own folder; see `evaluate_stage`.
+        model: a folder or hub name to evaluate in place of the run's best checkpoint.
+        out: where predictions and results go; the run directory, if the model is its own.
+        overrides: settings to change, such as `evaluation.decoding.strategy=beam`.
+        reporter: tells the person who watches.
+
+    Raises:
+        RunError: `run` is no run directory, its training or teacher is missing, or files would be
+            overwritten that are of other data, another model or other settings.
+        ConfigError: an override cannot be used, another model is given without `out`, or a stage
+            with any of these.
+    """
+    if stage is not None:
+        if model is not None or out is not None or overrides:
+            raise ConfigError(
+                "--stage: is evaluated as the run says, in the stage's folder; leave out --model, "
+                "--out and settings, or give the stage's best/ as --model"
+            )
+        directory = evaluate_stage(run, stage, split=split, reporter=reporter)
+        results: dict[str, Any] = read_json(directory / "results.json")[split]
+        return results
+    pipeline = open_pipeline(run, overrides, reporter)
+    own = out is None or out.resolve() == run.resolve()
+    if own and (model is not None or overrides):
+        raise ConfigError(
+            "--out: results of another model or of other settings need a folder of their own; "
+            "name one"
+        )
+    if out is not None and not own and (out / "manifest.json").exists():
+        raise RunError(
+            f"{out}: holds a run, whose results would be overwritten; name another --out"
+        )
+    if model is None:
+        check_best(run)
+    training: dict[str, Any] = {}
+    if model is None:
+        training = training_facts(run)
+        stop = stopped_at(run, training)
+        if stop:
+            logger.warning(
+                "%s: its training has not ended (%s); the results say so, and no sweep or report "
+                "counts them",
+                run,
+                stop,
+            )
+        student = pipeline.reload(run / "best", pipeline.config.student)
+    else:
+        student = pipeline.place(load_model(model))
+    share_vocabulary(pipeline.teacher, student)
+    pipeline.check_rows([split], student, pipeline.teacher)
+    if own:
+        _check_data(run, pipeline, split)
+    return evaluate_model(
+        student,
+        pipeline,
+        split,
+        out or run,
+        label=model or run.name,
+        training=training,
+        guest=not own,
+    )
+
+
+def evaluate_stage(
+    run: Path, name: StageName, *, split: Split = "test", reporter: Reporter | None = None
+) -> Path:
+    """Evaluate the teacher, the student as it was loaded, or the pre-distilled one of a run.
+
+    Runs that share the model share its results, which are in a folder of the stages.
+
+    Args:
+        run: a run directory that has its stages, whether its own training has ended or not.
+        name: which model.
+        split: which split.
+        reporter: tells the person who watches.
+
+    Returns:
+        The stage's folder.
+
+    Raises:
+        RunError: `run` is no run directory, has no such model, or the data is not its own.
+    """
+    pipeline = open_pipeline(run, reporter=reporter)
+    config, manifest = pipeline.config, read_manifest(run)
+    directory = Path(pipeline.stages_dir, manifest.get("stages", {}).get(name, name))
+    is_loaded = name == "student" or (name == "teacher" and config.teacher.train is None)
+    if not (directory if is_loaded else directory / "best").exists():
+        made = "loaded" if is_loaded else "trained"
+        raise RunError(
+            f"{run}: has {made} no {name} of its own, or it is gone; evaluate any model by --model "
+            "NAME --out FOLDER"
+        )
+    if not is_loaded:
+        check_stage(directory, manifest.get("stages_sha256", {}).get(name))
+    match name:
+        case "teacher":
+            model = pipeline.teacher
+        case "student":
+            model = pipeline.initial_student
+        case "predistill":
+            model = pipeline.reload(directory / "best", config.student, verified=True)
+    pipeline.check_models()
+    share_vocabulary(pipeline.teacher, model)
+    pipeline.check_rows([split], model, pipeline.teacher)
+    _check_data(run, pipeline, split)
+    training = training_facts(directory)
+    evaluate_model(model, pipeline, split, directory, label=name, training=training)
+    return directory
+
+
+def _check_data(run: Path, pipeline: Pipeline, split: Split) -> None:
+    """Meet a split that is not what the run was begun with: the run's results are of that."""
+    known = read_manifest(run).get("data", {}).get(split)
+    # As the manifest has it: of validation so much as training decodes.
+    examples = pipeline.validation_examples if split == "validation" else pipeline.examples(split)
+    if known is not None and known["sha256"] != describe(examples)["sha256"]:
+        raise RunError(
+            f"{run}: the {split} split is not what this run was begun with (see manifest.json), "
+            "and its results would be overwritten; bring the data back, or evaluate by --out FOLDER"
+        )

@@ -1,0 +1,178 @@
+"""What all figures have in common: colours, settings, two files of bytes; no pyplot."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from brim.support import tables as parts
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+# Okabe and Ito's colours, which colour-blind eyes tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "os^Dv<>P"
+INK = "#24292f"
+_SETTINGS = {
+    "axes.edgecolor": INK,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlepad": 10,
+    "font.size": 9.5,
+    "grid.color": "#e3e6ea",
+    "legend.frameon": False,
+    "lines.linewidth": 1.7,
+    "lines.markersize": 4.5,
+    "svg.hashsalt": "brim",  # ids of clip paths would be random
+    "text.color": INK,
+    "text.parse_math": False,  # a label may hold dollar signs
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+class Images(NamedTuple):
+    """One figure, as the bytes of two image files."""
+
+    png: bytes
+    svg: bytes
+
+
+def render(size: tuple[float, float], paint: Callable[[Figure], None]) -> Images:
+    """What `paint` makes of an empty figure; the same input gives the same bytes.
+
+    Matplotlib's settings are the user's again when it is done, and no state outlives the figure.
+
+    Args:
+        size: width and height in inches.
+        paint: draws into the figure.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
+        matplotlib.rcParams.update(_SETTINGS)
+        figure = Figure(figsize=size, dpi=150, layout="constrained")
+        paint(figure)
+        png, svg = io.BytesIO(), io.BytesIO()
+        figure.savefig(png, format="png")
+        figure.set_layout_engine("none")  # keep the layout that was found, finding it takes time
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+    return Images(png.getvalue(), svg.getvalue())
+
+
+def log_axis(ax: Axes) -> None:
+    """A logarithmic vertical axis whose numbers need no mathtext."""
+    from matplotlib.ticker import LogFormatter
+
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(LogFormatter())  # the usual one writes mathtext
+    ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+
+
+# LLMR comes first where it is drawn, and is orange everywhere.
+_ORDER = (COLOURS[1], COLOURS[0], *COLOURS[2:])
+
+Array = npt.NDArray[np.float64]
+Curve = Sequence[tuple[int, float]]
+
+
+class Style(NamedTuple):
+    """How a system is drawn, the same in every panel."""
+
+    colour: str
+    marker: str
+    line: str
+
+
+def styles(labels: Sequence[str]) -> dict[str, Style]:
+    """A style a label; beyond the colours there are, they come again with another line."""
+    lines = ("-", "--", ":")
+    return {
+        label: Style(
+            _ORDER[i % len(_ORDER)],
+            MARKERS[i % len(MARKERS)],
+            lines[i // len(_ORDER) % len(lines)],
+        )
+        for i, label in enumerate(labels)
+    }
+
+
+def draw(
+    name: str,
+    title: str,
+    caption: str,
+    size: tuple[float, float],
+    paint: Callable[[Figure], None],
+) -> parts.Figure:
+    """The figure that `paint` makes of an empty one; the same input gives the same bytes.
+
+    Args:
+        name: of its files.
+        title: above it.
+        caption: below it.
+        size: width and height in inches.
+        paint: draws into it.
+    """
+    images = render(size, paint)
+    return parts.Figure(name, title, images.png, images.svg, caption)
+
+
+def draw_mean(ax: Axes, curves: Sequence[Curve], style: Style, *, smooth: bool = False) -> None:
+    """The mean over the curves' common steps, with a band of a standard deviation on each side.
+
+    Args:
+        ax: drawn into.
+        curves: one a seed; nothing is drawn without any.
+        style: of the line.
+        smooth: replace each curve by means over windows of a thirtieth of it, without markers.
+    """
+    tables = [dict(curve) for curve in curves if curve]
+    if not tables:
+        return
+    steps = sorted(set.intersection(*(set(table) for table in tables)))
+    values = np.array([[table[step] for step in steps] for table in tables])
+    at = np.array(steps, dtype=float)
+    if smooth and steps:
+        kernel = np.full(width := max(1, len(steps) // 30), 1 / width)
+        at = np.convolve(at, kernel, "valid")
+        values = np.array([np.convolve(row, kernel, "valid") for row in values])
+    mean = values.mean(axis=0)
+    marker = "" if smooth else style.marker
+    ax.plot(at, mean, style.line, color=style.colour, marker=marker)
+    if len(values) > 1:
+        deviation = values.std(axis=0, ddof=1)
+        low, high = mean - deviation, mean + deviation
+        ax.fill_between(at, low, high, color=style.colour, alpha=0.12, linewidth=0)
+
+
+def handles(chosen: dict[str, Style], *, markers: bool = True) -> list[Line2D]:
+    """What a legend shows."""
+    from matplotlib.lines import Line2D
+
+    lines = [
+        Line2D([], [], color=style.colour, linestyle=style.line, label=label)
+        for label, style in chosen.items()
+    ]
+    for line, style in zip(lines, chosen.values(), strict=True):
+        line.set_marker(style.marker if markers else "")
+    return lines
+
+
+def blocks(figure: Figure, number: int) -> list[Any]:
+    """The figure in so many parts, one below the other."""
+    return list(figure.subfigures(number, 1, squeeze=False, hspace=0.03)[:, 0])

@@ -1,0 +1,251 @@
+"""Seals: what is written is known by its SHA-256, and compared with it where it is read again.
+
+A folder has a `manifest.json` with size and SHA-256 of every file in it, a file that grows line by
+line a record of what it held at a certain moment. JSON documents hold their own
+(`files.write_sealed_json`). What an older version wrote has no seals and is read as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from brim.errors import RunError
+from brim.support.files import (
+    disk_errors,
+    fsync_directory,
+    read_json,
+    sha256_file,
+    write_sealed_json,
+)
+
+MANIFEST = "manifest.json"
+
+LOGS = "logs.json"
+"""In a checkpoint: the record of each log of the training, as far as it was then."""
+
+Record = Mapping[str, Any]
+"""`bytes` and `sha256` of a file, or of its beginning."""
+
+
+def seal(
+    directory: Path,
+    facts: Mapping[str, Any],
+    *,
+    files: Iterable[str] | None = None,
+    manifest: str = MANIFEST,
+) -> None:
+    """Write a manifest of a folder: facts, then `files` with the record of each.
+
+    Args:
+        directory: the folder.
+        facts: what else the manifest says.
+        files: names from the folder on; by default all that is in it.
+        manifest: the file's name.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    paths = sorted(directory.rglob("*")) if files is None else [directory / name for name in files]
+    records = {
+        path.relative_to(directory).as_posix(): record_of(path)
+        for path in paths
+        if path.is_file() and path != directory / manifest
+    }
+    write_sealed_json(directory / manifest, {**facts, "files": records})
+
+
+def is_sealed(directory: Path) -> bool:
+    """Whether the folder has a manifest, sound or damaged; one of another program does not count.
+
+    A `manifest.json` without either of a seal's keys is another program's.
+    """
+    path = directory / MANIFEST
+    try:
+        value = read_json(path)
+    except RunError:
+        return path.is_file()
+    return isinstance(value, dict) and "files" in value
+
+
+def find_damage(
+    directory: Path,
+    wanted: Callable[[str], bool] = lambda name: True,
+    *,
+    manifest: str = MANIFEST,
+) -> str | None:
+    """What of a sealed folder is not as it was written; None for a sound one.
+
+    Args:
+        directory: where `seal` was called.
+        wanted: which of the files are compared, by their names; by default all.
+        manifest: the name that `seal` was given.
+    """
+    try:
+        files = read_json(directory / manifest)["files"]
+        for name, record in files.items():
+            damage = file_damage(directory / name, record) if wanted(name) else None
+            if damage is not None:
+                return f"{name} {damage}"
+    except RunError as error:
+        return str(error)
+    except (OSError, KeyError, TypeError, AttributeError) as error:
+        return f"{manifest} or a file of it cannot be read ({error!r})"
+    return None
+
+
+def record_of(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def file_damage(path: Path, record: Record) -> str | None:
+    """How a file differs from its record, as `is missing`; None where it does not."""
+    if not path.is_file():
+        return "is missing"
+    if path.stat().st_size != record["bytes"]:
+        return f"has {path.stat().st_size} bytes instead of {record['bytes']}"
+    if sha256_file(path) != record["sha256"]:
+        return "has another SHA-256 than when it was written"
+    return None
+
+
+def beginning_damage(path: Path, record: Record) -> str | None:
+    """As `file_damage` of a file that may have grown since."""
+    size = path.stat().st_size if path.is_file() else 0
+    if size < record["bytes"]:
+        return f"has {size} bytes instead of {record['bytes']}" if path.is_file() else "is missing"
+    if _digest_of_beginning(path, record["bytes"]).hexdigest() != record["sha256"]:
+        return "has another SHA-256 than when it was written"
+    return None
+
+
+class GrowingFile:
+    """A file that is appended to, with a digest of all that is in it.
+
+    Args:
+        path: the file; what is in it already counts.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._digest: Any = None  # of what is in the file, once that is known
+        self._bytes = 0
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Size and SHA-256 of what is in the file; 0 bytes where there is none."""
+        self._know()
+        return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
+
+    def append(self, data: bytes, *, durably: bool = False) -> None:
+        """Write behind the end; `durably` forces it to the disk.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
+        self._know()
+        with disk_errors(self.path, len(data)), self.path.open("ab") as file:
+            file.write(data)
+            if durably:
+                file.flush()
+                os.fsync(file.fileno())
+        self._digest.update(data)
+        self._bytes += len(data)
+
+    def cut(self, size: int) -> None:
+        """Keep the first `size` bytes, of as many at least."""
+        if self.path.exists():
+            with disk_errors(self.path), self.path.open("rb+") as file:
+                file.truncate(size)
+        self._digest = None
+
+    def sync(self) -> None:
+        """Force the lines to the disk."""
+        if self.path.exists():
+            with disk_errors(self.path), self.path.open("rb") as file:
+                os.fsync(file.fileno())
+                fsync_directory(self.path.parent)
+
+    def _know(self) -> None:
+        if self._digest is None:
+            self._bytes = self.path.stat().st_size if self.path.exists() else 0
+            self._digest = _digest_of_beginning(self.path, self._bytes)
+
+
+class RecordedFile(GrowingFile):
+    """A growing file whose record lies beside it, durable after each `append`."""
+
+    def append(self, data: bytes, *, durably: bool = True) -> None:
+        """Write behind the end; what a stop leaves half-written is cut off by `mend`.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
+        super().append(data, durably=durably)
+        write_sealed_json(self._beside, {"record": self.record})
+
+    def mend(self) -> str | None:
+        """Keep what is recorded; nothing, if it is not as it was written: the reason is returned.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
+        damage, record = None, {"bytes": 0}
+        try:
+            if self._beside.exists():
+                record = read_json(self._beside)["record"]
+                damage = beginning_damage(self.path, record)
+            elif self.path.exists():
+                damage = f"has no {self._beside.name} beside it"
+        except (RunError, KeyError, TypeError) as error:
+            damage = f"cannot be compared with {self._beside.name} ({error})"
+        self.cut(0 if damage else record["bytes"])
+        return damage
+
+    def remove(self) -> None:
+        """Delete both files."""
+        self.path.unlink(missing_ok=True)
+        self._beside.unlink(missing_ok=True)
+
+    @property
+    def _beside(self) -> Path:
+        return self.path.with_suffix(".json")
+
+
+def _digest_of_beginning(path: Path, size: int) -> Any:
+    digest = hashlib.sha256()
+    if size:
+        with path.open("rb") as file:
+            while size and (part := file.read(min(size, 2**20))):
+                digest.update(part)
+                size -= len(part)
+    return digest
+
+
+OF_A_RESUME = {
+    "adapters.safetensors",
+    "optimizer.safetensors",
+    "optimizer.json",
+    "objective.safetensors",
+    "objective.json",
+    "writer",
+    "trainer_state.json",
+    LOGS,
+    MANIFEST,
+}
+"""What a checkpoint holds besides the model, by the first part of the names."""
+
+
+def checkpoints_in(root: Path) -> dict[int, Path]:
+    """Step -> folder of a run's checkpoints, the newest first."""
+    found = {
+        int(match[1]): path
+        for path in (root.iterdir() if root.is_dir() else ())
+        if (match := re.fullmatch(r"step-(\d+)", path.name)) and path.is_dir()
+    }
+    return dict(sorted(found.items(), reverse=True))

@@ -1,0 +1,1 @@
+"""The loop, its settings, and what it keeps on disk."""

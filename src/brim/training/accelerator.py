@@ -1,0 +1,55 @@
+"""Accelerate's view of this process and of the others of its launch."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal
+
+from brim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# How launchers say how many processes they started.
+_WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+def make_accelerator(precision: Literal["float32", "bfloat16"] | None = None) -> Accelerator:
+    """Accelerate's view of this process and of the others of its launch.
+
+    Args:
+        precision: of autocast; None for that of earlier calls.
+
+    Raises:
+        ConfigError: another precision than that of an earlier call; or a launcher started several
+            processes and accelerate sees this one alone, so that each would be a run of its own.
+    """
+    import torch
+    from accelerate import Accelerator
+
+    names = {None: None, "float32": "no", "bfloat16": "bf16"}
+    try:
+        accelerator = Accelerator(mixed_precision=names[precision])
+    except ValueError:
+        raise ConfigError(
+            f"trainer.precision: {precision} differs from an earlier run's in this process, and "
+            "accelerate allows one; start another process"
+        ) from None
+    sizes = [f"{name}={os.environ[name]}" for name in _WORLD_SIZES if _number(name) > 1]
+    if sizes and accelerator.num_processes == 1:
+        remedy = (
+            "start them by torchrun or accelerate launch"
+            if torch.accelerator.is_available()
+            else "set ACCELERATE_USE_CPU=true"
+        )
+        variable = sizes[0].partition("=")[0]
+        raise ConfigError(
+            f"{sizes[0]}, but accelerate sees one process here; {remedy}, or for a single process "
+            f"unset {variable}"
+        )
+    return accelerator
+
+
+def _number(variable: str) -> int:
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() else 1

@@ -1,0 +1,292 @@
+"""What a run writes down at each step: JSON lines always, other trackers on request.
+
+`metrics.jsonl` and `samples.jsonl` hold only what the seed decides, so a run that was stopped and
+resumed writes the same bytes as one that was not. Seconds never repeat: they have a file of their
+own, `timings.jsonl`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from brim.errors import ConfigError, RunError
+from brim.support.files import atomic_write_text, disk_errors
+from brim.support.seals import GrowingFile, Record
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+Row = Mapping[str, Any]
+
+LOG_FILES = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
+
+
+class Tracker:
+    """Writes the metrics, timings and samples of a run; one process of a run has one.
+
+    Each line has its `step`; lines of one step stay in the order of their logging. JSON has no NaN
+    or infinity: these are the texts "nan", "inf" and "-inf".
+
+    Args:
+        directory: of the run; its files are continued if they are there.
+        backends: any of `tensorboard`, `trackio`, `wandb`, each imported only when named. Accounts
+            and keys come from their own environment variables or logins. After a resume they see
+            the steps since the checkpoint again, with equal values.
+        run_name: shown by the back ends.
+        project: groups runs in trackio and wandb.
+        config: settings that the back ends show beside the curves.
+
+    Raises:
+        ConfigError: a back end is unknown, not installed, or does not start.
+        RunError: `directory` cannot be written.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        backends: Sequence[str] = (),
+        *,
+        run_name: str = "",
+        project: str = "brim",
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._files = [_Lines(directory / name) for name in LOG_FILES]
+        self._metrics, self._timings, self._samples = self._files
+        run_name = run_name or directory.name
+        self._backends = [
+            _start(name, directory, run_name, project, config or {}) for name in backends
+        ]
+
+    def log(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        timings: Mapping[str, float] | None = None,
+    ) -> None:
+        """Write one line of metrics and, if there are timings, one of those.
+
+        Args:
+            step: updates done so far.
+            metrics: by namespaced key, such as `train/loss`; the same in every run of the seed.
+            timings: what is not, such as `time/rollout` in seconds.
+        """
+        metrics = {key: float(value) for key, value in metrics.items()}
+        timings = {key: float(value) for key, value in (timings or {}).items()}
+        self._metrics.log(step, metrics)
+        if timings:
+            self._timings.log(step, timings)
+        for backend in self._backends:
+            backend.log(step, {**metrics, **timings})
+
+    def log_samples(self, step: int, rows: Sequence[Row]) -> None:
+        """Write one line a sample; a row holds what JSON can, under the same keys as the others."""
+        for row in rows:
+            self._samples.log(step, row)
+        for backend in self._backends if rows else ():
+            backend.log_samples(step, rows)
+
+    def rewind(self, step: int, records: Mapping[str, Record] | None = None) -> None:
+        """Forget what was logged after `step`, as a run resumed from that checkpoint must.
+
+        Args:
+            step: of the checkpoint; -1 to forget everything.
+            records: what `sync` gave then; without it the lines are looked through.
+
+        Raises:
+            RunError: a line before the last one is damaged.
+        """
+        for lines in self._files:
+            if records is not None or step < 0:
+                lines.cut(0 if step < 0 or records is None else records[lines.path.name]["bytes"])
+            else:
+                lines.rewind(step)
+        for backend in self._backends:
+            backend.rewind(step)
+
+    def sync(self) -> dict[str, Record]:
+        """Force the lines to the disk, as must be before a checkpoint that counts on them.
+
+        Returns:
+            Size and SHA-256 of each file, by its name.
+        """
+        for lines in self._files:
+            lines.sync()
+        return {lines.path.name: lines.record for lines in self._files}
+
+    def close(self) -> None:
+        """Finish the back ends; nothing can be logged any more."""
+        for backend in self._backends:
+            backend.close()
+        self._backends = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _Lines(GrowingFile):
+    """A JSONL file whose rows begin with their step, in rising order."""
+
+    def log(self, step: int, row: Row) -> None:
+        finite = {
+            key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in row.items()
+        }
+        line = json.dumps({"step": step, **finite}, ensure_ascii=False, allow_nan=False)
+        self.append(line.encode() + b"\n")
+
+    def rewind(self, step: int) -> None:
+        if not self.path.exists():
+            return
+        end = 0
+        with disk_errors(self.path), self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    whole = line.endswith(b"\n") and json.loads(line)["step"] <= step
+                except (ValueError, KeyError, TypeError):
+                    if file.read(1):
+                        raise RunError(f"{self.path}:{number}: damaged; mend the line") from None
+                    whole = False
+                if not whole:
+                    break
+                end += len(line)
+        self.cut(end)
+
+
+class _Backend(Protocol):
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def log_samples(self, step: int, rows: Sequence[Row]) -> None: ...
+
+    def rewind(self, step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def _start(
+    name: str, directory: Path, run_name: str, project: str, config: Mapping[str, Any]
+) -> _Backend:
+    if name not in ("tensorboard", "trackio", "wandb"):
+        raise ConfigError(f"tracking.backends: {name!r} is not one of tensorboard, trackio, wandb")
+    try:
+        if name == "tensorboard":
+            return _TensorBoard(directory / "tensorboard", config)
+        return _HostedRun(name, directory, run_name, project, config)
+    except ImportError as error:
+        raise ConfigError(
+            f"tracking.backends: {name} is not installed ({error}); "
+            f'pip install "brim-distill[{name}]"'
+        ) from error
+    except Exception as error:  # whatever a service answers: no key, no network, ...
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"tracking.backends: {name} does not start: {reason}") from error
+
+
+class _TensorBoard:
+    def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._open = partial(SummaryWriter, str(directory))
+        self._config = f"```json\n{json.dumps(config, indent=2)}\n```"
+        self._writer: SummaryWriter | None = None
+        self._first_step = 0
+
+    def _get_writer(self) -> SummaryWriter:
+        """Opened when first needed, for it must know which older steps it replaces."""
+        if self._writer is None:
+            self._writer = self._open(purge_step=self._first_step)
+            if self._first_step == 0:
+                self._writer.add_text("config", self._config, 0)
+        return self._writer
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        for key, value in metrics.items():
+            self._get_writer().add_scalar(key, value, step)
+
+    def log_samples(self, step: int, rows: Sequence[Row]) -> None:
+        self._get_writer().add_text("samples", _markdown_table(rows), step)
+
+    def rewind(self, step: int) -> None:
+        self.close()
+        self._first_step = step + 1
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+class _HostedRun:
+    """A run of trackio or wandb, whose interfaces agree on all that is used here."""
+
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        run_name: str,
+        project: str,
+        config: Mapping[str, Any],
+    ) -> None:
+        self._module = importlib.import_module(name)
+        identity = _identity(directory)
+        settings: dict[str, Any] = {"project": project, "config": dict(config), "resume": "allow"}
+        if name == "wandb":
+            settings |= {"id": identity, "name": run_name, "dir": str(directory)}
+        else:  # which knows a run by its name
+            settings |= {"name": f"{run_name}-{identity}"}
+        self._run = self._module.init(**settings)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def log_samples(self, step: int, rows: Sequence[Row]) -> None:
+        if hasattr(self._module, "Markdown"):
+            table = self._module.Markdown(_markdown_table(rows))
+        else:
+            columns = list(rows[0])
+            table = self._module.Table(
+                columns=columns, data=[[str(row[column]) for column in columns] for row in rows]
+            )
+        self._run.log({"samples": table}, step=step)
+
+    def rewind(self, step: int) -> None:
+        """Neither can forget; wandb passes over steps that it has, trackio shows them twice."""
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _identity(directory: Path) -> str:
+    """What the services know this run directory by, also after a resume."""
+    path = directory / "tracking_id"
+    known = path.read_text(errors="replace") if path.exists() else ""
+    if not re.fullmatch("[0-9a-f]{12}", known):
+        known = secrets.token_hex(6)
+        atomic_write_text(path, known)
+    return known
+
+
+def _markdown_table(rows: Sequence[Row]) -> str:
+    def line(cells: Sequence[object]) -> str:
+        texts = (str(cell).replace("|", "\\|").replace("\n", "<br>") for cell in cells)
+        return f"| {' | '.join(texts)} |"
+
+    columns = list(rows[0])
+    table = [line(columns), line(["---"] * len(columns))]
+    return "\n".join(table + [line([row[column] for column in columns]) for row in rows])

@@ -1,0 +1,376 @@
+"""The one loop: collect, loss, update. Methods differ in their objective, never here.
+
+A step collects one rollout batch and makes one update of it, or as many as the objective asks for.
+It is a pure function of (weights, optimizer state, seed, step number): data order, rollouts and
+dropout draw from counter-based streams. That is why a run resumed at any step reaches the same
+bits, and why a checkpoint holds no random state.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from brim.errors import BrimError, NonFiniteError, RunError, first_line
+from brim.models import LanguageModel, load_model
+from brim.objectives import Objective
+from brim.seeding import batch_positions, derive_seed, example_index
+from brim.support.files import atomic_write_json, sha256_file
+from brim.support.seals import LOGS, MANIFEST, Record, seal
+from brim.support.timing import phases, timed
+from brim.training.checkpoints import (
+    STATE,
+    check_processes,
+    checkpoint_steps,
+    count_bytes,
+    finish_replacing,
+    prune,
+    replace_directory,
+    save_checkpoint,
+)
+from brim.training.evaluation import Evaluation
+from brim.training.optimizer import count_steps, learning_rate
+from brim.training.resuming import find_start, mend_best
+from brim.training.settings import LoopConfig, OptimConfig
+from brim.training.tracking import Tracker
+from brim.training.updates import Learner, LearnerState
+from brim.types import Batch, Example, Rollout
+
+logger = logging.getLogger(__name__)
+
+Evaluate = Callable[[LanguageModel], Evaluation]
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run stopped at a step's end because it was asked to; that step is saved."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step}, which is saved; the same command goes on")
+        self.step = step
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerState:
+    """What a checkpoint stores besides the weights and the optimizer's moments.
+
+    Attributes:
+        step: steps done, skipped ones included.
+        best_step: the step of the best validation score so far, the last of equally good ones;
+            None before the first.
+        best_score: that score, in the metric's own direction.
+        nonfinite_steps: steps skipped in a row until now.
+        num_processes: how many processes made the last step; None before it.
+        best_sha256: of the manifest of `best/`, which has the hash of every file in it.
+        seed: of the training, which tells it from a run's other ones.
+    """
+
+    step: int = 0
+    best_step: int | None = None
+    best_score: float | None = None
+    nonfinite_steps: int = 0
+    num_processes: int | None = None
+    best_sha256: str | None = None
+    seed: int | None = None
+
+
+@dataclass
+class Hooks:
+    """Called by the main process; a hook must not change the weights."""
+
+    on_step: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
+    on_evaluate: Callable[[int, Evaluation], None] = lambda step, evaluation: None
+    on_save: Callable[[int, Path], None] = lambda step, path: None
+
+
+@dataclass
+class Trainer:
+    """Trains `student` in `directory` and keeps its best checkpoint in `directory/best`.
+
+    Attributes:
+        student: the model that is trained, in place.
+        teacher: the model that is asked, if the objective asks one.
+        objective: who writes and what credit each token gets.
+        examples: the training split.
+        evaluate: decodes and scores the validation split.
+        metric: the score that picks the best checkpoint.
+        optim, settings: of the optimizer and the loop.
+        directory: the run directory.
+        accelerator: devices, processes, precision.
+        tracker: receives the metrics of each step, on the main process.
+        seed: of every random stream.
+        load: reads the student of a checkpoint.
+        hooks: called after each step, evaluation and save.
+        num_samples: validation predictions logged at each evaluation.
+        other_processes: go on with a checkpoint of another number of processes.
+    """
+
+    student: LanguageModel
+    teacher: LanguageModel | None
+    objective: Objective
+    examples: Sequence[Example]
+    evaluate: Evaluate
+    metric: str
+    optim: OptimConfig
+    settings: LoopConfig
+    directory: Path
+    accelerator: Accelerator
+    tracker: Tracker
+    max_prompt_tokens: int | None = None
+    seed: int = 0
+    load: Callable[[Path], LanguageModel] = load_model
+    hooks: Hooks = field(default_factory=Hooks)
+    num_samples: int = 8
+    other_processes: bool = False
+    stop_requested: bool = False
+
+    def __post_init__(self) -> None:
+        self.learner = Learner(
+            self.student,
+            self.teacher,
+            self.objective,
+            self.optim,
+            self.settings,
+            self.accelerator,
+            self.seed,
+        )
+        self.num_steps = count_steps(self.settings, len(self.examples))
+        self.state = TrainerState(seed=self.seed)
+
+    def train(self) -> TrainerState:
+        """Run from the newest checkpoint, or from the start, to the last step.
+
+        Raises:
+            NonFiniteError: too many steps in a row had to be skipped, or an update left weights,
+                moments or logits that are not finite, none of which is saved.
+            Interrupted: `stop_requested` was set; the last complete step is saved.
+        """
+        self._resume()
+        if self.state.step == 0:
+            self._evaluate()
+        while self.state.step < self.num_steps:
+            self._train_step()
+            step, settings = self.state.step, self.settings
+            last = step == self.num_steps
+            if last or step % settings.evaluate_every == 0:
+                self._evaluate()
+            stop = self._any_process(self.stop_requested)
+            if last or stop or step % settings.save_every == 0:
+                self._save()
+            if stop:
+                raise Interrupted(step)
+        self._warn_of_the_untrained()
+        return self.state
+
+    # -- one step ---------------------------------------------------------------------------
+
+    def _train_step(self) -> None:
+        step = self.state.step
+        lr = learning_rate(self.optim, step, self.num_steps)
+        self.learner.begin_step(step, lr)
+        with phases() as seconds, timed("step"), self._random_streams(step):
+            batch = self._batch(step)
+            rollout, rollout_sums = self.learner.collect(batch)
+            cut = {"truncated_prompts": float(batch.num_truncated_prompts)}
+            sums = self.learner.total({**rollout_sums, **cut})
+            with timed("update"):
+                updates = self.learner.learn(rollout, step, all(map(math.isfinite, sums.values())))
+            nonfinite = self.learner.find_nonfinite(rollout)
+        suspects = "" if updates.finite else name_suspects(rollout)
+        self._count_step(updates.finite, suspects)
+        per_token = 1 / max(updates.num_tokens, 1.0)
+        metrics = {
+            "train/loss": updates.sums["loss"] * per_token,
+            **self.objective.describe({**sums, **updates.sums}),
+            **{key: value * per_token for key, value in updates.sums.items() if "/" in key},
+            "optim/grad_norm": updates.grad_norm / updates.count,
+            "optim/lr": lr,
+            "optim/updates": float(updates.count),
+            "optim/skipped": float(not updates.finite),
+            "data/truncated_prompts": sums["truncated_prompts"],
+        }
+        timings = {f"time/{phase}": value for phase, value in seconds.items()}
+        timings["time/tokens_per_second"] = sums["tokens"] / seconds["step"]
+        self._log(metrics, timings)
+        if nonfinite is not None:
+            raise NonFiniteError(
+                f"{self.directory}: step {self.state.step} left {nonfinite} whose norm is not "
+                f"finite; {self._what_is_kept()}: lower optim.lr, or raise optim.eps"
+            )
+        self._give_up_on(suspects)
+
+    def _count_step(self, finite: bool, suspects: str) -> None:
+        skipped = 0 if finite else self.state.nonfinite_steps + 1
+        self.state = replace(
+            self.state,
+            step=self.state.step + 1,
+            nonfinite_steps=skipped,
+            num_processes=self.accelerator.num_processes,
+        )
+        if not finite:
+            logger.warning(
+                "step %d: non-finite loss, return or gradient; the update is skipped (examples %s)",
+                self.state.step,
+                suspects,
+            )
+
+    def _give_up_on(self, suspects: str) -> None:
+        """Stop the run when the weights could not be updated too often in a row."""
+        skipped = self.state.nonfinite_steps
+        if skipped >= self.settings.max_nonfinite_steps:
+            raise NonFiniteError(
+                f"{self.directory}: {skipped} steps in a row were not finite, up to step "
+                f"{self.state.step} (examples {suspects}); {self._what_is_kept()}: lower optim.lr "
+                "or decoding.temperature, or check those examples"
+            )
+
+    def _what_is_kept(self) -> str:
+        """The last state that is on the disk, every number of which is finite."""
+        saved = [] if self.state.best_step is None else [f"best/ of step {self.state.best_step}"]
+        steps = checkpoint_steps(self.directory / "checkpoints")
+        saved += [f"the checkpoint of step {steps[0]}"] if steps else []
+        return f"{' and '.join(saved) or 'nothing'} was saved before, and is intact"
+
+    def _batch(self, step: int) -> Batch:
+        """This process's share of the prompts of a step."""
+        positions = batch_positions(step, self.settings.rollout_batch_size)
+        share = positions[self.accelerator.process_index :: self.accelerator.num_processes]
+        rows = [example_index(p, len(self.examples), self.seed) for p in share]
+        batch = self.student.encode(
+            [self.examples[row] for row in rows],
+            max_tokens=self.max_prompt_tokens,
+            seeds=[derive_seed(self.seed, "rollout", position) for position in share],
+        )
+        return batch.to(self.accelerator.device)
+
+    @contextmanager
+    def _random_streams(self, step: int) -> Iterator[None]:
+        """Dropout can only draw from torch's global generators: lend them a stream of our own."""
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            rank = self.accelerator.process_index
+            torch.manual_seed(derive_seed(self.seed, "dropout", step, rank))
+            yield
+
+    def _any_process(self, flag: bool) -> bool:
+        return self.learner.total({"flag": float(flag)})["flag"] > 0
+
+    # -- evaluation, log, checkpoints -------------------------------------------------------
+
+    def _evaluate(self) -> None:
+        step = self.state.step
+        evaluation = self.learner.ask(self.evaluate)
+        score = evaluation.scores[self.metric]
+        best = self.state.best_score
+        # The later one of equals: where a score is 0 throughout, step 0 must not be the best.
+        if best is None or (score.value >= best if score.higher_is_better else score.value <= best):
+            self.state = replace(self.state, best_step=step, best_score=score.value)
+            weights = self.learner.weights()
+            if self.accelerator.is_main_process:
+                self._write_best(weights)
+        if self.accelerator.is_main_process:
+            self.tracker.log(step, {f"eval/{k}": s.value for k, s in evaluation.scores.items()})
+            samples = evaluation.predictions[: self.num_samples]
+            self.tracker.log_samples(step, [sample.as_dict() for sample in samples])
+            self.hooks.on_evaluate(step, evaluation)
+
+    def _write_best(self, weights: Mapping[str, Tensor] | None) -> None:
+        def write(path: Path) -> None:
+            self.student.save(path, state_dict=weights)
+            seal(path, {"step": self.state.best_step, "seed": self.seed})
+
+        best, own = self.directory / "best", weights or self.student.model.state_dict()
+        replace_directory(best, write, count_bytes(own.values()))
+        self.state = replace(self.state, best_sha256=sha256_file(best / MANIFEST))
+
+    def _warn_of_the_untrained(self) -> None:
+        if self.state.best_step == 0 < self.state.step and self.accelerator.is_main_process:
+            logger.warning(
+                "%s: best/ is the model of step 0, before training: %s was worse at every "
+                "evaluation up to step %d; train longer, or change optim.lr",
+                *(self.directory, self.metric, self.state.step),
+            )
+
+    def _log(self, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            self.tracker.log(self.state.step, metrics, timings)
+            self.hooks.on_step(self.state.step, metrics)
+
+    def _rewind(self, step: int, logs: Mapping[str, Record] | None = None) -> None:
+        if self.accelerator.is_main_process:
+            self.tracker.rewind(step, logs)
+
+    def _save(self) -> None:
+        learnt = self.learner.state()
+        if self.accelerator.is_main_process:
+            logs = self.tracker.sync()
+            path = save_checkpoint(
+                self.directory / "checkpoints",
+                self.state.step,
+                lambda path: self._write_checkpoint(path, learnt, logs),
+                keep=self.settings.keep_checkpoints,
+                num_bytes=self.learner.num_bytes(learnt),
+            )
+            self.hooks.on_save(self.state.step, path)
+        self.accelerator.wait_for_everyone()
+
+    def _write_checkpoint(
+        self, path: Path, learnt: LearnerState, logs: Mapping[str, Record]
+    ) -> None:
+        self.learner.save(path, learnt)
+        atomic_write_json(path / STATE, asdict(self.state))
+        atomic_write_json(path / LOGS, logs)
+
+    def _resume(self) -> None:
+        """Continue from the newest checkpoint with which everything is whole, if there is one."""
+        if self.accelerator.is_main_process:
+            finish_replacing(self.directory / "best")
+        self.accelerator.wait_for_everyone()
+        start = find_start(self.directory)
+        self.accelerator.wait_for_everyone()  # all have looked before anything changes
+        if start is None:
+            self._rewind(-1)
+            return
+        try:
+            self.state = TypeAdapter(TrainerState).validate_python(start.state)
+            if not self.other_processes:
+                before, now = self.state.num_processes, self.accelerator.num_processes
+                check_processes(start.path, before, now)
+            self.learner.restore(start.path, self.load)
+        except BrimError:
+            raise
+        except Exception as error:  # whatever files that only look like ours make libraries say
+            raise RunError(
+                f"{start.path}: holds no state of this training ({first_line(error)}); "
+                "delete it to go on from the checkpoint before"
+            ) from error
+        if self.state.step > self.num_steps:
+            raise RunError(
+                f"{start.path}: the checkpoint is past the {self.num_steps} steps asked for; "
+                "choose another --out"
+            )
+        if self.accelerator.is_main_process:
+            mend_best(self.directory, start)
+            # A stop may have come before a save had tidied up.
+            prune(start.path.parent, self.state.step, keep=self.settings.keep_checkpoints)
+        self._rewind(self.state.step, start.logs)
+
+
+def name_suspects(rollout: Rollout) -> str:
+    """Ids of the examples whose returns or weights are not finite; of all, if it is neither."""
+    ids = [example.id for example in rollout.batch.examples]
+    # Returns first: one of them that is not finite spoils the baseline, and so all weights.
+    for numbers in (rollout.returns, rollout.advantages):
+        if numbers is not None:
+            bad = (~numbers.isfinite() & rollout.mask).any(dim=1).tolist()
+            if any(bad):
+                return ", ".join(name for name, is_bad in zip(ids, bad, strict=True) if is_bad)
+    return ", ".join(ids)

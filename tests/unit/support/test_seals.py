@@ -1,0 +1,163 @@
+"""Seals of folders, of files that grow, and of JSON documents."""
+
+import json
+import os
+
+import pytest
+
+from brim.errors import RunError
+from brim.runs.reading import read_manifest
+from brim.support.files import atomic_write_json, read_json, write_sealed_json
+from brim.support.seals import (
+    GrowingFile,
+    RecordedFile,
+    beginning_damage,
+    file_damage,
+    find_damage,
+    is_sealed,
+    record_of,
+    seal,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "model.safetensors").write_bytes(bytes(range(200)))
+    (tmp_path / "inner" / "config.json").write_text('{"a": 1}')
+    seal(tmp_path, {"step": 3})
+    return tmp_path
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_sealed_folder_is_sound_and_says_what_it_was_sealed_with(folder):
+    assert is_sealed(folder)
+    assert find_damage(folder) is None
+    assert read_json(folder / "manifest.json")["step"] == 3
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda folder: flip(folder / "model.safetensors"), "model.safetensors has another SHA"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 9), "9 bytes instead of 200"),
+        (lambda folder: (folder / "inner/config.json").unlink(), "inner/config.json is missing"),
+        (lambda folder: flip(folder / "manifest.json"), "manifest.json"),
+        (lambda folder: (folder / "manifest.json").unlink(), "manifest.json"),
+        (lambda folder: (folder / "manifest.json").write_text("[]"), "manifest.json"),
+        (lambda folder: (folder / "manifest.json").write_text("[" * 100_000), "manifest.json"),
+        (lambda folder: (folder / "manifest.json").write_text('{"files": 3}'), "manifest.json"),
+        (lambda folder: (folder / "manifest.json").write_text('{"files": {"a": 3}}'), "a is miss"),
+    ],
+)
+def test_damage_is_named(folder, damage, named):
+    damage(folder)
+    assert named in find_damage(folder)
+
+
+def test_only_the_files_that_are_wanted_are_compared(folder):
+    flip(folder / "model.safetensors")
+    assert find_damage(folder, lambda name: name.endswith(".json")) is None
+
+
+def test_the_manifest_of_another_program_is_no_seal(folder):
+    (folder / "manifest.json").write_text('{"name": "a web page", "icons": []}')
+    assert not is_sealed(folder)
+    (folder / "manifest.json").unlink()
+    assert not is_sealed(folder)
+
+
+DOCUMENTS = [{}, {"a": [1, 0.1, None, "é\u2028"], "b": {"sha256": "of something"}}, {"x": 1e-300}]
+
+
+@pytest.mark.parametrize("value", DOCUMENTS)
+def test_a_sealed_document_is_read_as_it_was_written(tmp_path, value):
+    write_sealed_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+    assert json.loads((tmp_path / "a.json").read_text())["sha256"]
+
+
+def test_another_number_in_a_sealed_document_is_seen_and_other_layout_is_not(tmp_path):
+    path = tmp_path / "a.json"
+    write_sealed_json(path, {"loss": 0.25, "step": 3})
+    path.write_text(json.dumps(json.loads(path.read_text())))
+    assert read_json(path) == {"loss": 0.25, "step": 3}
+    path.write_text(path.read_text().replace("0.25", "0.26"))
+    with pytest.raises(RunError, match=r"a\.json: damaged: its content"):
+        read_json(path)
+
+
+def test_a_document_without_a_seal_is_read_as_it_is(tmp_path):
+    atomic_write_json(tmp_path / "old.json", {"a": 1})
+    assert read_json(tmp_path / "old.json") == {"a": 1}
+
+
+@pytest.mark.parametrize("pieces", [[b"one\n"], [b"one\n", b"", b"two\n" * 9]])
+def test_a_growing_file_knows_what_is_in_it(tmp_path, pieces):
+    path = tmp_path / "log"
+    path.write_bytes(b"before\n")
+    file = GrowingFile(path)
+    for piece in pieces:
+        file.append(piece)
+        assert file.record == record_of(path)
+    record = file.record
+    file.append(b"later\n")
+    assert beginning_damage(path, record) is None
+    assert file_damage(path, record) is not None
+    file.cut(record["bytes"])
+    assert file.record == record == record_of(path)
+
+
+def test_damage_of_a_beginning_is_seen(tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(b"one\ntwo\n")
+    record = record_of(path)
+    path.write_bytes(b"one\ntwe\nthree\n")
+    assert "SHA-256" in beginning_damage(path, record)
+    path.write_bytes(b"one\n")
+    assert "4 bytes instead of 8" in beginning_damage(path, record)
+    path.unlink()
+    assert beginning_damage(path, record) == "is missing"
+    assert beginning_damage(path, {**GrowingFile(path).record}) is None
+
+
+def test_what_a_stop_left_half_written_is_cut_off(tmp_path):
+    file = RecordedFile(tmp_path / "rows.jsonl")
+    assert file.mend() is None
+    file.append(b"one\n")
+    with file.path.open("ab") as raw:
+        raw.write(b"tw")
+    again = RecordedFile(file.path)
+    assert again.mend() is None
+    assert file.path.read_bytes() == b"one\n"
+    again.append(b"two\n")
+    assert again.mend() is None
+    assert file.path.read_bytes() == b"one\ntwo\n"
+
+
+@pytest.mark.parametrize("spoiled", ["rows.jsonl", "rows.json"])
+def test_of_a_damaged_file_nothing_is_kept(tmp_path, spoiled):
+    file = RecordedFile(tmp_path / "rows.jsonl")
+    file.append(b"one\n")
+    file.append(b"two\n")
+    flip(tmp_path / spoiled)
+    assert RecordedFile(file.path).mend() is not None
+    assert file.path.read_bytes() == b""
+
+
+def test_every_flipped_bit_of_a_manifest_is_seen(tmp_path):
+    path = tmp_path / "manifest.json"
+    write_sealed_json(path, {"config_hash": "a", "config_sha256": "b", "num_processes": 1})
+    whole = path.read_bytes()
+    assert read_manifest(tmp_path)
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(RunError):
+            read_manifest(tmp_path)

@@ -1,0 +1,227 @@
+"""What is written for a split and how it is scored, on random models."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from brim.errors import DataError, NonFiniteError
+from brim.metrics import METRICS, score, sentence_scores
+from brim.models import Decoding, LanguageModel, build_model, train_tokenizer
+from brim.training import predictions as module
+from brim.training.evaluation import evaluate
+from brim.training.journal import Journal
+from brim.training.predictions import Prediction, Procedure
+from brim.types import Example
+
+WORDS = "a b c d"
+TOKENIZER = train_tokenizer([WORDS], kind="word", vocab_size=9)
+METRIC_NAMES = ("rougeL", "bleu", "ter")
+GREEDY = Decoding(6, strategy="greedy")
+SAMPLING = Decoding(6, temperature=0.7)
+BEAM = Decoding(6, strategy="beam", engine="generate", num_beams=3)
+CASES = {
+    "greedy": Procedure(GREEDY, sampling=SAMPLING, metrics=METRIC_NAMES),
+    "beam": Procedure(BEAM, metrics=METRIC_NAMES),
+    "sampling": Procedure(SAMPLING, num_samples=3, sampling=SAMPLING, metrics=METRIC_NAMES),
+}
+INTERVAL = {"num_resamples": 200, "confidence": 0.9}
+
+
+def build(seed: int) -> LanguageModel:
+    description = {"family": "llama", "d_model": 16, "d_ff": 24, "layers": 1, "heads": 2}
+    return build_model(description, TOKENIZER, seed=seed).eval()
+
+
+MODEL, TEACHER = build(2), build(3)
+
+
+def make_examples(count: int = 23) -> list[Example]:
+    """Different prompts; every fifth has no reference, every third has two."""
+    words = np.random.default_rng(0).choice(WORDS.split(), size=(count, 9))
+    references = [
+        tuple(" ".join(row[3 + i : 7 + i]) for i in range(2 if n % 3 else 1)) if n % 5 else ()
+        for n, row in enumerate(words)
+    ]
+    prompts = [" ".join(row[: 1 + n % 3]) for n, row in enumerate(words)]
+    return [
+        Example(f"e{n}", prompt, group)
+        for n, (prompt, group) in enumerate(zip(prompts, references, strict=True))
+    ]
+
+
+EXAMPLES = make_examples()
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK", 9)
+
+
+def test_scores_are_those_of_the_texts():
+    found = evaluate(MODEL, EXAMPLES, CASES["greedy"], teacher=TEACHER, **INTERVAL)
+    rows = [row for row in found.predictions if row.references]
+    assert 0 < len(rows) < len(EXAMPLES) == len(found.predictions)
+    texts, references = [row.text for row in rows], [row.references for row in rows]
+    expected = score(METRIC_NAMES, texts, references, **INTERVAL)
+    assert {name: found.scores[name] for name in METRIC_NAMES} == expected
+    assert list(found.scores) == [*METRIC_NAMES, "return", "expected_return", "length"]
+    for name, key in (("return", "teacher_return"), ("expected_return", "sampled_return")):
+        values = [getattr(row, key) for row in found.predictions]
+        assert found.scores[name].value == pytest.approx(np.mean(values))
+    assert found.num_truncated_completions == sum(row.truncated for row in found.predictions) > 0
+    for example, row in zip(EXAMPLES, found.predictions, strict=True):
+        assert (row.id, row.prompt, row.references) == (
+            example.id, example.prompt, example.references,
+        )  # fmt: skip
+        assert len(row.token_ids) == row.num_tokens
+        assert (row.token_ids[-1] in MODEL.end_ids) == (not row.truncated)
+        assert TOKENIZER.decode(row.token_ids, skip_special_tokens=True) == row.text
+        assert bool(row.statistics) == bool(example.references)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_statistics_add_up_to_the_scores(case):
+    found = evaluate(MODEL, EXAMPLES, CASES[case], **INTERVAL)
+    rows = [row for row in found.predictions if row.references]
+    for name in METRIC_NAMES:
+        sums = np.array([row.statistics[name] for row in rows]).sum(axis=0)
+        assert METRICS[name].corpus_score(sums) == found.scores[name].value
+    texts = [completion.text for row in rows for completion in row.completions]
+    references = [row.references for row in rows for _ in row.completions]
+    assert len(texts) == CASES[case].num_samples * len(rows)
+    expected = score(METRIC_NAMES, texts, references)
+    for name in METRIC_NAMES:
+        assert found.scores[name].value == pytest.approx(expected[name].value, rel=1e-12)
+        assert found.scores[name].num_examples == len(rows)
+    assert ("samples:3" in found.scores["bleu"].signature) == (case == "sampling")
+
+
+def test_a_samples_text_depends_on_seed_position_and_number_only(monkeypatch):
+    def texts(examples, number, seed=0):
+        procedure = Procedure(SAMPLING, num_samples=number, seed=seed)
+        rows = evaluate(MODEL, examples, procedure).predictions
+        return [[completion.text for completion in row.samples] for row in rows]
+
+    three = texts(EXAMPLES, 3)
+    assert [row[:2] for row in three] == texts(EXAMPLES, 2)
+    assert three[:4] == texts(EXAMPLES[:4], 3)
+    assert three != texts(EXAMPLES, 3, seed=1)
+    assert sum(len(set(row)) == 3 for row in three) > len(three) // 2
+    monkeypatch.setattr(module, "BLOCK", 512)
+    assert three == texts(EXAMPLES, 3)
+
+
+def test_the_first_sample_stands_for_the_example():
+    for row in evaluate(MODEL, EXAMPLES, CASES["sampling"], teacher=TEACHER).predictions:
+        first = row.samples[0]
+        assert (row.text, row.num_tokens, row.truncated) == (
+            first.text, first.num_tokens, first.truncated,
+        )  # fmt: skip
+        assert (row.teacher_return, row.token_ids) == (first.teacher_return, first.token_ids)
+        # Drawn by the same settings from the same stream.
+        assert row.sampled_text == first.text
+
+
+def test_samples_of_an_example_are_no_independent_examples():
+    """Where all samples of an example are equal, more of them say nothing new."""
+    same = Decoding(6, top_k=1)
+    one, many = (
+        evaluate(MODEL, EXAMPLES, replace(CASES["sampling"], decoding=same, num_samples=number),
+                 teacher=TEACHER, **INTERVAL).scores
+        for number in (1, 5)
+    )  # fmt: skip
+    for name in ("rougeL", "ter", "return", "length"):
+        assert (many[name].value, many[name].low, many[name].high) == pytest.approx(
+            (one[name].value, one[name].low, one[name].high)
+        )
+        assert one[name].low < one[name].high
+
+
+def test_mean_scores_of_samples_are_means_of_means():
+    found = evaluate(MODEL, EXAMPLES, CASES["sampling"], teacher=TEACHER)
+    per_example = [
+        [completion.teacher_return for completion in row.samples] for row in found.predictions
+    ]
+    assert found.scores["return"].value == pytest.approx(np.mean(per_example))
+    rows = [row for row in found.predictions if row.references]
+    scores = [
+        sentence_scores("rougeL", [c.text for c in row.samples], [row.references] * 3).mean()
+        for row in rows
+    ]
+    assert found.scores["rougeL"].value == pytest.approx(np.mean(scores))
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("finished", [0, 2])
+def test_a_stopped_evaluation_goes_on_to_the_same_bits(tmp_path, monkeypatch, case, finished):
+    def run(name):
+        journal = Journal(tmp_path / name / "partial.jsonl", {"seed": 0})
+        with journal.opened():
+            found = evaluate(
+                MODEL, EXAMPLES, CASES[case], teacher=TEACHER, journal=journal, **INTERVAL
+            )
+            journal.publish(tmp_path / name / "test.jsonl")
+            journal.remove()
+        return found, (tmp_path / name / "test.jsonl").read_bytes()
+
+    whole, expected = run("whole")
+    append, left = Journal.append, [finished]
+
+    def stopping(self, block):
+        if not left[0]:
+            raise StopError
+        left[0] -= 1
+        append(self, block)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", stopping)
+        with pytest.raises(StopError):
+            run("stopped")
+    assert not (tmp_path / "stopped" / "test.jsonl").exists()
+    written = []
+    generate = LanguageModel.generate
+
+    def counting(self, batch, decoding):
+        written.extend(example.id for example in batch.examples)
+        return generate(self, batch, decoding)
+
+    monkeypatch.setattr(LanguageModel, "generate", counting)
+    found, text = run("stopped")
+    assert text == expected
+    assert found.scores == whole.scores
+    assert found.num_truncated_completions == whole.num_truncated_completions
+    kept = finished * CASES[case].block
+    assert set(written) == {example.id for example in EXAMPLES[kept:]}
+    assert not (tmp_path / "stopped" / "partial.jsonl").exists()
+    in_memory = evaluate(MODEL, EXAMPLES, CASES[case], teacher=TEACHER, **INTERVAL)
+    rows = [Prediction.from_dict(json.loads(line)) for line in text.splitlines()]
+    assert rows == in_memory.predictions
+    assert in_memory.scores == whole.scores
+
+
+def test_a_return_that_is_no_number_names_its_example():
+    broken = build(3)
+    with torch.no_grad():
+        broken.model.get_output_embeddings().weight.fill_(torch.nan)
+    with pytest.raises(NonFiniteError, match="example e0: the teacher's return"):
+        evaluate(MODEL, EXAMPLES, CASES["sampling"], teacher=broken)
+
+
+def test_a_reference_that_cannot_be_compared_names_its_example():
+    procedure = replace(CASES["sampling"], metrics=("answer_accuracy",))
+    examples = [Example(f"e{i}", "a", ("#### 7",)) for i in range(9)]
+    examples[7] = replace(examples[7], references=("no number",))
+    with pytest.raises(DataError, match="example e7.*has no answer"):
+        evaluate(MODEL, examples, procedure)
+
+
+def test_an_empty_split_is_refused():
+    with pytest.raises(DataError, match="split is empty"):
+        evaluate(MODEL, [], CASES["greedy"])
