@@ -21,7 +21,7 @@ types: $(VENV)/installed-dev
 
 # A thread a process: tiny models gain nothing from more, and spinning threads hinder each other.
 unit: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --durations=20
 
 # The numbers again, rounded as by a processor without wide vectors.
 numerics: $(VENV)/installed-dev
