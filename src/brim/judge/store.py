@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from brim.errors import RunError
-from brim.support.files import disk_errors
+from brim.support.locks import acquire
 
 _VERSION = 1
 _BUSY_SECONDS = 60.0
@@ -70,17 +70,11 @@ class Store:
 
     def __init__(self, path: Path, *, alone: bool = True) -> None:
         self.path = path
-        self._lock = FileLock(path.with_name(f"{path.name}.lock"))
-        with disk_errors(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                if alone:
-                    self._lock.acquire(timeout=0)
-            except Timeout:
-                raise RunError(
-                    f"{path}: another process is judging with it; wait, stop it, or choose another "
-                    "--store"
-                ) from None
+        busy = (
+            f"{path}: another process is judging with it; wait, stop it, or choose another --store"
+        )
+        lock = path.with_name(f"{path.name}.lock")
+        self._lock = acquire(lock, busy) if alone else FileLock(lock)
         try:
             with self._errors():
                 self._database = sqlite3.connect(

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import PartialState
-from filelock import FileLock, Timeout
 
 from brim._version import __version__
 from brim.config.loading import config_hash, describe_changes, dump_config, load_config
@@ -24,6 +23,7 @@ from brim.config.yaml import parse
 from brim.errors import ConfigError, RunError
 from brim.runs.reading import read_manifest, settings_damage, settings_text
 from brim.support.files import atomic_write_text, write_sealed_json
+from brim.support.locks import acquire
 from brim.support.seals import MANIFEST, is_sealed
 from brim.training.checkpoints import check_processes, latest_state
 from brim.training.resuming import foreign_best
@@ -46,8 +46,6 @@ PACKAGES = (
 # What a stop before the run had begun leaves: data that it had read, a manifest half-written.
 _BEFORE_THE_RUN = re.compile(r"\.lock|data|\.manifest\.json\..*\.tmp")
 
-# Settings that cannot change results.
-_NO_MATTER = {"description", "tracking"}
 _SHOWN_CHANGES = 5
 
 
@@ -76,16 +74,7 @@ def open_run(
         return
     begun = out.exists()
     _check(out, config, resume, other_processes)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / ".lock")
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RunError(f"{out}: another process is working on this run; wait or stop it") from None
-    except OSError as error:
-        raise RunError(
-            f"{out}: cannot be written: {error.strerror}; choose another --out"
-        ) from None
+    lock = acquire(out / ".lock", f"{out}: another process is working on this run; wait or stop it")
     try:
         PartialState().wait_for_everyone()
         yield
@@ -214,7 +203,7 @@ def changed_settings(out: Path, config: RunConfig) -> str:
         stored = parse(path.read_text(encoding="utf-8"), lambda line: f"{path}:{line}").data
     asked = config.model_dump(mode="json")
     for settings in (stored, asked):
-        for name in _NO_MATTER:
+        for name in RunConfig.incidental():
             settings.pop(name, None)
     changes = describe_changes(stored, asked)
     more = [f"{len(changes) - _SHOWN_CHANGES} more"] if len(changes) > _SHOWN_CHANGES else []
@@ -222,7 +211,7 @@ def changed_settings(out: Path, config: RunConfig) -> str:
 
 
 def _identity(config: RunConfig) -> str:
-    return config_hash(config.model_dump(exclude=_NO_MATTER, mode="json"))
+    return config_hash(config.model_dump(exclude=RunConfig.incidental(), mode="json"))
 
 
 def _same_settings(out: Path, manifest: Mapping[str, Any], config: RunConfig) -> bool:
@@ -233,7 +222,8 @@ def _same_settings(out: Path, manifest: Mapping[str, Any], config: RunConfig) ->
     stored = parse(path.read_text(encoding="utf-8"), lambda line: f"{path}:{line}").data
     if not isinstance(stored, dict):
         return False
-    stored = {key: value for key, value in stored.items() if key not in _NO_MATTER}
+    incidental = RunConfig.incidental()
+    stored = {key: value for key, value in stored.items() if key not in incidental}
     if config_hash(stored) != manifest["config_hash"]:  # somebody edited it
         return False
     return _identity(load_config(RunConfig, path)) == _identity(config)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import PartialState
-from filelock import FileLock
 
 from brim._version import __version__
 from brim.errors import ConfigError, RunError
@@ -28,6 +27,7 @@ from brim.runs.reading import (
 )
 from brim.runs.stages import check_stage, fingerprint_model
 from brim.support.files import disk_errors, read_json, write_sealed_json
+from brim.support.locks import hold
 from brim.support.progress import Reporter
 from brim.support.seals import MANIFEST, is_sealed, record_of
 from brim.tasks import Split, describe
@@ -125,7 +125,7 @@ def add_results(directory: Path, split: Split, results: Mapping[str, Any]) -> No
     """
     path = directory / "results.json"
     # Not the directory's own lock: whoever trains in it holds that while stages are tested.
-    with disk_errors(path), FileLock(directory / "predictions" / ".results.lock"):
+    with disk_errors(path), hold(directory / "predictions" / ".results.lock"):
         write_sealed_json(path, {**read_splits(directory, split), split: results})
 
 

@@ -17,7 +17,6 @@ from typing import Any, overload
 
 import numpy as np
 from accelerate import PartialState
-from filelock import FileLock, Timeout
 from transformers import PreTrainedTokenizerBase
 
 from brim._version import __version__
@@ -25,6 +24,7 @@ from brim.config.loading import config_hash
 from brim.errors import RunError
 from brim.models import Decoding, LanguageModel, hash_tensors, plain_tensors
 from brim.support.files import SEAL, disk_errors, read_json, sha256_file, write_sealed_json
+from brim.support.locks import hold, is_held
 from brim.support.progress import Meter
 from brim.support.seals import RecordedFile, find_damage, seal
 from brim.training.predictions import BLOCK, predict
@@ -70,18 +70,12 @@ class Stage:
             PartialState().wait_for_everyone()
             yield
             return
-        lock = FileLock(self.directory / ".lock")
-        with disk_errors(self.directory):
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                logger.warning("%s: another run is making it; waiting", self.directory)
-                lock.acquire()
-        try:
+        path = self.directory / ".lock"
+        if is_held(path):
+            logger.warning("%s: another run is making it; waiting", self.directory)
+        with hold(path):
             PartialState().wait_for_everyone()
             yield
-        finally:
-            lock.release()
 
     @property
     def finished(self) -> bool:

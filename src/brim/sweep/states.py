@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from brim.config.loading import load_config
 from brim.errors import BrimError
 from brim.runs.reading import read_manifest, read_splits, stopped_at
+from brim.support.locks import is_held
 from brim.sweep.grid import Point, StageTest, Task
 from brim.training.settings import RunConfig
 
@@ -50,7 +50,7 @@ def state_of(task: Task, out: Path) -> State:
         begun, lock = (folder / "config.yaml").exists(), folder / ".lock"
         if begun and not _same_settings(folder / "config.yaml", task.config):
             return "foreign"
-    if _is_held(lock):
+    if is_held(lock):
         return "running"
     results = results_of(folder)
     if (begun or isinstance(task, StageTest)) and results and not stopped_at(folder, results):
@@ -104,25 +104,12 @@ def status_table(points: Sequence[Point], out: Path) -> str:
 
 def _same_settings(path: Path, config: RunConfig) -> bool:
     """Whether a run directory's settings are a point's, but for what changes no result."""
-    leave_out = {"description", "tracking"}
+    incidental = RunConfig.incidental()
     try:
         known = load_config(RunConfig, path)
     except BrimError:
         return False
-    return known.model_dump(exclude=leave_out) == config.model_dump(exclude=leave_out)
-
-
-def _is_held(lock: Path) -> bool:
-    """Whether a process works on a directory: it holds the lock then."""
-    try:
-        with lock.open("rb") as file:
-            # Shared, and given back at once: those who look do not get into each other's way.
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
+    return known.model_dump(exclude=incidental) == config.model_dump(exclude=incidental)
 
 
 def _has_failed(log: Path) -> bool:

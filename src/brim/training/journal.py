@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from filelock import FileLock, Timeout
 
-from brim.errors import RunError
-from brim.support.files import atomic_write_jsonl, disk_errors, read_jsonl
+from brim.support.files import atomic_write_jsonl, read_jsonl
+from brim.support.locks import hold
 from brim.support.seals import RecordedFile
 from brim.training.predictions import Block, Prediction
 
@@ -48,22 +47,14 @@ class Journal:
             PartialState().wait_for_everyone()
             yield
             return
-        lock = FileLock(self.path.with_suffix(".lock"))
-        with disk_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                raise RunError(
-                    f"{self.path.parent}: another process is writing these predictions; wait, stop "
-                    "it, or choose another --out"
-                ) from None
-        try:
+        busy = (
+            f"{self.path.parent}: another process is writing these predictions; wait, stop it, or "
+            "choose another --out"
+        )
+        with hold(self.path.with_suffix(".lock"), busy):
             self._mend()
             PartialState().wait_for_everyone()
             yield
-        finally:
-            lock.release()
 
     def blocks(self) -> Iterator[Block]:
         """The finished blocks, in order."""

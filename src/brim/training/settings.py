@@ -17,6 +17,10 @@ DType = Literal["float32", "bfloat16", "float16", "auto"]
 _T = TypeVar("_T")
 
 
+class Incidental:
+    """Marks a setting that cannot change results."""
+
+
 class DecodingConfig(Config):
     """How the student writes its rollouts, and the token limits of everything that is read."""
 
@@ -411,7 +415,7 @@ class TrackingConfig(Config):
 class RunConfig(Config):
     """A run: distil `teacher` into `student` on `task` by `objective`."""
 
-    description: str = ""
+    description: Annotated[str, Incidental] = ""
     """One line for `brim recipes`."""
     seed: int = Field(0, ge=0)
     """Every random stream of the run is derived from it."""
@@ -431,8 +435,14 @@ class RunConfig(Config):
     """Loop of the objective's stage."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Metrics, intervals, checkpoint choice."""
-    tracking: TrackingConfig = TrackingConfig()
+    tracking: Annotated[TrackingConfig, Incidental] = TrackingConfig()
     """Optional trackers."""
+
+    @classmethod
+    def incidental(cls) -> set[str]:
+        """Names of the settings that cannot change results."""
+        fields = cls.model_fields.items()
+        return {name for name, field in fields if Incidental in field.metadata}
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> Self:
