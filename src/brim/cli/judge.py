@@ -70,17 +70,17 @@ def judge(
 
     By the paper's prompts, in four queries a pair.
     """
-    from brim.judge import (
+    from brim.judge import Limits
+    from brim.judge.contest import (
         Judge,
-        Limits,
         default_out,
         estimate,
         first_prompt,
-        judge_runs,
         open_contest,
         read_request,
-        summary_lines,
     )
+    from brim.judge.render import summary_lines
+    from brim.judge.run import judge_runs
     from brim.support.progress import Reporter
 
     judge = Judge(model, backend.value, base_url, api_key_env, read_request(request or []))

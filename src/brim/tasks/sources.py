@@ -48,6 +48,8 @@ def open_source(
     if path.is_file() or _suffix(path) in _KINDS:
         return FileSource(path)
     name, _, named_split = text.partition("#")
+    if not name.strip():
+        raise DataError(f"{text!r} has no name; {_NAME_A_FILE}")
     folder = Path(name).expanduser()
     if folder.is_dir() or (_HUB_ID.fullmatch(name) and not _looks_local(folder)):
         return DatasetSource(name, named_split or split, config=config, revision=revision)

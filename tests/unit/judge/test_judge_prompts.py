@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -171,3 +173,8 @@ def test_criteria_are_checked():
         load_templates(["overall"])
     with pytest.raises(ConfigError, match=r"nowhere.yaml"):
         load_templates(["overall"], path=Path("nowhere.yaml"))
+
+
+def test_questions_and_replies_need_no_torch():
+    code = "import sys, brim.judge; assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

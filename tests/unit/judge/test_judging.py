@@ -11,16 +11,11 @@ from typer.testing import CliRunner
 from brim.cli.app import app
 from brim.cli.judge import judge as _command  # noqa: F401  (the command, until the package has it)
 from brim.errors import BrimError, ConfigError, RunError
-from brim.judge import (
-    Judge,
-    Limits,
-    default_out,
-    estimate,
-    judge_runs,
-    names_of,
-    open_contest,
-    summary_lines,
-)
+from brim.judge import Limits
+from brim.judge.contest import Judge, default_out, estimate, open_contest
+from brim.judge.pairs import names_of
+from brim.judge.render import summary_lines
+from brim.judge.run import judge_runs
 from brim.support.files import read_json
 
 LIMITS = Limits(concurrency=4, backoff=0.01, max_retries=3, timeout=10)

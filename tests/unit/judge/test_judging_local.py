@@ -3,8 +3,10 @@
 import pytest
 
 from brim.errors import ConfigError, ModelError
-from brim.judge import Judge, Limits, RejectedError, judge_runs, open_contest
+from brim.judge import Limits, RejectedError
+from brim.judge.contest import Judge, open_contest
 from brim.judge.local import _example, local_identity, write
+from brim.judge.run import judge_runs
 from brim.models import LanguageModel, build_model, train_tokenizer
 from brim.support.progress import Reporter
 
