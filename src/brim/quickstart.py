@@ -38,7 +38,7 @@ def quickstart(out: Path, *, seed: int, short: bool, reporter: Reporter) -> str:
         out: folder of the runs, their shared stages and the report; an unfinished one goes on.
         seed: of everything random.
         short: everything once, nothing for long.
-        reporter: tells the person who watches.
+        reporter: shows progress.
 
     Returns:
         The results table and what to try next, as text.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pairs import T5
+from pairs import GPT2, T5
 from safetensors.torch import load_file
 from test_train import assert_same_run, rows
 
@@ -67,6 +67,7 @@ BAD = {
     ),
     "bad description": (["RECIPE", "student.build.d_modle=8"], "student.build"),
     "not a run": (["RECIPE", "--out", "notes"], "diary.txt"),
+    "below a file": (["RECIPE", "--out", "empty.jsonl/run"], "choose another --out"),
     "nothing to resume": (["RECIPE", "--resume", "must"], "no run to resume"),
 }
 
@@ -120,8 +121,9 @@ def wait_for_step(process: subprocess.Popen, metrics: Path, step: int) -> None:
 STEPS = "trainer.max_steps=30"
 
 
-def test_kill_and_resume_reach_the_same_bits(recipe, tmp_path):
-    stages = tmp_path / "stages"
+@pytest.mark.parametrize("model", [T5, GPT2], ids=["t5", "gpt2"])
+def test_kill_and_resume_reach_the_same_bits(write_recipe, tmp_path, model):
+    recipe, stages = write_recipe(model), tmp_path / "stages"
     whole = brim("train", recipe, STEPS, "--out", tmp_path / "whole", "--stages", stages)
     assert whole.returncode == 0, whole.stderr
     assert "exact" in whole.stdout.lower()

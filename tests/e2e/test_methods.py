@@ -63,11 +63,7 @@ FAST = (
     "evaluation.expected_returns=false", "evaluation.num_resamples=100",
 )  # fmt: skip
 
-# A decoder-only model differs in how it reads and is stored, not in what a method adds up: one case
-# of text of the data, of both writers, of its own text, of an old writer, and of each critic.
-RUNS = [(case, "t5") for case in CASES] + [
-    (case, "llama") for case in ("kl_on_data", "js", "brim", "stale", "ppo_llmr", "ppo_separate")
-]
+RUNS = [(case, model) for model in MODELS for case in CASES]
 each_run = pytest.mark.parametrize(("case", "model"), RUNS)
 
 

@@ -78,7 +78,7 @@ def open_recipe(
         config: the recipe's settings.
         out: takes what the task keeps of the user's files.
         stages_dir: where the stages are, or will be.
-        reporter: tells the person who watches.
+        reporter: shows progress.
 
     Raises:
         BrimError: settings, data and models do not go together, or several processes were started.

@@ -38,7 +38,7 @@ def judge_runs(
         out: folder for the results.
         store: file of the replies, which other comparisons may share; `out/verdicts.sqlite`.
         limits: how many requests and how often.
-        reporter: tells the person who watches.
+        reporter: shows progress.
 
     Returns:
         What `judge.json` holds.

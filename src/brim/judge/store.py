@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from filelock import FileLock
-
 from brim.errors import RunError
-from brim.support.locks import acquire
+from brim.support.locks import hold
 
 _VERSION = 1
 _BUSY_SECONDS = 60.0
@@ -74,7 +72,9 @@ class Store:
             f"{path}: another process is judging with it; wait, stop it, or choose another --store"
         )
         lock = path.with_name(f"{path.name}.lock")
-        self._lock = acquire(lock, busy) if alone else FileLock(lock)
+        self._lock = ExitStack()
+        if alone:
+            self._lock.enter_context(hold(lock, busy))
         try:
             with self._errors():
                 self._database = sqlite3.connect(
@@ -85,7 +85,7 @@ class Store:
                 )
                 self._open()
         except BaseException:
-            self._lock.release()
+            self._lock.close()
             raise
 
     def __enter__(self) -> Self:
@@ -96,7 +96,7 @@ class Store:
             with self._errors():
                 self._database.close()
         finally:
-            self._lock.release()
+            self._lock.close()
 
     def get(self, keys: Iterable[str]) -> dict[str, Reply]:
         """The replies that are there."""

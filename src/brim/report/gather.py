@@ -330,7 +330,7 @@ def points_not_begun(
             notes.append(f"{path}: which of its runs have not begun is not known: {error}.")
         return []
     if not begun and not any((directory / point.name).is_dir() for point in planned):
-        return []  # a file that somebody wrote here, and whose sweep is elsewhere
+        return []  # a file of a sweep that is elsewhere
     missing = []
     for point in planned:
         place = directory / point.name

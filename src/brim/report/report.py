@@ -74,7 +74,7 @@ def write_reports(
             by default.
         alpha: level of significance; the paper's is 0.035.
         max_outputs: examples on the page, with the texts of the first seed.
-        reporter: tells the person who watches.
+        reporter: shows progress.
 
     Returns:
         The summary, as text for a terminal.
@@ -222,7 +222,7 @@ def part_figures(curves: Images | None) -> list[Figure]:
 
 
 def facts(out: Path, evidence: Sequence[Evidence]) -> list[list[str]]:
-    """A head and a row a fact of the systems' provenance; facts that nobody has are left out.
+    """A head and a row a fact of the systems' provenance; unknown facts are left out.
 
     Run directories are named relative to `out`, the folder of the page.
     """

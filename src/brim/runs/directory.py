@@ -74,7 +74,14 @@ def open_run(
         return
     begun = out.exists()
     _check(out, config, resume, other_processes)
-    lock = acquire(out / ".lock", f"{out}: another process is working on this run; wait or stop it")
+    try:
+        lock = acquire(
+            out / ".lock", f"{out}: another process is working on this run; wait or stop it"
+        )
+    except OSError as error:
+        raise RunError(
+            f"{out}: cannot be written: {error.strerror}; choose another --out"
+        ) from None
     try:
         PartialState().wait_for_everyone()
         yield

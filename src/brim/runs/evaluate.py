@@ -61,7 +61,7 @@ def evaluate_model(
         pipeline: the run whose task and settings these are.
         split: which split.
         directory: where the files go.
-        label: of the model, for who watches.
+        label: of the model, for progress.
         training: the model's `training_facts`, taken before it was read: it may go on meanwhile.
         guest: the folder is not the model's own; what it holds of others is not overwritten.
 
@@ -256,7 +256,7 @@ def evaluate_run(
         model: a folder or hub name to evaluate in place of the run's best checkpoint.
         out: where predictions and results go; the run directory, if the model is its own.
         overrides: settings to change, such as `evaluation.decoding.strategy=beam`.
-        reporter: tells the person who watches.
+        reporter: shows progress.
 
     Raises:
         RunError: `run` is no run directory, its training or teacher is missing, or files would be
@@ -326,7 +326,7 @@ def evaluate_stage(
         run: a run directory that has its stages, whether its own training has ended or not.
         name: which model.
         split: which split.
-        reporter: tells the person who watches.
+        reporter: shows progress.
 
     Returns:
         The stage's folder.

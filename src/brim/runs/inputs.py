@@ -56,7 +56,7 @@ class Materials:
         config: the run's settings.
         out: the run directory.
         accelerator: devices and processes.
-        reporter: tells the person who watches.
+        reporter: shows progress.
         spelling: of each split that was checked, how many rows have text that does not survive
             the tokenizer.
         other_teacher: the settings ask for another teacher than the run's.

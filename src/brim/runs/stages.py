@@ -24,7 +24,7 @@ from brim.config.loading import config_hash
 from brim.errors import RunError
 from brim.models import Decoding, LanguageModel, hash_tensors, plain_tensors
 from brim.support.files import SEAL, disk_errors, read_json, sha256_file, write_sealed_json
-from brim.support.locks import hold, is_held
+from brim.support.locks import hold
 from brim.support.progress import Meter
 from brim.support.seals import RecordedFile, find_damage, seal
 from brim.training.predictions import BLOCK, predict
@@ -70,10 +70,8 @@ class Stage:
             PartialState().wait_for_everyone()
             yield
             return
-        path = self.directory / ".lock"
-        if is_held(path):
-            logger.warning("%s: another run is making it; waiting", self.directory)
-        with hold(path):
+        busy = f"{self.directory}: another run is making it; waiting"
+        with hold(self.directory / ".lock", busy, wait=True):
             PartialState().wait_for_everyone()
             yield
 

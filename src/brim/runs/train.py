@@ -40,7 +40,7 @@ def train(
         resume: `auto` goes on with what is there, `must` refuses to begin, `never` to go on.
         stages_dir: where teacher, teacher outputs and pre-distilled students are kept; runs that
             share it share them. `out/stages` by default.
-        reporter: tells the person who watches.
+        reporter: shows progress.
         command: what was typed, for the provenance.
         other_processes: go on with what another number of processes began.
 

@@ -73,7 +73,7 @@ def run_sweep(
         launcher: where they run; this machine by default.
         retry: how often a failed point is tried again, after all others.
         fail_fast: stop the others when a point fails.
-        reporter: tells the person who watches.
+        reporter: shows progress.
 
     Raises:
         RunError: a point's folder holds a run of other settings; nothing was begun.
