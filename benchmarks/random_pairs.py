@@ -124,7 +124,7 @@ def ragged_prompts(
     One token in 32 ends a text from here on. Of many completions those are chosen whose lengths
     fit: what a row writes depends on its prompt, its seed and the weights, so they come out again.
     """
-    student.end_ids = tuple(range(len(SPECIAL), len(SPECIAL) + max(1, pair.vocab_size // 32)))
+    student.eos_token_ids = tuple(range(len(SPECIAL), len(SPECIAL) + max(1, pair.vocab_size // 32)))
     examples = pair.examples(16 * rows)
     batch = student.encode(examples, max_tokens=None)
     written = student.generate(batch, Decoding(max_tokens=pair.max_tokens))

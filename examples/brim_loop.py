@@ -62,7 +62,7 @@ def brim(
         batch = student.encode(rows, max_tokens=None, seeds=range(64 * step, 64 * (step + 1)))
         rollout = student.generate(batch, sampling)
         q = teacher.action_values(rollout, centering="mean")
-        returns = block_returns(q.taken, q.best, rollout.mask, k=k)
+        returns = block_returns(q.q_taken, q.q_max, rollout.mask, k=k)
         logprobs = student(rollout, distribution=sampling.distribution).logprobs
         loss = policy_gradient_loss(logprobs, returns, rollout.mask)
         optimize(optimizer, loss / rollout.num_tokens)
@@ -71,7 +71,7 @@ def brim(
 
 
 def mean_return(q, rollout) -> float:
-    return rewards_to_go(q.taken, q.best, rollout.mask)[:, 0].mean().item()
+    return rewards_to_go(q.q_taken, q.q_max, rollout.mask)[:, 0].mean().item()
 
 
 def test_return(

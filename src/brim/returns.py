@@ -1,8 +1,8 @@
 """Rewards and returns that a teacher's logits induce: Eqs 2, 4, 6 and 7, and Algorithm 1.
 
 A teacher's logits are action values q. Of each step t of a completion with actions 1 … n only two
-numbers are needed, whatever the vocabulary: `taken[t] = q(s_t, a_t)` and
-`best[t] = max_a q(s_t, a)`, with `best[t] = 0` for t > n, as nothing follows the end.
+numbers are needed, whatever the vocabulary: `q_taken[t] = q(s_t, a_t)` and
+`q_max[t] = max_a q(s_t, a)`, with `q_max[t] = 0` for t > n, as nothing follows the end.
 
 All tensors are (B, T), one completion a row, and `mask` is True on its first n positions. Values
 elsewhere are ignored, NaN and infinities included; results are 0 there. Half precision is computed
@@ -19,16 +19,16 @@ from torch.nn import functional as F
 from brim.masking import check_mask, promote, zero_padding
 
 
-def induced_rewards(taken: Tensor, best: Tensor, mask: Tensor) -> Tensor:
+def induced_rewards(q_taken: Tensor, q_max: Tensor, mask: Tensor) -> Tensor:
     """Reward of each action by the inverted Bellman optimality equation (Eq 2).
 
-        r[t] = taken[t] - best[t+1],   t = 1 … n
+        r[t] = q_taken[t] - q_max[t+1],   t = 1 … n
 
-    The last reward is r[n] = taken[n].
+    The last reward is r[n] = q_taken[n].
 
     Args:
-        taken: (B, T) float, `q(s_t, a_t)`.
-        best: (B, T) float, `max_a q(s_t, a)`.
+        q_taken: (B, T) float, `q(s_t, a_t)`.
+        q_max: (B, T) float, `max_a q(s_t, a)`.
         mask: (B, T) bool, True from the first token to the last.
 
     Returns:
@@ -37,25 +37,25 @@ def induced_rewards(taken: Tensor, best: Tensor, mask: Tensor) -> Tensor:
     Raises:
         ValueError: shapes differ, a dtype does not fit, or the mask has holes.
     """
-    check_mask(mask, taken=taken, best=best)
-    return _rewards(taken, best, mask, k=1)
+    check_mask(mask, q_taken=q_taken, q_max=q_max)
+    return _rewards(q_taken, q_max, mask, k=1)
 
 
-def rewards_to_go(taken: Tensor, best: Tensor, mask: Tensor) -> Tensor:
+def rewards_to_go(q_taken: Tensor, q_max: Tensor, mask: Tensor) -> Tensor:
     """Return of each step: the rewards from it to the end (G_t of Eqs 4 and 10; LLMR).
 
-        G[t] = Σ_{i=t…n} r[i] = taken[t] - Σ_{i=t+1…n} (best[i] - taken[i]),   t = 1 … n
+        G[t] = Σ_{i=t…n} r[i] = q_taken[t] - Σ_{i=t+1…n} (q_max[i] - q_taken[i]),   t = 1 … n
 
-    Where the completion takes the teacher's best action from t+1 on, G[t] = taken[t].
+    Where the completion takes the teacher's best action from t+1 on, G[t] = q_taken[t].
 
     Arguments, result and errors are those of `induced_rewards`.
     """
-    return _strided_reverse_cumsum(induced_rewards(taken, best, mask), stride=1)
+    return _strided_reverse_cumsum(induced_rewards(q_taken, q_max, mask), stride=1)
 
 
 def block_returns(
-    taken: Tensor,
-    best: Tensor,
+    q_taken: Tensor,
+    q_max: Tensor,
     mask: Tensor,
     *,
     k: int,
@@ -64,22 +64,22 @@ def block_returns(
 ) -> Tensor:
     """K-step return of each step: one induced reward for each block of K actions (BRIM).
 
-        Ĝ[t] = taken[t] - best[t+K] + Ĝ[t+K],   t = 1 … n-K
-        Ĝ[t] = taken[t] - best[t+1] + Ĝ[t+1],   t = n-K+1 … n   (tail = "one_step": Algorithm 1)
-        Ĝ[t] = taken[t],                        t = n-K+1 … n   (tail = "none": Eq 7)
+        Ĝ[t] = q_taken[t] - q_max[t+K] + Ĝ[t+K],   t = 1 … n-K
+        Ĝ[t] = q_taken[t] - q_max[t+1] + Ĝ[t+1],   t = n-K+1 … n   (tail = "one_step": Algorithm 1)
+        Ĝ[t] = q_taken[t],                        t = n-K+1 … n   (tail = "none": Eq 7)
 
     with Ĝ[t] = 0 for t > n. K = 1 is `rewards_to_go`. Ĝ counts only some of the regrets
-    `best[i] - taken[i]` after t, so it is never below G. With the one-step tail K ≥ n is
+    `q_max[i] - q_taken[i]` after t, so it is never below G. With the one-step tail K ≥ n is
     `rewards_to_go` again, so on short completions a larger K does not always mean fewer terms;
-    without a tail it does, up to Ĝ[t] = taken[t] for K ≥ n.
+    without a tail it does, up to Ĝ[t] = q_taken[t] for K ≥ n.
 
     Args:
-        taken: (B, T) float, `q(s_t, a_t)`.
-        best: (B, T) float, `max_a q(s_t, a)`.
+        q_taken: (B, T) float, `q(s_t, a_t)`.
+        q_max: (B, T) float, `max_a q(s_t, a)`.
         mask: (B, T) bool, True from the first token to the last.
         k: the paper's K ≥ 1, actions in a block.
         tail: how the last K steps are rewarded.
-        reward_range: clip each reward, `taken[t] - best[t+K]` or one-step, to
+        reward_range: clip each reward, `q_taken[t] - q_max[t+K]` or one-step, to
             [-reward_range, reward_range] before the sum.
 
     Returns:
@@ -89,7 +89,7 @@ def block_returns(
         ValueError: shapes differ, a dtype does not fit, the mask has holes, or `k`, `tail` or
             `reward_range` is out of its range.
     """
-    check_mask(mask, taken=taken, best=best)
+    check_mask(mask, q_taken=q_taken, q_max=q_max)
     if not isinstance(k, numbers.Integral) or isinstance(k, bool) or k < 1:
         raise ValueError(f"k must be an integer of at least 1, got {k!r}")
     if tail not in ("one_step", "none"):
@@ -98,14 +98,14 @@ def block_returns(
         raise ValueError(f"reward_range must be positive or None, got {reward_range!r}")
 
     k = min(k, mask.shape[1])
-    rewards = _rewards(taken, best, mask, k, tail, reward_range)
+    rewards = _rewards(q_taken, q_max, mask, k, tail, reward_range)
     return _strided_reverse_cumsum(rewards, stride=k)
 
 
-def phase_average_returns(taken: Tensor, best: Tensor, mask: Tensor, *, k: float) -> Tensor:
+def phase_average_returns(q_taken: Tensor, q_max: Tensor, mask: Tensor, *, k: float) -> Tensor:
     """Mean of the K-step returns over the K phases that the blocks can have.
 
-        Ḡ[t] = taken[t] - (1/K) Σ_{i=t+1…n} (best[i] - taken[i]),   t = 1 … n
+        Ḡ[t] = q_taken[t] - (1/K) Σ_{i=t+1…n} (q_max[i] - q_taken[i]),   t = 1 … n
 
     For phase p = 1 … K the first block is p steps long, the later ones K, without a tail: each
     regret after t is counted in one phase of K. So the future has the weight that it has in
@@ -113,8 +113,8 @@ def phase_average_returns(taken: Tensor, best: Tensor, mask: Tensor, *, k: float
     `rewards_to_go`; K need not be whole, 1/K is the weight of the future.
 
     Args:
-        taken: (B, T) float, `q(s_t, a_t)`.
-        best: (B, T) float, `max_a q(s_t, a)`.
+        q_taken: (B, T) float, `q(s_t, a_t)`.
+        q_max: (B, T) float, `max_a q(s_t, a)`.
         mask: (B, T) bool, True from the first token to the last.
         k: the paper's K ≥ 1.
 
@@ -124,17 +124,17 @@ def phase_average_returns(taken: Tensor, best: Tensor, mask: Tensor, *, k: float
     Raises:
         ValueError: shapes differ, a dtype does not fit, the mask has holes, or `k` is below 1.
     """
-    check_mask(mask, taken=taken, best=best)
+    check_mask(mask, q_taken=q_taken, q_max=q_max)
     if not isinstance(k, numbers.Real) or isinstance(k, bool) or not k >= 1:
         raise ValueError(f"k must be a number of at least 1, got {k!r}")
-    regrets = zero_padding(promote(best) - promote(taken), mask)
+    regrets = zero_padding(promote(q_max) - promote(q_taken), mask)
     future = _strided_reverse_cumsum(F.pad(regrets[:, 1:], (0, 1)), stride=1)
-    return zero_padding(taken, mask) - future / k
+    return zero_padding(q_taken, mask) - future / k
 
 
 def _rewards(
-    taken: Tensor,
-    best: Tensor,
+    q_taken: Tensor,
+    q_max: Tensor,
     mask: Tensor,
     k: int,
     tail: Literal["one_step", "none"] = "none",
@@ -142,19 +142,19 @@ def _rewards(
 ) -> Tensor:
     """What the sum with stride k adds up: (B, T), 0 where the mask is False.
 
-    For t ≤ n-k it is the induced reward of k actions, `taken[t] - best[t+k]` (Eq 6). For the last
-    k steps, where each such sum ends, it is `taken[t]`, or with the one-step tail G[t].
+    For t ≤ n-k it is the induced reward of k actions, `q_taken[t] - q_max[t+k]` (Eq 6). For the
+    last k steps, where each such sum ends, it is `q_taken[t]`, or with the one-step tail G[t].
     """
-    taken, best = promote(taken), promote(best)
-    blocks = zero_padding(taken[:, :-k] - best[:, k:], mask[:, k:])
+    q_taken, q_max = promote(q_taken), promote(q_max)
+    blocks = zero_padding(q_taken[:, :-k] - q_max[:, k:], mask[:, k:])
 
     # The last k steps of each row, or all of a shorter one, are a completion of their own.
     num_steps = mask.sum(dim=1, keepdim=True, dtype=torch.int32)
     steps = (num_steps - k).clamp(min=0) + torch.arange(k, device=mask.device)
     inside = steps < num_steps
-    ends = zero_padding(taken.gather(1, steps), inside)
+    ends = zero_padding(q_taken.gather(1, steps), inside)
     if tail == "one_step":
-        ends = ends - F.pad(zero_padding(best.gather(1, steps), inside)[:, 1:], (0, 1))
+        ends = ends - F.pad(zero_padding(q_max.gather(1, steps), inside)[:, 1:], (0, 1))
     if reward_range is not None:
         blocks = blocks.clamp(-reward_range, reward_range)
         ends = ends.clamp(-reward_range, reward_range)

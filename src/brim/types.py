@@ -128,15 +128,15 @@ class ActionValues:
     """All that is needed of a teacher along a completion; `(B, T, V)` logits are never kept.
 
     Attributes:
-        taken: (B, T) float32, `q(s_t, a_t)` of the token that was written.
-        best: (B, T) float32, `max_a q(s_t, a)` over the rows of the head that have a token.
+        q_taken: (B, T) float32, `q(s_t, a_t)` of the token that was written.
+        q_max: (B, T) float32, `max_a q(s_t, a)` over the rows of the head that have a token.
         logprobs: (B, T) float32, the teacher's log-probability of the token that was written.
         bootstrap: (B,) float32 or None, `max_a q` of the state after the last token where the
             completion was cut at the length limit, 0 where it ended.
     """
 
-    taken: Tensor
-    best: Tensor
+    q_taken: Tensor
+    q_max: Tensor
     logprobs: Tensor
     bootstrap: Tensor | None = None
 

@@ -187,7 +187,7 @@ def _of_rollout(field: str, stays: bool) -> None:
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def assign_credit(self: Any, rollout: Any, values: Any, student: Any = None) -> Any:
             if field == "returns" and due():
-                values = replace(values, taken=torch.full_like(values.taken, NAN))
+                values = replace(values, q_taken=torch.full_like(values.q_taken, NAN))
             rollout, sums = original(self, rollout, values, student)
             if field == "advantages" and due():
                 rollout.advantages[0, 0] = NAN

@@ -58,7 +58,7 @@ class Setting:
         rollout = self.all.rollout()
         values = self.objective.judge(rollout, self.student, self.teacher)
         k, tail = estimator.k, estimator.tail
-        return block_returns(values.taken, values.best, rollout.mask, k=k, tail=tail)
+        return block_returns(values.q_taken, values.q_max, rollout.mask, k=k, tail=tail)
 
     def exact_gradient(self, estimator):
         """Mean and total variance of a completion's contribution."""

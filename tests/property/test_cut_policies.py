@@ -198,7 +198,7 @@ def test_under_policy_centring_what_samples_expects_nothing(cut):
     values = objective.judge(ALL.rollout(), student, teacher)
     probabilities = sampler(MDP.student, **cut).softmax(1)
     expected = (probabilities * MDP.teacher).sum(1)[ALL.states]
-    moved = ALL.values(MDP.teacher)[0] - values.taken
+    moved = ALL.values(MDP.teacher)[0] - values.q_taken
     possible = ALL.mask & (probabilities[ALL.states, ALL.actions] > 0)
     torch.testing.assert_close(moved[possible], expected[possible], rtol=1e-5, atol=1e-5)
     # What the teacher says of the text knows no cut.

@@ -93,7 +93,7 @@ def test_the_clip_is_the_futures():
     objective = PolicyGradient(Decoding(max_tokens=3), immediate="expected", clip_range=1.0)
     values = objective.judge(every.rollout(), student, teacher)
     rollout, sums = objective.assign_credit(every.rollout(), values, student)
-    regrets = ((values.best - values.taken) * every.mask).flip(1).cumsum(1).flip(1)
+    regrets = ((values.q_max - values.q_taken) * every.mask).flip(1).cumsum(1).flip(1)
     future = torch.nn.functional.pad(-regrets[:, 1:], (0, 1)) * every.mask
     torch.testing.assert_close(rollout.advantages, future.clamp(-1, 1))
     assert sums["clipped"] == (future < -1).sum() > 0

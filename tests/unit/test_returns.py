@@ -88,9 +88,9 @@ def test_unknown_tails_are_refused():
 @pytest.mark.parametrize(
     ("taken", "best", "mask", "message"),
     [
-        (TAKEN, BEST[:, :4], MASK, r"best must have the mask's shape \(1, 5\), got \(1, 4\)"),
-        (TAKEN[0], BEST, MASK, r"taken must have the mask's shape"),
-        (TAKEN.int(), BEST, MASK, "taken must be a float tensor"),
+        (TAKEN, BEST[:, :4], MASK, r"q_max must have the mask's shape \(1, 5\), got \(1, 4\)"),
+        (TAKEN[0], BEST, MASK, r"q_taken must have the mask's shape"),
+        (TAKEN.int(), BEST, MASK, "q_taken must be a float tensor"),
         (TAKEN, BEST, MASK.float(), "mask must be bool"),
         (TAKEN, BEST, MASK.logical_xor(torch.arange(5) == 2), "row 0 turns .* position 3"),
         (TAKEN, BEST, torch.arange(5)[None] > 0, "row 0 turns .* position 1"),

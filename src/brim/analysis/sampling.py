@@ -171,7 +171,7 @@ def _join(parts: Sequence[Rollout]) -> Rollout:
         values=ActionValues(
             **{
                 name: tokens(name, lambda part: part.values)
-                for name in ("taken", "best", "logprobs")
+                for name in ("q_taken", "q_max", "logprobs")
             },
             bootstrap=torch.cat(kept) if kept else None,
         ),

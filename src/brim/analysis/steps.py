@@ -28,8 +28,8 @@ class Steps:
         self.mask = samples.rollout.mask.cpu()
         self.lengths = self.mask.sum(dim=1)
         self.positions = torch.arange(self.mask.shape[1]).expand_as(self.mask)
-        self.taken = torch.where(self.mask, values.taken.cpu().double(), 0.0)
-        self.best = torch.where(self.mask, values.best.cpu().double(), 0.0)
+        self.taken = torch.where(self.mask, values.q_taken.cpu().double(), 0.0)
+        self.best = torch.where(self.mask, values.q_max.cpu().double(), 0.0)
         self.regret = self.best - self.taken
         following = torch.nn.functional.pad(self.best[:, 1:], (0, 1))
         self.reward = self.taken - following

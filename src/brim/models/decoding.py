@@ -201,8 +201,8 @@ class GeneratingModel(Protocol):
     """What an engine needs of a `LanguageModel`, which calls the engines."""
 
     rules: GenerationRules
-    end_ids: tuple[int, ...]
-    filler_id: int
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
 
     @property
     def model(self) -> PreTrainedModel:

@@ -35,7 +35,7 @@ class Encoder:
 
     Args:
         tokenizer: the model's tokenizer.
-        end_ids: the tokens that end a completion; the first is appended to targets.
+        eos_token_ids: the tokens that end a completion; the first is appended to targets.
         decoder_start_id: what opens a completion of an encoder-decoder; None for decoder-only.
 
     Attributes:
@@ -46,24 +46,24 @@ class Encoder:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        end_ids: Sequence[int],
+        eos_token_ids: Sequence[int],
         decoder_start_id: int | None,
     ) -> None:
-        self.tokenizer, self.end_ids = tokenizer, tuple(end_ids)
+        self.tokenizer, self.eos_token_ids = tokenizer, tuple(eos_token_ids)
         self.is_encoder_decoder = decoder_start_id is not None
         self.rules = GenerationRules()
-        own = (tokenizer.bos_token_id, *end_ids)
+        own = (tokenizer.bos_token_id, *eos_token_ids)
         self._start_id = next(i for i in own if i is not None)
         self.unshared: frozenset[int] = frozenset()
         self._prompt_frame = _frame(tokenizer, "text")
         self._target_frame: tuple[list[int], list[int]] = ([], [])
         if self.is_encoder_decoder:
             self._target_frame = _frame(tokenizer, "text_target")
-        around = (*self._target_frame, end_ids, (decoder_start_id, tokenizer.pad_token_id))
+        around = (*self._target_frame, eos_token_ids, (decoder_start_id, tokenizer.pad_token_id))
         self._not_text = {i for ids in around for i in ids}
-        frames = (*self._prompt_frame, end_ids, tokenizer.all_special_ids)
+        frames = (*self._prompt_frame, eos_token_ids, tokenizer.all_special_ids)
         self._special = {i for ids in frames for i in ids} - {tokenizer.unk_token_id}
-        self._appends_end = any(i in self.end_ids for i in tokenizer("a").input_ids[-1:])
+        self._appends_end = any(i in self.eos_token_ids for i in tokenizer("a").input_ids[-1:])
 
     def prompts(
         self, examples: Sequence[Example], max_tokens: int | None
@@ -126,9 +126,9 @@ class Encoder:
                 del ids[-len(behind) :]
             if forced and before and ids[: len(before)] == before:
                 del ids[len(before) - 1]
-            while ids and ids[-1] in self.end_ids:
+            while ids and ids[-1] in self.eos_token_ids:
                 ids.pop()
-            if any(i in self.end_ids for i in ids):
+            if any(i in self.eos_token_ids for i in ids):
                 raise DataError(
                     f"the target of example {example.id!r} spells out an end-of-sequence token "
                     f"before its end; remove {self.tokenizer.eos_token!r} from it"
@@ -141,7 +141,7 @@ class Encoder:
                     "settings (bad_words_ids, suppress_tokens) never let the model write; remove "
                     "it from the target"
                 )
-            ids.append(self.end_ids[0])
+            ids.append(self.eos_token_ids[0])
         return all_ids  # type: ignore[no-any-return]
 
     def texts(self, rows: Sequence[Sequence[int]]) -> list[str]:

@@ -51,11 +51,11 @@ def generate_with_transformers(
     settings = GenerationConfig(
         max_new_tokens=decoding.max_tokens + rules.num_forced,
         forced_bos_token_id=rules.forced_start[0] if rules.forced_start else None,
-        forced_eos_token_id=model.end_ids[0] if rules.forces_end else None,
+        forced_eos_token_id=model.eos_token_ids[0] if rules.forces_end else None,
         # Before what is forced, other than `suppress_tokens`; ends as well, other than bad words.
         sequence_bias={(row,): -math.inf for row in model.excluded_rows} or None,
-        eos_token_id=list(model.end_ids),
-        pad_token_id=model.filler_id,
+        eos_token_id=list(model.eos_token_ids),
+        pad_token_id=model.pad_token_id,
         **_strategy(decoding),
     )
     some = batch.prompt_mask.any(dim=0)  # not the padding that all rows share
@@ -81,7 +81,7 @@ def generate_with_transformers(
             **cache,
         )
     ids = sequences[:, written : written + decoding.max_tokens]
-    ends = torch.isin(ids, torch.tensor(model.end_ids, device=device))
+    ends = torch.isin(ids, torch.tensor(model.eos_token_ids, device=device))
     truncated = ~ends.any(dim=1)
     lengths = torch.where(truncated, ids.shape[1], ends.int().argmax(dim=1) + 1)
     return ids, lengths, truncated

@@ -83,12 +83,12 @@ class GenerationRules:
         return max_tokens - self.num_forced
 
 
-def generation_rules(model: PreTrainedModel, end_ids: Sequence[int]) -> GenerationRules:
+def generation_rules(model: PreTrainedModel, eos_token_ids: Sequence[int]) -> GenerationRules:
     """The rules of a model.
 
     Args:
         model: with its `generation_config`.
-        end_ids: the tokens that end a completion; the first is appended to targets.
+        eos_token_ids: the tokens that end a completion; the first is appended to targets.
 
     Raises:
         ModelError: the token that ends every target is one that is never written.
@@ -99,11 +99,11 @@ def generation_rules(model: PreTrainedModel, end_ids: Sequence[int]) -> Generati
     suppressed = settings.suppress_tokens or []
     # As transformers reads it, an end token is no bad word.
     bad = [ids[0] for ids in settings.bad_words_ids or [] if len(ids) == 1]
-    excluded = frozenset(suppressed) | (frozenset(bad) - frozenset(end_ids))
-    if end_ids[0] in excluded:
+    excluded = frozenset(suppressed) | (frozenset(bad) - frozenset(eos_token_ids))
+    if eos_token_ids[0] in excluded:
         raise ModelError(
-            f"suppress_tokens of the generation settings excludes token {end_ids[0]}, which ends a "
-            "text, so that none could end; remove it from generation_config.json"
+            f"suppress_tokens of the generation settings excludes token {eos_token_ids[0]}, which "
+            "ends a text, so that none could end; remove it from generation_config.json"
         )
     start = settings.forced_bos_token_id if model.config.is_encoder_decoder else None
     return GenerationRules(
@@ -111,15 +111,17 @@ def generation_rules(model: PreTrainedModel, end_ids: Sequence[int]) -> Generati
     )
 
 
-def exclude_tokens(model: PreTrainedModel, tokens: Iterable[int], end_ids: Sequence[int]) -> None:
+def exclude_tokens(
+    model: PreTrainedModel, tokens: Iterable[int], eos_token_ids: Sequence[int]
+) -> None:
     """Write into a model's generation settings that it never writes these tokens, too."""
     settings = model.generation_config
     if settings is None:
         settings = model.generation_config = GenerationConfig.from_model_config(model.config)
-    new = set(tokens) - generation_rules(model, end_ids).excluded
+    new = set(tokens) - generation_rules(model, eos_token_ids).excluded
     # transformers takes an end for no bad word, and refuses to suppress what is forced.
-    words = [[token] for token in sorted(new - set(end_ids))]
-    ends = sorted(new & set(end_ids))
+    words = [[token] for token in sorted(new - set(eos_token_ids))]
+    ends = sorted(new & set(eos_token_ids))
     settings.bad_words_ids = [*(settings.bad_words_ids or []), *words] or None
     settings.suppress_tokens = [*(settings.suppress_tokens or []), *ends] or None
 

@@ -83,15 +83,15 @@ class LanguageModel(nn.Module):
         with one_line(model):
             rows_without_token(tokenizer, len(head_weight(model)))
             check_decoder(model)
-            self.end_ids = end_token_ids(model, tokenizer)
+            self.eos_token_ids = end_token_ids(model, tokenizer)
             if not self.is_encoder_decoder:  # a prompt with an end would be an ended text
-                tokenizer = without_end(tokenizer, self.end_ids)
+                tokenizer = without_end(tokenizer, self.eos_token_ids)
             self.model, self.tokenizer = model, tokenizer
             pad_id = tokenizer.pad_token_id
-            self.filler_id: int = self.end_ids[0] if pad_id is None else pad_id
+            self.pad_token_id: int = self.eos_token_ids[0] if pad_id is None else pad_id
             start_id = start_token_id(model) if self.is_encoder_decoder else None
-            self.encoder = Encoder(tokenizer, self.end_ids, start_id)
-            self.rules = generation_rules(model, self.end_ids)
+            self.encoder = Encoder(tokenizer, self.eos_token_ids, start_id)
+            self.rules = generation_rules(model, self.eos_token_ids)
             self._follow_rules()
             protect_head(model)
             self._backbone: Backbone = (
@@ -140,9 +140,9 @@ class LanguageModel(nn.Module):
             ModelError: one of them ends every target.
         """
         num_rows = len(head_weight(self.model))
-        exclude_tokens(self.model, (i for i in tokens if i < num_rows), self.end_ids)
+        exclude_tokens(self.model, (i for i in tokens if i < num_rows), self.eos_token_ids)
         self.encoder.unshared = frozenset(unshared)
-        self.rules = generation_rules(self.model, self.end_ids)
+        self.rules = generation_rules(self.model, self.eos_token_ids)
         self._follow_rules()
 
     def _follow_rules(self) -> None:
@@ -175,7 +175,7 @@ class LanguageModel(nn.Module):
             ModelError: an example has messages and the tokenizer no chat template.
         """
         ids, num_cut = self.encoder.prompts(examples, max_tokens)
-        prompt_ids, prompt_mask = pad(ids, self.filler_id, self._backbone.prompt_side)
+        prompt_ids, prompt_mask = pad(ids, self.pad_token_id, self._backbone.prompt_side)
         return Batch(
             examples=tuple(examples),
             prompt_ids=prompt_ids.to(self.device),
@@ -222,7 +222,7 @@ class LanguageModel(nn.Module):
     ) -> Rollout:
         """Completions of these ids, `cut` before they came here or at `max_tokens`."""
         max_tokens = self.rules.num_chosen(max_tokens)
-        ids, mask = pad([row[:max_tokens] for row in rows], self.filler_id, "right")
+        ids, mask = pad([row[:max_tokens] for row in rows], self.pad_token_id, "right")
         truncated = [was or len(row) > max_tokens for row, was in zip(rows, cut, strict=True)]
         device = self.device
         return Rollout(
@@ -268,7 +268,7 @@ class LanguageModel(nn.Module):
                 ids[rows, : written.shape[1]] = written
         longest = int(lengths.max())
         mask = torch.arange(longest, device=device) < lengths[:, None]
-        completion_ids = ids[:, :longest].masked_fill(~mask, self.filler_id)
+        completion_ids = ids[:, :longest].masked_fill(~mask, self.pad_token_id)
         return Rollout(batch, completion_ids, mask, truncated)
 
     def check_room(self, prompt_tokens: int, max_tokens: int) -> None:
@@ -454,7 +454,7 @@ class LanguageModel(nn.Module):
             self.tokenizer,
             state_dict,
             scaled=self._scale != 1,
-            end_ids=self.end_ids,
+            eos_token_ids=self.eos_token_ids,
             unused_rows=set(self.excluded_rows) - self.rules.excluded,
         )
         check_stored_head(self.model, Path(directory), state_dict)
@@ -517,12 +517,12 @@ class LanguageModel(nn.Module):
         state = self._backbone.start(self._prompts(batch), decoding.max_tokens)
         uniforms = row_uniforms(batch.seeds, decoding.max_tokens).to(self.device)
         head = self._head()
-        eos_ids = torch.tensor(self.end_ids, device=self.device)
+        eos_ids = torch.tensor(self.eos_token_ids, device=self.device)
         return write_completions(state, head, uniforms, decoding, eos_ids)
 
     def _padded(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The ids with this model's padding, for the other one's of a pair may be unknown to it."""
-        return ids.masked_fill(~mask, self.filler_id) if self.encoder.unshared else ids
+        return ids.masked_fill(~mask, self.pad_token_id) if self.encoder.unshared else ids
 
     def _prompts(self, batch: Batch) -> Prompts:
         """The batch's prompts, each once, without the padding that all of them share."""

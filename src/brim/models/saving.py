@@ -41,7 +41,7 @@ def save_folder(
     state_dict: Mapping[str, Tensor] | None,
     *,
     scaled: bool,
-    end_ids: Sequence[int],
+    eos_token_ids: Sequence[int],
     unused_rows: Collection[int],
 ) -> None:
     """Write model and tokenizer for plain `from_pretrained` and `generate` of transformers 4 and 5.
@@ -52,7 +52,7 @@ def save_folder(
         tokenizer: of the model.
         state_dict: the weights of `model`, where it holds others or only a part of them.
         scaled: whether the decoder's output is scaled before the head, as in the first T5.
-        end_ids: tokens that end a text.
+        eos_token_ids: tokens that end a text.
         unused_rows: of the head, which have no token.
     """
     # In families like T5, which keep `model_dim`, transformers 4 lets one key say both.
@@ -73,7 +73,9 @@ def save_folder(
             config["decoder_layers"] = config["num_decoder_layers"]
     with _edited(directory / "generation_config.json") as settings:
         settings |= json.loads(generation.to_json_string(ignore_metadata=True))
-        settings["eos_token_id"] = end_ids[0] if len(end_ids) == 1 else list(end_ids)
+        settings["eos_token_id"] = (
+            eos_token_ids[0] if len(eos_token_ids) == 1 else list(eos_token_ids)
+        )
         if unused_rows:
             suppressed = {*(generation.suppress_tokens or ()), *unused_rows}
             settings["suppress_tokens"] = sorted(suppressed)

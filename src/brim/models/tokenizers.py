@@ -70,7 +70,7 @@ def has_target_mode(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def without_end(
-    tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int]
+    tokenizer: PreTrainedTokenizerBase, eos_token_ids: Collection[int]
 ) -> PreTrainedTokenizerBase:
     """The tokenizer itself, or a copy that appends no end token where its template appends one."""
     processor = getattr(getattr(tokenizer, "backend_tokenizer", None), "post_processor", None)
@@ -80,7 +80,7 @@ def without_end(
     state = json.loads(before)
     for template in state.get("processors", [state]):
         if template["type"] == "TemplateProcessing":
-            _drop_ends(template, frozenset(end_ids))
+            _drop_ends(template, frozenset(eos_token_ids))
     if state == json.loads(before):
         return tokenizer
     tokenizer = copy.deepcopy(tokenizer)
@@ -89,13 +89,13 @@ def without_end(
     return tokenizer
 
 
-def _drop_ends(template: dict[str, Any], end_ids: frozenset[int]) -> None:
+def _drop_ends(template: dict[str, Any], eos_token_ids: frozenset[int]) -> None:
     """Take the end tokens off what a template of tokenizer.json makes of a text, or of two."""
     tokens = template["special_tokens"]
     used = set()
     for pieces in (template["single"], template["pair"]):
         while "SpecialToken" in pieces[-1]:
-            if not end_ids.intersection(tokens[pieces[-1]["SpecialToken"]["id"]]["ids"]):
+            if not eos_token_ids.intersection(tokens[pieces[-1]["SpecialToken"]["id"]]["ids"]):
                 break
             pieces.pop()
         used |= {piece["SpecialToken"]["id"] for piece in pieces if "SpecialToken" in piece}

@@ -97,7 +97,7 @@ class VLLMEngine:
         check_vllm(model)
         self._vllm = _import_vllm()
         self.logprobs_mode = logprobs_mode
-        self.end_ids, self.filler_id = model.end_ids, model.filler_id
+        self.eos_token_ids, self.pad_token_id = model.eos_token_ids, model.pad_token_id
         self._excluded = frozenset(model.excluded_rows)
         self._prompts_follow_mode = False
         settings = {
@@ -155,7 +155,7 @@ class VLLMEngine:
                 {
                     "seed": seed,
                     "max_tokens": decoding.max_tokens,
-                    "stop_token_ids": list(self.end_ids),
+                    "stop_token_ids": list(self.eos_token_ids),
                     "logit_bias": bias or None,
                     **sampling,
                 }
@@ -163,8 +163,8 @@ class VLLMEngine:
             ],
         )
         written = [list(output.outputs[0].token_ids) for output in outputs]
-        ids, mask = pad(written, self.filler_id, "right")
-        truncated = torch.tensor([row[-1] not in self.end_ids for row in written])
+        ids, mask = pad(written, self.pad_token_id, "right")
+        truncated = torch.tensor([row[-1] not in self.eos_token_ids for row in written])
         device = batch.prompt_ids.device
         return ids.to(device), mask.sum(dim=1).to(device), truncated.to(device)
 
@@ -217,15 +217,15 @@ class VLLMEngine:
         values = ActionValues(scatter(taken), scatter(best), scatter(taken))
         following = torch.tensor(after, device=mask.device)
         if centering == "max":
-            values = ActionValues(values.taken - values.best, values.best * 0, values.taken)
+            values = ActionValues(values.q_taken - values.q_max, values.q_max * 0, values.q_taken)
             following = following * 0
         if centering == "none":
-            unknown = values.taken.masked_fill(mask, torch.nan)
-            values = ActionValues(values.taken, values.best, unknown)
+            unknown = values.q_taken.masked_fill(mask, torch.nan)
+            values = ActionValues(values.q_taken, values.q_max, unknown)
         if not bootstrap:
             return values
         following = following.masked_fill(~rollout.truncated, 0.0)
-        return ActionValues(values.taken, values.best, values.logprobs, following)
+        return ActionValues(values.q_taken, values.q_max, values.logprobs, following)
 
     def _best(self, state: dict[int, Any]) -> float:
         token, entry = max(state.items(), key=lambda item: item[1].logprob)
@@ -244,7 +244,7 @@ class VLLMEngine:
         """
         if self.logprobs_mode == "raw_logprobs" or self._prompts_follow_mode:
             return
-        start = self.end_ids[0]
+        start = self.eos_token_ids[0]
         options = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 1, "logprobs": 1}
         short, long = self._generate([[start], [start, start]], [options] * 2)
         written = self._best(short.outputs[0].logprobs[0])

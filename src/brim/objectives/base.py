@@ -162,8 +162,8 @@ def return_sums(rollout: Rollout) -> dict[str, Tensor]:
     values, estimate, mask = rollout.values, rollout.returns, rollout.mask
     if values is None or estimate is None:
         raise ValueError("return_sums needs a rollout with values and returns")
-    exact = rewards_to_go(values.taken, values.best, mask)
-    reward = total(induced_rewards(values.taken, values.best, mask))
+    exact = rewards_to_go(values.q_taken, values.q_max, mask)
+    reward = total(induced_rewards(values.q_taken, values.q_max, mask))
     if values.bootstrap is not None:
         exact = torch.where(mask, exact - values.bootstrap[:, None], 0.0)
         reward = reward - total(values.bootstrap)

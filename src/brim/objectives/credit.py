@@ -200,7 +200,7 @@ class ReturnInduction(Objective):
             comparison=reading.comparison(expected_value),
         ).compared
         assert expected is not None
-        return replace(values, taken=values.taken - expected, best=values.best - expected)
+        return replace(values, q_taken=values.q_taken - expected, q_max=values.q_max - expected)
 
     def induce(
         self, rollout: Rollout, values: ActionValues
@@ -261,10 +261,10 @@ class ReturnInduction(Objective):
         self, values: ActionValues, mask: Tensor, k: int, reward_range: float | None
     ) -> Tensor:
         if self.phase == "average":
-            returns = phase_average_returns(values.taken, values.best, mask, k=k)
+            returns = phase_average_returns(values.q_taken, values.q_max, mask, k=k)
         else:
             returns = block_returns(
-                values.taken, values.best, mask, k=k, tail=self.tail, reward_range=reward_range
+                values.q_taken, values.q_max, mask, k=k, tail=self.tail, reward_range=reward_range
             )
         if values.bootstrap is not None:
             # What follows the last action is charged once to every return before it.

@@ -163,7 +163,7 @@ class Divergence(Objective):
             some, limit = batch.select(rows), self.decoding.max_tokens
             parts.append((rows, student.encode_targets(some, max_tokens=limit)))
         by_student = by_student.to(student.device)
-        rollout = replace(_merge(batch, parts, student.filler_id), by_student=by_student)
+        rollout = replace(_merge(batch, parts, student.pad_token_id), by_student=by_student)
         return rollout, {
             **length_sums(rollout),
             "student_rows": total(by_student),
@@ -224,11 +224,11 @@ class Divergence(Objective):
         return metrics
 
 
-def _merge(batch: Batch, parts: Sequence[tuple[list[int], Rollout]], filler_id: int) -> Rollout:
+def _merge(batch: Batch, parts: Sequence[tuple[list[int], Rollout]], pad_token_id: int) -> Rollout:
     """One rollout of the batch from completions of its rows, each part with their numbers."""
     width = max(part.mask.shape[1] for _, part in parts)
     mask = batch.prompt_mask.new_zeros(len(batch), width)
-    ids = batch.prompt_ids.new_full((len(batch), width), filler_id)
+    ids = batch.prompt_ids.new_full((len(batch), width), pad_token_id)
     truncated = batch.prompt_mask.new_zeros(len(batch))
     for rows, part in parts:
         columns = slice(part.mask.shape[1])

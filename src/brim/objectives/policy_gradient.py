@@ -119,7 +119,7 @@ class PolicyGradient(ReturnInduction):
         """The return, or its future part where the immediate one is an expectation."""
         if self.immediate == "sampled":
             return returns
-        return torch.where(mask, returns - values.taken, 0.0)
+        return torch.where(mask, returns - values.q_taken, 0.0)
 
     def _baseline(
         self, returns: Tensor, rollout: Rollout, student: LanguageModel | None

@@ -254,7 +254,7 @@ class PPOLLMR(PPO):
         assert values is not None
         assert old is not None
         # Of each whole row: `truncated: drop` masks whole rows, so that no row has holes.
-        rewards = induced_rewards(values.taken, values.best, mask)
+        rewards = induced_rewards(values.q_taken, values.q_max, mask)
         if self.clip_range is not None and self.clip_target == "reward":
             rewards = rewards.clamp(-self.clip_range, self.clip_range)
         if values.bootstrap is not None:

@@ -253,7 +253,7 @@ def _complete(
 
 def _returns(teacher: LanguageModel, rollout: Rollout) -> list[float]:
     values = teacher.map(rollout, teacher.action_values)
-    returns: list[float] = rewards_to_go(values.taken, values.best, rollout.mask)[:, 0].tolist()
+    returns: list[float] = rewards_to_go(values.q_taken, values.q_max, rollout.mask)[:, 0].tolist()
     return returns
 
 

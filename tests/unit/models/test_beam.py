@@ -50,9 +50,9 @@ def test_one_beam_is_greedy(family: str) -> None:
     greedy = Decoding(12, strategy="greedy")
     # Another end token: one that the rows write at different places, or not at all.
     rows = model.generate(batch, greedy).completion_ids.tolist()
-    tokens = {token for row in rows for token in row} - {model.filler_id}
+    tokens = {token for row in rows for token in row} - {model.pad_token_id}
     places = {t: {row.index(t) if t in row else None for row in rows} for t in tokens}
-    model.end_ids = (EOS, max(sorted(places), key=lambda token: len(places[token])))
+    model.eos_token_ids = (EOS, max(sorted(places), key=lambda token: len(places[token])))
     expected = model.generate(batch, greedy)
     assert len(set(expected.lengths.tolist())) > 1
     assert same(model.generate(batch, beam(12, 1)), expected)
@@ -68,7 +68,9 @@ def test_more_beams_find_better_texts(family: str) -> None:
     assert gain.mean() > 0
     assert (gain > 1e-3).any()
     assert found.completion_ids[found.mask].max() < NUM_TOKENS  # rows without a token are not text
-    cut = ~torch.isin(found.completion_ids, torch.tensor(model.end_ids)).logical_and(found.mask)
+    cut = ~torch.isin(found.completion_ids, torch.tensor(model.eos_token_ids)).logical_and(
+        found.mask
+    )
     assert torch.equal(found.truncated, cut.all(dim=1))
     assert (found.lengths[found.truncated] == 8).all()
 
@@ -81,7 +83,7 @@ def test_enough_beams_find_the_best_of_all_texts(family: str, penalty: float) ->
     source = tiny(family, num_rows=num_tokens + 2, spread=0.3)
     appends_eos = source.config.is_encoder_decoder
     model = LanguageModel(source, word_tokenizer(num_tokens, appends_eos=appends_eos)).eval()
-    model.end_ids = (EOS,)
+    model.eos_token_ids = (EOS,)
     batch = model.encode(prompts((2, 1, 3)), max_tokens=None)
     found = model.generate(batch, beam(limit, num_tokens**limit, penalty))
     texts = [

@@ -107,7 +107,7 @@ def test_memory_is_taken_once_and_no_more_than_the_limit_needs(
             room.add(layer.keys.untyped_storage().nbytes() // (4 * len(batch) * heads * size))
 
     monkeypatch.setattr(DecodingState, "step", watched)
-    model.end_ids = tuple(range(0, NUM_TOKENS, 8))
+    model.eos_token_ids = tuple(range(0, NUM_TOKENS, 8))
     model.generate(batch, Decoding(max_tokens=20))
     assert len(widths) > 3
     assert len(set(widths)) > 1
@@ -178,7 +178,7 @@ def test_layers_that_forget_decode_as_transformers_does(
     batch = encoded(model, (3, 1, 9, 2, 5)).repeat(copies)
     greedy = Decoding(max_tokens=16, strategy="greedy")
     for either in (model, unforgetting):
-        either.end_ids = (NUM_ROWS - 1,)
+        either.eos_token_ids = (NUM_ROWS - 1,)
     free = model.generate(batch, greedy)
     if build not in (lfm2, falcon_h1):
         assert model.decode(free) != unforgetting.decode(unforgetting.generate(batch, greedy))
@@ -186,7 +186,7 @@ def test_layers_that_forget_decode_as_transformers_does(
     _, latest = max(
         (row.index(token), token) for row in free.completion_ids.tolist() for token in row
     )
-    model.end_ids = (EOS, latest)
+    model.eos_token_ids = (EOS, latest)
     rollout = model.generate(batch, greedy)
     theirs = model.model.generate(
         input_ids=batch.prompt_ids,

@@ -154,7 +154,7 @@ def test_writing_and_judging_are_as_before(
     generated = model.generate(batch, Decoding(8, strategy="greedy", engine="generate"))
     greedy = model.generate(batch, Decoding(8, strategy="greedy"))
     assert torch.equal(generated.completion_ids, greedy.completion_ids)
-    assert torch.equal(model.action_values(rollout).taken, values.taken)
+    assert torch.equal(model.action_values(rollout).q_taken, values.q_taken)
     assert [part.training for part in model.modules()] == modes
     assert "Caching is incompatible" not in caplog.text
 

@@ -227,7 +227,7 @@ def test_looking_rarely_writes_the_same(
 ) -> None:
     model = tiny_language_model(family)
     batch = encoded(model, (3, 1, 6, 2, 4) * 3).repeat(2)
-    model.end_ids = (EOS, 5, 17, 33)
+    model.eos_token_ids = (EOS, 5, 17, 33)
     rollout = model.generate(batch, Decoding(max_tokens=20))
     rarely = partial(write_completions, look_every=look_every)
     monkeypatch.setattr(language_model, "write_completions", rarely)
@@ -246,7 +246,7 @@ def test_texts_of_two_tokens_follow_the_exact_distribution(
     num_words, draws = 9, 5000
     source = tiny(family, num_rows=num_words, spread=0.2)
     model = LanguageModel(source, word_tokenizer(num_words, appends_eos=family == "t5")).eval()
-    model.end_ids = (EOS,)
+    model.eos_token_ids = (EOS,)
     example = Example("0", "w3 w4 w5")
     decoding = Decoding(max_tokens=2, temperature=0.7, top_k=top_k, top_p=top_p, batch_tokens=10**6)
     batch = model.encode([example] * draws, max_tokens=None, seeds=range(draws))

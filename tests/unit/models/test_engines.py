@@ -30,11 +30,11 @@ DISTRACTIONS: dict[str, Any] = {
 }
 
 
-def with_settings(family: str, end_ids: list[int]) -> LanguageModel:
+def with_settings(family: str, eos_token_ids: list[int]) -> LanguageModel:
     model = tiny(family)
     model.generation_config = GenerationConfig(
         **DISTRACTIONS,
-        eos_token_id=end_ids,
+        eos_token_id=eos_token_ids,
         pad_token_id=0,
         decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
     )
@@ -55,10 +55,10 @@ def test_greedy_text_is_that_of_the_loop(family: str, batch_tokens: int) -> None
     rows = greedy.completion_ids.tolist()
     places = {
         token: {row.index(token) if token in row else None for row in rows}
-        for token in {token for row in rows for token in row} - {EOS, model.filler_id}
+        for token in {token for row in rows for token in row} - {EOS, model.pad_token_id}
     }
     model = with_settings(family, [EOS, max(places, key=lambda token: len(places[token]))])
-    assert len(model.end_ids) == 2
+    assert len(model.eos_token_ids) == 2
     batch = encoded(model, LENGTHS)
     options: dict[str, Any] = {"strategy": "greedy", "batch_tokens": batch_tokens}
     for limit in (1, 12):
@@ -79,7 +79,7 @@ def test_an_end_token_is_the_last_action_and_a_cut_has_none(family: str) -> None
     ):
         assert ids[: length - 1].count(EOS) == 0
         assert (ids[length - 1] == EOS) != bool(cut)
-        assert set(ids[length:]) <= {model.filler_id}
+        assert set(ids[length:]) <= {model.pad_token_id}
         ended += ids[length - 1] == EOS
     assert 30 < ended < 270
     assert (rollout.lengths[rollout.truncated] == 40).all()

@@ -103,7 +103,7 @@ def chosen(model: LanguageModel, rows: Tensor) -> list[list[int]]:
     """Of what `generate` wrote the tokens that were chosen: until the first end or the limit."""
     start, limit = len(model.rules.forced_start), LIMIT - model.rules.forces_end
     cut = [row[start:limit] for row in rows.tolist()]
-    return [row[: row.index(e) + 1] if (e := model.end_ids[0]) in row else row for row in cut]
+    return [row[: row.index(e) + 1] if (e := model.eos_token_ids[0]) in row else row for row in cut]
 
 
 @pytest.mark.parametrize("engine", ["loop", "generate"])
@@ -157,8 +157,8 @@ def test_scores_are_those_of_the_whole_sequence_that_was_written(name: str) -> N
     values = model.action_values(rollout, bootstrap=True)
     mask = rollout.mask
     close = {"rtol": 1e-4, "atol": 1e-4}
-    torch.testing.assert_close(values.taken[mask], taken[mask], **close)
-    torch.testing.assert_close(values.best[mask], logits.amax(2)[mask], **close)
+    torch.testing.assert_close(values.q_taken[mask], taken[mask], **close)
+    torch.testing.assert_close(values.q_max[mask], logits.amax(2)[mask], **close)
     expected = (taken - logits.logsumexp(2))[mask]
     torch.testing.assert_close(model.logprobs(rollout)[mask], expected, **close)
     assert values.bootstrap is not None
@@ -288,7 +288,7 @@ def test_a_pair_writes_the_same_tokens(tmp_path: Path) -> None:
     rollout = student.generate(batch, Decoding(4))
     assert not torch.isin(rollout.completion_ids, torch.tensor([5, 6, 39])).any()
     values = teacher.action_values(rollout)
-    assert values.taken.abs().max() < 1e4
+    assert values.q_taken.abs().max() < 1e4
     comparison = teacher.read(rollout).comparison(forward_kl)
     divergences = student.measure(rollout, comparison=comparison).compared
     assert divergences is not None

@@ -59,12 +59,12 @@ def naive_logits(model: LanguageModel, rollout: Rollout, *, extra: int = 0) -> T
 def test_greedy_equals_transformers_generate(family: str) -> None:
     model = tiny_language_model(family, spread=0.8).eval()
     batch = encoded(model)
-    model.end_ids = (NO_TOKEN[0],)
+    model.eos_token_ids = (NO_TOKEN[0],)
     free = model.generate(batch, Decoding(max_tokens=12, strategy="greedy"))
     assert free.truncated.all()
     # Let the word that appears latest in any row end the text too: rows stop at different steps.
     _, latest = max((row.index(t), t) for row in free.completion_ids.tolist() for t in row)
-    model.end_ids = (EOS, latest)
+    model.eos_token_ids = (EOS, latest)
     rollout = model.generate(batch, Decoding(max_tokens=12, strategy="greedy", batch_tokens=40))
     theirs = model.model.generate(
         input_ids=batch.prompt_ids,
@@ -72,7 +72,7 @@ def test_greedy_equals_transformers_generate(family: str) -> None:
         max_new_tokens=12,
         do_sample=False,
         num_beams=1,
-        eos_token_id=list(model.end_ids),
+        eos_token_id=list(model.eos_token_ids),
         suppress_tokens=NO_TOKEN,
         use_cache=False,  # its cache is too short for a T5 whose decoder is the deeper half
     )
@@ -82,7 +82,7 @@ def test_greedy_equals_transformers_generate(family: str) -> None:
     for row, length in enumerate(lengths):
         assert rollout.completion_ids[row, :length].tolist() == theirs[row, :length].tolist()
         assert (theirs[row, length:] == PAD).all()
-        ended = int(rollout.completion_ids[row, length - 1]) in model.end_ids
+        ended = int(rollout.completion_ids[row, length - 1]) in model.eos_token_ids
         assert bool(rollout.truncated[row]) == (not ended)
         assert ended or length == 12
     assert (rollout.completion_ids[~rollout.mask] == PAD).all()
@@ -154,8 +154,8 @@ def test_action_values_equal_the_naive_logits(family: str, centering: Any) -> No
     best = logits.amax(2) - center
     taken = every[:, :-1].gather(2, ids).squeeze(2) - center[:, :-1]
     logprobs = every[:, :-1].log_softmax(2).gather(2, ids).squeeze(2)
-    assert_rounding(values.best, best[:, :-1].masked_fill(~mask, 0))
-    assert_rounding(values.taken, taken.masked_fill(~mask, 0))
+    assert_rounding(values.q_max, best[:, :-1].masked_fill(~mask, 0))
+    assert_rounding(values.q_taken, taken.masked_fill(~mask, 0))
     assert_rounding(values.logprobs, logprobs.masked_fill(~mask, 0))
     after = best[torch.arange(len(best)), rollout.lengths].masked_fill(~rollout.truncated, 0)
     assert values.bootstrap is not None
@@ -193,8 +193,8 @@ def test_generation_and_values_leave_no_trace(family: str) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in model.modules()] == modes
     assert not frozen.training
-    assert not values.best.requires_grad
-    assert torch.equal(model.action_values(rollout).best, values.best)
+    assert not values.q_max.requires_grad
+    assert torch.equal(model.action_values(rollout).q_max, values.q_max)
     # What was sampled can take part in a graph.
     assert not rollout.completion_ids.is_inference()
     assert not model.logprobs(rollout).isnan().any()
@@ -246,7 +246,7 @@ def test_rows_without_token_are_never_chosen(family: str) -> None:
         rollout = model.generate(batch, Decoding(max_tokens=10, strategy=strategy))
         assert not torch.isin(rollout.completion_ids, torch.tensor([hole, *NO_TOKEN])).any()
     values = model.action_values(rollout, centering="mean")
-    assert values.best.abs().max() < 1e3
+    assert values.q_max.abs().max() < 1e3
     assert (values.logprobs[rollout.mask] > -50).all()
     model.logprobs(rollout).sum().backward()
     gradient = model.model.get_output_embeddings().weight.grad
@@ -290,7 +290,7 @@ def test_finished_rows_leave_the_batch_and_decoding_stops_early(
         widths.append(len(kwargs["input_ids"]))
         return forward(*args, **kwargs)
 
-    model.end_ids = tuple(range(0, NUM_TOKENS, 4))  # a quarter of the rows ends at each step
+    model.eos_token_ids = tuple(range(0, NUM_TOKENS, 4))  # a quarter of the rows ends at each step
     monkeypatch.setattr(decoder, "forward", watched)
     rollout = model.generate(encoded(model, (1, 2, 3, 4) * 16), Decoding(max_tokens=60))
     longest = int(rollout.lengths.max())
@@ -328,7 +328,7 @@ def test_copies_of_a_prompt_say_what_prompts_of_their_own_say(family: str) -> No
 
         ours = model.action_values(shared, bootstrap=True)
         theirs = model.action_values(own, bootstrap=True)
-        for name in ("taken", "best", "logprobs", "bootstrap"):
+        for name in ("q_taken", "q_max", "logprobs", "bootstrap"):
             assert_rounding(getattr(ours, name), getattr(theirs, name))
         weights = torch.linspace(-1, 1, shared.mask.numel()).view_as(shared.mask)
         gradients = []
@@ -351,8 +351,8 @@ def test_some_copies_say_what_they_say_among_all(family: str) -> None:
     assert_rounding(some, model.logprobs(rollout)[rows])
     by_bucket = rollout.map(model.action_values, 30)
     whole = model.action_values(rollout)
-    assert_rounding(by_bucket.best, whole.best)
-    assert_rounding(by_bucket.taken, whole.taken)
+    assert_rounding(by_bucket.q_max, whole.q_max)
+    assert_rounding(by_bucket.q_taken, whole.q_taken)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -498,7 +498,7 @@ def test_bfloat16_by_autocast_and_by_weight(family: str) -> None:
     torch.testing.assert_close(statistics.logprobs, exact, rtol=0, atol=0.1)
     low = LanguageModel(tiny(family, spread=0.1).to(torch.bfloat16), model.tokenizer).eval()
     values = low.action_values(rollout)
-    assert values.best.dtype == torch.float32
+    assert values.q_max.dtype == torch.float32
     torch.testing.assert_close(values.logprobs, exact, rtol=0, atol=0.1)
 
 

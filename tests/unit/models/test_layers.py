@@ -194,7 +194,7 @@ def test_a_saved_student_reads_back_the_same(family: str, kept: list[int], tmp_p
     assert torch.equal(again.generate(rollout.batch, greedy).completion_ids, written.completion_ids)
     # The cache leads to the tokens that a pass over the whole text finds likeliest.
     values = student.action_values(written)
-    assert_rounding(values.taken, values.best)
+    assert_rounding(values.q_taken, values.q_max)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

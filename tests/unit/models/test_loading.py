@@ -53,7 +53,7 @@ def test_what_is_saved_is_loaded(family: str, tmp_path: Path) -> None:
     rollout = model.generate(batch, Decoding(max_tokens=6))
     assert loaded.decode(loaded.generate(again, Decoding(max_tokens=6))) == model.decode(rollout)
     assert torch.equal(loaded.logprobs(rollout), model.logprobs(rollout))
-    assert loaded.end_ids == model.end_ids
+    assert loaded.eos_token_ids == model.eos_token_ids
 
 
 def cut_weights(directory: Path) -> None:

@@ -140,10 +140,10 @@ def test_it_does_what_a_teacher_does(
             rollout = written(model)
             values = model.action_values(rollout)
         assert "MatMul8bitLt" not in caplog.text
-        assert (values.best >= values.taken).all()
+        assert (values.q_max >= values.q_taken).all()
         assert model.decode(rollout)
         for same in (model.to("cpu"), model.to(torch.device("cpu")), model.copy()):
-            assert torch.equal(same.action_values(rollout).taken, values.taken)
+            assert torch.equal(same.action_values(rollout).q_taken, values.q_taken)
         assert all(
             tensor.flatten().contiguous().view(torch.uint8) is not None
             for tensor in plain_tensors(model.model.state_dict()).values()
@@ -258,7 +258,7 @@ def test_drift_is_that_of_the_full_logits(monkeypatch: pytest.MonkeyPatch) -> No
         assert 0 < drift["mean_regret"] <= drift["mean_taken"] + drift["mean_best"] + 1e-6
         assert drift["mean_regret"] <= drift["max_regret"]
         values = reference.action_values(rollout)
-        regret = (values.best - values.taken)[rollout.mask].mean()
+        regret = (values.q_max - values.q_taken)[rollout.mask].mean()
         assert drift["reference_regret"] == pytest.approx(float(regret), abs=1e-4)
 
 
@@ -336,7 +336,7 @@ def test_a_folder_that_is_stored_so_is_read_as_one_that_is_quantised(
     assert quantization_of(load_model(folders / family)) is None
     rollout = written(expected)
     close = {"rtol": 1e-5, "atol": 1e-5}
-    for name in ("taken", "best", "logprobs"):
+    for name in ("q_taken", "q_max", "logprobs"):
         values = (getattr(m.action_values(rollout), name) for m in (model, expected))
         torch.testing.assert_close(*values, **close)
     with pytest.raises(ModelError, match=r"quantised layers cannot be trained"):
@@ -382,4 +382,6 @@ def test_a_folder_that_torchao_has_stored(folders: Path, tmp_path: Path) -> None
     model = load_model(tmp_path)
     assert quantization_of(model) == TORCHAO
     rollout = written(expected)
-    assert torch.equal(model.action_values(rollout).taken, expected.action_values(rollout).taken)
+    assert torch.equal(
+        model.action_values(rollout).q_taken, expected.action_values(rollout).q_taken
+    )

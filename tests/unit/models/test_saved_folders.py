@@ -92,7 +92,7 @@ def test_plain_transformers_reads_and_writes_the_same(name: str, saved: Any) -> 
     compare(ours, answer(str(ours.folder), TEXTS, PROMPTS, MAX_TOKENS))
     again = load_model(ours.folder)
     assert again.num_parameters == ours.model.num_parameters
-    assert again.end_ids == ours.model.end_ids
+    assert again.eos_token_ids == ours.model.eos_token_ids
     assert greedy(again)[0] == ours.written
 
 
@@ -111,7 +111,7 @@ def test_the_files_say_what_the_model_is(name: str, saved: Any) -> None:
     )
     generation = settings_in(ours.folder, "generation_config")
     ends = generation["eos_token_id"]
-    assert (tuple(ends) if isinstance(ends, list) else (ends,)) == ours.model.end_ids
+    assert (tuple(ends) if isinstance(ends, list) else (ends,)) == ours.model.eos_token_ids
     tokenizer = settings_in(ours.folder, "tokenizer_config")
     kind = {"bart, languages": "NllbTokenizer", "marian": "MarianTokenizer"}
     expected = kind.get(name.removesuffix(", cut"), "PreTrainedTokenizerFast")
@@ -136,8 +136,8 @@ def test_rotations_are_also_said_in_the_words_of_transformers_4(
 
 def test_two_ends_are_both_written(saved: Any) -> None:
     ours = saved("gpt2, two ends")
-    assert len(ours.model.end_ids) == 2
-    assert {row[-1] for row in ours.written} >= set(ours.model.end_ids)
+    assert len(ours.model.eos_token_ids) == 2
+    assert {row[-1] for row in ours.written} >= set(ours.model.eos_token_ids)
 
 
 def test_settings_that_transformers_does_not_save(tmp_path: Path) -> None:

@@ -92,8 +92,8 @@ def test_a_teacher_in_parts_says_what_it_said(processes, family, offload):
         again = teacher.generate(batch, DECODING)
         assert torch.equal(again.completion_ids, written.completion_ids)
         found = teacher.map(written, teacher.action_values)
-        assert torch.equal(found.taken, values.taken)
-        assert torch.equal(found.best, values.best)
+        assert torch.equal(found.q_taken, values.q_taken)
+        assert torch.equal(found.q_max, values.q_max)
         assert torch.equal(teacher.measure(written).logprobs, statistics.logprobs)
         teacher.map(written, teacher.action_values)
         # Between its passes it is in parts again.

@@ -68,7 +68,7 @@ def test_size_and_special_tokens(model: LanguageModel) -> None:
     assert tokenizer.eos_token == tokenizer.pad_token == "<|im_end|>"
     assert tokenizer.bos_token == "<|im_start|>"
     assert len(tokenizer) == 49_152
-    assert model.end_ids == (2,)
+    assert model.eos_token_ids == (2,)
 
 
 @needs_weights

@@ -101,11 +101,11 @@ def test_an_encoder_decoder_and_a_decoder_are_no_pair() -> None:
 def test_end_tokens_are_those_of_tokenizer_and_generation_settings() -> None:
     model = tiny("qwen2")
     model.generation_config.eos_token_id = [7, EOS, 9]
-    assert LanguageModel(model, word_tokenizer()).end_ids == (EOS, 7, 9)
+    assert LanguageModel(model, word_tokenizer()).eos_token_ids == (EOS, 7, 9)
     model.generation_config.eos_token_id = 7
-    assert LanguageModel(model, word_tokenizer()).end_ids == (EOS, 7)
+    assert LanguageModel(model, word_tokenizer()).eos_token_ids == (EOS, 7)
     model.generation_config.eos_token_id = None
-    assert LanguageModel(model, word_tokenizer()).end_ids == (EOS,)
+    assert LanguageModel(model, word_tokenizer()).eos_token_ids == (EOS,)
     tokenizer = word_tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match="no end-of-sequence token"):
@@ -141,8 +141,8 @@ def test_an_added_padding_token_is_no_difference(added: str) -> None:
     assert int(rollout.completion_ids[rollout.mask].max()) < NUM_TOKENS
     values = teacher.action_values(rollout)
     # The teacher's view of a row does not depend on how the others are padded.
-    alone = teacher.action_values(rollout.select([2])).taken
-    torch.testing.assert_close(values.taken[2:3], alone, rtol=1e-4, atol=1e-5)
+    alone = teacher.action_values(rollout.select([2])).q_taken
+    torch.testing.assert_close(values.q_taken[2:3], alone, rtol=1e-4, atol=1e-5)
     compared = student(rollout, comparison=teacher.read(rollout).comparison(forward_kl)).compared
     assert compared[rollout.mask].isfinite().all()
     if added != "teacher":
@@ -178,7 +178,7 @@ def test_base_and_instruct_become_a_pair_as_the_error_says(tmp_path: Path) -> No
     path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
     student = load_model(tmp_path)
     check_same_tokenizer(teacher, student)
-    assert student.end_ids[0] == teacher.end_ids[0] == 9
+    assert student.eos_token_ids[0] == teacher.eos_token_ids[0] == 9
 
 
 def test_tokens_that_only_instruct_has_are_mended_as_the_error_says(tmp_path: Path) -> None:

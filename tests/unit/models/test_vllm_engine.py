@@ -236,14 +236,14 @@ def test_q_values_are_those_of_our_own_pass(
     assert rollout.truncated.any()
     expected = model.action_values(rollout, centering=centering, bootstrap=bootstrap)
     # vLLM's logsumexp has the rows without a token, whose logits are 0 here.
-    logits = model.action_values(rollout).taken
-    without = (logits - model.action_values(rollout, centering="logsumexp").taken).exp()
+    logits = model.action_values(rollout).q_taken
+    without = (logits - model.action_values(rollout, centering="logsumexp").q_taken).exp()
     surplus = torch.where(rollout.mask, ((without + NUM_ROWS - NUM_TOKENS) / without).log(), 0.0)
     engine = VLLMEngine(model, logprobs_mode=mode)
     found = engine.action_values(rollout, centering=centering, bootstrap=bootstrap)
     shift = surplus if centering == "logsumexp" else 0.0
-    torch.testing.assert_close(found.taken, expected.taken - shift, rtol=0, atol=1e-4)
-    torch.testing.assert_close(found.best, expected.best - shift, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.q_taken, expected.q_taken - shift, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.q_max, expected.q_max - shift, rtol=0, atol=1e-4)
     if mode == "raw_logits":
         assert found.logprobs[rollout.mask].isnan().all()
     else:
@@ -277,7 +277,7 @@ def test_a_vllm_that_gives_logprobs_for_logits_is_refused() -> None:
     assert "\n" not in str(error.value)
     values = VLLMEngine(model).action_values(rollout, centering="max")
     expected = model.action_values(rollout, centering="max")
-    torch.testing.assert_close(values.taken, expected.taken, rtol=0, atol=1e-4)
+    torch.testing.assert_close(values.q_taken, expected.q_taken, rtol=0, atol=1e-4)
 
 
 def test_a_best_row_without_a_token_is_refused() -> None:

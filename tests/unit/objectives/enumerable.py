@@ -54,11 +54,11 @@ def pair(family: str = "t5") -> tuple[LanguageModel, LanguageModel]:
 
 def every_completion(model: LanguageModel, horizon: int = HORIZON) -> Rollout:
     """Of each prompt, each completion once."""
-    (eos,), words = model.end_ids, range(len(TOKENIZER))
+    (eos,), words = model.eos_token_ids, range(len(TOKENIZER))
     others = [word for word in words if word != eos]
     rows = [[*some, eos] for n in range(horizon) for some in product(others, repeat=n)]
     rows += [list(some) for some in product(others, repeat=horizon)]
-    ids = torch.full((len(rows), horizon), model.filler_id)
+    ids = torch.full((len(rows), horizon), model.pad_token_id)
     for row, tokens in zip(ids, rows, strict=True):
         row[: len(tokens)] = torch.tensor(tokens)
     lengths = torch.tensor([len(row) for row in rows])
@@ -82,7 +82,7 @@ def probabilities(
 def all_returns(teacher: LanguageModel, rollout: Rollout) -> Tensor:
     """G_1 of each completion."""
     values = teacher.action_values(rollout)
-    return rewards_to_go(values.taken, values.best, rollout.mask)[:, 0].double()
+    return rewards_to_go(values.q_taken, values.q_max, rollout.mask)[:, 0].double()
 
 
 def expected_return(student: LanguageModel, teacher: LanguageModel) -> float:

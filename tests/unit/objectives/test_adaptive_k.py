@@ -37,7 +37,9 @@ def random_values(lengths, seed=0):
 
 
 def returns_of(k: AdaptiveK, mask, values):
-    return torch.stack([block_returns(values.taken, values.best, mask, k=c) for c in k.candidates])
+    return torch.stack(
+        [block_returns(values.q_taken, values.q_max, mask, k=c) for c in k.candidates]
+    )
 
 
 # Buckets
@@ -118,7 +120,7 @@ def test_each_range_of_lengths_has_its_own_k():
     chosen = together.choose(returns_of(together, mask, values), mask)
     for rows in (range(30), range(30, 60)):
         rows = [*rows, *(range(60, 70) if rows[0] == 0 else range(70, 73))]
-        part = ActionValues(*(v[rows] for v in (values.taken, values.best, values.logprobs)))
+        part = ActionValues(*(v[rows] for v in (values.q_taken, values.q_max, values.logprobs)))
         alone = AdaptiveK()
         assert torch.equal(
             alone.choose(returns_of(alone, mask[rows], part), mask[rows]), chosen[rows]
@@ -243,7 +245,9 @@ def test_rows_of_different_length_have_the_returns_of_their_own_k(phase):
     function = phase_average_returns if phase == "average" else block_returns
     values = rollout.values
     for row, row_k in enumerate(chosen):
-        expected = function(values.taken[[row]], values.best[[row]], rollout.mask[[row]], k=row_k)
+        expected = function(
+            values.q_taken[[row]], values.q_max[[row]], rollout.mask[[row]], k=row_k
+        )
         torch.testing.assert_close(rollout.returns[[row]], expected, rtol=0, atol=1e-5)
     assert torch.equal(rollout.advantages, rollout.returns)
     assert metrics["k/mean"] == sum(chosen) / len(chosen)
@@ -264,7 +268,7 @@ def test_clipped_rewards_follow_the_k_of_the_unclipped_ones():
     best = torch.tensor(clipped.k.candidates)[clipped.k.errors().argmin(1)[buckets]]
     for row, k in enumerate(best.tolist()):
         returns = block_returns(
-            values.taken[[row]], values.best[[row]], actual.mask[[row]], k=k, reward_range=2.0
+            values.q_taken[[row]], values.q_max[[row]], actual.mask[[row]], k=k, reward_range=2.0
         )
         assert torch.equal(actual.advantages[[row]], returns)
 

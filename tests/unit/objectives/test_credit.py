@@ -52,7 +52,7 @@ def assign(**settings):
 def test_llmr_weighs_by_the_return():
     rollout, _ = assign(k=1)
     _, values = make_rollout()
-    expected = rewards_to_go(values.taken, values.best, rollout.mask)
+    expected = rewards_to_go(values.q_taken, values.q_max, rollout.mask)
     torch.testing.assert_close(rollout.advantages, expected)
 
 
@@ -66,7 +66,7 @@ def test_clipped_return():
 def test_clipped_reward():
     rollout, _ = assign(k=2, clip_range=2.0, clip_target="reward")
     _, values = make_rollout()
-    expected = block_returns(values.taken, values.best, rollout.mask, k=2, reward_range=2.0)
+    expected = block_returns(values.q_taken, values.q_max, rollout.mask, k=2, reward_range=2.0)
     torch.testing.assert_close(rollout.advantages, expected)
 
 
@@ -146,7 +146,7 @@ def test_logged_moments_are_those_of_the_tokens():
     rollout, sums = assign(k=3)
     metrics = return_metrics({key: float(value) for key, value in sums.items()})
     estimate = rollout.returns[rollout.mask].double()
-    exact = rewards_to_go(rollout.values.taken, rollout.values.best, rollout.mask)
+    exact = rewards_to_go(rollout.values.q_taken, rollout.values.q_max, rollout.mask)
     assert metrics["rollout/var_return_k"] == pytest.approx(estimate.var(correction=0).item())
     exact_tokens = exact[rollout.mask].double()
     assert metrics["rollout/var_return"] == pytest.approx(exact_tokens.var(correction=0).item())

@@ -121,7 +121,7 @@ def test_the_rollout_is_that_of_both_writers_in_the_batchs_order(family, limit):
         assert torch.equal(rollout.completion_ids[rows, :width], part.completion_ids)
         assert torch.equal(rollout.mask[rows, :width], part.mask)
         assert not rollout.mask[rows, width:].any()
-        assert (rollout.completion_ids[rows, width:] == student.filler_id).all()
+        assert (rollout.completion_ids[rows, width:] == student.pad_token_id).all()
         assert torch.equal(rollout.truncated[rows], part.truncated)
     assert rollout.batch is batch
     if limit == 8:

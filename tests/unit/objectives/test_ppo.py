@@ -112,7 +112,7 @@ def test_one_teacher_value_that_is_not_finite_names_its_example():
     objective.prepare(student)
     rollout = written(student, 2)
     values = objective.judge(rollout, student, teacher)
-    values.taken[1, 0] = torch.nan
+    values.q_taken[1, 0] = torch.nan
     rollout, _ = objective.assign_credit(rollout, values, student)
     assert not rollout.advantages[rollout.mask].isfinite().any()  # normalized together
     assert name_suspects(rollout) == EXAMPLES[1].id
@@ -162,7 +162,7 @@ def test_brim_clips_rewards_if_told_to():
     objective = PPOBRIM(DECODING, k=1, clip_range=1.0, clip_target="reward")
     rollout, _ = credited(objective, written(student, 24), student, teacher)
     values = rollout.values
-    returns = block_returns(values.taken, values.best, rollout.mask, k=1, reward_range=1.0)
+    returns = block_returns(values.q_taken, values.q_max, rollout.mask, k=1, reward_range=1.0)
     tokens = returns[rollout.mask]
     expected = (tokens - tokens.mean()) / tokens.std(correction=0)
     torch.testing.assert_close(rollout.advantages[rollout.mask], expected, rtol=0, atol=1e-4)
@@ -214,9 +214,9 @@ def test_llmrs_credit_by_hand(truncated, clip_target, critic):
     targets, advantages, errors, residuals = [], [], [], []
     for row in range(len(rollout)):
         cut = bool(rollout.truncated[row])
-        length = int((rollout.completion_ids[row] == student.end_ids[0]).int().argmax()) + 1
+        length = int((rollout.completion_ids[row] == student.eos_token_ids[0]).int().argmax()) + 1
         length = DECODING.max_tokens if cut else length
-        taken, best = values.taken[row, :length].tolist(), values.best[row, :length].tolist()
+        taken, best = values.q_taken[row, :length].tolist(), values.q_max[row, :length].tolist()
         rewards = [a - b for a, b in zip(taken, [*best[1:], 0.0], strict=True)]
         if clip_target == "reward":
             rewards = [clip(reward) for reward in rewards]
@@ -322,7 +322,7 @@ def test_the_critic_learns_what_each_state_is_worth(critic):
 def test_bootstrap_gives_the_last_action_the_reward_it_would_have_had(objective, centering):
     # The same tokens as the beginning of longer completions, whose next state is known.
     student, teacher = pair("llama")
-    teacher.end_ids = student.end_ids = (10**6,)  # nothing ends
+    teacher.eos_token_ids = student.eos_token_ids = (10**6,)  # nothing ends
     longer = written(student, 8, Decoding(max_tokens=6))
     cut = Rollout(
         longer.batch, longer.completion_ids[:, :4], longer.mask[:, :4], torch.ones(8).bool()
@@ -331,7 +331,7 @@ def test_bootstrap_gives_the_last_action_the_reward_it_would_have_had(objective,
     objective = objective(DECODING, truncated="bootstrap", q_centering=centering, **settings)
     rollout, _ = credited(objective, cut, student, teacher)
     values = teacher.action_values(longer, centering=centering)
-    rewards = (values.taken[:, :-1] - values.best[:, 1:])[:, :4]
+    rewards = (values.q_taken[:, :-1] - values.q_max[:, 1:])[:, :4]
     expected = rewards.flip(1).cumsum(1).flip(1)
     torch.testing.assert_close(rollout.returns, expected, rtol=1e-4, atol=1e-4)
     if rollout.value_targets is not None:
@@ -358,8 +358,8 @@ def test_padding_reaches_nothing(cls, filler, truncated):
         if spoiled:
             values = replace(
                 values,
-                taken=spoil(values.taken, written_mask),
-                best=spoil(values.best, written_mask),
+                q_taken=spoil(values.q_taken, written_mask),
+                q_max=spoil(values.q_max, written_mask),
                 logprobs=spoil(values.logprobs, written_mask),
             )
         rollout, sums = objective.assign_credit(rollout, values, student)

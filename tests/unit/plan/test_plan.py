@@ -105,7 +105,7 @@ def completions(model: LanguageModel, size: Size = SIZE):
 
 # Writes to the limit: no token ends a text.
 def never_ends(model: LanguageModel) -> LanguageModel:
-    model.end_ids = (-1,)
+    model.eos_token_ids = (-1,)
     return model
 
 

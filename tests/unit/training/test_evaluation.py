@@ -77,7 +77,7 @@ def test_scores_are_those_of_the_texts():
             example.id, example.prompt, example.references,
         )  # fmt: skip
         assert len(row.token_ids) == row.num_tokens
-        assert (row.token_ids[-1] in MODEL.end_ids) == (not row.truncated)
+        assert (row.token_ids[-1] in MODEL.eos_token_ids) == (not row.truncated)
         assert TOKENIZER.decode(row.token_ids, skip_special_tokens=True) == row.text
         assert bool(row.statistics) == bool(example.references)
 
