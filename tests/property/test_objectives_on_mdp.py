@@ -106,7 +106,7 @@ def test_policy_centring_leaves_no_expected_value():
     values = objective.judge(ALL.rollout(), student, TEACHER)
     expected = ((MDP.student / 0.6).softmax(-1) * MDP.teacher).sum(-1)[ALL.states]
     plain = TEACHER.action_values(ALL.rollout())
-    for name in ("taken", "best"):
+    for name in ("q_taken", "q_max"):
         moved = getattr(plain, name) - getattr(values, name)
         torch.testing.assert_close(moved[ALL.mask], expected[ALL.mask].detach(), **near)
     assert torch.equal(values.logprobs, plain.logprobs)
