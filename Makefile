@@ -5,7 +5,7 @@ PIP_ARGS ?=
 QUICKSTART_ARGS ?= --out quickstart
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint types unit numerics slow faults bench clean
+.PHONY: quickstart test lint types unit numerics slow faults bench docs clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/brim quickstart $(QUICKSTART_ARGS)
@@ -52,6 +52,12 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/scaling.py --weak
 	$(BIN)/python benchmarks/plan_memory.py
+
+# The settings page anew, and the site in build/docs; a broken link, file or anchor ends it.
+docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[docs]'
+	$(BIN)/python docs/generate_settings.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -6,14 +6,10 @@
 
 Each method's recipe is trained into OUT/{method}-{seed}; runs of a seed share the stages before.
 Finished runs are kept and stopped ones go on. The table is printed and written to OUT/results.md.
-With --docs it also takes the place of what is between `<!-- results: TASK -->` and `<!-- end -->`
-on the pages of docs/methods; after `<!-- results: TASK METHOD -->` the method stands beside the
-pre-distilled student, LLMR and BRIM only.
 """
 
 import argparse
 import os
-import re
 import shlex
 import statistics
 import sys
@@ -25,7 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # several of these share a 
 from transformers.utils.logging import disable_progress_bar
 
 from brim.config.loading import load_config
-from brim.errors import BrimError, RunError
+from brim.errors import BrimError
 from brim.recipes import find_recipe
 from brim.report import System
 from brim.report.evidence import Evidence, read_evidence
@@ -45,7 +41,6 @@ METHODS = (
     *("ppo_llmr", "ppo_brim"),
 )
 STAGES = {"teacher": "teacher", "pre-distilled student": "predistill"}
-PAGES = Path(__file__).parents[1] / "docs" / "methods"
 
 Rows = Mapping[str, Sequence[Evidence]]  # label -> a run a seed
 
@@ -144,28 +139,6 @@ def number_cell(values: Sequence[float], digits: int) -> str:
     return f"{statistics.fmean(values):z,.{digits}f}{spread}"
 
 
-def fill_pages(args: argparse.Namespace, rows: Rows) -> None:
-    """Put the table, or a method's part of it, between the markers of the task."""
-    marker = re.compile(
-        rf"(<!-- results: {args.task}(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL
-    )
-
-    def fill(match: re.Match[str]) -> str:
-        method = match[2]
-        if method and method not in rows:
-            return match[0]  # it was not run this time
-        shown = ("pre-distilled student", "llmr", "brim", method)
-        part = {label: rows[label] for label in rows if label in shown} if method else rows
-        return f"{match[1]}\n{as_markdown(args, part)}\n{match[3]}"
-
-    pages = {page: page.read_text(encoding="utf-8") for page in sorted(PAGES.glob("*.md"))}
-    if not any(marker.search(text) for text in pages.values()):
-        raise RunError(f"{PAGES}: no page has <!-- results: {args.task} --> and <!-- end -->")
-    for page, text in pages.items():
-        if (filled := marker.sub(fill, text)) != text:
-            atomic_write_text(page, filled)
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=TASKS)
@@ -173,7 +146,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=lambda text: [int(n) for n in text.split(",")], default=[0])
     parser.add_argument("--out", type=Path, help="default: runs/methods/TASK")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--docs", action="store_true", help="also fill the tables of the docs")
     parser.add_argument("--quiet", action="store_true", help="only the table")
     args = parser.parse_args()
     args.out = args.out or Path("runs") / "methods" / args.task
@@ -188,8 +160,6 @@ def main() -> None:
         table = as_markdown(args, rows)
         atomic_write_text(args.out / "results.md", table)
         print(table, end="")
-        if args.docs:
-            fill_pages(args, rows)
     except BrimError as error:
         sys.exit(f"methods.py: {error}")
     except KeyboardInterrupt as stop:
