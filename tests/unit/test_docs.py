@@ -130,6 +130,18 @@ def test_links_resolve(page):
         assert not anchor or anchor in anchors(path), f"{target}: no such heading"
 
 
+def test_every_page_is_in_the_navigation():
+    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    navigation = re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert sorted(navigation) == sorted(pages)
+
+
+def test_results_that_are_kept_are_small():
+    files = [path for path in (ROOT / "docs" / "results").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 2e6
+    assert len([path for path in files if path.suffix == ".png"]) <= 6
+
+
 @each_page
 def test_python_compiles_and_examples_are_true(page):
     for block in blocks(page):
