@@ -26,10 +26,11 @@ from brim.recipes import find_recipe
 from brim.report import System
 from brim.report.evidence import Evidence, read_evidence
 from brim.report.table import ABSENT, DIGITS, percent, with_interval
-from brim.runs.directory import read_manifest
+from brim.runs.directory import RunDirectory
 from brim.runs.evaluate import evaluate_stage
 from brim.runs.train import train
-from brim.support.files import atomic_write_text, read_json, read_jsonl
+from brim.support.files import atomic_write_text, read_json
+from brim.support.json_lines import JsonLines
 from brim.support.progress import Reporter
 from brim.support.tables import markdown_table
 from brim.training.settings import RunConfig
@@ -62,7 +63,7 @@ def measure(args: argparse.Namespace, reporter: Reporter) -> Rows:
             directories[method].append(run)
         run = directories[args.methods[0]][-1]
         for label, name in STAGES.items():
-            stage = stages_dir / read_manifest(run)["stages"][name]
+            stage = stages_dir / RunDirectory(run).manifest()["stages"][name]
             if not (stage / "results.json").exists():
                 evaluate_stage(run, name, reporter=reporter)
             directories[label].append(stage)
@@ -125,7 +126,7 @@ def training_cells(seeds: Sequence[Evidence]) -> list[str]:
     for key in ("rollout/var_return_k", "rollout/var_advantage"):
         curves = [[value for _, value in seed.curve(key)] for seed in seeds]
         cells.append(number_cell([statistics.fmean(curve) for curve in curves if curve], 2))
-    timings = [read_jsonl(seed.directory / "timings.jsonl") for seed in seeds]
+    timings = [JsonLines(seed.directory / "timings.jsonl").rows() for seed in seeds]
     seconds = [statistics.median(line["time/step"] for line in lines) for lines in timings]
     best = ", ".join(str(seed.results["best_step"]) for seed in seeds)
     return [*cells, number_cell(seconds, 2), best]

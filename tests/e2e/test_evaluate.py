@@ -16,7 +16,7 @@ from brim.errors import RunError
 from brim.runs.evaluate import evaluate_run
 from brim.runs.train import train
 from brim.training import predictions
-from brim.training.journal import Journal
+from brim.training.partial import PartialResults
 
 BEAM = ["evaluation.decoding.strategy=beam", "evaluation.decoding.num_beams=3"]
 SAMPLES = ["evaluation.decoding.strategy=sampling", "evaluation.decoding.num_samples=3"]
@@ -104,7 +104,7 @@ def test_ctrl_c_and_again_gives_the_same_files(run, tmp_path, monkeypatch, setti
     evaluate(run / "t5", *settings, "--out", tmp_path / "whole")
     arguments = [run / "t5", *settings, "--out", tmp_path / "stopped", "-q"]
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "append", stopping(1))
+        patch.setattr(PartialResults, "append", stopping(1))
         result = CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
     assert result.exit_code == 130
     assert "the same command goes on" in result.output
@@ -112,15 +112,15 @@ def test_ctrl_c_and_again_gives_the_same_files(run, tmp_path, monkeypatch, setti
     partial = tmp_path / "stopped" / "predictions" / ".test.partial.jsonl"
     assert len(partial.read_bytes().splitlines()) == 2
     written = []
-    monkeypatch.setattr(Journal, "append", counting(written))
+    monkeypatch.setattr(PartialResults, "append", counting(written))
     evaluate(*arguments)
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
     assert sum(written) == 23 - (2 if settings is SAMPLES else 6)
 
 
 def stopping(blocks: int):
-    """`Journal.append` that is interrupted after so many blocks."""
-    left, append = [blocks], Journal.append
+    """`PartialResults.append` that is interrupted after so many blocks."""
+    left, append = [blocks], PartialResults.append
 
     def stopped(self, block):
         if not left[0]:
@@ -132,7 +132,7 @@ def stopping(blocks: int):
 
 
 def counting(written: list[int]):
-    append = Journal.append
+    append = PartialResults.append
 
     def counted(self, block):
         written.append(len(block.predictions))
@@ -144,7 +144,7 @@ def counting(written: list[int]):
 def test_other_settings_throw_the_finished_blocks_away(run, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(predictions, "BLOCK", 6)
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "append", stopping(2))
+        patch.setattr(PartialResults, "append", stopping(2))
         with pytest.raises(KeyboardInterrupt):
             evaluate_run(run / "t5", out=tmp_path / "out")
     caplog.set_level("WARNING", logger="brim")  # which `-q` has made silent
@@ -162,11 +162,11 @@ def test_a_run_that_stopped_in_its_test_goes_on_there(
     stages = run / "t5" / "stages"
     train(config, tmp_path / "whole", stages_dir=stages)
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "append", stopping(3))
+        patch.setattr(PartialResults, "append", stopping(3))
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "stopped", stages_dir=stages)
     written = []
-    monkeypatch.setattr(Journal, "append", counting(written))
+    monkeypatch.setattr(PartialResults, "append", counting(written))
     train(config, tmp_path / "stopped", stages_dir=stages)
     assert sum(written) == 5
     name = FILES[0]
@@ -178,7 +178,7 @@ def test_a_run_that_stopped_in_its_test_goes_on_there(
     assert scores[0] == scores[1]
     # A kill just after the results were written: what was finished is left, and cleared away.
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "remove", lambda journal: None)
+        patch.setattr(PartialResults, "remove", lambda partial: None)
         train(make_config(T5, "trainer.max_steps=1"), tmp_path / "left", stages_dir=stages)
     assert list((tmp_path / "left" / "predictions").glob(".test.partial.json*"))
     train(make_config(T5, "trainer.max_steps=1"), tmp_path / "left", stages_dir=stages)
@@ -210,8 +210,8 @@ def test_two_processes_stop_and_go_on(run, tmp_path):
 
 def test_a_folder_in_use_is_refused(run, tmp_path):
     evaluate_run(run / "t5", out=tmp_path)
-    journal = Journal(tmp_path / "predictions" / ".test.partial.jsonl", {})
-    with journal.opened(), pytest.raises(RunError, match="another process is writing"):
+    partial = PartialResults(tmp_path / "predictions" / ".test.partial.jsonl", {})
+    with partial.opened(), pytest.raises(RunError, match="another process is writing"):
         evaluate_run(run / "t5", out=tmp_path)
 
 
@@ -219,10 +219,10 @@ def work(run: Path, folder: Path) -> None:
     """What each of two processes does."""
     predictions.BLOCK = 6
     evaluate_run(run, out=folder / "whole", overrides=SAMPLES)
-    append, Journal.append = Journal.append, stopping(2)
+    append, PartialResults.append = PartialResults.append, stopping(2)
     with pytest.raises(KeyboardInterrupt):
         evaluate_run(run, out=folder / "stopped", overrides=SAMPLES)
-    Journal.append = append
+    PartialResults.append = append
     evaluate_run(run, out=folder / "stopped", overrides=SAMPLES)
 
 

@@ -14,8 +14,8 @@ from brim.compare import compare
 from brim.config.loading import load_config
 from brim.judge.pairs import pairs_of, read_systems
 from brim.report.gather import gather
+from brim.runs.directory import RunDirectory
 from brim.runs.evaluate import evaluate_run
-from brim.runs.reading import read_log
 from brim.runs.train import train
 from brim.training.settings import RunConfig
 
@@ -49,10 +49,10 @@ def test_evaluate_and_resume_go_on_from_them(runs, caplog):
     assert {path: path.read_bytes() for path in Path(RUNS[0]).rglob("*.jsonl")} == before
     config = load_config(RunConfig, Path("colors.yaml"), ["seed=2"])
     stages = sorted(path.name for path in Path("stages").iterdir())
-    first = read_log(Path("stopped"), "metrics.jsonl")
+    first = RunDirectory(Path("stopped")).log("metrics.jsonl")
     train(config, Path("stopped"), stages_dir=Path("stages"))
     assert results("stopped")["steps"] == 4
-    assert read_log(Path("stopped"), "metrics.jsonl")[: len(first)] == first
+    assert RunDirectory(Path("stopped")).log("metrics.jsonl")[: len(first)] == first
     assert sorted(path.name for path in Path("stages").iterdir()) == stages
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 

@@ -10,13 +10,13 @@ from test_train import rows
 
 from brim.config.loading import dump_config
 from brim.errors import ConfigError, RunError
+from brim.runs.directory import RunDirectory
 from brim.runs.evaluate import evaluate_run, evaluate_stage
-from brim.runs.reading import planned_steps, read_results
 from brim.runs.train import train
 from brim.support.files import read_json, write_sealed_json
 from brim.support.progress import Reporter
-from brim.training.journal import Journal
 from brim.training.optimizer import count_steps
+from brim.training.partial import PartialResults
 from brim.training.trainer import Interrupted, Trainer
 
 SAMPLES = ["evaluation.decoding.strategy=sampling", "evaluation.decoding.num_samples=2"]
@@ -75,13 +75,13 @@ def test_results_of_a_stopped_run_say_so_until_it_has_gone_on(
         evaluate_run(run, split=split, out=out)
         assert "its training has not ended (step 3 of 6)" in caplog.text
         caplog.clear()
-        assert read_results(out or run, split).stopped_at == "step 3 of 6"
+        assert RunDirectory(out or run).results(split).stopped_at == "step 3 of 6"
     train(make(), run, stages_dir=stages)
-    assert read_results(run, "test").stopped_at is None
+    assert RunDirectory(run).results("test").stopped_at is None
     # That was not measured again.
-    assert read_results(run, "validation").stopped_at == "step 3 of 6"
+    assert RunDirectory(run).results("validation").stopped_at == "step 3 of 6"
     evaluate_run(run, split="validation")
-    assert read_results(run, "validation").stopped_at is None
+    assert RunDirectory(run).results("validation").stopped_at is None
     assert not caplog.text
 
 
@@ -96,13 +96,13 @@ def test_a_run_that_never_saved_is_not_finished_and_one_without_its_checkpoints_
         with pytest.raises(OSError, match="power"):
             train(make(), tmp_path / "run", stages_dir=finished.parent / "stages")
     evaluate_run(tmp_path / "run")
-    assert read_results(tmp_path / "run", "test").stopped_at == "step 0 of 6"
+    assert RunDirectory(tmp_path / "run").results("test").stopped_at == "step 0 of 6"
 
     shutil.copytree(finished, tmp_path / "copy" / "run")
     (tmp_path / "copy" / "stages").symlink_to(finished.parent / "stages")
     shutil.rmtree(tmp_path / "copy" / "run" / "checkpoints")
     evaluate_run(tmp_path / "copy" / "run")
-    assert read_results(tmp_path / "copy" / "run", "test").stopped_at is None
+    assert RunDirectory(tmp_path / "copy" / "run").results("test").stopped_at is None
 
 
 @pytest.mark.parametrize("length", ["max_steps=5", "num_epochs=0.2", "num_epochs=1.01"])
@@ -112,7 +112,7 @@ def test_the_planned_steps_are_those_that_the_trainer_counts(make, data, tmp_pat
     size = len(rows(data / "train.jsonl"))
     manifest = {"config_hash": "0", "data": {"train": {"num_examples": size}}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    assert planned_steps(tmp_path) == count_steps(config.trainer, size)
+    assert RunDirectory(tmp_path).planned_steps() == count_steps(config.trainer, size)
 
 
 def test_training_a_finished_run_again_decodes_nothing_and_says_what_it_kept(
@@ -120,7 +120,7 @@ def test_training_a_finished_run_again_decodes_nothing_and_says_what_it_kept(
 ):
     before = (finished / "results.json").read_bytes()
     listener = Listener()
-    monkeypatch.setattr(Journal, "append", None)  # a decoded block would call it
+    monkeypatch.setattr(PartialResults, "append", None)  # a decoded block would call it
     results = train(make(), finished, stages_dir=finished.parent / "stages", reporter=listener)
     assert listener.lines[-2:] == ["brim: unchanged, kept", "brim on test: unchanged, kept"]
     assert results == json.loads(before)["test"]
@@ -174,7 +174,7 @@ def test_a_folder_keeps_results_of_one_model_decoded_in_one_way(finished, tmp_pa
 
 def test_damaged_results_are_met_before_anything_is_decoded(finished, tmp_path, monkeypatch):
     (tmp_path / "results.json").write_text('{"test": {"sco')
-    monkeypatch.setattr(Journal, "append", None)  # a decoded block would call it
+    monkeypatch.setattr(PartialResults, "append", None)  # a decoded block would call it
     with pytest.raises(RunError, match=r"results.json: cannot be read: .*; remove it, and write"):
         evaluate_run(finished, out=tmp_path)
 

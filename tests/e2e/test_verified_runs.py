@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from brim.errors import BrimError, RunError
 from brim.models import Decoding, load_model
 from brim.report.gather import gather
+from brim.runs.directory import RunDirectory
 from brim.runs.evaluate import evaluate_run
 from brim.runs.generate import generate
-from brim.runs.reading import read_log
 from brim.runs.stages import describe_model
 from brim.runs.train import train
 from brim.support.files import read_json
@@ -137,7 +137,7 @@ READERS = {
     evaluate: ["best/model.safetensors", "best/manifest.json", "config.yaml", "manifest.json"],
     report: ["results.json", "predictions/test.jsonl", "best/config.json", "config.yaml",
              "manifest.json"],
-    lambda run: read_log(run, "metrics.jsonl"): ["metrics.jsonl"],
+    lambda run: RunDirectory(run).log("metrics.jsonl"): ["metrics.jsonl"],
 }  # fmt: skip
 DELETED = [(write, "best/manifest.json"), (evaluate, "best/manifest.json")]
 DELETED += [(reader, "config.yaml") for reader in (evaluate, report)]

@@ -29,9 +29,9 @@ from brim.report.gather import gather
 from brim.report.outputs import choose_outputs
 from brim.report.records import results_of
 from brim.report.seed_tests import all_tests
+from brim.runs.directory import RunDirectory
 from brim.runs.evaluate import evaluate_run
 from brim.runs.generate import generate
-from brim.runs.reading import read_log
 from brim.runs.train import train
 from brim.training.settings import RunConfig
 from brim.training.trainer import Interrupted, Trainer
@@ -225,7 +225,7 @@ def _report(directories: list[Path], out: Path) -> Any:
     for note in [*notes, *numbers.pop("notes"), *map(str, numbers.pop("unfinished"))]:
         logging.getLogger("brim").warning("%s", note)
     runs = [run for task in found.tasks for system in task.systems for run in system.runs]
-    curves = [read_log(run.directory, "metrics.jsonl") for run in runs]
+    curves = [RunDirectory(run.directory).log("metrics.jsonl") for run in runs]
     return numbers, [repr(output) for output in outputs], curves, [run.text for run in runs]
 
 

@@ -17,9 +17,9 @@ from brim.models import LanguageModel, add_adapters, load_model, quantization_of
 from brim.objectives.credit import ReturnInduction
 from brim.objectives.policy_gradient import PolicyGradient
 from brim.objectives.ppo import PPO
+from brim.runs.directory import RunDirectory
 from brim.runs.inputs import Materials
 from brim.runs.pipeline import Pipeline, open_pipeline
-from brim.runs.reading import read_manifest
 from brim.runs.stages import check_stage
 from brim.seeding import derive_seed
 from brim.support.progress import Reporter
@@ -54,7 +54,7 @@ def open_run(
     _only_process()
     pipeline = open_pipeline(run, overrides, reporter)
     if pipeline.config.student.predistill is not None:
-        manifest = read_manifest(run)
+        manifest = RunDirectory(run).manifest()
         stage = manifest.get("stages", {}).get("predistill")
         best = pipeline.stages_dir / (stage or "predistill") / "best"
         if not best.exists():

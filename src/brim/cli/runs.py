@@ -142,9 +142,9 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score a run's best checkpoint, or another model, on its task."""
-    from brim.runs.reading import check_run
+    from brim.runs.directory import RunDirectory
 
-    check_run(run)  # before torch comes
+    RunDirectory(run).check()  # before torch comes
     from brim.report import summary
     from brim.runs.evaluate import evaluate_run
     from brim.support.progress import Reporter

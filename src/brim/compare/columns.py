@@ -13,7 +13,8 @@ from brim._version import __version__
 from brim.errors import RunError
 from brim.metrics import METRICS, Metric, Pair, Score, get_metric, sentence_statistics
 from brim.metrics.base import Array, mean_of_sums, with_counts
-from brim.runs.reading import Results, Written
+from brim.runs.directory import Results
+from brim.training.predictions import Prediction
 
 # Of single numbers an example, which no text is needed for.
 NUMBERS = {"return": "return", "expected_return": "expected return", "length": "length"}
@@ -21,7 +22,7 @@ NUMBERS = {"return": "return", "expected_return": "expected return", "length": "
 _ONE_TEACHER = 0.01
 
 Both: TypeAlias = tuple[Results, Results]
-BothWritten: TypeAlias = tuple[Sequence[Written], Sequence[Written]]
+BothWritten: TypeAlias = tuple[Sequence[Prediction], Sequence[Prediction]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +135,14 @@ def _metric_column(name: str, metric: Metric, results: Both, rows: BothWritten) 
     )
 
 
-def _samples(rows: Sequence[Written]) -> str:
+def _samples(rows: Sequence[Prediction]) -> str:
     """What an evaluation adds to its signatures where it scored several samples an example."""
     number = len(rows[0].texts)
     return f"|samples:{number}" if number > 1 else ""
 
 
 def _statistics(
-    name: str, metric: Metric, signature: str, results: Results, rows: Sequence[Written]
+    name: str, metric: Metric, signature: str, results: Results, rows: Sequence[Prediction]
 ) -> Array:
     """(n, S), those of the file where they were made as this version would make them."""
     known = results.scores.get(name)
@@ -198,11 +199,11 @@ def _number_column(name: str, results: Both, rows: BothWritten) -> Column | str:
     )
 
 
-def _number(name: str, row: Written) -> float | None:
+def _number(name: str, row: Prediction) -> float | None:
     if name == "length":
         return row.num_tokens
     return row.teacher_return if name == "return" else row.sampled_return
 
 
-def _text(name: str, row: Written) -> tuple[str, ...] | str | None:
+def _text(name: str, row: Prediction) -> tuple[str, ...] | str | None:
     return row.texts if name == "return" else row.sampled_text

@@ -9,7 +9,7 @@ from typing import Any
 
 from brim.errors import RunError
 from brim.metrics import PairedTest, Score, paired_t_test, spread
-from brim.runs.reading import Results, different_decodings, find_results
+from brim.runs.directory import Results, RunDirectory, different_decodings
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,7 @@ def _read(directory: Path, split: str) -> tuple[dict[str, Results], dict[str, st
     results: dict[str, Results] = {}
     missing: dict[str, str] = {}
     for seed, run in _seeds(directory).items():
-        found = find_results(run, split)
+        found = RunDirectory(run).find_results(split)
         if found is None:
             missing[seed] = f"{run} has no {split} results yet"
         elif found.stopped_at:

@@ -20,13 +20,8 @@ from brim.metrics import (
     paired_bootstrap,
     win_tie_loss,
 )
-from brim.runs.reading import (
-    Written,
-    different_decodings,
-    predictions_path,
-    read_results,
-    read_written,
-)
+from brim.runs.directory import RunDirectory, different_decodings
+from brim.training.predictions import Prediction
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +137,13 @@ def compare_runs(
     """
     if num_sentences < 0:
         raise ConfigError(f"num_sentences is {num_sentences}: it must be at least 0")
-    results = read_results(a, split), read_results(b, split)
-    rows_a, rows_b = (
-        list(read_written(side.directory, split, count=side.num_examples)) for side in results
+    ours, theirs = RunDirectory(a), RunDirectory(b)
+    results = ours.results(split), theirs.results(split)
+    rows = (
+        list(ours.predictions(split, count=results[0].num_examples)),
+        list(theirs.predictions(split, count=results[1].num_examples)),
     )
-    rows = rows_a, rows_b
-    _check_same_examples(predictions_path(a, split), predictions_path(b, split), *rows)
+    _check_same_examples(ours.predictions_path(split), theirs.predictions_path(split), *rows)
     columns, left_out = read_columns(results, rows, metrics)
     compared = _compare(columns, seed, num_resamples, confidence)
     ahead = np.stack([column.ahead(len(rows[0])) for column in columns.values()])
@@ -174,7 +170,7 @@ def compare_runs(
 
 
 def _check_same_examples(
-    path_a: Path, path_b: Path, rows_a: Sequence[Written], rows_b: Sequence[Written]
+    path_a: Path, path_b: Path, rows_a: Sequence[Prediction], rows_b: Sequence[Prediction]
 ) -> None:
     advice = "evaluate both on the same data"
     for number, (x, y) in enumerate(zip(rows_a, rows_b, strict=False), start=1):
@@ -231,7 +227,7 @@ def _most(ahead: npt.NDArray[np.float64], count: int) -> list[int]:
 
 
 def _sentences(
-    rows: tuple[Sequence[Written], Sequence[Written]],
+    rows: tuple[Sequence[Prediction], Sequence[Prediction]],
     columns: Mapping[str, Column],
     chosen: Sequence[int],
 ) -> tuple[Sentence, ...]:

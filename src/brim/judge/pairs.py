@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from brim.config.yaml import parse
 from brim.errors import ConfigError, RunError
 from brim.judge.prompts import KINDS, Kind
 from brim.judge.queries import Pair
-from brim.runs.reading import Written, predictions_path, read_written, settings_text
+from brim.runs.directory import RunDirectory
 from brim.tasks import Split
 from brim.tasks.templates import Template
+from brim.training.predictions import Prediction
 
 KIND_OF_TASK: dict[str, Kind] = {
     "xsum": "summarization",
@@ -39,9 +39,9 @@ class System:
     name: str
     task: str | None
     around: tuple[str, str]
-    rows: tuple[Written, ...]
+    rows: tuple[Prediction, ...]
 
-    def source(self, row: Written) -> str:
+    def source(self, row: Prediction) -> str:
         """The text of the row without the run's template: what a person would be given.
 
         Raises:
@@ -86,7 +86,7 @@ def read_systems(a: Path, b: Path, split: Split) -> tuple[System, System]:
     )
     if [row.id for row in ours.rows] != [row.id for row in theirs.rows]:
         raise RunError(
-            f"{predictions_path(b, split)}: other examples than in {a}; "
+            f"{RunDirectory(b).predictions_path(split)}: other examples than in {a}; "
             "evaluate both on the same data"
         )
     return ours, theirs
@@ -139,26 +139,15 @@ def kind_of(ours: System, theirs: System) -> Kind:
 
 
 def _read_system(directory: Path, name: str, split: Split) -> System:
-    task = _read_task(directory)
+    run = RunDirectory(directory)
+    task = run.settings().get("task", {})
     return System(
         directory=directory,
         name=name,
         task=task.get("name"),
         around=_around(task),
-        rows=tuple(read_written(directory, split)),
+        rows=tuple(run.predictions(split)),
     )
-
-
-def _read_task(directory: Path) -> dict[str, Any]:
-    path = directory / "config.yaml"
-    if not path.exists():
-        return {}
-    text = settings_text(directory)
-    settings = parse(text, lambda line: f"{path}:{line}").data
-    task = settings.get("task") if isinstance(settings, dict) else None
-    if not isinstance(task, dict):
-        raise RunError(f"{path}: damaged: has no task; bring back the run's settings")
-    return task
 
 
 def _around(task: dict[str, Any]) -> tuple[str, str]:

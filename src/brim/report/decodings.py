@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from brim.report.systems import Run, SystemRuns
-from brim.runs.reading import decoding_in_words
+from brim.runs.directory import decoding_in_words
 
 _LIMITS = ("max_tokens", "max_prompt_tokens")
 

@@ -10,15 +10,8 @@ from typing import Any
 
 from brim.errors import ConfigError, RunError
 from brim.metrics import Score
-from brim.runs.reading import (
-    Written,
-    predictions_path,
-    read_log,
-    read_manifest,
-    read_results,
-    read_written,
-    text_of_settings,
-)
+from brim.runs.directory import RunDirectory
+from brim.training.predictions import Prediction
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +47,7 @@ class Evidence:
     directory: Path
     results: Mapping[str, Any]
     scores: Mapping[str, Score]
-    predictions: Sequence[Written]
+    predictions: Sequence[Prediction]
     metrics: Sequence[Mapping[str, Any]]
     settings: str | None
     manifest: Mapping[str, Any]
@@ -96,24 +89,24 @@ def read_evidence(
             )
         if [p.id for p in other.predictions] != [p.id for p in first.predictions]:
             raise RunError(
-                f"{predictions_path(other.directory, split)}: other examples than in "
+                f"{RunDirectory(other.directory).predictions_path(split)}: other examples than in "
                 f"{first.directory}; evaluate both on the same data"
             )
     return evidence
 
 
 def _read_system(system: System, split: str) -> Evidence:
-    directory = system.directory
-    results = read_results(directory, split)
+    directory, run = system.directory, RunDirectory(system.directory)
+    results = run.results(split)
     return Evidence(
         label=system.label,
         directory=directory,
         results=results.facts,
         scores=results.scores,
-        predictions=list(read_written(directory, split, count=results.num_examples)),
+        predictions=list(run.predictions(split, count=results.num_examples)),
         metrics=_read_metrics(directory) if system.train else [],
-        settings=text_of_settings(directory) or None,
-        manifest=read_manifest(directory),
+        settings=run.settings_text() or None,
+        manifest=run.manifest(),
     )
 
 
@@ -121,4 +114,4 @@ def _read_metrics(directory: Path) -> list[dict[str, Any]]:
     path = directory / "metrics.jsonl"
     if not path.exists():
         raise RunError(f"{path}: missing, and learning curves are drawn from it; check the path")
-    return read_log(directory, path.name)
+    return RunDirectory(directory).log(path.name)

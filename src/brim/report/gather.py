@@ -27,7 +27,7 @@ from brim.report.systems import (
     read_run,
     unfinished,
 )
-from brim.runs.reading import stopped_at
+from brim.runs.directory import RunDirectory
 from brim.support.files import read_json
 from brim.support.seals import find_damage, is_sealed
 
@@ -75,7 +75,7 @@ def gather(directories: Sequence[Path], *, split: str = "test") -> Gathered:
             extras[name].append(directory / name)
         if is_run(directory, files):
             run = read_run(directory, split)
-            if run.scores and not stopped_at(directory, run.results):
+            if run.scores and not RunDirectory(directory).stopped_at(run.results):
                 runs.append(run)
             else:
                 open_runs.append(unfinished(run))
@@ -83,7 +83,7 @@ def gather(directories: Sequence[Path], *, split: str = "test") -> Gathered:
             open_runs.append(not_begun(directory))
         elif "results.json" in files:
             model = read_run(directory, split)
-            stop = stopped_at(directory, model.results)
+            stop = RunDirectory(directory).stopped_at(model.results)
             if stop:
                 notes.append(f"{directory}: left out, since its model is of {stop} of a training.")
             elif model.scores:

@@ -12,8 +12,9 @@ from brim.errors import RunError
 from brim.metrics import METRICS, sentence_scores
 from brim.report.evidence import Evidence
 from brim.report.systems import Run, TaskRuns
-from brim.runs.reading import Written, read_written
+from brim.runs.directory import RunDirectory
 from brim.support.tables import Output, escape_markdown, markdown_table
+from brim.training.predictions import Prediction
 
 
 def choose_outputs(
@@ -39,8 +40,8 @@ def choose_outputs(
         found = {}
         for label, run in runs.items():
             try:
-                rows = read_written(
-                    run.directory, run.split, count=counts[label], at=set(positions)
+                rows = RunDirectory(run.directory).predictions(
+                    run.split, count=counts[label], at=set(positions)
                 )
                 found[label] = list(rows)
             except RunError as error:
@@ -65,7 +66,7 @@ def _first_runs(task: TaskRuns) -> dict[str, Run]:
 
 
 def _side_by_side(
-    task: TaskRuns, found: Mapping[str, list[Written]], prefix: str, notes: list[str]
+    task: TaskRuns, found: Mapping[str, list[Prediction]], prefix: str, notes: list[str]
 ) -> list[Output]:
     if not found:
         return []
@@ -93,12 +94,12 @@ def _side_by_side(
     ]
 
 
-def _numbers(row: Written) -> dict[str, float]:
+def _numbers(row: Prediction) -> dict[str, float]:
     numbers = {"return": row.teacher_return, "length": row.num_tokens}
     return {name: value for name, value in numbers.items() if value is not None}
 
 
-def _scores(rows: Sequence[Written], metrics: Sequence[str]) -> dict[str, list[float]]:
+def _scores(rows: Sequence[Prediction], metrics: Sequence[str]) -> dict[str, list[float]]:
     """Of each sentence; from the predictions' own statistics where they have them."""
     scores: dict[str, list[float]] = {}
     for name in metrics:

@@ -11,7 +11,7 @@ from brim.report.more_tables import TestsByTask, test_row
 from brim.report.stability import stability
 from brim.report.systems import Gathered, Run, TaskRuns
 from brim.report.table import ABSENT
-from brim.runs.reading import decoding_in_words
+from brim.runs.directory import decoding_in_words
 
 
 def settings_of(tasks: Sequence[TaskRuns]) -> dict[str, str]:

@@ -7,23 +7,15 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from brim.config.yaml import parse
-from brim.errors import ConfigError, RunError
+from brim.errors import RunError
 from brim.metrics import Score
 from brim.report.labels import Name, name_of
 from brim.report.paper_numbers import SEEDS
-from brim.runs.reading import (
-    find_results,
-    planned_steps,
-    read_log,
-    read_manifest,
-    stopped_at,
-    text_of_settings,
-)
+from brim.runs.directory import RunDirectory
 
 RETURNS = ("expected_return", "return")
 NO_METRICS = (*RETURNS, "length")  # scores of every task
@@ -56,7 +48,7 @@ class Run:
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`; none without one."""
-        return read_log(self.directory, "metrics.jsonl")
+        return RunDirectory(self.directory).log("metrics.jsonl")
 
     def curve(self, key: str) -> list[tuple[int, float]]:
         """(step, value) of each line of `metrics.jsonl` with a finite number under `key`."""
@@ -283,15 +275,14 @@ def read_run(directory: Path, split: str) -> Run:
     Raises:
         RunError: a file is damaged.
     """
-    found = find_results(directory, split)
-    config, text = directory / "config.yaml", text_of_settings(directory)
-    settings = _read_settings(config, text) if config.exists() else {}
+    run = RunDirectory(directory)
+    found, settings = run.find_results(split), run.settings()
     return Run(
         directory=directory,
         seed=settings.get("seed"),
         settings=settings,
-        text=text,
-        manifest=read_manifest(directory),
+        text=run.settings_text(),
+        manifest=run.manifest(),
         results=found.facts if found else {},
         scores=found.scores if found else {},
         split=split,
@@ -310,27 +301,9 @@ def is_run(directory: Path, files: Collection[str]) -> bool:
     return not missing
 
 
-def _read_settings(path: Path, text: str) -> dict[str, Any]:
-    """The settings of a `config.yaml`; runs that differ in the seed are parsed once."""
-    seed = re.search(r"^seed: (\d+)$", text, re.MULTILINE)
-    rest = text.replace(seed[0], "seed: 0", 1) if seed else text
-    try:
-        settings = _parse(rest)
-    except ConfigError as error:
-        raise RunError(f"{path.parent}: {error}") from None
-    if not isinstance(settings, dict) or not isinstance(settings.get("task"), dict):
-        raise RunError(f"{path}: damaged: no settings of a run; take it out of the folder")
-    return {**settings, "seed": int(seed[1])} if seed else settings
-
-
-@lru_cache(maxsize=64)
-def _parse(text: str) -> Any:
-    return parse(text, lambda line: f"config.yaml:{line}").data
-
-
 def unfinished(run: Run) -> Unfinished:
     """How far a run came that has no results, or none of its end."""
-    planned = planned_steps(run.directory)
+    planned = RunDirectory(run.directory).planned_steps()
     try:
         step = max((row["step"] for row in run.metrics), default=0)
         state = f"at step {step:,}" + (f" of {planned:,}" if planned else "")
@@ -338,7 +311,7 @@ def unfinished(run: Run) -> Unfinished:
         step, state = -1, str(error)
     if step == planned:
         state = f"trained, without results of the {run.split} split"
-        stop = stopped_at(run.directory, run.results)
+        stop = RunDirectory(run.directory).stopped_at(run.results)
         if stop:
             state = f"trained, but its results of the {run.split} split are of {stop}"
     label = name_of(run.settings.get("objective", {})).label

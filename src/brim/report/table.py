@@ -10,8 +10,8 @@ from typing import Any
 
 from brim.metrics import Score, paired_difference
 from brim.report.evidence import Evidence
-from brim.runs.reading import Written
 from brim.support.tables import markdown_table
+from brim.training.predictions import Prediction
 
 ABSENT = "—"
 DIGITS = {"expected_return": 2, "return": 2}  # others have one: metrics go from 0 to 100
@@ -186,8 +186,8 @@ def build_table(evidence: Sequence[Evidence], *, metric: str, baseline: str, spl
 
 
 def _return_difference(
-    predictions: Sequence[Written],
-    base: Sequence[Written],
+    predictions: Sequence[Prediction],
+    base: Sequence[Prediction],
     compared: str,
     confidence: float,
 ) -> Score | None:
@@ -197,7 +197,7 @@ def _return_difference(
     return paired_difference(ours, theirs, name="return difference", confidence=confidence)
 
 
-def _returns(predictions: Sequence[Written], compared: str) -> list[float]:
+def _returns(predictions: Sequence[Prediction], compared: str) -> list[float]:
     sampled = compared == "expected_return"
     returns = [p.sampled_return if sampled else p.teacher_return for p in predictions]
     return [value for value in returns if value is not None]

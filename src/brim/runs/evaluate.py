@@ -14,17 +14,8 @@ from accelerate import PartialState
 from brim._version import __version__
 from brim.errors import ConfigError, RunError
 from brim.models import LanguageModel, load_model, share_vocabulary
-from brim.runs.directory import check_best
+from brim.runs.directory import RunDirectory
 from brim.runs.pipeline import Pipeline, open_pipeline
-from brim.runs.reading import (
-    check_predictions,
-    planned_steps,
-    predictions_path,
-    read_log,
-    read_manifest,
-    read_splits,
-    stopped_at,
-)
 from brim.runs.stages import check_stage, fingerprint_model
 from brim.support.files import disk_errors, read_json, write_sealed_json
 from brim.support.locks import hold
@@ -32,7 +23,7 @@ from brim.support.progress import Reporter
 from brim.support.seals import MANIFEST, is_sealed, record_of
 from brim.tasks import Split, describe
 from brim.training.checkpoints import latest_state
-from brim.training.journal import Journal
+from brim.training.partial import PartialResults
 from brim.types import Example
 
 logger = logging.getLogger(__name__)
@@ -84,17 +75,17 @@ def evaluate_model(
             "max_prompt_tokens": limits.max_prompt_tokens,
         },
     }
-    known = read_splits(directory, split)
+    known = RunDirectory(directory).splits(split)
     if guest:
         _check_guest(directory, known, split, facts)
-    journal = Journal(_partial(directory, split), inputs)
+    partial = PartialResults(_partial(directory, split), inputs)
     with (
-        journal.opened(),
+        partial.opened(),
         _a_word_on_stops(),
         pipeline.reporter.meter(f"{label} on {split}", len(examples)) as meter,
     ):
         evaluation = pipeline.evaluate(
-            model, pipeline.teacher, examples, journal=journal, advance=meter.advance
+            model, pipeline.teacher, examples, partial=partial, advance=meter.advance
         )
         results = {
             "split": split,
@@ -107,11 +98,11 @@ def evaluate_model(
             **training,
         }
         if PartialState().is_main_process:
-            path = predictions_path(directory, split)
-            journal.publish(path)
+            path = RunDirectory(directory).predictions_path(split)
+            partial.publish(path)
             results["predictions"] = record_of(path)
             add_results(directory, split, results)
-        journal.remove()
+        partial.remove()
     return results
 
 
@@ -126,13 +117,13 @@ def add_results(directory: Path, split: Split, results: Mapping[str, Any]) -> No
     path = directory / "results.json"
     # Not the directory's own lock: whoever trains in it holds that while stages are tested.
     with disk_errors(path), hold(directory / "predictions" / ".results.lock"):
-        write_sealed_json(path, {**read_splits(directory, split), split: results})
+        write_sealed_json(path, {**RunDirectory(directory).splits(split), split: results})
 
 
 def _inputs(
     pipeline: Pipeline, model: LanguageModel, examples: Sequence[Example]
 ) -> dict[str, Any]:
-    """All that the predictions depend on: a journal of anything else is of no use."""
+    """All that the predictions depend on: a partial of anything else is of no use."""
     config, procedure = pipeline.config, pipeline.procedure
     teacher = pipeline.teacher  # which enters itself among the inputs
     return {
@@ -163,19 +154,19 @@ def kept_results(
     model: LanguageModel, split: Split, directory: Path, training: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """The results of a run's split if they are of this model, at this point of its training."""
-    known: dict[str, Any] = read_splits(directory, split).get(split, {})
-    if not predictions_path(directory, split).exists() or any(
+    known: dict[str, Any] = RunDirectory(directory).splits(split).get(split, {})
+    if not RunDirectory(directory).predictions_path(split).exists() or any(
         known.get(key) != value for key, value in training.items()
     ):
         return None
     try:
-        check_predictions(directory, split, known)
+        RunDirectory(directory).check_predictions(split, known)
     except RunError as error:
         logger.warning("%s; doing so", error)
         return None
     if known.get("model") != fingerprint_model(model):
         return None
-    Journal(_partial(directory, split), {}).remove()  # a kill may have come just before that
+    PartialResults(_partial(directory, split), {}).remove()  # a kill may have come just before that
     return known
 
 
@@ -208,7 +199,7 @@ def training_facts(directory: Path) -> dict[str, Any]:
     is the last one that was evaluated, and `best_step` what `best/` says.
     """
     state = latest_state(directory / "checkpoints")
-    planned = planned_steps(directory)
+    planned = RunDirectory(directory).planned_steps()
     plan = {} if planned is None else {"planned_steps": planned}
     if state is None:
         if not plan:
@@ -216,7 +207,7 @@ def training_facts(directory: Path) -> dict[str, Any]:
         best = directory / "best"
         step = read_json(best / MANIFEST).get("step") if is_sealed(best) else None
         state = {"step": _last_evaluated(directory), "best_step": step}
-    steps = read_log(directory, "timings.jsonl")
+    steps = RunDirectory(directory).log("timings.jsonl")
     return {
         **plan,
         "steps": state["step"],
@@ -228,7 +219,7 @@ def training_facts(directory: Path) -> dict[str, Any]:
 def _last_evaluated(directory: Path) -> int:
     step = 0
     with suppress(RunError):  # a line that is being written
-        for row in read_log(directory, "metrics.jsonl"):
+        for row in RunDirectory(directory).log("metrics.jsonl"):
             if any(key.startswith("eval/") for key in row):
                 step = row["step"]
     return step
@@ -285,11 +276,11 @@ def evaluate_run(
             f"{out}: holds a run, whose results would be overwritten; name another --out"
         )
     if model is None:
-        check_best(run)
+        RunDirectory(run).check_best()
     training: dict[str, Any] = {}
     if model is None:
         training = training_facts(run)
-        stop = stopped_at(run, training)
+        stop = RunDirectory(run).stopped_at(training)
         if stop:
             logger.warning(
                 "%s: its training has not ended (%s); the results say so, and no sweep or report "
@@ -335,7 +326,7 @@ def evaluate_stage(
         RunError: `run` is no run directory, has no such model, or the data is not its own.
     """
     pipeline = open_pipeline(run, reporter=reporter)
-    config, manifest = pipeline.config, read_manifest(run)
+    config, manifest = pipeline.config, RunDirectory(run).manifest()
     directory = Path(pipeline.stages_dir, manifest.get("stages", {}).get(name, name))
     is_loaded = name == "student" or (name == "teacher" and config.teacher.train is None)
     if not (directory if is_loaded else directory / "best").exists():
@@ -364,7 +355,7 @@ def evaluate_stage(
 
 def _check_data(run: Path, pipeline: Pipeline, split: Split) -> None:
     """Meet a split that is not what the run was begun with: the run's results are of that."""
-    known = read_manifest(run).get("data", {}).get(split)
+    known = RunDirectory(run).manifest().get("data", {}).get(split)
     # As the manifest has it: of validation so much as training decodes.
     examples = pipeline.validation_examples if split == "validation" else pipeline.examples(split)
     if known is not None and known["sha256"] != describe(examples)["sha256"]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from brim.errors import DataError
 from brim.models import Decoding, load_model
-from brim.runs.directory import check_best
+from brim.runs.directory import RunDirectory
 from brim.seeding import derive_seed
 from brim.training.accelerator import make_accelerator
 from brim.types import Example
@@ -37,7 +37,7 @@ def generate(
     """
     run = Path(source)
     if (run / "config.yaml").exists():
-        check_best(run)
+        RunDirectory(run).check_best()
     model = load_model(run / "best" if (run / "best").exists() else source)
     model = model.to(make_accelerator().device)
     for start in range(0, len(prompts), block):

@@ -32,9 +32,8 @@ from brim.models import (
 )
 from brim.models.loading import DTYPES
 from brim.objectives import Objective
-from brim.runs.directory import update_manifest
-from brim.runs.reading import read_manifest
-from brim.runs.stages import describe_model
+from brim.runs.directory import RunDirectory
+from brim.runs.stages import describe_model, update_manifest
 from brim.seeding import derive_seed
 from brim.support.progress import Reporter
 from brim.tasks import SPLITS, Split, Task, describe, locate, without_rows
@@ -205,7 +204,7 @@ class Materials:
             check_trainable(self.initial_teacher, "teacher")
         self.check_rows(SPLITS, source, self.initial_teacher)
         data = self.data
-        if read_manifest(self.out).get("data", data) != data:
+        if RunDirectory(self.out).manifest().get("data", data) != data:
             raise RunError(
                 f"{self.out}: the data is not what this run was begun with (see manifest.json); "
                 "bring it back, or choose another --out"
@@ -264,7 +263,7 @@ class Materials:
         Raises:
             RunError: one is not.
         """
-        known = read_manifest(self.out).get("models", {})
+        known = RunDirectory(self.out).manifest().get("models", {})
         for role, facts in self.models.items():
             asked_for = role == "teacher" and self.other_teacher
             if known.get(role, facts) != facts and not asked_for:
@@ -284,7 +283,10 @@ class Materials:
             )
         if settings is None or settings.drift_examples == 0:
             return
-        if "quantization" in read_manifest(self.out) or not self.accelerator.is_main_process:
+        if (
+            "quantization" in RunDirectory(self.out).manifest()
+            or not self.accelerator.is_main_process
+        ):
             return
         examples = self._some_targets(settings.drift_examples)
         if not examples:

@@ -20,14 +20,14 @@ from brim.config.loading import load_config
 from brim.errors import RunError
 from brim.models import LanguageModel, add_adapters, share_vocabulary
 from brim.objectives import Objective, SeqKD
-from brim.runs.directory import update_manifest
+from brim.runs.directory import RunDirectory
 from brim.runs.inputs import Materials
-from brim.runs.reading import check_run, read_manifest, settings_text
 from brim.runs.stages import (
     CompletedExamples,
     Stage,
     check_stage,
     describe_model,
+    update_manifest,
     write_completions,
 )
 from brim.seeding import derive_seed
@@ -35,9 +35,9 @@ from brim.support.progress import Reporter
 from brim.support.seals import MANIFEST
 from brim.training.accelerator import make_accelerator
 from brim.training.evaluation import Advance, Evaluation, evaluate
-from brim.training.journal import Journal
 from brim.training.optimizer import count_steps
-from brim.training.predictions import Procedure
+from brim.training.partial import PartialResults
+from brim.training.predictions import EvaluationSettings
 from brim.training.settings import LoopConfig, OptimConfig, RunConfig, SupervisedConfig
 from brim.training.sharding import shard_teacher
 from brim.training.tracking import Tracker
@@ -271,7 +271,7 @@ class Pipeline(Materials):
 
     def _check_stages(self) -> None:
         """Raise a RunError where a stage was made again, to something else, since the run began."""
-        manifest = read_manifest(self.out)
+        manifest = RunDirectory(self.out).manifest()
         names, known = manifest.get("stages", {}), manifest.get("stages_sha256", {})
         for name, digest in self.digests.items():
             if names.get(name) == self.inputs[name] and known.get(name, digest) != digest:
@@ -356,9 +356,9 @@ class Pipeline(Materials):
         teacher: LanguageModel | None,
         examples: Sequence[Example],
         *,
-        procedure: Procedure | None = None,
+        procedure: EvaluationSettings | None = None,
         num_resamples: int | None = None,
-        journal: Journal | None = None,
+        partial: PartialResults | None = None,
         advance: Advance = lambda rows: None,
     ) -> Evaluation:
         """Decode and score `examples` as the run's settings say."""
@@ -370,12 +370,12 @@ class Pipeline(Materials):
             teacher=teacher if settings.returns else None,
             num_resamples=num_resamples or settings.num_resamples,
             confidence=settings.confidence,
-            journal=journal,
+            partial=partial,
             advance=advance,
         )
 
     @property
-    def procedure(self) -> Procedure:
+    def procedure(self) -> EvaluationSettings:
         """How an evaluation writes and measures."""
         settings, decoding = self.config.evaluation, self.config.decoding
         chosen = settings.decoding.build(decoding.max_tokens, settings.batch_tokens)
@@ -383,11 +383,11 @@ class Pipeline(Materials):
         return replace(self.greedy_procedure, decoding=chosen, num_samples=number)
 
     @property
-    def greedy_procedure(self) -> Procedure:
+    def greedy_procedure(self) -> EvaluationSettings:
         """The same of greedy text."""
         settings, decoding = self.config.evaluation, self.config.decoding
         sampling = decoding.build(batch_tokens=settings.batch_tokens)
-        return Procedure(
+        return EvaluationSettings(
             decoding.greedy(settings.batch_tokens),
             sampling=sampling if settings.expected_returns else None,
             metrics=tuple(self.task.metrics),
@@ -425,10 +425,10 @@ def open_pipeline(
         RunError: `run` is no run directory, or its trained teacher is missing.
         ConfigError: an override cannot be used.
     """
-    check_run(run)
-    settings_text(run)  # compared with its hash
+    RunDirectory(run).check()
+    RunDirectory(run).settings_text()  # compared with its hash
     config = load_config(RunConfig, run / "config.yaml", overrides)
-    manifest = read_manifest(run)
+    manifest = RunDirectory(run).manifest()
     stages_dir = Path(os.path.normpath(run / manifest.get("stages_dir", "stages")))
     pipeline = Pipeline(
         config, run, make_accelerator(), reporter or Reporter(quiet=True), stages_dir

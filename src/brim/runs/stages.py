@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
-import numpy as np
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
@@ -23,20 +22,20 @@ from brim._version import __version__
 from brim.config.loading import config_hash
 from brim.errors import RunError
 from brim.models import Decoding, LanguageModel, hash_tensors, plain_tensors
+from brim.runs.directory import RunDirectory
 from brim.support.files import SEAL, disk_errors, read_json, sha256_file, write_sealed_json
+from brim.support.json_lines import JsonLines
 from brim.support.locks import hold
 from brim.support.progress import Meter
-from brim.support.seals import RecordedFile, find_damage, seal
-from brim.training.predictions import BLOCK, predict
+from brim.support.seals import find_damage, seal
+from brim.training.evaluation import predict_blocks
+from brim.training.predictions import EvaluationSettings, Prediction
 from brim.types import Example, Target
 
 logger = logging.getLogger(__name__)
 
 INPUTS = "inputs.json"
 DONE = "done.json"
-
-# What is kept of a prediction of a teacher.
-_ROW = ("id", "text", "token_ids", "truncated")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +150,12 @@ def check_stage(directory: Path, digest: str | None) -> None:
         )
 
 
+def update_manifest(out: Path, facts: Mapping[str, Any]) -> None:
+    """Add facts to the provenance of a run."""
+    if PartialState().is_main_process:
+        write_sealed_json(out / "manifest.json", {**RunDirectory(out).manifest(), **facts})
+
+
 def fingerprint_model(model: LanguageModel) -> str:
     """SHA-256 of a model: its weights' every byte, its configuration, rules and tokenizer."""
     config = json.loads(model.model.config.to_json_string())
@@ -191,29 +196,34 @@ def write_completions(
     `truncated`. The text does not say them: another split into tokens can spell it, bytes of half
     a character cannot be spelled at all, and it does not show whether it ended.
     """
-    state, file = PartialState(), RecordedFile(path)
-    block = BLOCK * state.num_processes
+    state, file = PartialState(), JsonLines(path, recorded=True)
+    settings = EvaluationSettings(decoding, max_prompt_tokens=max_prompt_tokens)
+    block = settings.block * state.num_processes
     if state.is_main_process:
-        damage = file.mend()
+        damage = file.repair()
         if damage is not None:
             logger.warning("%s %s; writing all completions again", path, damage)
-        file.cut(_end_of_whole_blocks(path, block))
+        # The rows of an unfinished block are decoded together again, to round as without the stop.
+        offsets = file.offsets()
+        file.cut(int(offsets[(len(offsets) - 1) // block * block]))
     state.wait_for_everyone()
-    done = len(_line_offsets(path))
+    done = len(file.offsets()) - 1
     meter.advance(done)
-    for start in range(done, len(examples), block):
-        predictions, _ = predict(
-            model,
-            [examples[i] for i in range(start, min(start + block, len(examples)))],
-            decoding,
-            max_prompt_tokens=max_prompt_tokens,
-        )
+    for part in predict_blocks(model, examples, settings, first=done // block):
         if state.is_main_process:
-            rows = ({name: getattr(row, name) for name in _ROW} for row in predictions)
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            file.append(lines.encode())
-        meter.advance(len(predictions))
+            file.append(*(_completion(row) for row in part.predictions))
+        meter.advance(len(part.predictions))
     state.wait_for_everyone()
+
+
+def _completion(row: Prediction) -> dict[str, Any]:
+    [written] = row.completions
+    return {
+        "id": row.id,
+        "text": written.text,
+        "token_ids": written.token_ids,
+        "truncated": written.truncated,
+    }
 
 
 class CompletedExamples(Sequence[Example]):
@@ -227,11 +237,11 @@ class CompletedExamples(Sequence[Example]):
 
     def __init__(self, examples: Sequence[Example], path: Path) -> None:
         self._examples = examples
-        self._path = path
-        self._offsets = _line_offsets(path)
-        if len(self._offsets) != len(examples):
+        self._file = JsonLines(path)
+        self._offsets = self._file.offsets()
+        if len(self._offsets) - 1 != len(examples):
             raise RunError(
-                f"{path}: {len(self._offsets)} completions for {len(examples)} examples; "
+                f"{path}: {len(self._offsets) - 1} completions for {len(examples)} examples; "
                 "delete the stage's folder to write them anew"
             )
 
@@ -246,37 +256,11 @@ class CompletedExamples(Sequence[Example]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         example = self._examples[index]
-        row = json.loads(_line_at(self._path, int(self._offsets[index])))
+        row = self._file.row_at(int(self._offsets[range(len(self))[index]]))
         if row["id"] != example.id:
             raise RunError(
-                f"{self._path}:{index + 1}: holds {row['id']!r} where {example.id!r} is expected; "
-                "delete the stage's folder to write it anew"
+                f"{self._file.path}:{index + 1}: holds {row['id']!r} where {example.id!r} is "
+                "expected; delete the stage's folder to write it anew"
             )
         target = Target(tuple(row["token_ids"]), row["truncated"])
         return replace(example, references=(row["text"],), target=target)
-
-
-def _line_offsets(path: Path) -> np.ndarray:
-    if not path.exists():
-        return np.zeros(0, dtype=np.int64)
-    with path.open("rb") as file:
-        lengths = [len(line) for line in file if line.endswith(b"\n")]
-    return np.concatenate([[0], np.cumsum(lengths[:-1])]).astype(np.int64)[: len(lengths)]
-
-
-def _end_of_whole_blocks(path: Path, block: int) -> int:
-    """Bytes up to the end of the last whole block of lines.
-
-    The rows of an unfinished one are decoded together again, as without the stop, and round alike.
-    """
-    offsets = _line_offsets(path)
-    whole = len(offsets) // block * block
-    if whole < len(offsets):
-        return int(offsets[whole])
-    return int(offsets[-1]) + len(_line_at(path, int(offsets[-1]))) if whole else 0
-
-
-def _line_at(path: Path, offset: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.readline()

@@ -7,19 +7,52 @@ resumable and skipped when its inputs are unchanged, then the test split of the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from hashlib import sha256
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from brim.runs.directory import Resume, begin_run, check_best, open_run
+from accelerate import PartialState
+
+from brim._version import __version__
+from brim.config.loading import config_hash, describe_changes, dump_config, load_config
+from brim.config.yaml import parse
+from brim.errors import ConfigError, RunError
+from brim.runs.directory import RunDirectory
 from brim.runs.evaluate import evaluate_model, kept_results, training_facts
 from brim.runs.pipeline import Pipeline
+from brim.support.files import atomic_write_text, write_sealed_json
+from brim.support.locks import acquire
 from brim.support.progress import Reporter
 from brim.training.accelerator import make_accelerator
-from brim.training.checkpoints import latest_state
+from brim.training.checkpoints import check_processes, latest_state
 from brim.training.settings import RunConfig
 
 logger = logging.getLogger(__name__)
+
+Resume = Literal["auto", "must", "never"]
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "datasets",
+    "sacrebleu",
+    "rouge-score",
+)
+
+# What a stop before the run had begun leaves: data that it had read, a manifest half-written.
+_BEFORE_THE_RUN = re.compile(r"\.lock|data|\.manifest\.json\..*\.tmp")
+
+_SHOWN_CHANGES = 5
 
 
 def train(
@@ -65,10 +98,171 @@ def train(
         training, label = training_facts(out), config.objective.name
         if before is not None and before["step"] == training["steps"]:
             reporter.say(f"{label}: unchanged, kept")
-        check_best(out)
+        RunDirectory(out).check_best()
         best = pipeline.reload(out / "best", config.student)
         kept = kept_results(best, "test", out, training)
         if kept is not None:
             reporter.say(f"{label} on test: unchanged, kept")
             return kept
         return evaluate_model(best, pipeline, "test", out, label=label, training=training)
+
+
+@contextmanager
+def open_run(
+    out: Path, config: RunConfig, resume: Resume, *, other_processes: bool = False
+) -> Iterator[None]:
+    """Hold `out` for a run of `config` while the block runs.
+
+    Settings that cannot change results (description, trackers) may differ from the ones that the
+    directory was begun with. Where the block fails before anything of worth was written, a
+    directory that was made here is removed again.
+
+    Args:
+        out: the run directory.
+        config: the run's settings.
+        resume: whether to go on with a run, or to begin one.
+        other_processes: go on with a run that another number of processes began.
+
+    Raises:
+        RunError: `out` holds another run or something else, is in use, or does not suit `resume`.
+    """
+    if not PartialState().is_main_process:
+        PartialState().wait_for_everyone()
+        yield
+        return
+    begun = out.exists()
+    _check(out, config, resume, other_processes)
+    try:
+        lock = acquire(
+            out / ".lock", f"{out}: another process is working on this run; wait or stop it"
+        )
+    except OSError as error:
+        raise RunError(
+            f"{out}: cannot be written: {error.strerror}; choose another --out"
+        ) from None
+    try:
+        PartialState().wait_for_everyone()
+        yield
+    except BaseException:
+        if not begun and not (out / "config.yaml").exists():
+            lock.release()
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+    finally:
+        lock.release()
+
+
+def begin_run(
+    out: Path, config: RunConfig, command: Sequence[str], models: Mapping[str, Any]
+) -> None:
+    """Write the resolved settings and the provenance; from here on `out` is this run's.
+
+    Args:
+        out: the run directory.
+        config: the run's settings.
+        command: what was typed.
+        models: what is known of teacher and student before any training.
+    """
+    if not PartialState().is_main_process:
+        return
+    run, text = RunDirectory(out), dump_config(config)
+    manifest = run.manifest()
+    facts = {"num_processes": PartialState().num_processes, "models": dict(models)}
+    if manifest:
+        update_manifest(out, facts)
+    else:
+        manifest = {
+            "config_hash": _identity(config),
+            "config_sha256": sha256(text.encode()).hexdigest(),
+            "command": list(command),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seed": config.seed,
+            "versions": {
+                "brim": __version__,
+                "python": platform.python_version(),
+                **{name: metadata.version(name) for name in PACKAGES},
+            },
+            "platform": f"{sys.platform} {platform.machine()}",
+            "sealed": True,  # all that is written from here on has its hash
+            **facts,
+        }
+        write_sealed_json(out / "manifest.json", manifest)
+    damage = run.settings_damage()
+    if damage is not None:
+        if (out / "config.yaml").exists():
+            logger.warning("%s: %s; written again", out / "config.yaml", damage)
+        atomic_write_text(out / "config.yaml", text)
+        update_manifest(out, {"config_sha256": sha256(text.encode()).hexdigest()})
+
+
+def update_manifest(out: Path, facts: Mapping[str, Any]) -> None:
+    """Add facts to the provenance of a run."""
+    if PartialState().is_main_process:
+        write_sealed_json(out / "manifest.json", {**RunDirectory(out).manifest(), **facts})
+
+
+def _check(out: Path, config: RunConfig, resume: Resume, other_processes: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out}: is a file; choose another --out")
+    run = RunDirectory(out)
+    manifest = run.manifest()
+    if not manifest:
+        if resume == "must":
+            raise RunError(f"{out}: no run to resume; check --out, or use --resume auto")
+        names = sorted(path.name for path in out.iterdir()) if out.exists() else []
+        if "config.yaml" in names or "checkpoints" in names:
+            raise RunError(
+                f"{out}: the run's manifest.json is missing; bring it back, or choose another --out"
+            )
+        unknown_files = [name for name in names if not _BEFORE_THE_RUN.fullmatch(name)]
+        if unknown_files:
+            raise RunError(
+                f"{out}: is not empty and no run directory (it holds {unknown_files[0]}); "
+                "choose another --out"
+            )
+        return
+    if resume == "never":
+        raise RunError(f"{out}: holds a run already; choose another --out, or --resume auto")
+    if manifest["config_hash"] != _identity(config):
+        changes = changed_settings(out, config)
+        if config_hash(_that_matter(run.settings())) != manifest["config_hash"]:
+            changes = changes or "its config.yaml was edited"
+        if changes is not None:
+            raise RunError(
+                f"{out}: holds a run with other settings ({changes}); choose another --out, or "
+                "resume with the settings that it was begun with"
+            )
+    if not other_processes:
+        check_processes(out, manifest.get("num_processes"), PartialState().num_processes)
+
+
+def changed_settings(run: Path, config: RunConfig) -> str | None:
+    """Say in which settings a run differs, the first few as `objective.k: 2 → 4`; None in none.
+
+    Settings that cannot change results are left out. New ones that a run of an older version does
+    not have are at their defaults.
+    """
+    path = run / "config.yaml"
+    if not path.exists():
+        return "its config.yaml is missing"
+    stored: Any = None
+    try:
+        stored = load_config(RunConfig, path).model_dump(mode="json")
+    except ConfigError:  # another version's, or edited
+        with suppress(ConfigError):
+            stored = parse(path.read_text(encoding="utf-8"), lambda line: f"{path}:{line}").data
+    if not isinstance(stored, dict):
+        return "its config.yaml was edited"
+    asked = config.model_dump(mode="json")
+    changes = describe_changes(_that_matter(stored), _that_matter(asked))
+    more = [f"{len(changes) - _SHOWN_CHANGES} more"] if len(changes) > _SHOWN_CHANGES else []
+    return ", ".join([*changes[:_SHOWN_CHANGES], *more]) or None
+
+
+def _that_matter(settings: Mapping[str, Any]) -> dict[str, Any]:
+    incidental = RunConfig.incidental()
+    return {key: value for key, value in settings.items() if key not in incidental}
+
+
+def _identity(config: RunConfig) -> str:
+    return config_hash(_that_matter(config.model_dump(mode="json")))

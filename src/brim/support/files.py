@@ -233,22 +233,6 @@ def read_json(path: Path | str, *, sealed_with: str = SEAL) -> Any:
     return value
 
 
-def read_jsonl(path: Path | str) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file that we wrote, one a line; none where there is no file.
-
-    Raises:
-        RunError: a line is damaged; the text names it.
-    """
-    if not Path(path).exists():
-        return
-    with Path(path).open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise RunError(f"{path}:{number}: cannot be read: {error}") from None
-
-
 def sha256_file(path: Path | str) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with Path(path).open("rb") as file:

@@ -8,7 +8,6 @@ line a record of what it held at a certain moment. JSON documents hold their own
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,8 +15,6 @@ from typing import Any
 
 from brim.errors import RunError
 from brim.support.files import (
-    disk_errors,
-    fsync_directory,
     read_json,
     sha256_file,
     write_sealed_json,
@@ -119,105 +116,13 @@ def beginning_damage(path: Path, record: Record) -> str | None:
     size = path.stat().st_size if path.is_file() else 0
     if size < record["bytes"]:
         return f"has {size} bytes instead of {record['bytes']}" if path.is_file() else "is missing"
-    if _digest_of_beginning(path, record["bytes"]).hexdigest() != record["sha256"]:
+    if digest_of_beginning(path, record["bytes"]).hexdigest() != record["sha256"]:
         return "has another SHA-256 than when it was written"
     return None
 
 
-class GrowingFile:
-    """A file that is appended to, with a digest of all that is in it.
-
-    Args:
-        path: the file; what is in it already counts.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._digest: Any = None  # of what is in the file, once that is known
-        self._bytes = 0
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """Size and SHA-256 of what is in the file; 0 bytes where there is none."""
-        self._know()
-        return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
-
-    def append(self, data: bytes, *, durably: bool = False) -> None:
-        """Write behind the end; `durably` forces it to the disk.
-
-        Raises:
-            RunError: the file cannot be written.
-        """
-        self._know()
-        with disk_errors(self.path, len(data)), self.path.open("ab") as file:
-            file.write(data)
-            if durably:
-                file.flush()
-                os.fsync(file.fileno())
-        self._digest.update(data)
-        self._bytes += len(data)
-
-    def cut(self, size: int) -> None:
-        """Keep the first `size` bytes, of as many at least."""
-        if self.path.exists():
-            with disk_errors(self.path), self.path.open("rb+") as file:
-                file.truncate(size)
-        self._digest = None
-
-    def sync(self) -> None:
-        """Force the lines to the disk."""
-        if self.path.exists():
-            with disk_errors(self.path), self.path.open("rb") as file:
-                os.fsync(file.fileno())
-                fsync_directory(self.path.parent)
-
-    def _know(self) -> None:
-        if self._digest is None:
-            self._bytes = self.path.stat().st_size if self.path.exists() else 0
-            self._digest = _digest_of_beginning(self.path, self._bytes)
-
-
-class RecordedFile(GrowingFile):
-    """A growing file whose record lies beside it, durable after each `append`."""
-
-    def append(self, data: bytes, *, durably: bool = True) -> None:
-        """Write behind the end; what a stop leaves half-written is cut off by `mend`.
-
-        Raises:
-            RunError: the file cannot be written.
-        """
-        super().append(data, durably=durably)
-        write_sealed_json(self._beside, {"record": self.record})
-
-    def mend(self) -> str | None:
-        """Keep what is recorded; nothing, if it is not as it was written: the reason is returned.
-
-        Raises:
-            RunError: the file cannot be written.
-        """
-        damage, record = None, {"bytes": 0}
-        try:
-            if self._beside.exists():
-                record = read_json(self._beside)["record"]
-                damage = beginning_damage(self.path, record)
-            elif self.path.exists():
-                damage = f"has no {self._beside.name} beside it"
-        except (RunError, KeyError, TypeError) as error:
-            damage = f"cannot be compared with {self._beside.name} ({error})"
-        self.cut(0 if damage else record["bytes"])
-        return damage
-
-    def remove(self) -> None:
-        """Delete both files."""
-        self.path.unlink(missing_ok=True)
-        self._beside.unlink(missing_ok=True)
-
-    @property
-    def _beside(self) -> Path:
-        return self.path.with_suffix(".json")
-
-
-def _digest_of_beginning(path: Path, size: int) -> Any:
+def digest_of_beginning(path: Path, size: int) -> Any:
+    """Return the SHA-256, to be updated, of the first `size` bytes of a file."""
     digest = hashlib.sha256()
     if size:
         with path.open("rb") as file:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from brim.errors import RunError
-from brim.runs.directory import changed_settings
+from brim.runs.train import changed_settings
 from brim.support.files import disk_errors
 from brim.support.progress import Meter, Reporter
 from brim.sweep.grid import Point, Task

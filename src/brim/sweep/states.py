@@ -8,12 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from brim.config.loading import load_config
-from brim.errors import BrimError
-from brim.runs.reading import read_manifest, read_splits, stopped_at
+from brim.runs.directory import RunDirectory
+from brim.runs.train import changed_settings
 from brim.support.locks import is_held
 from brim.sweep.grid import Point, StageTest, Task
-from brim.training.settings import RunConfig
 
 State = Literal["done", "running", "failed", "stopped", "waiting", "foreign"]
 """`stopped`: begun, and gone on with when the sweep is; `foreign`: a run of other settings."""
@@ -32,7 +30,7 @@ def stage_tests(points: Iterable[Point], out: Path) -> list[StageTest]:
     found: dict[str, StageTest] = {}
     for stage in ("teacher", "student", "predistill"):
         for point in points:
-            folder = read_manifest(out / point.name).get("stages", {}).get(stage)
+            folder = RunDirectory(out / point.name).manifest().get("stages", {}).get(stage)
             if folder is not None and (out / "stages" / folder).is_dir():
                 found.setdefault(folder, StageTest(point.name, stage, folder))
     return list(found.values())
@@ -48,12 +46,13 @@ def state_of(task: Task, out: Path) -> State:
     begun, lock = False, folder / "predictions" / ".test.partial.lock"
     if isinstance(task, Point):
         begun, lock = (folder / "config.yaml").exists(), folder / ".lock"
-        if begun and not _same_settings(folder / "config.yaml", task.config):
+        if begun and changed_settings(folder, task.config):
             return "foreign"
     if is_held(lock):
         return "running"
     results = results_of(folder)
-    if (begun or isinstance(task, StageTest)) and results and not stopped_at(folder, results):
+    ended = results and not RunDirectory(folder).stopped_at(results)
+    if ended and (begun or isinstance(task, StageTest)):
         return "done"
     if _has_failed(log_of(task, out)):
         return "failed"
@@ -62,13 +61,13 @@ def state_of(task: Task, out: Path) -> State:
 
 def results_of(run: Path) -> Mapping[str, Any]:
     """What `results.json` holds of the test split; nothing where there is none."""
-    results: dict[str, Any] = read_splits(run, "test").get("test", {})
+    results: dict[str, Any] = RunDirectory(run).splits("test").get("test", {})
     return results
 
 
 def has_stages(run: Path) -> bool:
     """Whether a run has all of its stages, and is at its objective or behind it."""
-    return "stages" in read_manifest(run)
+    return "stages" in RunDirectory(run).manifest()
 
 
 def first_scores(run: Path) -> str:
@@ -100,16 +99,6 @@ def status_table(points: Sequence[Point], out: Path) -> str:
         counts = ", ".join(f"{n} {state}" for state, n in Counter(states).most_common())
         summary += [f"{len(tasks)} {kind}: {counts}"] if tasks else []
     return "\n".join([*lines, *summary])
-
-
-def _same_settings(path: Path, config: RunConfig) -> bool:
-    """Whether a run directory's settings are a point's, but for what changes no result."""
-    incidental = RunConfig.incidental()
-    try:
-        known = load_config(RunConfig, path)
-    except BrimError:
-        return False
-    return known.model_dump(exclude=incidental) == config.model_dump(exclude=incidental)
 
 
 def _has_failed(log: Path) -> bool:

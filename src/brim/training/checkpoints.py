@@ -12,27 +12,17 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
 from brim.errors import RunError
-from brim.support.files import atomic_write_json, disk_errors, fsync_directory, read_json
+from brim.support.files import disk_errors, fsync_directory, read_json
 from brim.support.seals import checkpoints_in, find_damage, seal
-from brim.training.sharding import part_of
 
 logger = logging.getLogger(__name__)
 
 STATE = "trainer_state.json"
-
-# What optimizers keep in the shape of the parameter, and what AdamW keeps in all.
-_MOMENTS = {"exp_avg", "exp_avg_sq", "state1", "state2"}
-_ADAMW = {"step", "exp_avg", "exp_avg_sq"}
 
 
 def save_checkpoint(
@@ -185,120 +175,6 @@ def replace_directory(path: Path, write: Callable[[Path], None], num_bytes: int 
         temporary.rename(path)
         fsync_directory(path.parent)
         _remove(aside)
-
-
-def save_optimizer(
-    optimizer: torch.optim.Optimizer, directory: Path, state_dict: dict[str, Any] | None = None
-) -> None:
-    """Write `optimizer.safetensors` (moments, step counts) and `optimizer.json` (the rest).
-
-    Args:
-        optimizer: of these moments.
-        directory: takes the files.
-        state_dict: the optimizer's, where it holds only a part of each moment.
-    """
-    state_dict = optimizer.state_dict() if state_dict is None else state_dict
-    tensors: dict[str, Tensor] = {}
-    values: dict[str, dict[str, Any]] = {}
-    places: set[int] = set()
-    for index, state in state_dict["state"].items():
-        values[str(index)] = {}
-        for name, value in flat(state):
-            if isinstance(value, Tensor):
-                # Parameters may share one, such as the map of 8-bit codes; safetensors cannot.
-                shared = value.data_ptr() in places
-                places.add(value.data_ptr())
-                tensors[f"{index}.{name}"] = value.clone() if shared else value.contiguous()
-            else:
-                values[str(index)][name] = value
-    save_file(tensors, directory / "optimizer.safetensors")
-    atomic_write_json(
-        directory / "optimizer.json",
-        {
-            "class": type(optimizer).__name__,
-            "param_groups": state_dict["param_groups"],
-            "state": values,
-        },
-    )
-
-
-def count_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the tensors, shared ones counted once."""
-    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
-
-
-def flat(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What an optimizer keeps of a parameter; bitsandbytes hides 8-bit moments in a dict within."""
-    for name, value in state.items():
-        yield from flat(value) if isinstance(value, Mapping) else [(name, value)]
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, directory: Path) -> None:
-    """Give an optimizer the state that `save_optimizer` wrote, bit for bit, or its part of it.
-
-    Its hyperparameters stay what the settings made them.
-
-    Raises:
-        RunError: the files are of another optimizer or of other parameters.
-    """
-    saved = read_json(directory / "optimizer.json")
-    try:
-        if saved["class"] != type(optimizer).__name__:
-            raise ValueError(f"the state of {saved['class']}, not of {type(optimizer).__name__}")
-        state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in saved["state"].items()}
-        parameters = [weight for group in optimizer.param_groups for weight in group["params"]]
-        for key, tensor in load_file(directory / "optimizer.safetensors").items():
-            index, name = key.split(".", maxsplit=1)
-            parameter = parameters[int(index)]
-            own = tensor.clone()  # or the optimizer would work in the mapped file
-            wanted = parameter.shape if name in _MOMENTS else ()
-            if own.shape != wanted and name in (*_MOMENTS, "step"):
-                raise ValueError(f"{key} has the shape {tuple(own.shape)}")
-            state[int(index)][name] = part_of(own, parameter)
-        if saved["class"] == "AdamW" and any(
-            not set(values) >= _ADAMW for values in state.values()
-        ):
-            raise ValueError("it lacks moments")
-        groups = [
-            {**own, "params": group["params"]}
-            for own, group in zip(optimizer.param_groups, saved["param_groups"], strict=True)
-        ]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, SafetensorError) as error:
-        raise RunError(
-            f"{directory}: the optimizer is another, or that of another model ({error})"
-        ) from None
-
-
-def save_parameters(parameters: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors by name; nothing where there are none."""
-    if parameters:
-        save_file({name: value.detach().contiguous() for name, value in parameters.items()}, path)
-
-
-def load_parameters(parameters: Mapping[str, Tensor], path: Path) -> None:
-    """Give the tensors the values that `save_parameters` wrote, bit for bit.
-
-    Raises:
-        RunError: the file is missing, or holds other tensors.
-    """
-    if not parameters:
-        return
-    stored = load_file(path) if path.exists() else {}
-    shapes = {name: value.shape for name, value in stored.items()}
-    if shapes != {name: value.shape for name, value in parameters.items()}:
-        raise RunError(
-            f"{path}: does not hold what this objective trains beside the student; "
-            "go on with the settings that the run was begun with"
-        )
-    fill(parameters, stored)
-
-
-@torch.no_grad()
-def fill(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Copy whole tensors into those of the same names, which may be held in parts."""
-    for name, tensor in tensors.items():
-        tensor.copy_(part_of(values[name], tensor))
 
 
 def checkpoint_steps(root: Path) -> list[int]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
+from accelerate import PartialState
+from accelerate.utils import gather_object
 
-from brim.errors import DataError
-from brim.metrics import Score, mean_score, score_statistics
-from brim.models import LanguageModel
-from brim.training.journal import Journal
-from brim.training.predictions import Block, Prediction, Procedure, predict_blocks
-from brim.types import Example
+from brim.errors import DataError, NonFiniteError
+from brim.metrics import Score, mean_score, score_statistics, sentence_statistics
+from brim.models import Decoding, LanguageModel
+from brim.returns import rewards_to_go
+from brim.seeding import derive_seed
+from brim.training.partial import PartialResults
+from brim.training.predictions import Block, Completion, EvaluationSettings, Prediction
+from brim.types import Batch, Example, Rollout
 
 Advance = Callable[[int], None]
 
@@ -32,7 +37,7 @@ class Evaluation:
 
     Attributes:
         scores: by name.
-        predictions: one an example, in order; none where a journal keeps them.
+        predictions: one an example, in order; none where partial results keep them.
         num_truncated_prompts: prompts that were cut.
         num_truncated_completions: completions that met the length limit.
     """
@@ -46,12 +51,12 @@ class Evaluation:
 def evaluate(
     model: LanguageModel,
     examples: Sequence[Example],
-    procedure: Procedure,
+    settings: EvaluationSettings,
     *,
     teacher: LanguageModel | None = None,
     num_resamples: int = 1000,
     confidence: float = 0.95,
-    journal: Journal | None = None,
+    partial: PartialResults | None = None,
     advance: Advance = lambda rows: None,
 ) -> Evaluation:
     """Decode `examples` and score them by metrics, by length, and by a teacher's return.
@@ -62,18 +67,18 @@ def evaluate(
 
     With a teacher there is `return` among the scores: the mean over the examples of Eq 10 of the
     decoded text, on the teacher's plain logits, so that it compares students of one teacher
-    whatever they were trained with. With `procedure.sampling` too there is `expected_return`: the
-    same of text that is sampled, the policy's own, which is what reinforcement learning maximises
+    whatever they were trained with. With `settings.sampling` too there is `expected_return`: the
+    same of text that is sampled, the policy's own, which is what reinforcement learning maximizes
     (Eq 3).
 
     Args:
         model: the writer.
         examples: prompts and references.
-        procedure: how to write, and what to measure.
-        teacher: judges the text.
+        settings: how to write, and what to measure.
+        teacher: scores the text.
         num_resamples: bootstrap resamples of an interval.
         confidence: coverage of an interval.
-        journal: opened; its blocks are not written again, and new ones are put into it.
+        partial: opened; its blocks are not written again, and new ones are put into it.
         advance: called with the number of examples done.
 
     Raises:
@@ -84,19 +89,19 @@ def evaluate(
         raise DataError("nothing to evaluate: the split is empty; name a split with examples")
     columns, first = _Columns(), 0
     kept: list[Prediction] = []
-    for block in journal.blocks() if journal else ():
+    for block in partial.blocks() if partial else ():
         columns.add(block)
         advance(len(block.predictions))
         first += 1
-    for block in predict_blocks(model, examples, procedure, teacher=teacher, first=first):
+    for block in predict_blocks(model, examples, settings, teacher=teacher, first=first):
         columns.add(block)
-        if journal is None:
+        if partial is None:
             kept += block.predictions
         else:
-            journal.append(block)
+            partial.append(block)
         advance(len(block.predictions))
-    interval = Interval(seed=procedure.seed, num_resamples=num_resamples, confidence=confidence)
-    scores = _scores(columns, procedure, [e.references for e in examples], interval)
+    interval = Interval(seed=settings.seed, num_resamples=num_resamples, confidence=confidence)
+    scores = _scores(columns, settings, [e.references for e in examples], interval)
     return Evaluation(
         scores, kept, columns.num_truncated_prompts, columns.num_truncated_completions
     )
@@ -106,7 +111,7 @@ def evaluate(
 class _Columns:
     """What the scores are computed from, example by example."""
 
-    statistics: list[list[tuple[float, ...]]] = field(default_factory=list)
+    statistics: list[list[Sequence[float]]] = field(default_factory=list)
     returns: list[float] = field(default_factory=list)
     sampled_returns: list[float] = field(default_factory=list)
     lengths: list[float] = field(default_factory=list)
@@ -116,27 +121,25 @@ class _Columns:
     def add(self, block: Block) -> None:
         self.num_truncated_prompts += block.num_truncated_prompts
         for row in block.predictions:
-            completions = row.completions
             if row.statistics:
-                self.statistics.append(list(row.statistics.values()))
+                self.statistics.append([*row.statistics.values()])
             if row.teacher_return is not None:
-                returns = [c.teacher_return for c in completions if c.teacher_return is not None]
-                self.returns.append(sum(returns) / len(returns))
+                self.returns.append(row.teacher_return)
             if row.sampled_return is not None:
                 self.sampled_returns.append(row.sampled_return)
-            self.lengths.append(sum(c.num_tokens for c in completions) / len(completions))
-            self.num_truncated_completions += sum(c.truncated for c in completions)
+            self.lengths.append(row.num_tokens or 0.0)
+            self.num_truncated_completions += sum(bool(c.truncated) for c in row.completions)
 
 
 def _scores(
     columns: _Columns,
-    procedure: Procedure,
+    settings: EvaluationSettings,
     references: Sequence[tuple[str, ...]],
     interval: Interval,
 ) -> dict[str, Score]:
     scores = {}
     answered = [group for group in references if group]
-    for name, rows in zip(procedure.metrics, zip(*columns.statistics, strict=True), strict=False):
+    for name, rows in zip(settings.metrics, zip(*columns.statistics, strict=True), strict=False):
         scores[name] = score_statistics(name, np.array(rows, np.float64), answered, **interval)
     if columns.returns:
         scores["return"] = mean_score("return", columns.returns, **interval)
@@ -144,8 +147,152 @@ def _scores(
         expected = mean_score("expected return", columns.sampled_returns, **interval)
         scores["expected_return"] = expected
     scores["length"] = mean_score("length", columns.lengths, **interval)
-    if procedure.num_samples > 1:
-        number = f"|samples:{procedure.num_samples}"
+    if settings.num_samples > 1:
+        number = f"|samples:{settings.num_samples}"
         for name in scores.keys() - {"expected_return"}:  # which is of one sample
             scores[name] = replace(scores[name], signature=scores[name].signature + number)
     return scores
+
+
+def predict_blocks(
+    model: LanguageModel,
+    examples: Sequence[Example],
+    settings: EvaluationSettings,
+    *,
+    teacher: LanguageModel | None = None,
+    first: int = 0,
+) -> Iterator[Block]:
+    """Answer `examples` block by block, each shared out over the processes.
+
+    Args:
+        model: the writer.
+        examples: prompts; references are carried along.
+        settings: how to write.
+        teacher: where given, scores each completion by its return.
+        first: blocks to leave out, for they are known.
+
+    Yields:
+        The blocks in order, on every process.
+
+    Raises:
+        DataError: a reference is not what a metric can compare with.
+        NonFiniteError: the teacher's return of a completion is no finite number.
+    """
+    state, size = PartialState(), settings.block
+    mine = range(state.process_index, len(examples), state.num_processes)
+    # As many blocks on every process: models whose weights they share are called in step.
+    for start in range(first * size, math.ceil(len(examples) / state.num_processes), size):
+        rows = mine[start : start + size]
+        batch = model.encode(
+            [examples[i] for i in rows or range(1)],
+            max_tokens=settings.max_prompt_tokens,
+            seeds=[derive_seed(settings.seed, "predict", i) for i in rows or range(1)],
+        )
+        answers = _answer(model, batch, settings, teacher)
+        found = list(zip(rows, answers, strict=True)) if rows else []
+        num_cut = batch.num_truncated_prompts if rows else 0
+        if state.num_processes > 1:
+            found = sorted(gather_object(found), key=lambda item: item[0])
+            num_cut = sum(gather_object([num_cut]))
+        predictions = [prediction for _, prediction in found]
+        # After all have met, so that all of them stop at what is wrong.
+        if teacher is not None:
+            _check_finite(predictions)
+        yield Block(_with_statistics(predictions, settings.metrics), num_cut)
+
+
+def _answer(
+    model: LanguageModel,
+    batch: Batch,
+    settings: EvaluationSettings,
+    teacher: LanguageModel | None,
+) -> list[Prediction]:
+    number = settings.num_samples
+    written = _complete(model, batch.repeat(number), settings.decoding, teacher)
+    beside: list[Completion | None] = [None] * len(batch)
+    if settings.sampling is not None and teacher is not None:
+        beside = [*_complete(model, batch, settings.sampling, teacher)]
+    return [
+        Prediction(
+            id=example.id,
+            prompt=example.text,
+            references=example.references,
+            completions=tuple(written[i * number : (i + 1) * number]),
+            sampled_text=None if sample is None else sample.text,
+            sampled_return=None if sample is None else sample.teacher_return,
+            sampled=settings.decoding.strategy == "sampling",
+        )
+        for i, (example, sample) in enumerate(zip(batch.examples, beside, strict=True))
+    ]
+
+
+def _complete(
+    model: LanguageModel, batch: Batch, decoding: Decoding, teacher: LanguageModel | None
+) -> list[Completion]:
+    rollout = model.generate(batch, decoding)
+    returns: list[Any] = [None] * len(batch) if teacher is None else _returns(teacher, rollout)
+    return [
+        Completion(text, length, truncated, value, tuple(ids[:length]))
+        for text, length, truncated, value, ids in zip(
+            model.decode(rollout),
+            rollout.lengths.tolist(),
+            rollout.truncated.tolist(),
+            returns,
+            rollout.completion_ids.tolist(),
+            strict=True,
+        )
+    ]
+
+
+def _returns(teacher: LanguageModel, rollout: Rollout) -> list[float]:
+    values = teacher.map(rollout, teacher.action_values)
+    returns: list[float] = rewards_to_go(values.q_taken, values.q_max, rollout.mask)[:, 0].tolist()
+    return returns
+
+
+def _check_finite(predictions: Sequence[Prediction]) -> None:
+    for prediction in predictions:
+        values = [completion.teacher_return for completion in prediction.completions]
+        if prediction.sampled_text is not None:
+            values.append(prediction.sampled_return)
+        for value in values:
+            if value is None or not math.isfinite(value):
+                raise NonFiniteError(
+                    f"example {prediction.id}: the teacher's return of what was written for it is "
+                    f"not finite ({value}); check the teacher's weights and dtype, or that example"
+                )
+
+
+def _with_statistics(
+    predictions: Sequence[Prediction], metrics: Sequence[str]
+) -> tuple[Prediction, ...]:
+    """The predictions with their statistics, summed over the completions of an example."""
+    answered = [prediction for prediction in predictions if prediction.references]
+    if not answered or not metrics:
+        return tuple(predictions)
+    texts = [completion.text for row in answered for completion in row.completions]
+    references = [row.references for row in answered for _ in row.completions]
+    columns = []
+    for name in metrics:
+        try:
+            each = sentence_statistics(name, texts, references)
+        except DataError:
+            _blame(name, answered)
+            raise
+        columns.append(each.reshape(len(answered), -1, each.shape[1]).sum(axis=1).tolist())
+    rows = iter(zip(*columns, strict=True))
+    return tuple(
+        replace(row, statistics=dict(zip(metrics, map(tuple, next(rows)), strict=True)))
+        if row.references
+        else row
+        for row in predictions
+    )
+
+
+def _blame(name: str, answered: Sequence[Prediction]) -> None:
+    """Say of which example the references are wrong: metrics know them by position only."""
+    for row in answered:
+        try:
+            sentence_statistics(name, [row.text], [row.references])
+        except DataError as error:
+            raise DataError(f"example {row.id} (here example 0): {error}") from None

@@ -18,9 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from brim.errors import ConfigError, RunError
-from brim.support.files import atomic_write_text, disk_errors
-from brim.support.seals import GrowingFile, Record
+from brim.errors import ConfigError
+from brim.support.files import atomic_write_text
+from brim.support.json_lines import JsonLines
+from brim.support.seals import Record
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -59,8 +60,8 @@ class Tracker:
         project: str = "brim",
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        self._files = [_Lines(directory / name) for name in LOG_FILES]
-        self._metrics, self._timings, self._samples = self._files
+        self._logs = {name: JsonLines(directory / name) for name in LOG_FILES}
+        self._metrics, self._timings, self._samples = self._logs.values()
         run_name = run_name or directory.name
         self._backends = [
             _start(name, directory, run_name, project, config or {}) for name in backends
@@ -81,18 +82,18 @@ class Tracker:
         """
         metrics = {key: float(value) for key, value in metrics.items()}
         timings = {key: float(value) for key, value in (timings or {}).items()}
-        self._metrics.log(step, metrics)
+        self._metrics.append(_row(step, metrics))
         if timings:
-            self._timings.log(step, timings)
+            self._timings.append(_row(step, timings))
         for backend in self._backends:
             backend.log(step, {**metrics, **timings})
 
     def log_samples(self, step: int, rows: Sequence[Row]) -> None:
         """Write one line a sample; a row holds what JSON can, under the same keys as the others."""
-        for row in rows:
-            self._samples.log(step, row)
-        for backend in self._backends if rows else ():
-            backend.log_samples(step, rows)
+        if rows:
+            self._samples.append(*(_row(step, row) for row in rows))
+            for backend in self._backends:
+                backend.log_samples(step, rows)
 
     def rewind(self, step: int, records: Mapping[str, Record] | None = None) -> None:
         """Forget what was logged after `step`, as a run resumed from that checkpoint must.
@@ -104,11 +105,13 @@ class Tracker:
         Raises:
             RunError: a line before the last one is damaged.
         """
-        for lines in self._files:
-            if records is not None or step < 0:
-                lines.cut(0 if step < 0 or records is None else records[lines.path.name]["bytes"])
+        for name, log in self._logs.items():
+            if step < 0:
+                log.cut(0)
+            elif records is not None:
+                log.cut(records[name]["bytes"])
             else:
-                lines.rewind(step)
+                log.cut_after("step", step)
         for backend in self._backends:
             backend.rewind(step)
 
@@ -118,9 +121,9 @@ class Tracker:
         Returns:
             Size and SHA-256 of each file, by its name.
         """
-        for lines in self._files:
-            lines.sync()
-        return {lines.path.name: lines.record for lines in self._files}
+        for log in self._logs.values():
+            log.sync()
+        return {name: log.record for name, log in self._logs.items()}
 
     def close(self) -> None:
         """Finish the back ends; nothing can be logged any more."""
@@ -140,33 +143,13 @@ class Tracker:
         self.close()
 
 
-class _Lines(GrowingFile):
-    """A JSONL file whose rows begin with their step, in rising order."""
-
-    def log(self, step: int, row: Row) -> None:
-        finite = {
-            key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in row.items()
-        }
-        line = json.dumps({"step": step, **finite}, ensure_ascii=False, allow_nan=False)
-        self.append(line.encode() + b"\n")
-
-    def rewind(self, step: int) -> None:
-        if not self.path.exists():
-            return
-        end = 0
-        with disk_errors(self.path), self.path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    whole = line.endswith(b"\n") and json.loads(line)["step"] <= step
-                except (ValueError, KeyError, TypeError):
-                    if file.read(1):
-                        raise RunError(f"{self.path}:{number}: damaged; mend the line") from None
-                    whole = False
-                if not whole:
-                    break
-                end += len(line)
-        self.cut(end)
+def _row(step: int, values: Row) -> Row:
+    """A row that begins with its step; JSON has no NaN or infinity."""
+    finite = {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
+    }
+    return {"step": step, **finite}
 
 
 class _Backend(Protocol):

@@ -31,14 +31,13 @@ from brim.training.checkpoints import (
     STATE,
     check_processes,
     checkpoint_steps,
-    count_bytes,
     finish_replacing,
     prune,
     replace_directory,
     save_checkpoint,
 )
 from brim.training.evaluation import Evaluation
-from brim.training.optimizer import count_steps, learning_rate
+from brim.training.optimizer import count_bytes, count_steps, learning_rate
 from brim.training.resuming import find_start, mend_best
 from brim.training.settings import LoopConfig, OptimConfig
 from brim.training.tracking import Tracker

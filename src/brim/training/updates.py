@@ -18,7 +18,8 @@ from brim.objectives import Objective
 from brim.objectives.base import Sums
 from brim.seeding import derive_seed, minibatch_numbers
 from brim.support.files import atomic_write_json, read_json
-from brim.training.checkpoints import (
+from brim.training.optimizer import (
+    build_optimizer,
     count_bytes,
     fill,
     flat,
@@ -27,7 +28,6 @@ from brim.training.checkpoints import (
     save_optimizer,
     save_parameters,
 )
-from brim.training.optimizer import build_optimizer
 from brim.training.settings import LoopConfig, OptimConfig
 from brim.training.sharding import (
     gather,

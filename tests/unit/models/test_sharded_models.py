@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from brim.errors import ConfigError, ModelError
 from brim.models import Decoding, add_adapters
-from brim.training.checkpoints import fill
+from brim.training.optimizer import fill
 from brim.training.sharding import (
     gather,
     is_sharded,

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from brim.errors import RunError
 from brim.models import ActorCritic, Decoding, Distribution, LanguageModel
 from brim.models.adapters import add_adapters
-from brim.training.checkpoints import load_parameters, save_parameters
+from brim.training.optimizer import load_parameters, save_parameters
 from brim.types import Rollout
 
 FAMILIES = ["t5", "t5_v1_1", "bart", "gpt2", "llama", "qwen2", "phi"]

@@ -4,10 +4,9 @@ from threading import Barrier, BrokenBarrierError
 
 import pytest
 
-import brim.runs.evaluate
 from brim.errors import RunError
+from brim.runs.directory import RunDirectory
 from brim.runs.evaluate import add_results
-from brim.runs.reading import read_splits
 from brim.support.files import read_json
 
 
@@ -30,13 +29,15 @@ def test_results_of_another_split_are_kept_and_of_the_same_replaced(directory):
 def test_evaluations_that_end_at_once_lose_nothing(directory, monkeypatch):
     both_have_read = Barrier(2)
 
+    splits_of = RunDirectory.splits
+
     def read_and_wait(*where):
-        found = read_splits(*where)
+        found = splits_of(*where)
         with suppress(BrokenBarrierError):
             both_have_read.wait(timeout=0.3)  # without turns both would get here
         return found
 
-    monkeypatch.setattr(brim.runs.evaluate, "read_splits", read_and_wait)
+    monkeypatch.setattr(RunDirectory, "splits", read_and_wait)
     with ThreadPoolExecutor(2) as pool:
         splits = ("validation", "test")
         list(pool.map(lambda split: add_results(directory, split, {"n": split}), splits))

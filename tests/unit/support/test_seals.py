@@ -6,16 +6,11 @@ import os
 import pytest
 
 from brim.errors import RunError
-from brim.runs.reading import read_manifest
+from brim.runs.directory import RunDirectory
 from brim.support.files import atomic_write_json, read_json, write_sealed_json
 from brim.support.seals import (
-    GrowingFile,
-    RecordedFile,
-    beginning_damage,
-    file_damage,
     find_damage,
     is_sealed,
-    record_of,
     seal,
 )
 
@@ -97,67 +92,14 @@ def test_a_document_without_a_seal_is_read_as_it_is(tmp_path):
     assert read_json(tmp_path / "old.json") == {"a": 1}
 
 
-@pytest.mark.parametrize("pieces", [[b"one\n"], [b"one\n", b"", b"two\n" * 9]])
-def test_a_growing_file_knows_what_is_in_it(tmp_path, pieces):
-    path = tmp_path / "log"
-    path.write_bytes(b"before\n")
-    file = GrowingFile(path)
-    for piece in pieces:
-        file.append(piece)
-        assert file.record == record_of(path)
-    record = file.record
-    file.append(b"later\n")
-    assert beginning_damage(path, record) is None
-    assert file_damage(path, record) is not None
-    file.cut(record["bytes"])
-    assert file.record == record == record_of(path)
-
-
-def test_damage_of_a_beginning_is_seen(tmp_path):
-    path = tmp_path / "log"
-    path.write_bytes(b"one\ntwo\n")
-    record = record_of(path)
-    path.write_bytes(b"one\ntwe\nthree\n")
-    assert "SHA-256" in beginning_damage(path, record)
-    path.write_bytes(b"one\n")
-    assert "4 bytes instead of 8" in beginning_damage(path, record)
-    path.unlink()
-    assert beginning_damage(path, record) == "is missing"
-    assert beginning_damage(path, {**GrowingFile(path).record}) is None
-
-
-def test_what_a_stop_left_half_written_is_cut_off(tmp_path):
-    file = RecordedFile(tmp_path / "rows.jsonl")
-    assert file.mend() is None
-    file.append(b"one\n")
-    with file.path.open("ab") as raw:
-        raw.write(b"tw")
-    again = RecordedFile(file.path)
-    assert again.mend() is None
-    assert file.path.read_bytes() == b"one\n"
-    again.append(b"two\n")
-    assert again.mend() is None
-    assert file.path.read_bytes() == b"one\ntwo\n"
-
-
-@pytest.mark.parametrize("spoiled", ["rows.jsonl", "rows.json"])
-def test_of_a_damaged_file_nothing_is_kept(tmp_path, spoiled):
-    file = RecordedFile(tmp_path / "rows.jsonl")
-    file.append(b"one\n")
-    file.append(b"two\n")
-    flip(tmp_path / spoiled)
-    assert RecordedFile(file.path).mend() is not None
-    assert file.path.read_bytes() == b""
-
-
 def test_every_flipped_bit_of_a_manifest_is_seen(tmp_path):
     path = tmp_path / "manifest.json"
     write_sealed_json(path, {"config_hash": "a", "config_sha256": "b", "num_processes": 1})
     whole = path.read_bytes()
-    assert read_manifest(tmp_path)
+    assert RunDirectory(tmp_path).manifest()
     for place in range(len(whole)):
         damaged = bytearray(whole)
         damaged[place] ^= 1
         path.write_bytes(damaged)
         with pytest.raises(RunError):
-            read_manifest(tmp_path)
+            RunDirectory(tmp_path).manifest()

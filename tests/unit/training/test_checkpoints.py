@@ -16,11 +16,10 @@ from brim.errors import RunError
 from brim.training.checkpoints import (
     latest_checkpoint,
     latest_state,
-    load_optimizer,
     replace_directory,
     save_checkpoint,
-    save_optimizer,
 )
+from brim.training.optimizer import load_optimizer, save_optimizer
 
 
 def write_text(text, directory):

@@ -12,8 +12,8 @@ from brim.metrics import METRICS, score, sentence_scores
 from brim.models import Decoding, LanguageModel, build_model, train_tokenizer
 from brim.training import predictions as module
 from brim.training.evaluation import evaluate
-from brim.training.journal import Journal
-from brim.training.predictions import Prediction, Procedure
+from brim.training.partial import PartialResults
+from brim.training.predictions import EvaluationSettings, Prediction
 from brim.types import Example
 
 WORDS = "a b c d"
@@ -23,9 +23,11 @@ GREEDY = Decoding(6, strategy="greedy")
 SAMPLING = Decoding(6, temperature=0.7)
 BEAM = Decoding(6, strategy="beam", engine="generate", num_beams=3)
 CASES = {
-    "greedy": Procedure(GREEDY, sampling=SAMPLING, metrics=METRIC_NAMES),
-    "beam": Procedure(BEAM, metrics=METRIC_NAMES),
-    "sampling": Procedure(SAMPLING, num_samples=3, sampling=SAMPLING, metrics=METRIC_NAMES),
+    "greedy": EvaluationSettings(GREEDY, sampling=SAMPLING, metrics=METRIC_NAMES),
+    "beam": EvaluationSettings(BEAM, metrics=METRIC_NAMES),
+    "sampling": EvaluationSettings(
+        SAMPLING, num_samples=3, sampling=SAMPLING, metrics=METRIC_NAMES
+    ),
 }
 INTERVAL = {"num_resamples": 200, "confidence": 0.9}
 
@@ -71,14 +73,15 @@ def test_scores_are_those_of_the_texts():
     for name, key in (("return", "teacher_return"), ("expected_return", "sampled_return")):
         values = [getattr(row, key) for row in found.predictions]
         assert found.scores[name].value == pytest.approx(np.mean(values))
-    assert found.num_truncated_completions == sum(row.truncated for row in found.predictions) > 0
-    for example, row in zip(EXAMPLES, found.predictions, strict=True):
+    written = [row.completions[0] for row in found.predictions]
+    assert found.num_truncated_completions == sum(one.truncated for one in written) > 0
+    for example, row, one in zip(EXAMPLES, found.predictions, written, strict=True):
         assert (row.id, row.prompt, row.references) == (
             example.id, example.prompt, example.references,
         )  # fmt: skip
-        assert len(row.token_ids) == row.num_tokens
-        assert (row.token_ids[-1] in MODEL.eos_token_ids) == (not row.truncated)
-        assert TOKENIZER.decode(row.token_ids, skip_special_tokens=True) == row.text
+        assert len(one.token_ids) == row.num_tokens
+        assert (one.token_ids[-1] in MODEL.eos_token_ids) == (not one.truncated)
+        assert TOKENIZER.decode(one.token_ids, skip_special_tokens=True) == row.text
         assert bool(row.statistics) == bool(example.references)
 
 
@@ -101,9 +104,9 @@ def test_statistics_add_up_to_the_scores(case):
 
 def test_a_samples_text_depends_on_seed_position_and_number_only(monkeypatch):
     def texts(examples, number, seed=0):
-        procedure = Procedure(SAMPLING, num_samples=number, seed=seed)
-        rows = evaluate(MODEL, examples, procedure).predictions
-        return [[completion.text for completion in row.samples] for row in rows]
+        settings = EvaluationSettings(SAMPLING, num_samples=number, seed=seed)
+        rows = evaluate(MODEL, examples, settings).predictions
+        return [[completion.text for completion in row.completions] for row in rows]
 
     three = texts(EXAMPLES, 3)
     assert [row[:2] for row in three] == texts(EXAMPLES, 2)
@@ -116,11 +119,10 @@ def test_a_samples_text_depends_on_seed_position_and_number_only(monkeypatch):
 
 def test_the_first_sample_stands_for_the_example():
     for row in evaluate(MODEL, EXAMPLES, CASES["sampling"], teacher=TEACHER).predictions:
-        first = row.samples[0]
-        assert (row.text, row.num_tokens, row.truncated) == (
-            first.text, first.num_tokens, first.truncated,
-        )  # fmt: skip
-        assert (row.teacher_return, row.token_ids) == (first.teacher_return, first.token_ids)
+        first, line = row.completions[0], row.as_dict()
+        for name in ("text", "num_tokens", "truncated", "teacher_return", "token_ids"):
+            assert line[name] == getattr(first, name)
+        assert len(line["samples"]) == 3
         # Drawn by the same settings from the same stream.
         assert row.sampled_text == first.text
 
@@ -143,12 +145,12 @@ def test_samples_of_an_example_are_no_independent_examples():
 def test_mean_scores_of_samples_are_means_of_means():
     found = evaluate(MODEL, EXAMPLES, CASES["sampling"], teacher=TEACHER)
     per_example = [
-        [completion.teacher_return for completion in row.samples] for row in found.predictions
+        [completion.teacher_return for completion in row.completions] for row in found.predictions
     ]
     assert found.scores["return"].value == pytest.approx(np.mean(per_example))
     rows = [row for row in found.predictions if row.references]
     scores = [
-        sentence_scores("rougeL", [c.text for c in row.samples], [row.references] * 3).mean()
+        sentence_scores("rougeL", [c.text for c in row.completions], [row.references] * 3).mean()
         for row in rows
     ]
     assert found.scores["rougeL"].value == pytest.approx(np.mean(scores))
@@ -162,17 +164,17 @@ class StopError(Exception):
 @pytest.mark.parametrize("finished", [0, 2])
 def test_a_stopped_evaluation_goes_on_to_the_same_bits(tmp_path, monkeypatch, case, finished):
     def run(name):
-        journal = Journal(tmp_path / name / "partial.jsonl", {"seed": 0})
-        with journal.opened():
+        partial = PartialResults(tmp_path / name / "partial.jsonl", {"seed": 0})
+        with partial.opened():
             found = evaluate(
-                MODEL, EXAMPLES, CASES[case], teacher=TEACHER, journal=journal, **INTERVAL
+                MODEL, EXAMPLES, CASES[case], teacher=TEACHER, partial=partial, **INTERVAL
             )
-            journal.publish(tmp_path / name / "test.jsonl")
-            journal.remove()
+            partial.publish(tmp_path / name / "test.jsonl")
+            partial.remove()
         return found, (tmp_path / name / "test.jsonl").read_bytes()
 
     whole, expected = run("whole")
-    append, left = Journal.append, [finished]
+    append, left = PartialResults.append, [finished]
 
     def stopping(self, block):
         if not left[0]:
@@ -181,7 +183,7 @@ def test_a_stopped_evaluation_goes_on_to_the_same_bits(tmp_path, monkeypatch, ca
         append(self, block)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "append", stopping)
+        patch.setattr(PartialResults, "append", stopping)
         with pytest.raises(StopError):
             run("stopped")
     assert not (tmp_path / "stopped" / "test.jsonl").exists()
@@ -215,11 +217,11 @@ def test_a_return_that_is_no_number_names_its_example():
 
 
 def test_a_reference_that_cannot_be_compared_names_its_example():
-    procedure = replace(CASES["sampling"], metrics=("answer_accuracy",))
+    settings = replace(CASES["sampling"], metrics=("answer_accuracy",))
     examples = [Example(f"e{i}", "a", ("#### 7",)) for i in range(9)]
     examples[7] = replace(examples[7], references=("no number",))
     with pytest.raises(DataError, match="example e7.*has no answer"):
-        evaluate(MODEL, examples, procedure)
+        evaluate(MODEL, examples, settings)
 
 
 def test_an_empty_split_is_refused():

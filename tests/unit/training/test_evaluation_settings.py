@@ -6,7 +6,8 @@ from brim.config.loading import config_hash, dump_config, load_config
 from brim.config.yaml import dump, parse
 from brim.errors import ConfigError, RunError
 from brim.recipes import find_recipe
-from brim.runs.directory import begin_run, open_run, read_manifest
+from brim.runs.directory import RunDirectory
+from brim.runs.train import begin_run, open_run
 from brim.support.files import atomic_write_json, atomic_write_text
 from brim.training.settings import EvaluationDecodingConfig, RunConfig
 
@@ -131,7 +132,7 @@ def old_run(tmp_path):
     del stored["evaluation"]["decoding"]
     atomic_write_text(out / "config.yaml", dump(stored))
     matters = {k: v for k, v in stored.items() if k not in ("description", "tracking")}
-    manifest = {**read_manifest(out), "config_hash": config_hash(matters)}
+    manifest = {**RunDirectory(out).manifest(), "config_hash": config_hash(matters)}
     for newer in ("config_sha256", "sealed", "models"):
         del manifest[newer]
     atomic_write_json(out / "manifest.json", manifest)

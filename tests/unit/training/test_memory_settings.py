@@ -15,8 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from brim.errors import ConfigError, RunError
 from brim.models import Decoding, LanguageModel, build_model, load_model, train_tokenizer
 from brim.objectives import PPOBRIM, PPOLLMR, Objective, PolicyGradient, SeqKD
-from brim.training.checkpoints import load_optimizer, save_optimizer
-from brim.training.optimizer import build_optimizer
+from brim.training.optimizer import build_optimizer, load_optimizer, save_optimizer
 from brim.training.settings import LoopConfig, OptimConfig
 from brim.training.updates import Learner
 from brim.types import Example, Rollout

@@ -6,7 +6,7 @@ import pytest
 from filelock import FileLock
 
 from brim.errors import RunError
-from brim.training.journal import Journal
+from brim.training.partial import PartialResults
 from brim.training.predictions import Block, Completion, Prediction
 
 INPUTS = {"model": "0a", "decoding": {"max_tokens": 4, "top_k": None}, "metrics": ("bleu",)}
@@ -14,26 +14,27 @@ INPUTS = {"model": "0a", "decoding": {"max_tokens": 4, "top_k": None}, "metrics"
 
 def make_block(number: int) -> Block:
     sample = Completion("é\u2028", 2, False, -0.1 - number, (5, 1))
+    short = Completion("", 1, True, token_ids=(7,))
     rows = (
-        Prediction(f"{number}a", "p", ("r", "s"), "é\u2028", 2, False, -0.1 - number, "t", 1 / 3,
-                   (5, 1), {"bleu": (0.1, 2.0)}, (sample, sample)),
-        Prediction(f"{number}b", "p", (), "", 1, True, token_ids=(7,)),
+        Prediction(f"{number}a", "p", ("r", "s"), (sample, sample), "t", 1 / 3,
+                   {"bleu": (0.1, 2.0)}, sampled=True),
+        Prediction(f"{number}b", "p", (), (short,)),
     )  # fmt: skip
     return Block(rows, number)
 
 
 def fill(path, inputs=INPUTS, blocks=2) -> bytes:
-    journal = Journal(path, inputs)
-    with journal.opened():
+    partial = PartialResults(path, inputs)
+    with partial.opened():
         for number in range(blocks):
-            journal.append(make_block(number))
+            partial.append(make_block(number))
     return path.read_bytes()
 
 
 def kept(path, inputs=INPUTS) -> list[Block]:
-    journal = Journal(path, inputs)
-    with journal.opened():
-        return list(journal.blocks())
+    partial = PartialResults(path, inputs)
+    with partial.opened():
+        return list(partial.blocks())
 
 
 def test_blocks_come_back_as_they_were(tmp_path):
@@ -77,7 +78,7 @@ def test_two_evaluations_do_not_share_a_file(tmp_path):
     with (
         FileLock(path.with_suffix(".lock")),
         pytest.raises(RunError, match="another process"),
-        Journal(path, INPUTS).opened(),
+        PartialResults(path, INPUTS).opened(),
     ):
         pass
     assert path.read_bytes() == expected
@@ -85,11 +86,11 @@ def test_two_evaluations_do_not_share_a_file(tmp_path):
 
 def test_what_is_published_is_one_prediction_a_line(tmp_path):
     path = tmp_path / "partial.jsonl"
-    journal = Journal(path, INPUTS)
-    with journal.opened():
-        journal.append(make_block(0))
-        journal.publish(tmp_path / "test.jsonl")
-        journal.remove()
+    partial = PartialResults(path, INPUTS)
+    with partial.opened():
+        partial.append(make_block(0))
+        partial.publish(tmp_path / "test.jsonl")
+        partial.remove()
     assert not path.exists()
     lines = (tmp_path / "test.jsonl").read_bytes().split(b"\n")
     rows = [json.loads(line) for line in lines if line]
@@ -102,6 +103,6 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(RunError, match="cannot write"),
-        Journal(tmp_path / "file" / "partial.jsonl", INPUTS).opened(),
+        PartialResults(tmp_path / "file" / "partial.jsonl", INPUTS).opened(),
     ):
         pass

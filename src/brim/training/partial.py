@@ -1,4 +1,4 @@
-"""The predictions of an evaluation on the disk while the rest is being written."""
+"""Partial results: the predictions of an evaluation on the disk while the rest is being written."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 
 from accelerate import PartialState
 
-from brim.support.files import atomic_write_jsonl, read_jsonl
+from brim.support.files import atomic_write_jsonl
+from brim.support.json_lines import JsonLines
 from brim.support.locks import hold
-from brim.support.seals import RecordedFile
 from brim.training.predictions import Block, Prediction
 
 logger = logging.getLogger(__name__)
 
 
-class Journal:
-    """The finished blocks of an evaluation on the disk, from which a stopped one goes on.
+class PartialResults:
+    """The finished blocks of an evaluation on the disk, from which a stopped one resumes.
 
-    A file of JSON lines: first what the evaluation depends on, then a line a block. The main
-    process writes it, all of them read it.
+    The first row is what the evaluation depends on, then comes a row a block. The main process
+    writes the file, all of them read it.
 
     Args:
         path: the file; its folder is made if need be.
@@ -33,12 +33,12 @@ class Journal:
 
     def __init__(self, path: Path, inputs: Mapping[str, Any]) -> None:
         self.path = path
-        self._file = RecordedFile(path)
+        self._rows = JsonLines(path, recorded=True)
         self._inputs: dict[str, Any] = json.loads(json.dumps(inputs))
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Hold the file while the block runs, ready to go on.
+        """Hold the file while the block runs, ready to resume.
 
         Raises:
             RunError: another process holds it, or the folder cannot be written.
@@ -52,17 +52,17 @@ class Journal:
             "choose another --out"
         )
         with hold(self.path.with_suffix(".lock"), busy):
-            self._mend()
+            self._repair()
             PartialState().wait_for_everyone()
             yield
 
     def blocks(self) -> Iterator[Block]:
-        """The finished blocks, in order."""
-        lines = read_jsonl(self.path)
-        next(lines)
-        for line in lines:
-            predictions = tuple(Prediction.from_dict(row) for row in line["predictions"])
-            yield Block(predictions, line["num_truncated_prompts"])
+        """Yield the finished blocks, in order."""
+        rows: Iterator[dict[str, Any]] = self._rows.rows()
+        next(rows)
+        for row in rows:
+            predictions = tuple(map(Prediction.from_dict, row["predictions"]))
+            yield Block(predictions, row["num_truncated_prompts"])
 
     def append(self, block: Block) -> None:
         """Keep one more block; it is on the disk when this returns.
@@ -71,14 +71,10 @@ class Journal:
             RunError: the file cannot be written.
             ValueError: a number that is not finite, which JSON does not have.
         """
-        if not PartialState().is_main_process:
-            return
-        line = {
-            "num_truncated_prompts": block.num_truncated_prompts,
-            "predictions": [prediction.as_dict() for prediction in block.predictions],
-        }
-        text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
-        self._file.append(text.encode())
+        if PartialState().is_main_process:
+            predictions = [prediction.as_dict() for prediction in block.predictions]
+            number = block.num_truncated_prompts
+            self._rows.append({"num_truncated_prompts": number, "predictions": predictions})
 
     def publish(self, path: Path) -> None:
         """Write all predictions to `path`, one a line, durably and as a whole."""
@@ -86,17 +82,17 @@ class Journal:
         atomic_write_jsonl(path, rows)
 
     def remove(self) -> None:
-        """Forget the blocks, once nobody needs them."""
+        """Delete the blocks, once all is published."""
         PartialState().wait_for_everyone()
         if PartialState().is_main_process:
-            self._file.remove()
+            self._rows.remove()
 
-    def _mend(self) -> None:
+    def _repair(self) -> None:
         """Cut off what a stop left unfinished; begin anew where inputs changed, or on damage."""
-        damage = self._file.mend()
+        damage = self._rows.repair()
         if damage is not None:
             logger.warning("%s %s; thrown away", self.path, damage)
-        known = next(read_jsonl(self.path), None)
+        known = next(self._rows.rows(), None)
         if known == self._inputs:
             return
         if known is not None:
@@ -105,5 +101,5 @@ class Journal:
             logger.warning(
                 "%s: of an evaluation with another %s; thrown away", self.path, ", ".join(names)
             )
-        self._file.cut(0)
-        self._file.append(json.dumps(self._inputs, ensure_ascii=False).encode() + b"\n")
+        self._rows.cut(0)
+        self._rows.append(self._inputs)
