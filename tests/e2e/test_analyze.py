@@ -6,7 +6,7 @@ from pairs import GPT2, LLAMA, T5
 
 import brim.cli.analyze
 from brim.analysis import Subject, analyze_variance, find_students, open_run
-from brim.analysis.subjects import Study, analysed_objective, load_student
+from brim.analysis.subjects import Study, analyzed_objective, load_subject
 from brim.cli import app
 from brim.errors import ConfigError, RunError
 from brim.runs.train import train
@@ -109,8 +109,8 @@ def test_other_objectives(make_config, tmp_path, model, settings):
     config = make_config(model, "trainer.max_steps=1", "evaluation.num_resamples=100", *settings)
     out = tmp_path / "run"
     train(config, out)
-    pipeline = open_run(out)
-    found = analyze_variance(pipeline, find_students([]), ks=[2], num_prompts=4, num_samples=2)
+    opened = open_run(out)
+    found = analyze_variance(opened, find_students([]), ks=[2], num_prompts=4, num_samples=2)
     student = found.students[0]
     tails = {row.tail for row in student.rows}
     assert tails == {"one_step", "none", "average"} if "phase" in settings[0] else tails
@@ -124,21 +124,21 @@ def test_other_objectives(make_config, tmp_path, model, settings):
 def test_adapters_are_added_to_a_model_of_its_own(make_config, tmp_path):
     config = make_config(LLAMA, "trainer.max_steps=1", "student.lora.r=2")
     train(config, tmp_path / "run")
-    pipeline = open_run(tmp_path / "run")
+    opened = open_run(tmp_path / "run")
     for _ in range(2):
-        student = load_student(pipeline, Subject("it"))
-        assert student.num_trainable < pipeline.student.num_parameters
+        student = load_subject(opened, Subject("it"))
+        assert student.num_trainable < opened.student().num_parameters
 
 
 def test_rollouts_do_not_depend_on_how_many_are_written_at_once(run, monkeypatch):
     from brim.analysis import sampling
 
-    pipeline = open_run(run)
-    student = load_student(pipeline, Subject("it"))
+    opened = open_run(run)
+    student = load_subject(opened, Subject("it"))
 
     def draw():
         return sampling.draw_samples(
-            analysed_objective(pipeline), student, pipeline.teacher,
+            analyzed_objective(opened.run), student, opened.teacher(),
             [Example("a", "write 7 in Roman numerals:"), Example("b", "write 91:")],
             num_samples=4, seed=3,
         ).rollout  # fmt: skip

@@ -10,9 +10,9 @@ from brim.config.yaml import parse
 from brim.errors import ConfigError
 from brim.models import build_model, train_tokenizer
 from brim.plan import plan
-from brim.runs.pipeline import Pipeline
+from brim.runs.inputs import RunInputs, load_checked
+from brim.runs.stages import make_teacher, untrained_student
 from brim.runs.train import train
-from brim.support.progress import Reporter
 from brim.training.optimizer import build_optimizer
 from brim.training.settings import OptimConfig
 
@@ -55,9 +55,8 @@ def test_a_teacher_that_is_not_trained_and_adapters_are_not_refused(make_config,
         "student.dtype=auto", "teacher.train=null", "student.lora={r: 2}",
     )  # fmt: skip
     plan(config)
-    pipeline = Pipeline(config, tmp_path, Accelerator(), Reporter(quiet=True), tmp_path / "stages")
-    pipeline.check()
-    assert pipeline.initial_student.model.dtype == torch.bfloat16
+    _, student, _ = load_checked(RunInputs(config, tmp_path, Accelerator(), tmp_path / "stages"))
+    assert student.model.model.dtype == torch.bfloat16
 
 
 def test_the_layers_of_a_coarse_teacher_are_trained_in_float32(make_config, folders, tmp_path):
@@ -66,10 +65,13 @@ def test_the_layers_of_a_coarse_teacher_are_trained_in_float32(make_config, fold
         "teacher.train=null", "student.keep_layers=1",
     )  # fmt: skip
     plan(config)
-    pipeline = Pipeline(config, tmp_path, Accelerator(), Reporter(quiet=True), tmp_path / "stages")
-    pipeline.check()
-    assert {p.dtype for p in pipeline.initial_student.parameters()} == {torch.float32}
-    assert {p.dtype for p in pipeline.teacher.parameters()} == {torch.bfloat16}
+    run = RunInputs(config, tmp_path, Accelerator(), tmp_path / "stages")
+    loaded, none, _ = load_checked(run)
+    assert none is None
+    teacher = make_teacher(run, loaded).model
+    student = untrained_student(run, None, teacher).model
+    assert {p.dtype for p in student.parameters()} == {torch.float32}
+    assert {p.dtype for p in teacher.parameters()} == {torch.bfloat16}
 
 
 def test_no_optimizer_is_made_of_coarse_weights():

@@ -13,6 +13,8 @@ from two_processes import by_two, run_script
 from brim.config.loading import load_config
 from brim.training.settings import RunConfig
 
+# Training itself waits as often as it evaluates and saves.
+OURS = ("brim.runs", "brim.training.partial", "brim.training.completions")
 SHORT = (
     "trainer.max_steps=1", "task.max_train_examples=20", "task.max_validation_examples=4",
     "task.max_test_examples=4", "evaluation.num_resamples=100",
@@ -31,7 +33,7 @@ def watch(path: Path) -> None:
     wait, take, free = PartialState.wait_for_everyone, FileLock.acquire, FileLock.release
 
     def waiting(self):
-        if sys._getframe(1).f_globals["__name__"].startswith(("brim.runs", "brim.training.part")):
+        if sys._getframe(1).f_globals["__name__"].startswith(OURS):
             note("wait")
         wait(self)
 

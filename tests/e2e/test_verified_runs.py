@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from brim.errors import BrimError, RunError
 from brim.models import Decoding, load_model
+from brim.models.fingerprints import describe_model
 from brim.report.gather import gather
 from brim.runs.directory import RunDirectory
 from brim.runs.evaluate import evaluate_run
 from brim.runs.generate import generate
-from brim.runs.stages import describe_model
 from brim.runs.train import train
 from brim.support.files import read_json
 from brim.support.seals import MANIFEST, find_damage, seal

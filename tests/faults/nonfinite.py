@@ -19,7 +19,7 @@ from torch import Tensor
 
 from brim.models import LanguageModel
 from brim.objectives import PolicyGradient, SeqKD
-from brim.runs import pipeline
+from brim.runs import stages
 from brim.training.trainer import Trainer
 from brim.training.updates import Learner
 
@@ -172,13 +172,13 @@ def _during(owner: type, name: str, which: str, stays: bool) -> None:
 
 
 def _teacher_outputs(stays: bool) -> None:
-    write = pipeline.write_completions
+    write = stages.write_completions
 
     def poisoned(model: LanguageModel, *arguments: Any, **options: Any) -> None:
         with _poisoned_head(model, lambda: True):
             write(model, *arguments, **options)
 
-    pipeline.write_completions = poisoned
+    stages.write_completions = poisoned
 
 
 def _of_rollout(field: str, stays: bool) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,15 +13,21 @@ import numpy as np
 from accelerate import Accelerator
 
 from brim.analysis.sampling import Resamples, Samples, check_samples, draw_samples
-from brim.errors import ConfigError, RunError
+from brim.errors import ConfigError
 from brim.models import LanguageModel, add_adapters, load_model, quantization_of, share_vocabulary
 from brim.objectives.credit import ReturnInduction
 from brim.objectives.policy_gradient import PolicyGradient
 from brim.objectives.ppo import PPO
-from brim.runs.directory import RunDirectory
-from brim.runs.inputs import Materials
-from brim.runs.pipeline import Pipeline, open_pipeline
-from brim.runs.stages import check_stage
+from brim.runs.inputs import Made, RunInputs, check_known, load_checked, load_student
+from brim.runs.stages import (
+    find_teacher,
+    find_trained,
+    make_student,
+    make_teacher,
+    reopen,
+    untrained_student,
+    write_teacher_outputs,
+)
 from brim.seeding import derive_seed
 from brim.support.progress import Reporter
 from brim.tasks import Split
@@ -42,35 +49,48 @@ class Subject:
     path: Path | None = None
 
 
-def open_run(
-    run: Path, overrides: Sequence[str] = (), reporter: Reporter | None = None
-) -> Pipeline:
-    """A run's stages, of which teacher and pre-distilled student must be there.
+@dataclass
+class Opened:
+    """A run or a recipe whose models are analyzed.
+
+    Attributes:
+        run: its settings and data.
+        teacher: gives the model whose values are measured, trained at the first call if need be.
+        student: makes or loads the student that the objective starts from.
+    """
+
+    run: RunInputs
+    teacher: Callable[[], LanguageModel]
+    student: Callable[[], LanguageModel]
+
+
+def open_run(run: Path, overrides: Sequence[str] = (), reporter: Reporter | None = None) -> Opened:
+    """Open a run, of which teacher and pre-distilled student must be there.
 
     Raises:
         RunError: `run` is no run directory, or has not come as far.
         ConfigError: an override cannot be used, or several processes were started.
     """
     _only_process()
-    pipeline = open_pipeline(run, overrides, reporter)
-    if pipeline.config.student.predistill is not None:
-        manifest = RunDirectory(run).manifest()
-        stage = manifest.get("stages", {}).get("predistill")
-        best = pipeline.stages_dir / (stage or "predistill") / "best"
-        if not best.exists():
-            raise RunError(
-                f"{best}: the run's pre-distilled student is missing; bring back its stages "
-                "folder, or analyse the recipe, which makes it"
-            )
-        check_stage(best.parent, manifest.get("stages_sha256", {}).get("predistill"))
-        pipeline.student = pipeline.reload(best, pipeline.config.student, verified=True)
-    return pipeline
+    opened = reopen(run, overrides, reporter)
+    teacher = find_teacher(opened)
+    if opened.config.student.predistill is None:
+        return Opened(opened, lambda: teacher.model, lambda: _untrained(opened, teacher.model))
+    student = find_trained(opened, "predistill").model
+    return Opened(opened, lambda: teacher.model, lambda: student)
+
+
+def _untrained(run: RunInputs, teacher: LanguageModel) -> LanguageModel:
+    loaded = load_student(run, teacher)
+    if loaded is not None:
+        check_known(run, "student", loaded)
+    return untrained_student(run, loaded, teacher).model
 
 
 def open_recipe(
     config: RunConfig, out: Path, *, stages_dir: Path, reporter: Reporter | None = None
-) -> Pipeline:
-    """A recipe's stages, which are trained when first asked for, as `brim train` would.
+) -> Opened:
+    """Open a recipe: its teacher is trained, and its student when one asks for it, as by a run.
 
     A run of the same recipe with the same folder of stages uses them again.
 
@@ -83,10 +103,19 @@ def open_recipe(
     Raises:
         BrimError: settings, data and models do not go together, or several processes were started.
     """
-    accelerator = _only_process()
-    pipeline = Pipeline(config, out, accelerator, reporter or Reporter(quiet=True), stages_dir)
-    pipeline.check()
-    return pipeline
+    run = RunInputs(config, out, _only_process(), stages_dir, reporter)
+    untrained, loaded, _ = load_checked(run)
+
+    @cache
+    def teacher() -> Made:
+        return make_teacher(run, untrained)
+
+    def student() -> LanguageModel:
+        own = untrained_student(run, loaded, teacher().model)
+        outputs = write_teacher_outputs(run, teacher()) if config.student.predistill else None
+        return make_student(run, own, teacher().model, outputs).model
+
+    return Opened(run, lambda: teacher().model, student)
 
 
 def _only_process() -> Accelerator:
@@ -134,19 +163,19 @@ def _label(path: Path, depth: int) -> str:
     return "/".join([*named, parts[-1]][-depth:])
 
 
-def load_student(pipeline: Pipeline, subject: Subject) -> LanguageModel:
+def load_subject(opened: Opened, subject: Subject) -> LanguageModel:
     """The student as the objective's stage would train it, adapters included."""
-    config = pipeline.config
+    config = opened.run.config
     if subject.path is None:
-        student = pipeline.student
+        student = opened.student()
         if config.student.lora is not None:
-            student = student.copy()  # the pipeline's stays without adapters
+            student = student.copy()  # the run's stays without adapters
     else:
         role = config.student
-        student = pipeline.place(
+        student = opened.run.place(
             load_model(subject.path, dtype=role.dtype, trust_remote_code=role.trust_remote_code)
         )
-    share_vocabulary(pipeline.teacher, student)
+    share_vocabulary(opened.teacher(), student)
     if quantization_of(student) is not None:
         raise ConfigError(f"{subject.path}: quantised weights have no gradient; name another model")
     student.requires_grad_(True)
@@ -157,17 +186,17 @@ def load_student(pipeline: Pipeline, subject: Subject) -> LanguageModel:
     return student
 
 
-def analysed_objective(pipeline: Materials) -> PolicyGradient:
+def analyzed_objective(run: RunInputs) -> PolicyGradient:
     """The policy gradient whose estimates are measured, by the settings of the run's objective.
 
     That of LLMR and BRIM is itself, on fresh rollouts. PPO's gives centring, clip, truncation and
     blocks; where its advantages are normalized, that is a mean baseline, and a scale. Any other
     objective has none of these: they are the defaults of `brim`.
     """
-    objective = pipeline.objective
+    objective = run.make_objective()
     if isinstance(objective, PolicyGradient):
         return replace(objective, rollout_reuse=1, sync_every=1)
-    decoding = pipeline.config.decoding.build()
+    decoding = run.config.decoding.build()
     if isinstance(objective, ReturnInduction):
         shared = {field.name: getattr(objective, field.name) for field in fields(ReturnInduction)}
         normalized = isinstance(objective, PPO) and objective.normalize_advantages
@@ -175,9 +204,9 @@ def analysed_objective(pipeline: Materials) -> PolicyGradient:
     return PolicyGradient(decoding)
 
 
-def choose_prompts(pipeline: Materials, split: Split, number: int, seed: int) -> list[Example]:
+def choose_prompts(run: RunInputs, split: Split, number: int, seed: int) -> list[Example]:
     """`number` examples of a split, drawn without replacement; all of a smaller one."""
-    examples = pipeline.examples(split)
+    examples = run.examples(split)
     generator = np.random.default_rng(derive_seed(seed, "analysis prompts"))
     rows = generator.permutation(len(examples))[:number]
     return [examples[int(row)] for row in sorted(rows)]
@@ -199,7 +228,7 @@ class Study:
     """One objective and the same prompts for all students.
 
     Attributes:
-        pipeline: of a run (`open_run`) or a recipe (`open_recipe`).
+        opened: a run (`open_run`) or a recipe (`open_recipe`).
         objective: whose rollouts and gradients are measured.
         split: where the prompts are from.
         examples: the P prompts.
@@ -208,7 +237,7 @@ class Study:
         resamples: of the prompts.
     """
 
-    pipeline: Pipeline
+    opened: Opened
     objective: PolicyGradient
     split: Split
     examples: Sequence[Example]
@@ -218,20 +247,21 @@ class Study:
 
     @classmethod
     def plan(
-        cls, pipeline: Pipeline, *, split: Split, num_prompts: int, num_samples: int, seed: int
+        cls, opened: Opened, *, split: Split, num_prompts: int, num_samples: int, seed: int
     ) -> Self:
         """Draw the prompts, and say so if there are fewer than `num_prompts`.
 
         Raises:
             ConfigError: the numbers do not go together.
         """
-        objective, evaluation = analysed_objective(pipeline), pipeline.config.evaluation
-        examples = choose_prompts(pipeline, split, num_prompts, seed)
+        run = opened.run
+        objective, evaluation = analyzed_objective(run), run.config.evaluation
+        examples = choose_prompts(run, split, num_prompts, seed)
         check_samples(
             objective, num_samples=num_samples, num_prompts=min(num_prompts, len(examples))
         )
         if len(examples) < num_prompts:
-            pipeline.reporter.say(
+            run.reporter.say(
                 f"prompts: {num_prompts} asked for, but {split} has {len(examples)}; all are taken"
             )
         resamples = Resamples.draw(
@@ -240,24 +270,24 @@ class Study:
             confidence=evaluation.confidence,
             seed=seed,
         )
-        return cls(pipeline, objective, split, examples, num_samples, seed, resamples)
+        return cls(opened, objective, split, examples, num_samples, seed, resamples)
 
     def sample(
         self, subjects: Sequence[Subject]
     ) -> Iterator[tuple[Subject, LanguageModel, Samples]]:
         """Each student and its rollouts, one after the other."""
         for subject in subjects:
-            student = load_student(self.pipeline, subject)
+            student = load_subject(self.opened, subject)
             total = len(self.examples) * self.num_samples
-            with self.pipeline.reporter.meter(f"{subject.label}: rollouts", total) as meter:
+            with self.opened.run.reporter.meter(f"{subject.label}: rollouts", total) as meter:
                 samples = draw_samples(
                     self.objective,
                     student,
-                    self.pipeline.teacher,
+                    self.opened.teacher(),
                     self.examples,
                     num_samples=self.num_samples,
                     seed=self.seed,
-                    max_prompt_tokens=self.pipeline.config.decoding.max_prompt_tokens,
+                    max_prompt_tokens=self.opened.run.config.decoding.max_prompt_tokens,
                     advance=meter.advance,
                 )
             yield subject, student, samples
@@ -265,7 +295,7 @@ class Study:
     def facts(self) -> dict[str, Any]:
         """The fields that all results have."""
         return {
-            "run": "/".join(self.pipeline.out.resolve().parts[-2:]),
+            "run": "/".join(self.opened.run.out.resolve().parts[-2:]),
             "split": self.split,
             "seed": self.seed,
             "num_prompts": len(self.examples),

@@ -27,10 +27,9 @@ import torch
 from brim.analysis.results import Fit, StudentTheorem1, Theorem1Analysis
 from brim.analysis.sampling import Estimate, Resamples, Samples, pooled_variance
 from brim.analysis.steps import MIN_TOKENS, Steps, fit_laws
-from brim.analysis.subjects import Study, Subject, check_ks
+from brim.analysis.subjects import Opened, Study, Subject, check_ks
 from brim.errors import ConfigError
 from brim.returns import block_returns
-from brim.runs.pipeline import Pipeline
 from brim.tasks import Split
 
 # A correlation below this hardly changes the variance of a sum of the lengths met here.
@@ -41,7 +40,7 @@ MIN_PAIRS = 1000
 
 
 def analyze_theorem1(
-    pipeline: Pipeline,
+    opened: Opened,
     students: Sequence[Subject],
     *,
     ks: Sequence[int],
@@ -56,7 +55,7 @@ def analyze_theorem1(
         ConfigError: also if there are too few rollouts for any variance.
     """
     study = Study.plan(
-        pipeline, split=split, num_prompts=num_prompts, num_samples=num_samples, seed=seed
+        opened, split=split, num_prompts=num_prompts, num_samples=num_samples, seed=seed
     )
     every_k = sorted({1, *check_ks(ks)})
     measured = tuple(

@@ -23,11 +23,10 @@ from brim.analysis.gradients import (
 )
 from brim.analysis.results import Row, StudentVariance, VarianceAnalysis
 from brim.analysis.sampling import Estimate, Resamples, Samples, pooled_variance, token_divergences
-from brim.analysis.subjects import Study, Subject, check_ks
+from brim.analysis.subjects import Opened, Study, Subject, check_ks
 from brim.metrics.base import Array
 from brim.models import LanguageModel
 from brim.objectives.policy_gradient import PolicyGradient
-from brim.runs.pipeline import Pipeline
 from brim.tasks import Split
 
 KS = (1, 2, 4, 8, 16)
@@ -54,7 +53,7 @@ class Estimator:
 
 
 def analyze_variance(
-    pipeline: Pipeline,
+    opened: Opened,
     students: Sequence[Subject],
     *,
     ks: Sequence[int] = KS,
@@ -67,7 +66,7 @@ def analyze_variance(
     """Measure each student.
 
     Args:
-        pipeline: of a run (`open_run`) or a recipe (`open_recipe`).
+        opened: a run (`open_run`) or a recipe (`open_recipe`).
         students: `find_students`.
         ks: the K to compare; 1 is always among them.
         split: where the prompts are from.
@@ -80,24 +79,25 @@ def analyze_variance(
     Raises:
         BrimError: a student does not fit the teacher, or the numbers do not go together.
     """
+    run = opened.run
     study = Study.plan(
-        pipeline, split=split, num_prompts=num_prompts, num_samples=num_samples, seed=seed
+        opened, split=split, num_prompts=num_prompts, num_samples=num_samples, seed=seed
     )
-    objective, trainer = study.objective, pipeline.config.trainer
+    objective, trainer = study.objective, run.config.trainer
     plan = _estimators(objective, check_ks(ks))
-    minibatches = pipeline.objective.updates.num_minibatches
+    minibatches = run.make_objective().updates.num_minibatches
     batch_prompts = max(1, trainer.rollout_batch_size // minibatches)
     measured = []
     for subject, student, samples in study.sample(students):
         weights = [weigh(samples, estimator.of(objective), student) for estimator in plan]
-        divergences = token_divergences(samples, student, pipeline.teacher)
-        with pipeline.reporter.meter(f"{subject.label}: gradients", len(study.examples)) as meter:
+        divergences = token_divergences(samples, student, opened.teacher())
+        with run.reporter.meter(f"{subject.label}: gradients", len(study.examples)) as meter:
             gradients = measure_gradients(
                 samples,
                 weights,
                 objective,
                 student,
-                pipeline.teacher,
+                opened.teacher(),
                 output_layer=output_layer(student),
                 num_dimensions=num_dimensions,
                 seed=seed,
@@ -122,7 +122,7 @@ def analyze_variance(
     return VarianceAnalysis(
         **study.facts(),
         batch_prompts=batch_prompts,
-        objective={"name": pipeline.config.objective.name, **settings, "tail": own_tail(objective)},
+        objective={"name": run.config.objective.name, **settings, "tail": own_tail(objective)},
         decoding=asdict(objective.decoding),
         num_dimensions=num_dimensions,
         students=tuple(measured),

@@ -11,7 +11,7 @@ from brim.cli.app import Quiet, Split, app, running
 
 if TYPE_CHECKING:
     from brim.analysis import Subject
-    from brim.runs.pipeline import Pipeline
+    from brim.analysis.subjects import Opened
     from brim.support.progress import Reporter
 
 analyze = typer.Typer(no_args_is_help=True, help="Measure how K trades variance for bias.")
@@ -63,9 +63,9 @@ def _add_command(name: str, told: str) -> None:
 
         with running(quiet):
             ks, reporter = _numbers(k), Reporter(quiet=quiet)
-            pipeline, subjects, folder = _open(run, more, students, out, stages, reporter)
+            opened, subjects, folder = _open(run, more, students, out, stages, reporter)
             measured = getattr(analysis, f"analyze_{name}")(
-                pipeline,
+                opened,
                 subjects,
                 ks=ks,
                 split=split.value,
@@ -94,7 +94,7 @@ def _open(
     out: Path | None,
     stages: Path | None,
     reporter: Reporter,
-) -> tuple[Pipeline, list[Subject], Path]:
+) -> tuple[Opened, list[Subject], Path]:
     """What is analysed, and the folder of the results, which is made before any work."""
     from brim.analysis import find_students, open_recipe, open_run
     from brim.config.loading import load_config
@@ -109,7 +109,7 @@ def _open(
     subjects, is_run = find_students(paths), Path(run).is_dir()
     folder = out or Path(run) / "analysis"
     if is_run:
-        pipeline = open_run(Path(run), overrides, reporter)
+        opened = open_run(Path(run), overrides, reporter)
     else:
         try:
             recipe = find_recipe(run)
@@ -119,10 +119,10 @@ def _open(
             raise ConfigError("--out: the analysis of a recipe needs a folder; name one")
         config = load_config(RunConfig, recipe, overrides, search=find_recipe)
         stages = stages or out / "stages"
-        pipeline = open_recipe(config, out, stages_dir=stages, reporter=reporter)
+        opened = open_recipe(config, out, stages_dir=stages, reporter=reporter)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    return pipeline, subjects, folder
+    return opened, subjects, folder
 
 
 def _numbers(text: str) -> list[int]:

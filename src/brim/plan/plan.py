@@ -77,7 +77,7 @@ def plan(
 
 
 class Planner:
-    """The stages of `brim.runs.pipeline`, counted."""
+    """The stages of `brim.runs.stages`, counted."""
 
     def __init__(self, config: RunConfig, devices: int) -> None:
         self.config = config

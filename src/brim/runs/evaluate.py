@@ -14,16 +14,20 @@ from accelerate import PartialState
 from brim._version import __version__
 from brim.errors import ConfigError, RunError
 from brim.models import LanguageModel, load_model, share_vocabulary
+from brim.models.fingerprints import fingerprint_model
 from brim.runs.directory import RunDirectory
-from brim.runs.pipeline import Pipeline, open_pipeline
-from brim.runs.stages import check_stage, fingerprint_model
+from brim.runs.fit import evaluation_settings
+from brim.runs.inputs import Made, RunInputs, check_known, load_student
+from brim.runs.stages import find_teacher, find_trained, reopen, untrained_student
 from brim.support.files import disk_errors, read_json, write_sealed_json
 from brim.support.locks import hold
 from brim.support.progress import Reporter
 from brim.support.seals import MANIFEST, is_sealed, record_of
 from brim.tasks import Split, describe
 from brim.training.checkpoints import latest_state
+from brim.training.evaluation import evaluate
 from brim.training.partial import PartialResults
+from brim.training.predictions import EvaluationSettings
 from brim.types import Example
 
 logger = logging.getLogger(__name__)
@@ -34,27 +38,29 @@ _OF_A_FOLDER = ("model", "decoding", "seed")
 
 def evaluate_model(
     model: LanguageModel,
-    pipeline: Pipeline,
+    run: RunInputs,
+    teacher: Made,
     split: Split,
     directory: Path,
     *,
     label: str,
     training: Mapping[str, Any],
-    guest: bool = False,
+    foreign: bool = False,
 ) -> dict[str, Any]:
     """Decode a split, score it, and write predictions and results into `directory`.
 
     Finished blocks are kept in a hidden file beside the predictions until both are written: the
-    same evaluation, stopped and begun again, goes on from them and ends in the same files.
+    same evaluation, stopped and begun again, resumes from them and ends in the same files.
 
     Args:
-        model: who writes.
-        pipeline: the run whose task and settings these are.
+        model: the writer.
+        run: whose task and settings these are.
+        teacher: scores the texts.
         split: which split.
         directory: where the files go.
         label: of the model, for progress.
         training: the model's `training_facts`, taken before it was read: it may go on meanwhile.
-        guest: the folder is not the model's own; what it holds of others is not overwritten.
+        foreign: the folder is not the model's own; what it holds of others is not overwritten.
 
     Returns:
         What `results.json` holds for the split.
@@ -62,31 +68,34 @@ def evaluate_model(
     Raises:
         RunError: `results.json` is damaged, or of another model or other settings.
     """
-    examples = pipeline.examples(split)
-    limits = pipeline.config.decoding
-    inputs = _inputs(pipeline, model, examples)
+    examples, settings = run.examples(split), evaluation_settings(run)
+    inputs = _inputs(run, model, teacher, examples, settings)
     facts = {
         "data": describe(examples),
         "model": inputs["model"],
-        "seed": pipeline.config.seed,
+        "seed": run.config.seed,
         "decoding": {
-            **pipeline.config.evaluation.decoding.describe(),
-            "max_tokens": limits.max_tokens,
-            "max_prompt_tokens": limits.max_prompt_tokens,
+            **run.config.evaluation.decoding.describe(),
+            "max_tokens": run.config.decoding.max_tokens,
+            "max_prompt_tokens": run.config.decoding.max_prompt_tokens,
         },
     }
     known = RunDirectory(directory).splits(split)
-    if guest:
-        _check_guest(directory, known, split, facts)
+    if foreign:
+        _check_foreign(directory, known, split, facts)
     partial = PartialResults(_partial(directory, split), inputs)
-    with (
-        partial.opened(),
-        _a_word_on_stops(),
-        pipeline.reporter.meter(f"{label} on {split}", len(examples)) as meter,
-    ):
-        evaluation = pipeline.evaluate(
-            model, pipeline.teacher, examples, partial=partial, advance=meter.advance
-        )
+    with partial.opened(), explain_interrupt():
+        with run.reporter.meter(f"{label} on {split}", len(examples)) as meter:
+            evaluation = evaluate(
+                model,
+                examples,
+                settings,
+                teacher=teacher.model if run.config.evaluation.returns else None,
+                num_resamples=run.config.evaluation.num_resamples,
+                confidence=run.config.evaluation.confidence,
+                partial=partial,
+                advance=meter.advance,
+            )
         results = {
             "split": split,
             "scores": {name: score.as_dict() for name, score in evaluation.scores.items()},
@@ -121,27 +130,29 @@ def add_results(directory: Path, split: Split, results: Mapping[str, Any]) -> No
 
 
 def _inputs(
-    pipeline: Pipeline, model: LanguageModel, examples: Sequence[Example]
+    run: RunInputs,
+    model: LanguageModel,
+    teacher: Made,
+    examples: Sequence[Example],
+    settings: EvaluationSettings,
 ) -> dict[str, Any]:
-    """All that the predictions depend on: a partial of anything else is of no use."""
-    config, procedure = pipeline.config, pipeline.procedure
-    teacher = pipeline.teacher  # which enters itself among the inputs
+    """All that the predictions depend on: partial results of anything else are of no use."""
+    own, scores = run.config.teacher, run.config.evaluation.returns
     return {
         "version": __version__,
         "data": describe(examples)["sha256"],
-        "model": pipeline.inputs["teacher"] if model is teacher else fingerprint_model(model),
-        "teacher": [pipeline.inputs["teacher"], config.teacher.device, config.teacher.batch_tokens]
-        if config.evaluation.returns
-        else None,
-        **asdict(procedure),
-        "block": procedure.block,
-        "device": pipeline.accelerator.device.type,
-        "num_processes": pipeline.accelerator.num_processes,
+        "model": teacher.fingerprint if model is teacher.model else fingerprint_model(model),
+        "teacher": [teacher.fingerprint, own.device, own.batch_tokens] if scores else None,
+        **asdict(settings),
+        "block": settings.block,
+        "device": run.accelerator.device.type,
+        "num_processes": run.accelerator.num_processes,
     }
 
 
 @contextmanager
-def _a_word_on_stops() -> Iterator[None]:
+def explain_interrupt() -> Iterator[None]:
+    """Say, where the user interrupts the block, that nothing is lost."""
     try:
         yield
     except KeyboardInterrupt:
@@ -175,7 +186,7 @@ def _partial(directory: Path, split: Split) -> Path:
     return directory / "predictions" / f".{split}.partial.jsonl"
 
 
-def _check_guest(
+def _check_foreign(
     directory: Path, known: Mapping[str, Any], split: Split, facts: Mapping[str, Any]
 ) -> None:
     """Results of one folder are of one model, decoded in one way, and a split's of one data."""
@@ -262,9 +273,9 @@ def evaluate_run(
                 "--out and settings, or give the stage's best/ as --model"
             )
         directory = evaluate_stage(run, stage, split=split, reporter=reporter)
-        results: dict[str, Any] = read_json(directory / "results.json")[split]
+        results: dict[str, Any] = RunDirectory(directory).splits(split)[split]
         return results
-    pipeline = open_pipeline(run, overrides, reporter)
+    opened = reopen(run, overrides, reporter)
     own = out is None or out.resolve() == run.resolve()
     if own and (model is not None or overrides):
         raise ConfigError(
@@ -275,35 +286,19 @@ def evaluate_run(
         raise RunError(
             f"{out}: holds a run, whose results would be overwritten; name another --out"
         )
-    if model is None:
-        RunDirectory(run).check_best()
-    training: dict[str, Any] = {}
-    if model is None:
-        training = training_facts(run)
-        stop = RunDirectory(run).stopped_at(training)
-        if stop:
-            logger.warning(
-                "%s: its training has not ended (%s); the results say so, and no sweep or report "
-                "counts them",
-                run,
-                stop,
-            )
-        student = pipeline.reload(run / "best", pipeline.config.student)
-    else:
-        student = pipeline.place(load_model(model))
-    share_vocabulary(pipeline.teacher, student)
-    pipeline.check_rows([split], student, pipeline.teacher)
-    if own:
-        _check_data(run, pipeline, split)
-    return evaluate_model(
-        student,
-        pipeline,
-        split,
-        out or run,
-        label=model or run.name,
-        training=training,
-        guest=not own,
+    training = _facts_of_best(run) if model is None else {}
+    teacher = find_teacher(opened)
+    student = (
+        opened.reload(run / "best", opened.config.student)
+        if model is None
+        else opened.place(load_model(model))
     )
+    _check_fits(opened, student, teacher, split, own=own)
+    label = model or run.name
+    return evaluate_model(
+        *(student, opened, teacher, split, out or run),
+        label=label, training=training, foreign=not own,
+    )  # fmt: skip
 
 
 def evaluate_stage(
@@ -325,41 +320,58 @@ def evaluate_stage(
     Raises:
         RunError: `run` is no run directory, has no such model, or the data is not its own.
     """
-    pipeline = open_pipeline(run, reporter=reporter)
-    config, manifest = pipeline.config, RunDirectory(run).manifest()
-    directory = Path(pipeline.stages_dir, manifest.get("stages", {}).get(name, name))
+    opened = reopen(run, reporter=reporter)
+    config = opened.config
+    folder = RunDirectory(run).manifest().get("stages", {}).get(name, name)
+    directory = Path(opened.stages_dir, folder)
     is_loaded = name == "student" or (name == "teacher" and config.teacher.train is None)
+    teacher = find_teacher(opened)
     if not (directory if is_loaded else directory / "best").exists():
         made = "loaded" if is_loaded else "trained"
         raise RunError(
             f"{run}: has {made} no {name} of its own, or it is gone; evaluate any model by --model "
             "NAME --out FOLDER"
         )
-    if not is_loaded:
-        check_stage(directory, manifest.get("stages_sha256", {}).get(name))
     match name:
         case "teacher":
-            model = pipeline.teacher
+            model = teacher.model
         case "student":
-            model = pipeline.initial_student
+            loaded = load_student(opened, teacher.model)
+            if loaded is not None:
+                check_known(opened, "student", loaded)
+            model = untrained_student(opened, loaded, teacher.model).model
         case "predistill":
-            model = pipeline.reload(directory / "best", config.student, verified=True)
-    pipeline.check_models()
-    share_vocabulary(pipeline.teacher, model)
-    pipeline.check_rows([split], model, pipeline.teacher)
-    _check_data(run, pipeline, split)
+            model = find_trained(opened, name).model
+    _check_fits(opened, model, teacher, split, own=True)
     training = training_facts(directory)
-    evaluate_model(model, pipeline, split, directory, label=name, training=training)
+    evaluate_model(model, opened, teacher, split, directory, label=name, training=training)
     return directory
 
 
-def _check_data(run: Path, pipeline: Pipeline, split: Split) -> None:
-    """Meet a split that is not what the run was begun with: the run's results are of that."""
-    known = RunDirectory(run).manifest().get("data", {}).get(split)
-    # As the manifest has it: of validation so much as training decodes.
-    examples = pipeline.validation_examples if split == "validation" else pipeline.examples(split)
-    if known is not None and known["sha256"] != describe(examples)["sha256"]:
+def _facts_of_best(run: Path) -> dict[str, Any]:
+    """`training_facts` of a run's best checkpoint, with a warning where training had not ended."""
+    RunDirectory(run).check_best()
+    training = training_facts(run)
+    stop = RunDirectory(run).stopped_at(training)
+    if stop:
+        logger.warning(
+            "%s: its training has not ended (%s); the results say so, and no sweep or report "
+            "counts them",
+            *(run, stop),
+        )
+    return training
+
+
+def _check_fits(
+    run: RunInputs, model: LanguageModel, teacher: Made, split: Split, *, own: bool
+) -> None:
+    """Check a model and a split before hours of work; of results of its own also the data."""
+    share_vocabulary(teacher.model, model)
+    run.check_rows([split], model, teacher.model)
+    known = RunDirectory(run.out).manifest().get("data", {}).get(split)
+    if own and known is not None and known["sha256"] != describe(run.used(split))["sha256"]:
         raise RunError(
-            f"{run}: the {split} split is not what this run was begun with (see manifest.json), "
-            "and its results would be overwritten; bring the data back, or evaluate by --out FOLDER"
+            f"{run.out}: the {split} split is not what this run was begun with (see "
+            "manifest.json), and its results would be overwritten; bring the data back, or "
+            "evaluate by --out FOLDER"
         )

@@ -6,31 +6,34 @@ folder, unchanged ones find the finished work. `done.json` is written last.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from accelerate import PartialState
-from transformers import PreTrainedTokenizerBase
 
 from brim._version import __version__
-from brim.config.loading import config_hash
+from brim.config.loading import config_hash, load_config
 from brim.errors import RunError
-from brim.models import Decoding, LanguageModel, hash_tensors, plain_tensors
+from brim.models import LanguageModel
+from brim.objectives import SeqKD
 from brim.runs.directory import RunDirectory
+from brim.runs.fit import fit
+from brim.runs.inputs import Made, RunInputs, check_known, cut_student, load_teacher
 from brim.support.files import SEAL, disk_errors, read_json, sha256_file, write_sealed_json
-from brim.support.json_lines import JsonLines
 from brim.support.locks import hold
-from brim.support.progress import Meter
-from brim.support.seals import find_damage, seal
-from brim.training.evaluation import predict_blocks
-from brim.training.predictions import EvaluationSettings, Prediction
-from brim.types import Example, Target
+from brim.support.progress import Reporter
+from brim.support.seals import MANIFEST, find_damage, seal
+from brim.training.accelerator import make_accelerator
+from brim.training.completions import CompletedExamples, write_completions
+from brim.training.settings import RunConfig, SupervisedConfig
+from brim.training.sharding import ShardedTeacher
+from brim.types import Example
 
 logger = logging.getLogger(__name__)
 
@@ -150,117 +153,224 @@ def check_stage(directory: Path, digest: str | None) -> None:
         )
 
 
-def update_manifest(out: Path, facts: Mapping[str, Any]) -> None:
-    """Add facts to the provenance of a run."""
-    if PartialState().is_main_process:
-        write_sealed_json(out / "manifest.json", {**RunDirectory(out).manifest(), **facts})
+@dataclass(frozen=True, slots=True)
+class TeacherOutputs:
+    """The training prompts with the teacher's greedy completions as their targets.
 
-
-def fingerprint_model(model: LanguageModel) -> str:
-    """SHA-256 of a model: its weights' every byte, its configuration, rules and tokenizer."""
-    config = json.loads(model.model.config.to_json_string())
-    config.pop("transformers_version", None)
-    rules = [sorted(model.rules.excluded), model.rules.forced_start, model.rules.forces_end]
-    also = json.dumps([config, rules, _describe_tokenizer(model.tokenizer)], sort_keys=True)
-    weights = plain_tensors(model.model.state_dict())
-    return hash_tensors(weights, also=also, into=hashlib.sha256())
-
-
-def _describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-    """All that decides about a tokenizer's ids, but for what is set at each call."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
-    rules = {key: value for key, value in rules.items() if key not in ("truncation", "padding")}
-    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    return [rules, special, tokenizer.chat_template]
-
-
-def describe_model(model: LanguageModel) -> dict[str, str]:
-    """What a manifest says of a model: `sha256`, its fingerprint, and the `commit` on the hub."""
-    commit = getattr(model.model.config, "_commit_hash", None)
-    return {"sha256": fingerprint_model(model), **({"commit": commit} if commit else {})}
-
-
-def write_completions(
-    model: LanguageModel,
-    examples: Sequence[Example],
-    path: Path,
-    decoding: Decoding,
-    *,
-    max_prompt_tokens: int | None,
-    meter: Meter,
-) -> None:
-    """Decode `examples` into a JSONL file, resuming where a stop left it.
-
-    A row has `id`, `text`, and what the student learns: `token_ids`, and whether they are
-    `truncated`. The text does not say them: another split into tokens can spell it, bytes of half
-    a character cannot be spelled at all, and it does not show whether it ended.
+    Attributes:
+        examples: those of the training split, with what the teacher wrote.
+        fingerprint, digest: of their stage; see `Made`.
     """
-    state, file = PartialState(), JsonLines(path, recorded=True)
-    settings = EvaluationSettings(decoding, max_prompt_tokens=max_prompt_tokens)
-    block = settings.block * state.num_processes
-    if state.is_main_process:
-        damage = file.repair()
-        if damage is not None:
-            logger.warning("%s %s; writing all completions again", path, damage)
-        # The rows of an unfinished block are decoded together again, to round as without the stop.
-        offsets = file.offsets()
-        file.cut(int(offsets[(len(offsets) - 1) // block * block]))
-    state.wait_for_everyone()
-    done = len(file.offsets()) - 1
-    meter.advance(done)
-    for part in predict_blocks(model, examples, settings, first=done // block):
-        if state.is_main_process:
-            file.append(*(_completion(row) for row in part.predictions))
-        meter.advance(len(part.predictions))
-    state.wait_for_everyone()
+
+    examples: Sequence[Example]
+    fingerprint: str
+    digest: str
 
 
-def _completion(row: Prediction) -> dict[str, Any]:
-    [written] = row.completions
-    return {
-        "id": row.id,
-        "text": written.text,
-        "token_ids": written.token_ids,
-        "truncated": written.truncated,
-    }
+def make_teacher(run: RunInputs, teacher: Made) -> Made:
+    """Train the teacher if the recipe says so, and freeze it, as large as its passes may be.
+
+    Args:
+        run: whose settings and data.
+        teacher: as loaded.
+    """
+    settings = run.config.teacher
+    if settings.train is not None:
+        inputs = {"model": teacher.fingerprint}
+        teacher = _train_supervised(run, "teacher", settings.train, inputs, teacher)
+    return replace(teacher, model=freeze_teacher(run, teacher.model))
 
 
-class CompletedExamples(Sequence[Example]):
-    """Examples whose one reference is what `write_completions` wrote for them.
+def freeze_teacher(run: RunInputs, model: LanguageModel) -> LanguageModel:
+    """Return the model frozen, where and in passes as large as the settings of the teacher say."""
+    settings = run.config.teacher
+    model.batch_tokens = settings.batch_tokens
+    model.requires_grad_(False).eval()
+    alone = run.accelerator.num_processes == 1
+    if settings.sharding == "none" or (alone and settings.sharding == "fsdp"):
+        return model.to(settings.device or run.accelerator.device)
+    return ShardedTeacher(model, run.accelerator.device, offload=settings.sharding == "offload")
 
-    Only the position of each line is kept in memory.
+
+def find_teacher(run: RunInputs) -> Made:
+    """Return the teacher of a run that has its stages, frozen.
 
     Raises:
-        RunError: the file's lines are not those of the examples.
+        RunError: it is missing, or not the one that the run was begun with.
     """
+    settings = run.config.teacher
+    if settings.train is None:
+        teacher = load_teacher(run)
+        check_known(run, "teacher", teacher)
+    else:
+        teacher = find_trained(run, "teacher")
+    return replace(teacher, model=freeze_teacher(run, teacher.model))
 
-    def __init__(self, examples: Sequence[Example], path: Path) -> None:
-        self._examples = examples
-        self._file = JsonLines(path)
-        self._offsets = self._file.offsets()
-        if len(self._offsets) - 1 != len(examples):
-            raise RunError(
-                f"{path}: {len(self._offsets) - 1} completions for {len(examples)} examples; "
-                "delete the stage's folder to write them anew"
+
+def find_trained(run: RunInputs, name: str) -> Made:
+    """Return a model that a stage of a run made, the teacher or the pre-distilled student.
+
+    It is the one that the run had, whatever the settings would make of it now.
+
+    Raises:
+        RunError: it is missing, damaged, or was made again since.
+    """
+    manifest = RunDirectory(run.out).manifest()
+    folder, digest = (manifest.get(key, {}).get(name) for key in ("stages", "stages_sha256"))
+    if folder is None:
+        raise RunError(
+            f"{run.out}: was stopped before it had its teacher and all other stages; go on with it "
+            "by the brim train or brim sweep that began it"
+        )
+    directory = run.stages_dir / folder
+    if not (directory / "best").exists():
+        raise RunError(
+            f"{directory / 'best'}: the run's {name} is missing; bring back its stages folder"
+        )
+    check_stage(directory, digest)
+    role = run.config.teacher if name == "teacher" else run.config.student
+    return Made(run.reload(directory / "best", role, verified=True), folder, digest)
+
+
+def reopen(run: Path, overrides: Sequence[str] = (), reporter: Reporter | None = None) -> RunInputs:
+    """Open a run whose models are to be evaluated.
+
+    Args:
+        run: the run directory.
+        overrides: settings to change.
+        reporter: shows progress.
+
+    Raises:
+        RunError: `run` is no run directory.
+        ConfigError: an override cannot be used.
+    """
+    directory = RunDirectory(run)
+    directory.check()
+    directory.settings_text()  # compared with its hash
+    config = load_config(RunConfig, run / "config.yaml", overrides)
+    stages_dir = run / directory.manifest().get("stages_dir", "stages")
+    return RunInputs(
+        config,
+        run,
+        make_accelerator(),
+        Path(os.path.normpath(stages_dir)),
+        reporter,
+        # Another seed is another teacher where that is built.
+        other_teacher=any(re.match(r"(teacher|seed)\b", change) for change in overrides),
+    )
+
+
+def write_teacher_outputs(run: RunInputs, teacher: Made) -> TeacherOutputs:
+    """Have the teacher complete the training prompts, or find what it wrote before."""
+    decoding, train = run.config.decoding, run.examples("train")
+    stage = Stage.open(
+        run.stages_dir,
+        "teacher_outputs",
+        {
+            "teacher": teacher.fingerprint,
+            "excluded": sorted(teacher.model.rules.excluded),  # of the student too
+            "data": run.data()["train"]["sha256"],
+            "max_prompt_tokens": decoding.max_prompt_tokens,
+            "max_tokens": decoding.max_tokens,
+        },
+    )
+    path = stage.directory / "train.jsonl"
+    with stage.locked():
+        if stage.is_whole():
+            run.reporter.say("teacher outputs: unchanged, kept")
+        else:
+            with run.reporter.meter("teacher outputs", len(train)) as meter:
+                write_completions(
+                    teacher.model,
+                    train,
+                    path,
+                    decoding.greedy(run.config.evaluation.batch_tokens),
+                    max_prompt_tokens=decoding.max_prompt_tokens,
+                    meter=meter,
+                )
+            stage.finish(path.name, num_examples=len(train))
+    return TeacherOutputs(CompletedExamples(train, path), stage.fingerprint, stage.digest)
+
+
+def untrained_student(run: RunInputs, loaded: Made | None, teacher: LanguageModel) -> Made:
+    """Return the student before any training of it: as loaded, or of the trained teacher's layers.
+
+    Args:
+        run: whose settings.
+        loaded: the student, unless it is to be made of the teacher's layers.
+        teacher: the trained one, whose layers are what is worth keeping.
+    """
+    return loaded or Made.loaded(run.place(cut_student(run, teacher)))
+
+
+def make_student(
+    run: RunInputs, student: Made, teacher: LanguageModel, outputs: TeacherOutputs | None
+) -> Made:
+    """Return the student that the objective starts from, pre-distilled if the recipe says so.
+
+    Args:
+        run: whose settings and data.
+        student: of `untrained_student`.
+        teacher: scores the student.
+        outputs: what pre-distillation learns; None without it.
+    """
+    settings, lora = run.config.student.predistill, run.config.student.lora
+    if settings is None:
+        return student
+    assert outputs is not None
+    inputs = {
+        "model": student.fingerprint,
+        "outputs": outputs.fingerprint,
+        "lora": None if lora is None else lora.model_dump(mode="json"),
+    }
+    return _train_supervised(
+        run, "predistill", settings, inputs, student, teacher=teacher, examples=outputs.examples
+    )
+
+
+def _train_supervised(
+    run: RunInputs,
+    name: str,
+    settings: SupervisedConfig,
+    inputs: Mapping[str, Any],
+    student: Made,
+    *,
+    teacher: LanguageModel | None = None,
+    examples: Sequence[Example] | None = None,
+) -> Made:
+    config, data, metric = run.config, run.data(), run.supervised_metric()
+    stage = Stage.open(
+        run.stages_dir,
+        name,
+        {
+            **inputs,
+            "data": data["train"]["sha256"],
+            "settings": settings.model_dump(mode="json"),
+            "max_prompt_tokens": config.decoding.max_prompt_tokens,
+            "max_tokens": config.decoding.max_tokens,
+            "validation": data["validation"]["sha256"],
+            "metric": metric,
+            "precision": config.trainer.precision,
+            "seed": run.seed_of(name),
+        },
+    )
+    role = config.teacher if name == "teacher" else config.student
+    with stage.locked():
+        if stage.is_whole():
+            run.reporter.say(f"{name}: unchanged, kept")
+        else:
+            fit(
+                run,
+                name,
+                stage.directory,
+                student=student.model,
+                teacher=teacher,
+                objective=SeqKD(config.decoding.build()),
+                examples=examples or run.examples("train"),
+                metric=metric,
+                optim=settings.optim,
+                loop=settings.trainer,
             )
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        example = self._examples[index]
-        row = self._file.row_at(int(self._offsets[range(len(self))[index]]))
-        if row["id"] != example.id:
-            raise RunError(
-                f"{self._file.path}:{index + 1}: holds {row['id']!r} where {example.id!r} is "
-                "expected; delete the stage's folder to write it anew"
-            )
-        target = Target(tuple(row["token_ids"]), row["truncated"])
-        return replace(example, references=(row["text"],), target=target)
+            stage.finish(f"best/{MANIFEST}")
+    model = run.reload(stage.directory / "best", role, verified=True)
+    return Made(model, stage.fingerprint, stage.digest)

@@ -1,12 +1,13 @@
-"""Runs as functions over run directories: train, evaluate, generate.
+"""A run's life, from top to bottom: teacher, its outputs, the student, the objective, the test.
 
-`train` is the main job: teacher → teacher outputs → pre-distillation → the objective, each stage
-resumable and skipped when its inputs are unchanged, then the test split of the best checkpoint.
+Each stage is resumable and is skipped when its inputs are unchanged. Below `train` is what writes
+the run directory.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import re
 import shutil
@@ -25,9 +26,20 @@ from brim._version import __version__
 from brim.config.loading import config_hash, describe_changes, dump_config, load_config
 from brim.config.yaml import parse
 from brim.errors import ConfigError, RunError
+from brim.models import LanguageModel, share_vocabulary
+from brim.objectives import Objective
 from brim.runs.directory import RunDirectory
 from brim.runs.evaluate import evaluate_model, kept_results, training_facts
-from brim.runs.pipeline import Pipeline
+from brim.runs.fit import fit
+from brim.runs.inputs import Made, RunInputs, load_checked, measure_drift
+from brim.runs.stages import (
+    Stage,
+    TeacherOutputs,
+    make_student,
+    make_teacher,
+    untrained_student,
+    write_teacher_outputs,
+)
 from brim.support.files import atomic_write_text, write_sealed_json
 from brim.support.locks import acquire
 from brim.support.progress import Reporter
@@ -88,23 +100,124 @@ def train(
     accelerator = make_accelerator(config.trainer.precision)
     if reporter is None or not accelerator.is_main_process:
         reporter = Reporter(quiet=True)
+    label, stages_dir = config.objective.name, stages_dir or out / "stages"
     with open_run(out, config, resume, other_processes=other_processes):
-        pipeline = Pipeline(config, out, accelerator, reporter, stages_dir or out / "stages")
-        pipeline.other_processes = other_processes
-        pipeline.check()
-        begin_run(out, config, command, pipeline.models)
+        run = RunInputs(
+            config, out, accelerator, stages_dir, reporter, other_processes=other_processes
+        )
+        teacher, loaded, spelling = load_checked(run)
+        known = {"student": dict(loaded.facts)} if loaded is not None else {}
+        begin_run(out, config, command, {"teacher": dict(teacher.facts), **known})
         before = latest_state(out / "checkpoints")
-        pipeline.run()
-        training, label = training_facts(out), config.objective.name
+        if drift := measure_drift(run, teacher.model):
+            update_manifest(out, {"quantization": drift})
+
+        teacher = make_teacher(run, teacher)
+        if loaded is not None:
+            share_vocabulary(teacher.model, loaded.model)
+        student = untrained_student(run, loaded, teacher.model)
+        untrained = untrained_models(config, teacher, student)
+        objective = run.make_objective()
+        learns_outputs = objective.targets == "teacher" or config.student.predistill is not None
+        outputs = write_teacher_outputs(run, teacher) if learns_outputs else None
+        del loaded  # or it would stay in memory beside what is trained of it
+        student = make_student(run, student, teacher.model, outputs)
+        record_stages(run, teacher, outputs, student, untrained, spelling)
+
+        train_objective(run, objective, teacher.model, student.model, outputs)
+        RunDirectory(out).check_best()
+        training = training_facts(out)
         if before is not None and before["step"] == training["steps"]:
             reporter.say(f"{label}: unchanged, kept")
-        RunDirectory(out).check_best()
-        best = pipeline.reload(out / "best", config.student)
+        best = run.reload(out / "best", config.student)
         kept = kept_results(best, "test", out, training)
         if kept is not None:
             reporter.say(f"{label} on test: unchanged, kept")
             return kept
-        return evaluate_model(best, pipeline, "test", out, label=label, training=training)
+        return evaluate_model(best, run, teacher, "test", out, label=label, training=training)
+
+
+def train_objective(
+    run: RunInputs,
+    objective: Objective,
+    teacher: LanguageModel,
+    student: LanguageModel,
+    outputs: TeacherOutputs | None,
+) -> None:
+    """Train the student by the recipe's method; its best checkpoint is in `out/best`."""
+    config = run.config
+    if config.trainer.compile:
+        student.compile_layers()
+        teacher.compile_layers()
+    # The text that the objective learns from, beside what the student writes.
+    by_teacher = objective.targets == "teacher"
+    fit(
+        run,
+        "objective",
+        run.out,
+        student=student,
+        teacher=teacher,
+        objective=objective,
+        examples=outputs.examples if outputs and by_teacher else run.examples("train"),
+        metric=run.metric(),
+        optim=config.optim,
+        loop=config.trainer,
+    )
+
+
+def untrained_models(config: RunConfig, teacher: Made, student: Made) -> dict[str, str]:
+    """Return by role the fingerprints of the models that are tested before any training."""
+    untrained = {"teacher": teacher.fingerprint} if config.teacher.train is None else {}
+    if config.student.build is None:  # there is nothing to test in random weights
+        untrained["student"] = student.fingerprint
+    return untrained
+
+
+def record_stages(
+    run: RunInputs,
+    teacher: Made,
+    outputs: TeacherOutputs | None,
+    student: Made,
+    untrained: Mapping[str, str],
+    spelling: Mapping[str, Any],
+) -> None:
+    """Write the stages into the manifest, once they are what a resumed run began with.
+
+    Raises:
+        RunError: a stage was made again, to something else, since the run began.
+    """
+    made = {"teacher": teacher, "teacher_outputs": outputs, "predistill": student}
+    done = {name: it for name, it in made.items() if it is not None and it.digest is not None}
+    manifest = RunDirectory(run.out).manifest()
+    names, known = manifest.get("stages", {}), manifest.get("stages_sha256", {})
+    for name, it in done.items():
+        if names.get(name) == it.fingerprint and known.get(name, it.digest) != it.digest:
+            raise RunError(
+                f"{run.stages_dir / it.fingerprint}: was made again since {run.out} began, to "
+                "other weights or texts; bring back the stages folder that it was begun with, or "
+                "choose another --out"
+            )
+    decoding, data = run.config.decoding, run.data()
+    inputs = {
+        "teacher": teacher.fingerprint,  # whose returns are measured
+        "data": {split: data[split]["sha256"] for split in ("validation", "test")},
+        "max_prompt_tokens": decoding.max_prompt_tokens,
+        "max_tokens": decoding.max_tokens,
+    }
+    folders = {
+        role: Stage.open(run.stages_dir, role, {"model": model, **inputs}).fingerprint
+        for role, model in untrained.items()
+    }
+    update_manifest(
+        run.out,
+        {
+            "stages_dir": os.path.relpath(run.stages_dir, run.out),
+            "stages": {**{name: it.fingerprint for name, it in done.items()}, **folders},
+            "stages_sha256": {name: it.digest for name, it in done.items()},
+            "data": data,
+            "spelling": dict(spelling),
+        },
+    )
 
 
 @contextmanager
@@ -161,7 +274,7 @@ def begin_run(
         out: the run directory.
         config: the run's settings.
         command: what was typed.
-        models: what is known of teacher and student before any training.
+        models: what is known of teacher and student as they were loaded.
     """
     if not PartialState().is_main_process:
         return

@@ -44,7 +44,7 @@ _T = TypeVar("_T")
 
 
 def is_sharded(module: nn.Module | None) -> bool:
-    """Whether the module was given to `shard_student` or `shard_teacher`."""
+    """Whether the module was given to `shard_student`, or is a `ShardedTeacher`."""
     return isinstance(module, FSDPModule)
 
 
@@ -65,13 +65,13 @@ def shard_student(module: nn.Module, device: torch.device) -> None:
     _shard(module, models, device, OffloadPolicy())
 
 
-def shard_teacher(teacher: LanguageModel, device: torch.device, *, offload: bool = False) -> None:
-    """Leave each process its part of a frozen teacher, in place.
+class ShardedTeacher(LanguageModel):
+    """A frozen teacher of which each process holds a part.
 
-    From then on all processes must call its `map` and its `generate` equally often.
+    All processes must call its `map` and its `generate` equally often.
 
     Args:
-        teacher: on the CPU, where it need not fit the device.
+        teacher: on the CPU, where it need not fit the device; used in this form only from now on.
         device: where it computes.
         offload: keep the parts in the CPU's memory. One process can do so, too.
 
@@ -79,28 +79,35 @@ def shard_teacher(teacher: LanguageModel, device: torch.device, *, offload: bool
         ConfigError: the torch at hand is too old.
         ModelError: the teacher's layers are not known.
     """
-    if not torch.distributed.is_initialized():
-        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
-        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    # Memory that is pinned is copied to a GPU while that computes.
-    policy = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy()
-    _shard(teacher, [teacher], device, policy)
-    register_fsdp_forward_method(teacher, "read")
-    alone = teacher.generate
 
-    def generate(batch: Batch, decoding: Decoding) -> Rollout:
-        return with_whole_weights(teacher, lambda: alone(batch.to(device), decoding))
+    def __init__(
+        self, teacher: LanguageModel, device: torch.device, *, offload: bool = False
+    ) -> None:
+        vars(self).update(vars(teacher))  # the same weights, and what it was told to exclude
+        self._computes_on = device
+        if not torch.distributed.is_initialized():
+            store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+            torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        # Memory that is pinned is copied to a GPU while that computes.
+        policy = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy()
+        _shard(self, [self], device, policy)
+        register_fsdp_forward_method(self, "read")
 
-    def map_in_step(rollout: Rollout, function: Callable[[Rollout], Any]) -> Any:
-        own = len(rollout.buckets(teacher.batch_tokens))
-        missing = largest(own, device) - own  # before the first pass, which waits for the others
-        found = rollout.map(function, teacher.batch_tokens)
+    def generate(self, batch: Batch, decoding: Decoding) -> Rollout:
+        """Write with all of the weights gathered; see `LanguageModel.generate`."""
+        write = super().generate
+        return with_whole_weights(self, lambda: write(batch.to(self._computes_on), decoding))
+
+    def map(self, rollout: Rollout, function: Callable[[Rollout], _T]) -> _T:
+        """Make as many passes as the process with the most; see `LanguageModel.map`."""
+        own = len(rollout.buckets(self.batch_tokens))
+        # Before the first pass, which waits for the others.
+        missing = largest(own, self._computes_on) - own
+        found = super().map(rollout, function)
         for _ in range(missing):
             function(rollout.select([0]))
-        _free(teacher)
+        _free(self)
         return found
-
-    vars(teacher).update(generate=generate, map=map_in_step)
 
 
 def with_whole_weights(module: nn.Module, function: Callable[[], _T]) -> _T:

@@ -13,11 +13,11 @@ from brim.errors import ConfigError, ModelError
 from brim.models import Decoding, add_adapters
 from brim.training.optimizer import fill
 from brim.training.sharding import (
+    ShardedTeacher,
     gather,
     is_sharded,
     part_of,
     shard_student,
-    shard_teacher,
     with_whole_weights,
 )
 
@@ -86,7 +86,7 @@ def test_a_teacher_in_parts_says_what_it_said(processes, family, offload):
     written = teacher.generate(batch, DECODING)
     values = teacher.map(written, teacher.action_values)
     statistics = teacher.measure(written)
-    shard_teacher(teacher, CPU, offload=offload)
+    teacher = ShardedTeacher(teacher, CPU, offload=offload)
     assert is_sharded(teacher)
     for _ in range(2):
         again = teacher.generate(batch, DECODING)

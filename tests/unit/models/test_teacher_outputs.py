@@ -14,8 +14,8 @@ from brim.divergences import forward_kl
 from brim.models import Decoding, LanguageModel
 from brim.objectives import SeqKD
 from brim.objectives.divergence import KLConfig
-from brim.runs.stages import CompletedExamples, write_completions
 from brim.support.progress import Meter
+from brim.training.completions import CompletedExamples, write_completions
 from brim.types import Batch, Example, Rollout, Target
 
 # Bytes, and pieces that the same text is tokenized into: what a teacher wrote byte by byte is read

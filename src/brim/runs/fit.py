@@ -1,0 +1,147 @@
+"""Train one model of a run: the trainer, with the run's settings, logs, progress and signals."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from brim.models import LanguageModel, add_adapters
+from brim.objectives import Objective
+from brim.runs.inputs import RunInputs
+from brim.seeding import derive_seed
+from brim.training.evaluation import Evaluation, evaluate
+from brim.training.optimizer import count_steps
+from brim.training.predictions import EvaluationSettings
+from brim.training.settings import LoopConfig, OptimConfig
+from brim.training.tracking import Tracker
+from brim.training.trainer import Hooks, Trainer
+from brim.types import Example
+
+
+def fit(
+    run: RunInputs,
+    stage: str,
+    directory: Path,
+    *,
+    student: LanguageModel,
+    teacher: LanguageModel | None,
+    objective: Objective,
+    examples: Sequence[Example],
+    metric: str,
+    optim: OptimConfig,
+    loop: LoopConfig,
+) -> None:
+    """Train a model in a directory, resuming what is there; the rest is as in `Trainer`.
+
+    Args:
+        run: whose settings.
+        stage: `teacher`, `predistill` or, for whichever method, `objective`: methods share data
+            order and the rollouts' seeds.
+        directory: of the training; the best checkpoint is in `directory/best`.
+        student: the model that is trained.
+        teacher: scores what the student writes; None without it.
+        objective: the method.
+        examples: the training split.
+        metric: the score that picks the best checkpoint.
+        optim: settings of the optimizer.
+        loop: settings of the loop.
+    """
+    config, seed = run.config, run.seed_of(stage)
+    label = config.objective.name if stage == "objective" else stage
+    role = config.teacher if stage == "teacher" else config.student
+    if stage != "teacher" and config.student.lora is not None:
+        own = derive_seed(config.seed, "adapters", stage)
+        add_adapters(student.model, **config.student.lora.model_dump(), seed=own)
+    # Stages that runs share are picked alike in all of them.
+    settings = evaluation_settings(run, greedy=stage != "objective")
+    validation = run.used("validation")
+    with (
+        Tracker(
+            directory,
+            backends=config.tracking.backends if run.accelerator.is_main_process else (),
+            run_name=directory.name,
+            config=config.model_dump(mode="json"),
+            project=config.tracking.project,
+        ) as tracker,
+        run.reporter.meter(label, count_steps(loop, len(examples))) as meter,
+    ):
+        trainer = Trainer(
+            student=student,
+            teacher=teacher,
+            objective=objective,
+            examples=examples,
+            evaluate=lambda model: _validate(run, model, teacher, validation, settings),
+            metric=metric,
+            optim=optim,
+            settings=loop,
+            directory=directory,
+            accelerator=run.accelerator,
+            tracker=tracker,
+            max_prompt_tokens=config.decoding.max_prompt_tokens,
+            seed=derive_seed(seed, "train", stage),
+            load=lambda path: run.reload(path, role, verified=True),
+            hooks=Hooks(
+                on_step=lambda step, metrics: meter.advance(
+                    step - meter.done, f"loss {metrics['train/loss']:.4g}"
+                )
+            ),
+            num_samples=config.evaluation.num_samples,
+            other_processes=run.other_processes,
+        )
+        with _stop_on_signals(trainer):
+            trainer.train()
+    run.accelerator.free_memory()
+
+
+def _validate(
+    run: RunInputs,
+    model: LanguageModel,
+    teacher: LanguageModel | None,
+    examples: Sequence[Example],
+    settings: EvaluationSettings,
+) -> Evaluation:
+    return evaluate(
+        model,
+        examples,
+        settings,
+        teacher=teacher if run.config.evaluation.returns else None,
+        num_resamples=100,  # nobody reads the intervals of a learning curve
+        confidence=run.config.evaluation.confidence,
+    )
+
+
+def evaluation_settings(run: RunInputs, *, greedy: bool = False) -> EvaluationSettings:
+    """Return how an evaluation writes and measures; `greedy` whatever the settings say."""
+    settings, decoding = run.config.evaluation, run.config.decoding
+    chosen, own = settings.decoding, settings.batch_tokens
+    return EvaluationSettings(
+        decoding.greedy(own) if greedy else chosen.build(decoding.max_tokens, own),
+        num_samples=1 if greedy else chosen.num_samples,
+        sampling=decoding.build(batch_tokens=own) if settings.expected_returns else None,
+        metrics=tuple(run.task.metrics),
+        max_prompt_tokens=decoding.max_prompt_tokens,
+        seed=run.config.seed,
+    )
+
+
+@contextmanager
+def _stop_on_signals(trainer: Trainer) -> Iterator[None]:
+    """SIGINT and SIGTERM ask the trainer to stop after its step; a second one stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def request(number: int, frame: object) -> None:
+        if trainer.stop_requested:
+            raise KeyboardInterrupt
+        trainer.stop_requested = True
+
+    old = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
