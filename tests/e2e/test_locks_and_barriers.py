@@ -14,7 +14,7 @@ from brim.config.loading import load_config
 from brim.training.settings import RunConfig
 
 # Training itself waits as often as it evaluates and saves.
-OURS = ("brim.runs", "brim.training.partial", "brim.training.completions")
+OURS = ("brim.runs", "brim.training.partial", "brim.training.completions", "brim.training.acc")
 SHORT = (
     "trainer.max_steps=1", "task.max_train_examples=20", "task.max_validation_examples=4",
     "task.max_test_examples=4", "evaluation.num_resamples=100",

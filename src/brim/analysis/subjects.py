@@ -103,7 +103,7 @@ def open_recipe(
     Raises:
         BrimError: settings, data and models do not go together, or several processes were started.
     """
-    run = RunInputs(config, out, _only_process(), stages_dir, reporter)
+    run = RunInputs(config, out, _only_process(), stages_dir, reporter or Reporter(quiet=True))
     untrained, loaded, _ = load_checked(run)
 
     @cache

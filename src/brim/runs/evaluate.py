@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,7 @@ from brim.types import Example
 
 logger = logging.getLogger(__name__)
 
+_COUNTS = ("num_truncated_prompts", "num_truncated_completions")
 # What results of all splits in one folder share.
 _OF_A_FOLDER = ("model", "decoding", "seed")
 
@@ -59,40 +60,34 @@ def evaluate_model(
         split: which split.
         directory: where the files go.
         label: of the model, for progress.
-        training: the model's `training_facts`, taken before it was read: it may go on meanwhile.
+        training: the model's `training_facts`, taken before it was read: it may be trained on.
         foreign: the folder is not the model's own; what it holds of others is not overwritten.
-
-    Returns:
-        What `results.json` holds for the split.
 
     Raises:
         RunError: `results.json` is damaged, or of another model or other settings.
     """
-    examples, settings = run.examples(split), evaluation_settings(run)
+    examples, settings, config = run.examples(split), evaluation_settings(run), run.config
     inputs = _inputs(run, model, teacher, examples, settings)
+    limits = {name: getattr(config.decoding, name) for name in ("max_tokens", "max_prompt_tokens")}
     facts = {
         "data": describe(examples),
         "model": inputs["model"],
-        "seed": run.config.seed,
-        "decoding": {
-            **run.config.evaluation.decoding.describe(),
-            "max_tokens": run.config.decoding.max_tokens,
-            "max_prompt_tokens": run.config.decoding.max_prompt_tokens,
-        },
+        "seed": config.seed,
+        "decoding": {**config.evaluation.decoding.describe(), **limits},
     }
     known = RunDirectory(directory).splits(split)
     if foreign:
         _check_foreign(directory, known, split, facts)
     partial = PartialResults(_partial(directory, split), inputs)
-    with partial.opened(), explain_interrupt():
+    with partial.opened():
         with run.reporter.meter(f"{label} on {split}", len(examples)) as meter:
             evaluation = evaluate(
                 model,
                 examples,
                 settings,
-                teacher=teacher.model if run.config.evaluation.returns else None,
-                num_resamples=run.config.evaluation.num_resamples,
-                confidence=run.config.evaluation.confidence,
+                teacher=teacher.model if config.evaluation.returns else None,
+                num_resamples=config.evaluation.num_resamples,
+                confidence=config.evaluation.confidence,
                 partial=partial,
                 advance=meter.advance,
             )
@@ -101,8 +96,7 @@ def evaluate_model(
             "scores": {name: score.as_dict() for name, score in evaluation.scores.items()},
             **facts,
             "num_examples": len(examples),
-            "num_truncated_prompts": evaluation.num_truncated_prompts,
-            "num_truncated_completions": evaluation.num_truncated_completions,
+            **{name: getattr(evaluation, name) for name in _COUNTS},
             "num_parameters": model.num_parameters,
             **training,
         }
@@ -150,28 +144,17 @@ def _inputs(
     }
 
 
-@contextmanager
-def explain_interrupt() -> Iterator[None]:
-    """Say, where the user interrupts the block, that nothing is lost."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            "stopped; what was finished is kept, and the same command goes on"
-        ) from None
-
-
 def kept_results(
     model: LanguageModel, split: Split, directory: Path, training: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """The results of a run's split if they are of this model, at this point of its training."""
-    known: dict[str, Any] = RunDirectory(directory).splits(split).get(split, {})
-    if not RunDirectory(directory).predictions_path(split).exists() or any(
-        known.get(key) != value for key, value in training.items()
-    ):
+    found = RunDirectory(directory)
+    known: dict[str, Any] = found.splits(split).get(split, {})
+    same = all(known.get(key) == value for key, value in training.items())
+    if not same or not found.predictions_path(split).exists():
         return None
     try:
-        RunDirectory(directory).check_predictions(split, known)
+        found.check_predictions(split, known)
     except RunError as error:
         logger.warning("%s; doing so", error)
         return None

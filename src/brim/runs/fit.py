@@ -12,6 +12,7 @@ from brim.models import LanguageModel, add_adapters
 from brim.objectives import Objective
 from brim.runs.inputs import RunInputs
 from brim.seeding import derive_seed
+from brim.support.progress import Meter
 from brim.training.evaluation import Evaluation, evaluate
 from brim.training.optimizer import count_steps
 from brim.training.predictions import EvaluationSettings
@@ -49,23 +50,17 @@ def fit(
         optim: settings of the optimizer.
         loop: settings of the loop.
     """
-    config, seed = run.config, run.seed_of(stage)
+    config, lora = run.config, run.config.student.lora
     label = config.objective.name if stage == "objective" else stage
     role = config.teacher if stage == "teacher" else config.student
-    if stage != "teacher" and config.student.lora is not None:
-        own = derive_seed(config.seed, "adapters", stage)
-        add_adapters(student.model, **config.student.lora.model_dump(), seed=own)
+    if stage != "teacher" and lora is not None:
+        seed = derive_seed(config.seed, "adapters", stage)
+        add_adapters(student.model, **lora.model_dump(), seed=seed)
     # Stages that runs share are picked alike in all of them.
     settings = evaluation_settings(run, greedy=stage != "objective")
     validation = run.used("validation")
     with (
-        Tracker(
-            directory,
-            backends=config.tracking.backends if run.accelerator.is_main_process else (),
-            run_name=directory.name,
-            config=config.model_dump(mode="json"),
-            project=config.tracking.project,
-        ) as tracker,
+        _tracker(run, directory) as tracker,
         run.reporter.meter(label, count_steps(loop, len(examples))) as meter,
     ):
         trainer = Trainer(
@@ -81,19 +76,30 @@ def fit(
             accelerator=run.accelerator,
             tracker=tracker,
             max_prompt_tokens=config.decoding.max_prompt_tokens,
-            seed=derive_seed(seed, "train", stage),
+            seed=derive_seed(run.seed_of(stage), "train", stage),
             load=lambda path: run.reload(path, role, verified=True),
-            hooks=Hooks(
-                on_step=lambda step, metrics: meter.advance(
-                    step - meter.done, f"loss {metrics['train/loss']:.4g}"
-                )
-            ),
+            hooks=Hooks(lambda step, metrics: _show(meter, step, metrics["train/loss"])),
             num_samples=config.evaluation.num_samples,
             other_processes=run.other_processes,
         )
         with _stop_on_signals(trainer):
             trainer.train()
     run.accelerator.free_memory()
+
+
+def _tracker(run: RunInputs, directory: Path) -> Tracker:
+    tracking = run.config.tracking
+    return Tracker(
+        directory,
+        backends=tracking.backends if run.accelerator.is_main_process else (),
+        run_name=directory.name,
+        config=run.config.model_dump(mode="json"),
+        project=tracking.project,
+    )
+
+
+def _show(meter: Meter, step: int, loss: float) -> None:
+    meter.advance(step - meter.done, f"loss {loss:.4g}")
 
 
 def _validate(

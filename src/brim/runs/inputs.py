@@ -70,6 +70,7 @@ class Made:
         return cls(model, facts["sha256"], facts=facts)
 
 
+@dataclass
 class RunInputs:
     """The settings and the data of a run, and where it works.
 
@@ -83,24 +84,19 @@ class RunInputs:
         other_teacher: the settings ask for another teacher than the run's.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        out: Path,
-        accelerator: Accelerator,
-        stages_dir: Path,
-        reporter: Reporter | None = None,
-        *,
-        other_processes: bool = False,
-        other_teacher: bool = False,
-    ) -> None:
-        self.config, self.out, self.stages_dir = config, out, stages_dir
-        self.accelerator, self.reporter = accelerator, reporter or Reporter(quiet=True)
-        self.other_processes, self.other_teacher = other_processes, other_teacher
-        self.task: Task = config.task.build(
-            cache_dir=out / "data", on_progress=self.reporter.progress
-        )
+    config: RunConfig
+    out: Path
+    accelerator: Accelerator
+    stages_dir: Path
+    reporter: Reporter = field(default_factory=lambda: Reporter(quiet=True))
+    other_processes: bool = False
+    other_teacher: bool = False
+
+    def __post_init__(self) -> None:
+        show = self.reporter.progress
+        self.task: Task = self.config.task.build(cache_dir=self.out / "data", on_progress=show)
         self._splits: dict[Split, Sequence[Example]] = {}
+        self._data: dict[str, Any] = {}
 
     def examples(self, split: Split) -> Sequence[Example]:
         """Return a split, less the rows that `check_rows` has found to be of no use."""
@@ -115,15 +111,16 @@ class RunInputs:
         return examples[:limit] if split == "validation" else examples
 
     def data(self) -> dict[str, Any]:
-        """Return what is known of each split, for the provenance."""
-        return {split: describe(self.used(split)) for split in SPLITS}
+        """Return what is known of each split, for the provenance; a large one takes a while."""
+        if not self._data:
+            self._data = {split: describe(self.used(split)) for split in SPLITS}
+        return self._data
 
     def check_rows(self, splits: Sequence[Split], *models: LanguageModel) -> dict[str, Any]:
         """Read every row of the splits as these models will, before hours of work depend on it.
 
-        Rows that cannot be used are refused or left out, as `task.on_bad_row` says. A text that
-        the tokenizer cannot spell stays, and is warned of where more than `MISSPELLED` of a split's
-        rows have one.
+        Rows that cannot be used are refused or left out, as `task.on_bad_row` says. Text that the
+        tokenizer cannot spell stays, with a warning where over `MISSPELLED` of the rows have any.
 
         Returns:
             By split, how many rows have text that does not survive the tokenizer.
@@ -146,6 +143,7 @@ class RunInputs:
                     advance=meter.advance,
                 )
             self._splits[split] = without_rows(self.task, split, examples, report.unusable)
+            self._data = {}
             spelling[split] = {
                 "num_examples": report.num_rows - len(report.unusable),
                 "num_unknown": report.num_unknown,
@@ -181,16 +179,7 @@ class RunInputs:
     def reload(
         self, directory: Path, role: TeacherConfig | StudentConfig, *, verified: bool = False
     ) -> LanguageModel:
-        """Load a model that this run wrote, as its role was first loaded.
-
-        Args:
-            directory: of the model.
-            role: teacher or student.
-            verified: the directory has just been compared with its seal.
-
-        Raises:
-            RunError: a file is not what was written.
-        """
+        """Load a model that this run wrote, as its role was first loaded; see `load_model`."""
         code, dtype = role.trust_remote_code, role.dtype
         return self.place(
             load_model(directory, dtype=dtype, trust_remote_code=code, verified=verified)
@@ -287,10 +276,8 @@ def load_teacher(run: RunInputs) -> Made:
             vocab_size=settings.tokenizer.vocab_size,
         )
         model = _build(run, "teacher", settings.build, tokenizer)
-    made = Made.loaded(model)
-    if settings.train is not None:  # another one stays where `teacher.device` had it loaded
-        run.place(model)
-    return made
+    # One that is not trained stays where `teacher.device` had it loaded.
+    return Made.loaded(model if settings.train is None else run.place(model))
 
 
 def load_student(run: RunInputs, teacher: LanguageModel) -> Made | None:
@@ -303,9 +290,7 @@ def load_student(run: RunInputs, teacher: LanguageModel) -> Made | None:
     else:
         assert settings.build is not None
         model = _build(run, "student", settings.build, teacher.tokenizer)
-    made = Made.loaded(model)
-    run.place(model)
-    return made
+    return Made.loaded(run.place(model))
 
 
 def cut_student(run: RunInputs, teacher: LanguageModel) -> LanguageModel:
@@ -345,8 +330,7 @@ def measure_drift(run: RunInputs, teacher: LanguageModel) -> dict[str, Any]:
         )
     if settings is None or settings.drift_examples == 0:
         return {}
-    known = "quantization" in RunDirectory(run.out).manifest()
-    if known or not run.accelerator.is_main_process:
+    if "quantization" in RunDirectory(run.out).manifest() or not run.accelerator.is_main_process:
         return {}
     examples = _some_targets(run.examples("train"), settings.drift_examples)
     if not examples:

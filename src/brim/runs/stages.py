@@ -26,10 +26,9 @@ from brim.runs.directory import RunDirectory
 from brim.runs.fit import fit
 from brim.runs.inputs import Made, RunInputs, check_known, cut_student, load_teacher
 from brim.support.files import SEAL, disk_errors, read_json, sha256_file, write_sealed_json
-from brim.support.locks import hold
 from brim.support.progress import Reporter
 from brim.support.seals import MANIFEST, find_damage, seal
-from brim.training.accelerator import make_accelerator
+from brim.training.accelerator import hold_together, make_accelerator
 from brim.training.completions import CompletedExamples, write_completions
 from brim.training.settings import RunConfig, SupervisedConfig
 from brim.training.sharding import ShardedTeacher
@@ -68,13 +67,8 @@ class Stage:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder while the block runs: runs that share stages wait for each other."""
-        if not PartialState().is_main_process:
-            PartialState().wait_for_everyone()
-            yield
-            return
         busy = f"{self.directory}: another run is making it; waiting"
-        with hold(self.directory / ".lock", busy, wait=True):
-            PartialState().wait_for_everyone()
+        with hold_together(self.directory / ".lock", busy, wait=True):
             yield
 
     @property
@@ -254,7 +248,7 @@ def reopen(run: Path, overrides: Sequence[str] = (), reporter: Reporter | None =
         run,
         make_accelerator(),
         Path(os.path.normpath(stages_dir)),
-        reporter,
+        reporter or Reporter(quiet=True),
         # Another seed is another teacher where that is built.
         other_teacher=any(re.match(r"(teacher|seed)\b", change) for change in overrides),
     )

@@ -52,14 +52,8 @@ logger = logging.getLogger(__name__)
 Resume = Literal["auto", "must", "never"]
 
 PACKAGES = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "accelerate",
-    "datasets",
-    "sacrebleu",
-    "rouge-score",
-)
+    "torch", "transformers", "tokenizers", "accelerate", "datasets", "sacrebleu", "rouge-score",
+)  # fmt: skip
 
 # What a stop before the run had begun leaves: data that it had read, a manifest half-written.
 _BEFORE_THE_RUN = re.compile(r"\.lock|data|\.manifest\.json\..*\.tmp")
@@ -197,6 +191,7 @@ def record_stages(
                 "other weights or texts; bring back the stages folder that it was begun with, or "
                 "choose another --out"
             )
+    folders_of_done = {name: it.fingerprint for name, it in done.items()}
     decoding, data = run.config.decoding, run.data()
     inputs = {
         "teacher": teacher.fingerprint,  # whose returns are measured
@@ -212,7 +207,7 @@ def record_stages(
         run.out,
         {
             "stages_dir": os.path.relpath(run.stages_dir, run.out),
-            "stages": {**{name: it.fingerprint for name, it in done.items()}, **folders},
+            "stages": {"teacher": teacher.fingerprint, **folders_of_done, **folders},
             "stages_sha256": {name: it.digest for name, it in done.items()},
             "data": data,
             "spelling": dict(spelling),

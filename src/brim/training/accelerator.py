@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from brim.errors import ConfigError
+from brim.support.locks import hold
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -53,3 +57,27 @@ def make_accelerator(precision: Literal["float32", "bfloat16"] | None = None) ->
 def _number(variable: str) -> int:
     text = os.environ.get(variable, "")
     return int(text) if text.isdecimal() else 1
+
+
+@contextmanager
+def hold_together(
+    path: Path, busy: str, *, wait: bool = False, prepare: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Hold a lock on the main process while the block runs on all of them.
+
+    Args:
+        path: the lock file.
+        busy: what to say if a process of another launch holds it.
+        wait: log `busy` and wait, in place of raising it.
+        prepare: what the main process does once it holds the lock; the others wait for it.
+
+    Raises:
+        RunError: another launch holds it, or its folder cannot be written.
+    """
+    from accelerate import PartialState
+
+    with hold(path, busy, wait=wait) if PartialState().is_main_process else nullcontext():
+        if PartialState().is_main_process:
+            prepare()
+        PartialState().wait_for_everyone()
+        yield

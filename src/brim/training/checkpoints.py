@@ -84,18 +84,6 @@ def sound_checkpoints(root: Path) -> Iterator[Path]:
             logger.warning("%s: damaged: %s; going back to the checkpoint before", path, damage)
 
 
-def latest_checkpoint(root: Path) -> Path | None:
-    """The newest sound checkpoint; None where there are none at all.
-
-    Raises:
-        RunError: there are checkpoints and every one is damaged.
-    """
-    newest = next(sound_checkpoints(root), None)
-    if newest is None and checkpoints_in(root):
-        raise RunError(f"{root}: every checkpoint is damaged; delete the folder to begin again")
-    return newest
-
-
 def latest_state(root: Path) -> dict[str, Any] | None:
     """The trainer state of the newest checkpoint that has a sound one; None without checkpoints.
 

@@ -13,7 +13,7 @@ from accelerate import PartialState
 
 from brim.support.files import atomic_write_jsonl
 from brim.support.json_lines import JsonLines
-from brim.support.locks import hold
+from brim.training.accelerator import hold_together
 from brim.training.predictions import Block, Prediction
 
 logger = logging.getLogger(__name__)
@@ -42,19 +42,19 @@ class PartialResults:
 
         Raises:
             RunError: another process holds it, or the folder cannot be written.
+            KeyboardInterrupt: says that nothing is lost.
         """
-        if not PartialState().is_main_process:
-            PartialState().wait_for_everyone()
-            yield
-            return
         busy = (
             f"{self.path.parent}: another process is writing these predictions; wait, stop it, or "
             "choose another --out"
         )
-        with hold(self.path.with_suffix(".lock"), busy):
-            self._repair()
-            PartialState().wait_for_everyone()
-            yield
+        try:
+            with hold_together(self.path.with_suffix(".lock"), busy, prepare=self._repair):
+                yield
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                "stopped; what was finished is kept, and the same command goes on"
+            ) from None
 
     def blocks(self) -> Iterator[Block]:
         """Yield the finished blocks, in order."""

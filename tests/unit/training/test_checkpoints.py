@@ -14,12 +14,17 @@ from torch import nn
 
 from brim.errors import RunError
 from brim.training.checkpoints import (
-    latest_checkpoint,
     latest_state,
     replace_directory,
     save_checkpoint,
+    sound_checkpoints,
 )
 from brim.training.optimizer import load_optimizer, save_optimizer
+from brim.training.resuming import find_start
+
+
+def newest_sound(root):
+    return next(sound_checkpoints(root), None)
 
 
 def write_text(text, directory):
@@ -49,11 +54,11 @@ def in_child(function):
 
 def test_the_newest_ones_are_kept(tmp_path):
     root = tmp_path / "run" / "checkpoints"
-    assert latest_checkpoint(root) is None
+    assert newest_sound(root) is None
     assert latest_state(root) is None
     for step in (5, 10, 100, 20):
         path = save(root, step)
-        assert path == latest_checkpoint(root) == root / f"step-{step}"
+        assert path == newest_sound(root) == root / f"step-{step}"
     assert names(root) == ["step-10", "step-20"]
     assert latest_state(root) == {"text": "step 20"}
     assert (path / "model" / "weights.txt").read_text() == "step 20"
@@ -80,7 +85,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, da
     older, newer = save(tmp_path, 1), save(tmp_path, 2)
     damage(newer)
     with caplog.at_level(logging.WARNING):
-        assert latest_checkpoint(tmp_path) == older
+        assert newest_sound(tmp_path) == older
     (record,) = caplog.records
     assert "step-2" in record.getMessage()
     assert named in record.getMessage()
@@ -90,9 +95,9 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, da
 
 
 def test_when_all_are_damaged_the_run_is_not_silently_begun_again(tmp_path):
-    flip_a_bit(save(tmp_path, 1) / "model/weights.txt")
+    flip_a_bit(save(tmp_path / "checkpoints", 1) / "model/weights.txt")
     with pytest.raises(RunError, match="every checkpoint is damaged"):
-        latest_checkpoint(tmp_path)
+        find_start(tmp_path)
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), OSError(28, "full")])
@@ -122,7 +127,7 @@ def test_a_process_killed_while_writing_leaves_the_checkpoint_before(tmp_path):
     child = in_child(lambda: save_checkpoint(tmp_path, 2, killed, keep=1))
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
     assert names(tmp_path) == [".step-2.new", "step-1"]
-    assert latest_checkpoint(tmp_path) == tmp_path / "step-1"
+    assert newest_sound(tmp_path) == tmp_path / "step-1"
     save(tmp_path, 3)
     assert names(tmp_path) == ["step-1", "step-3"]
 
@@ -146,7 +151,7 @@ def test_killed_at_any_moment_a_sound_checkpoint_is_left(tmp_path):
         time.sleep(seconds * i / 8)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        newest = int(latest_checkpoint(tmp_path).name.removeprefix("step-"))
+        newest = int(newest_sound(tmp_path).name.removeprefix("step-"))
         assert newest > step
         assert latest_state(tmp_path) == {"text": f"step {newest}"}
         step = newest
