@@ -74,7 +74,7 @@ class Made:
 class RunInputs:
     """The settings and the data of a run, and where it works.
 
-    Args:
+    Attributes:
         config: the run's settings.
         out: the run directory.
         accelerator: devices and processes.
@@ -190,12 +190,10 @@ def load_checked(run: RunInputs) -> tuple[Made, Made | None, dict[str, Any]]:
     """Load teacher and student, and check everything that can be checked before training starts.
 
     Returns:
-        The teacher before any training, the student (None where it is to be made of the trained
-        teacher's layers), and what `check_rows` found.
+        The teacher before any training, the student (see `load_student`), what `check_rows` found.
 
     Raises:
-        BrimError: the settings, the data and the models do not go together, or data or models are
-            not what this run was begun with.
+        BrimError: settings, data and models do not go together, or are not what the run began with.
     """
     config, objective = run.config, run.make_objective()
     _check_data(run, objective)
