@@ -15,8 +15,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from brim.errors import ConfigError
 from brim.support.files import atomic_write_text
@@ -134,12 +133,7 @@ class Tracker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -152,19 +146,9 @@ def _row(step: int, values: Row) -> Row:
     return {"step": step, **finite}
 
 
-class _Backend(Protocol):
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
-
-    def log_samples(self, step: int, rows: Sequence[Row]) -> None: ...
-
-    def rewind(self, step: int) -> None: ...
-
-    def close(self) -> None: ...
-
-
 def _start(
     name: str, directory: Path, run_name: str, project: str, config: Mapping[str, Any]
-) -> _Backend:
+) -> _TensorBoard | _HostedRun:
     if name not in ("tensorboard", "trackio", "wandb"):
         raise ConfigError(f"tracking.backends: {name!r} is not one of tensorboard, trackio, wandb")
     try:
