@@ -269,19 +269,17 @@ def evaluate_run(
         raise RunError(
             f"{out}: holds a run, whose results would be overwritten; name another --out"
         )
-    training = _facts_of_best(run) if model is None else {}
     teacher = find_teacher(opened)
-    student = (
-        opened.reload(run / "best", opened.config.student)
-        if model is None
-        else opened.place(load_model(model))
-    )
+    if model is None:
+        training = _facts_of_best(run)
+        student = opened.reload(run / "best", opened.config.student)
+    else:
+        training, student = {}, opened.place(load_model(model))
     _check_fits(opened, student, teacher, split, own=own)
-    label = model or run.name
+    label, directory = model or run.name, out or run
     return evaluate_model(
-        *(student, opened, teacher, split, out or run),
-        label=label, training=training, foreign=not own,
-    )  # fmt: skip
+        student, opened, teacher, split, directory, label=label, training=training, foreign=not own
+    )
 
 
 def evaluate_stage(
