@@ -1,4 +1,4 @@
-"""What is analysed: a run's or a recipe's teacher, students on the way, and prompts."""
+"""What is analyzed: a run's or a recipe's teacher, students on the way, and prompts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from brim.types import Example
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A student to be analysed.
+    """A student to be analyzed.
 
     Attributes:
         label: how tables and figures call it.
@@ -177,7 +177,7 @@ def load_subject(opened: Opened, subject: Subject) -> LanguageModel:
         )
     share_vocabulary(opened.teacher(), student)
     if quantization_of(student) is not None:
-        raise ConfigError(f"{subject.path}: quantised weights have no gradient; name another model")
+        raise ConfigError(f"{subject.path}: quantized weights have no gradient; name another model")
     student.requires_grad_(True)
     if config.student.lora is not None:
         seed = derive_seed(config.seed, "adapters", "objective")

@@ -114,7 +114,7 @@ def _validate(
         examples,
         settings,
         teacher=teacher if run.config.evaluation.returns else None,
-        num_resamples=100,  # nobody reads the intervals of a learning curve
+        num_resamples=100,  # a learning curve shows no intervals
         confidence=run.config.evaluation.confidence,
     )
 

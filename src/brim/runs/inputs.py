@@ -52,8 +52,8 @@ class Made:
 
     Attributes:
         model: the model.
-        fingerprint: stands for it in the hashes of later stages: the SHA-256 of a loaded model, the
-            folder of a stage.
+        fingerprint: represents it in the hashes of later stages: the SHA-256 of a loaded model,
+            the folder of a stage.
         digest: SHA-256 of what a stage made; None of a loaded model.
         facts: what the manifest says of a loaded model; see `describe_model`.
     """

@@ -78,7 +78,7 @@ class Stage:
 
     @property
     def fingerprint(self) -> str:
-        """Stands for what the stage makes, in the inputs of later ones."""
+        """The folder's name, which represents what the stage makes in the inputs of later ones."""
         return self.directory.name
 
     @property
@@ -101,7 +101,7 @@ class Stage:
         return damage is None
 
     def finish(self, made: str, **facts: Any) -> None:
-        """Mark the work as complete; `made` is the file that stands for it."""
+        """Mark the work as complete; `made` is the file whose SHA-256 is kept."""
         if PartialState().is_main_process:
             seal(self.directory, facts, files=(made, INPUTS), manifest=DONE)
         PartialState().wait_for_everyone()

@@ -75,13 +75,13 @@ def train(
 
     Args:
         config: the run's settings.
-        out: the run directory; made, or gone on with.
-        resume: `auto` goes on with what is there, `must` refuses to begin, `never` to go on.
+        out: the run directory; made, or resumed.
+        resume: `auto` resumes what is there, `must` refuses to begin, `never` to resume.
         stages_dir: where teacher, teacher outputs and pre-distilled students are kept; runs that
             share it share them. `out/stages` by default.
         reporter: shows progress.
         command: what was typed, for the provenance.
-        other_processes: go on with what another number of processes began.
+        other_processes: resume what another number of processes began.
 
     Returns:
         What `results.json` holds.
@@ -228,8 +228,8 @@ def open_run(
     Args:
         out: the run directory.
         config: the run's settings.
-        resume: whether to go on with a run, or to begin one.
-        other_processes: go on with a run that another number of processes began.
+        resume: whether to resume a run, or to begin one.
+        other_processes: resume a run that another number of processes began.
 
     Raises:
         RunError: `out` holds another run or something else, is in use, or does not suit `resume`.

@@ -14,7 +14,7 @@ from brim.support.locks import is_held
 from brim.sweep.grid import Point, StageTest, Task
 
 State = Literal["done", "running", "failed", "stopped", "waiting", "foreign"]
-"""`stopped`: begun, and gone on with when the sweep is; `foreign`: a run of other settings."""
+"""`stopped`: begun, and resumed when the sweep is; `foreign`: a run of other settings."""
 
 MARK, FAILED = "brim sweep: ", "failed with exit code"
 _SHOWN_SCORES = 3

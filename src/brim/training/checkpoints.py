@@ -53,7 +53,7 @@ def save_checkpoint(
     path = root / f"step-{step}"
     replace_directory(path, write_all, num_bytes)
     with disk_errors(root):
-        # Later ones are damaged: training would have gone on from them.
+        # Later ones are damaged: training would have resumed from them.
         for later in (other for other in checkpoint_steps(root) if other > step):
             shutil.rmtree(root / f"step-{later}")
     prune(root, step, keep=keep)
@@ -105,7 +105,7 @@ def latest_state(root: Path) -> dict[str, Any] | None:
 
 
 def check_processes(path: Path, before: int | None, now: int) -> None:
-    """Meet that a run goes on with another number of processes than before (None: not known).
+    """Check that a run resumes with as many processes as before (None: not known).
 
     Data order and rollouts do not depend on the number. Sums over processes round otherwise, and
     dropout masks, drawn process by process, are others.

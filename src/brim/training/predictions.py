@@ -18,7 +18,7 @@ BLOCK = 512
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One completion of a prompt; None stands for what an evaluation left out.
+    """One completion of a prompt; None where an evaluation left it out.
 
     Attributes:
         text: without special tokens.

@@ -1,4 +1,4 @@
-"""From which checkpoint a training goes on: one from which all that is read later is sound.
+"""From which checkpoint a training resumes: one from which all that is read later is sound.
 
 A resume relies on more than its checkpoint: on the logs up to that step and on `best/`. What is
 damaged of them is made again: `best/` from the checkpoint of its step, everything by going back to
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a training goes on.
+    """Where a training resumes.
 
     Attributes:
         path: the checkpoint.
@@ -50,7 +50,7 @@ class Start:
 
 
 def find_start(directory: Path) -> Start | None:
-    """The newest checkpoint that a training can go on from; None where there are none at all.
+    """Return the newest checkpoint that a training can resume from; None without any.
 
     Nothing is changed. Of each checkpoint that is passed over a warning says why.
 

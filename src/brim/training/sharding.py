@@ -8,7 +8,7 @@ pass of its own (`models/head.py` reads its weight), so it has to be there whene
   for both together. Every pass is a joint act: all processes make equally many (`largest`).
 - While the student writes or is asked, it is whole on every process (`with_whole_weights`):
   gathered once, freed at the end. Processes then need not go in step, token by token or at all.
-- A teacher that judges is gathered layer by layer in each pass (`LanguageModel.map` makes them
+- A teacher that scores is gathered layer by layer in each pass (`LanguageModel.map` makes them
   equally many), for it may be too large for one device. A teacher that writes is gathered as a
   whole for as long as it writes.
 
@@ -83,7 +83,7 @@ class ShardedTeacher(LanguageModel):
     def __init__(
         self, teacher: LanguageModel, device: torch.device, *, offload: bool = False
     ) -> None:
-        vars(self).update(vars(teacher))  # the same weights, and what it was told to exclude
+        vars(self).update(vars(teacher))  # the same weights, and what it must not write
         self._computes_on = device
         if not torch.distributed.is_initialized():
             store = torch.distributed.HashStore()  # type: ignore[attr-defined]
