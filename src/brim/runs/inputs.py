@@ -51,7 +51,6 @@ class Made:
     """A model of a run, loaded or made by a stage.
 
     Attributes:
-        model: the model.
         fingerprint: represents it in the hashes of later stages: the SHA-256 of a loaded model,
             the folder of a stage.
         digest: SHA-256 of what a stage made; None of a loaded model.
@@ -97,6 +96,7 @@ class RunInputs:
         self.task: Task = self.config.task.build(cache_dir=self.out / "data", on_progress=show)
         self._splits: dict[Split, Sequence[Example]] = {}
         self._data: dict[str, Any] = {}
+        self._supervised: str | None = None
 
     def examples(self, split: Split) -> Sequence[Example]:
         """Return a split, less the rows that `check_rows` has found to be of no use."""
@@ -156,8 +156,10 @@ class RunInputs:
 
     def supervised_metric(self) -> str:
         """Return the score that picks teacher and pre-distilled student: the task's first one."""
-        answered = all(example.references for example in self.used("validation"))
-        return self.task.metrics[0] if answered else "return"
+        if self._supervised is None:  # as the split is before rows are left out
+            answered = all(example.references for example in self.used("validation"))
+            self._supervised = self.task.metrics[0] if answered else "return"
+        return self._supervised
 
     def metric(self) -> str:
         """Return the score that picks the best checkpoint of the objective."""
@@ -315,10 +317,9 @@ def check_known(run: RunInputs, role: str, made: Made) -> None:
 
 
 def measure_drift(run: RunInputs, teacher: LanguageModel) -> dict[str, Any]:
-    """Measure how far quantizing the teacher moved its Q-values, and report it.
+    """Measure, and report, how far quantizing the teacher moved its Q-values.
 
-    Returns:
-        Statistics for the manifest; empty where they are there, or cannot be or need not be known.
+    Returns nothing where the manifest knows it, or it cannot be known.
     """
     settings, decoding = run.config.teacher.quantization, run.config.decoding
     bits = quantization_of(teacher)
@@ -359,8 +360,8 @@ def measure_drift(run: RunInputs, teacher: LanguageModel) -> dict[str, Any]:
 
 def _some_targets(train: Sequence[Example], number: int) -> list[Example]:
     """So many training examples, evenly spaced, less those without a target."""
-    rows = range(0, len(train), max(len(train) // number, 1))
-    return [example for row in rows[:number] if (example := train[row]).references]
+    rows = range(0, len(train), max(len(train) // number, 1))[:number]
+    return [example for row in rows if (example := train[row]).references]
 
 
 def _load(
@@ -370,11 +371,9 @@ def _load(
 ) -> LanguageModel:
     assert settings.path is not None
     device: Any = run.accelerator.device
-    if isinstance(settings, TeacherConfig):
-        device = settings.device or device
-        # What is to be held in parts may be too large for one device.
-        if settings.sharding != "none" and settings.train is None:
-            device = "cpu"
+    if isinstance(settings, TeacherConfig):  # one in parts may be too large for a device
+        in_parts = settings.sharding != "none" and settings.train is None
+        device = "cpu" if in_parts else settings.device or device
     return load_model(
         settings.path,
         revision=settings.revision,
