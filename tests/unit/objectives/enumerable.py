@@ -107,6 +107,7 @@ def make_trainer(
     rows: int = 32,
     micro_batch_tokens: int = 8192,
     lr: float = 0.008,
+    eps: float = 1e-8,
 ) -> tuple[Trainer, list[dict[str, float]]]:
     """The real trainer, and the metrics of each step, to be filled; it evaluates J."""
     logged: list[dict[str, float]] = []
@@ -124,7 +125,7 @@ def make_trainer(
         examples=EXAMPLES,
         evaluate=evaluate,
         metric="J",
-        optim=OptimConfig(lr=lr),
+        optim=OptimConfig(lr=lr, eps=eps),
         settings=LoopConfig(
             max_steps=steps,
             rollout_batch_size=rows,
