@@ -38,16 +38,17 @@ def resident(what: str) -> float:
 def measure(case: str, vocab_size: int, length: int) -> float:
     import torch
     from accelerate import Accelerator
-    from random_pairs import PAIRS, make_learner
+    from random_pairs import PAIRS, make_updater
 
     from brim.models import Decoding
-    from brim.objectives.policy_gradient import PolicyGradient
+    from brim.objectives import make_objective
+    from brim.objectives.settings import BRIMConfig
     from brim.types import Rollout
 
     pair = replace(PAIRS["qwen2"], vocab_size=vocab_size, max_tokens=length)
     student, teacher = pair.build("student"), pair.build("teacher")
-    objective = PolicyGradient(Decoding(max_tokens=length), k=4)
-    learner = make_learner(objective, student, teacher, Accelerator(cpu=True), batch=ROWS)
+    objective = make_objective(BRIMConfig(k=4), Decoding(max_tokens=length))
+    updater = make_updater(objective, student, teacher, Accelerator(cpu=True), batch=ROWS)
     batch = student.encode(pair.examples(ROWS), max_tokens=None)
 
     def rollout(tokens: int) -> Rollout:
@@ -64,7 +65,7 @@ def measure(case: str, vocab_size: int, length: int) -> float:
             case "teacher":
                 given.map(teacher.action_values, teacher.batch_tokens)
             case "update":
-                learner.learn(given, 0, finite=True)
+                updater.update(given, 0, finite=True)
             case "plain teacher":
                 with torch.no_grad():
                     scores = teacher.model(whole).logits[:, width - 1 : -1]
@@ -74,7 +75,7 @@ def measure(case: str, vocab_size: int, length: int) -> float:
                 logprobs = student.model(whole).logits[:, width - 1 : -1].log_softmax(2)
                 taken = logprobs.gather(2, given.completion_ids[..., None]).squeeze(2)
                 (-(given.advantages * taken).mean()).backward()
-                learner.optimizer.step()
+                updater.optimizer.step()
 
     act("update", rollout(1))
     given = rollout(length) if "update" in case else rollout(1)

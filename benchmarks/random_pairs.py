@@ -12,9 +12,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from brim.models import Decoding, LanguageModel, build_model
-from brim.objectives import Objective
+from brim.objectives.base import Objective
 from brim.training.settings import LoopConfig, OptimConfig
-from brim.training.updates import Learner
+from brim.training.updates import Updater
 from brim.types import Example, Rollout
 
 SPECIAL = {"<pad>": 0, "</s>": 1, "<unk>": 2}
@@ -79,7 +79,7 @@ def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     )
 
 
-def make_learner(
+def make_updater(
     objective: Objective,
     student: LanguageModel,
     teacher: LanguageModel,
@@ -88,24 +88,24 @@ def make_learner(
     batch: int,
     micro_batch_tokens: int = 8192,
     seed: int = 0,
-) -> Learner:
-    """The trainer's own learner, with settings that do not matter for speed."""
+) -> Updater:
+    """The trainer's own updater, with settings that do not matter for speed."""
     teacher.requires_grad_(False)
     settings = LoopConfig(
         max_steps=1, rollout_batch_size=batch, micro_batch_tokens=micro_batch_tokens
     )
     optim = OptimConfig(lr=1e-5)
-    return Learner(student, teacher, objective, optim, settings, accelerator, seed)
+    return Updater(student, teacher, objective, optim, settings, accelerator, seed)
 
 
 def collect(
-    learner: Learner, examples: list[Example], step: int, seeds: list[int] | None = None
+    updater: Updater, examples: list[Example], step: int, seeds: list[int] | None = None
 ) -> Rollout:
     """The rollout of one step, as the trainer collects it; by default each step has its seeds."""
     if seeds is None:
         seeds = [step * len(examples) + row for row in range(len(examples))]
-    batch = learner.student.encode(examples, max_tokens=None, seeds=seeds)
-    rollout, _ = learner.collect(batch)
+    batch = updater.student.encode(examples, max_tokens=None, seeds=seeds)
+    rollout, _ = updater.collect(batch)
     return rollout
 
 

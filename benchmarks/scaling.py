@@ -35,24 +35,25 @@ PICTURE = Path(__file__).parents[1] / "docs" / "scaling.png"
 def seconds_of_a_step(pair: object, rows: int, steps: int = STEPS) -> dict[str, float]:
     """The best of some steps after a first one, by phase."""
     from accelerate import Accelerator
-    from random_pairs import collect, make_learner
+    from random_pairs import collect, make_updater
 
     from brim.models import Decoding
-    from brim.objectives.policy_gradient import PolicyGradient
+    from brim.objectives import make_objective
+    from brim.objectives.settings import BRIMConfig
     from brim.support.timing import phases, timed
 
     student, teacher = pair.build("student"), pair.build("teacher")
-    objective = PolicyGradient(Decoding(max_tokens=pair.max_tokens), k=4)
+    objective = make_objective(BRIMConfig(k=4), Decoding(max_tokens=pair.max_tokens))
     accelerator = Accelerator(cpu=True)
     everyone = rows * accelerator.num_processes
-    learner = make_learner(objective, student, teacher, accelerator, batch=everyone)
+    updater = make_updater(objective, student, teacher, accelerator, batch=everyone)
     found: list[dict[str, float]] = []
     for step in range(steps + 1):
         with phases() as seconds, timed("step"):
-            learner.begin_step(step, 1e-5)
-            rollout = collect(learner, pair.examples(rows, seed=step), step)
+            updater.begin_step(step, 1e-5)
+            rollout = collect(updater, pair.examples(rows, seed=step), step)
             with timed("update"):
-                learner.learn(rollout, step, finite=True)
+                updater.update(rollout, step, finite=True)
         found.append(dict(seconds))
     return {name: min(one[name] for one in found[1:]) for name in found[0]}
 

@@ -9,7 +9,7 @@ Each contestant is a process of its own, which sleeps while another makes a step
 slow for a while is slow for all. The first two steps of each are left out. All write the same
 number of tokens to prompts of the same length (a token that ends a text is one of 8,000).
 
-- brim: the trainer's learner with BRIM (K = 4), in the environment that the command line sets.
+- brim: the trainer's updater with BRIM (K = 4), in the environment that the command line sets.
 - trl: `DistillationTrainer`, on-policy, torch's defaults. Needs the extra `bench`.
 - plain: what one writes with transformers in an hour: `generate`, whole logits of both models,
   REINFORCE on rewards to go; torch's defaults.
@@ -46,10 +46,11 @@ PHASES = ("rollout", "teacher", "update", "step")
 
 def brim_steps(args: argparse.Namespace) -> Iterator[dict[str, float]]:
     from accelerate import Accelerator
-    from random_pairs import collect, make_learner, ragged_lengths, ragged_prompts
+    from random_pairs import collect, make_updater, ragged_lengths, ragged_prompts
 
     from brim.models import Decoding
-    from brim.objectives.policy_gradient import PolicyGradient
+    from brim.objectives import make_objective
+    from brim.objectives.settings import BRIMConfig
     from brim.support.timing import phases, timed
 
     pair = choose_pair(args)
@@ -69,16 +70,16 @@ def brim_steps(args: argparse.Namespace) -> Iterator[dict[str, float]]:
         pair = replace(pair, max_tokens=mean)
     precision = "bf16" if args.precision == "bfloat16" else "no"
     accelerator = Accelerator(cpu=True, mixed_precision=precision)
-    objective = PolicyGradient(Decoding(max_tokens=pair.max_tokens), k=4)
-    learner = make_learner(objective, student, teacher, accelerator, batch=args.rows)
+    objective = make_objective(BRIMConfig(k=4), Decoding(max_tokens=pair.max_tokens))
+    updater = make_updater(objective, student, teacher, accelerator, batch=args.rows)
     step = 0
     while wait():
         examples = prompts or pair.examples(args.rows, seed=step)
         with phases() as seconds, timed("step"):
-            learner.begin_step(step, lr)
-            rollout = collect(learner, examples, step, seeds)
+            updater.begin_step(step, lr)
+            rollout = collect(updater, examples, step, seeds)
             with timed("update"):
-                learner.learn(rollout, step, finite=True)
+                updater.update(rollout, step, finite=True)
         step += 1
         tokens, width = rollout.num_tokens, pair.prompt_tokens
         yield {

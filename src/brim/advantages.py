@@ -147,9 +147,9 @@ def gae(
     mask: Tensor,
     *,
     discount: float = 1.0,
-    trace: float = 0.95,
+    lambda_: float = 0.95,
 ) -> Tensor:
-    """Generalised advantage estimation (Schulman et al. 2016).
+    """Generalized advantage estimation (Schulman et al. 2016).
 
         δ[t] = rewards[t] + γ values[t+1] - values[t]
         A[t] = δ[t] + γλ A[t+1]
@@ -162,24 +162,24 @@ def gae(
         values: (B, T) float, what a critic expects of the state before each action.
         mask: (B, T) bool, True from the first token to the last.
         discount: γ in [0, 1].
-        trace: λ in [0, 1].
+        lambda_: λ in [0, 1].
 
     Returns:
         (B, T), float32 or better, 0 where the mask is False.
 
     Raises:
         ValueError: shapes differ, a dtype does not fit, the mask has holes, or `discount` or
-            `trace` is out of its range.
+            `lambda_` is out of its range.
     """
     check_mask(mask, rewards=rewards, values=values)
-    for name, number in (("discount", discount), ("trace", trace)):
+    for name, number in (("discount", discount), ("lambda_", lambda_)):
         if not 0 <= number <= 1:
             raise ValueError(f"{name} must be in [0, 1], got {number!r}")
     values = zero_padding(values, mask)
     errors = zero_padding(rewards, mask) + discount * F.pad(values[:, 1:], (0, 1)) - values
     advantages = [torch.zeros_like(errors[:, 0])]
     for error in reversed(errors.unbind(1)):
-        advantages.append(error + discount * trace * advantages[-1])
+        advantages.append(error + discount * lambda_ * advantages[-1])
     return torch.stack(advantages[:0:-1], dim=1)
 
 

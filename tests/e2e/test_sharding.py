@@ -18,7 +18,7 @@ from brim.models import hash_tensors, load_model
 from brim.runs.train import train
 from brim.training.settings import RunConfig
 from brim.training.trainer import Interrupted, Trainer
-from brim.training.updates import Learner
+from brim.training.updates import Updater
 
 MODELS = {
     "t5": "{family: t5, d_model: 32, d_ff: 64, layers: 2, heads: 2, dropout: 0.1}",  # untied
@@ -75,7 +75,7 @@ def stages_of(folder: Path, way: str) -> Path:
 def run_all(folder: Path) -> None:
     """All the runs, each process noting its share of what it trains."""
     shares = {}
-    prepare = Learner.__post_init__
+    prepare = Updater.__post_init__
 
     def prepared(self):
         prepare(self)
@@ -85,18 +85,18 @@ def run_all(folder: Path) -> None:
             all_of_them += weight.numel()
         shares[name] = held / all_of_them
 
-    Learner.__post_init__ = prepared
+    Updater.__post_init__ = prepared
     for run, (*_, ways) in RUNS.items():
         for way in ("whole", *ways):
             name = f"{run}-{way}"
             train(config_of(folder, run, way), folder / name, stages_dir=stages_of(folder, way))
-    Learner.__post_init__ = prepare
+    Updater.__post_init__ = prepare
     (folder / f"shares-{os.environ['RANK']}.json").write_text(json.dumps(shares))
 
 
 def stop_and_resume(folder: Path, run: str, step: int) -> None:
     """A run that stops after a step, a copy of it, and how it goes on."""
-    original, restore = Trainer._train_step, Learner.restore
+    original, restore = Trainer._train_step, Updater.restore
     config, stages = config_of(folder, run, "both"), stages_of(folder, "both")
     main = os.environ["RANK"] == "0"
 
@@ -114,12 +114,12 @@ def stop_and_resume(folder: Path, run: str, step: int) -> None:
     Trainer._train_step = stopping
     with pytest.raises(Interrupted):
         train(config, folder / f"{run}-resumed", stages_dir=stages)
-    Trainer._train_step, Learner.restore = original, restored
+    Trainer._train_step, Updater.restore = original, restored
     if main:
         shutil.copytree(folder / f"{run}-resumed", folder / f"{run}-stopped")
     torch.manual_seed(123)  # whatever other code drew in between
     train(config, folder / f"{run}-resumed", stages_dir=stages)
-    Learner.restore = restore
+    Updater.restore = restore
 
 
 @pytest.fixture(scope="module")

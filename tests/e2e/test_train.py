@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from brim.cli.process import flush_denormals
 from brim.errors import NonFiniteError, RunError
 from brim.models import Decoding
-from brim.objectives import PolicyGradient
+from brim.objectives.policy_gradient import PolicyGradient
 from brim.runs.evaluate import evaluate_run, evaluate_stage
 from brim.runs.generate import generate
 from brim.runs.train import train

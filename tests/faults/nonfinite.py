@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from brim.models import LanguageModel
-from brim.objectives import PolicyGradient, SeqKD
+from brim.objectives.policy_gradient import PolicyGradient
+from brim.objectives.seqkd import SeqKD
 from brim.runs import stages
 from brim.training.trainer import Trainer
-from brim.training.updates import Learner
+from brim.training.updates import Updater
 
 from .rows import Row
 from .runs import End, Lab, lab_in, start, wait
@@ -119,14 +120,14 @@ def _two_processes(lab: Lab, arguments: list[str], prepare: Callable[[], None]) 
 def _due(stays: bool) -> Due:
     """True in the step of the fault, and after it if the fault stays."""
     now = {"step": -1}
-    begin = Learner.begin_step
+    begin = Updater.begin_step
 
-    def begin_step(self: Learner, step: int, lr: float) -> None:
+    def begin_step(self: Updater, step: int, lr: float) -> None:
         # The teacher and pre-distillation are never disturbed here.
         now["step"] = -1 if isinstance(self.objective, SeqKD) else step
         begin(self, step, lr)
 
-    Learner.begin_step = begin_step  # type: ignore[method-assign]
+    Updater.begin_step = begin_step  # type: ignore[method-assign]
     return lambda: now["step"] >= STEP if stays else now["step"] == STEP
 
 
@@ -230,11 +231,11 @@ def _first(parameters: list[Any]) -> Any:
     return next(p for p in parameters if p.grad is not None)
 
 
-def _after_update(spoil: Callable[[Learner], None], stays: bool) -> None:
+def _after_update(spoil: Callable[[Updater], None], stays: bool) -> None:
     due = _due(stays)
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
-        def update(self: Learner, *arguments: Any) -> Any:
+        def update(self: Updater, *arguments: Any) -> Any:
             found = original(self, *arguments)
             if due():
                 with torch.no_grad():
@@ -243,30 +244,30 @@ def _after_update(spoil: Callable[[Learner], None], stays: bool) -> None:
 
         return update
 
-    _wrap(Learner, "_update", make)
+    _wrap(Updater, "_update_once", make)
 
 
 def _one_number(tensor: Tensor) -> None:
     tensor.view(-1)[-1] = NAN
 
 
-def _weights(learner: Learner) -> None:
-    trained = [p for p in learner.student.parameters() if p.requires_grad]
+def _weights(updater: Updater) -> None:
+    trained = [p for p in updater.student.parameters() if p.requires_grad]
     _one_number(trained[-1])
 
 
-def _moments(learner: Learner) -> None:
-    _one_number(next(iter(learner.optimizer.state.values()))["exp_avg_sq"])
+def _moments(updater: Updater) -> None:
+    _one_number(next(iter(updater.optimizer.state.values()))["exp_avg_sq"])
 
 
-def _beside(learner: Learner) -> None:
-    _one_number(next(iter(learner._beside_student().values())))
+def _beside(updater: Updater) -> None:
+    _one_number(next(iter(updater._beside_student().values())))
 
 
 def _one_rank(stays: bool) -> None:
-    def spoil(learner: Learner) -> None:
+    def spoil(updater: Updater) -> None:
         if os.environ.get("RANK") == "1":
-            _weights(learner)
+            _weights(updater)
 
     _after_update(spoil, stays)
 
@@ -275,11 +276,11 @@ OF_A_STAGE = "the teacher's logits while it writes"
 OF_ONE_RANK = "weights of one process of two"
 
 SITES: dict[str, Callable[[bool], None]] = {
-    "the student's logits while it writes": partial(_during, Learner, "collect", "student"),
-    "the student's logits in the update": partial(_during, Learner, "_backward", "student"),
+    "the student's logits while it writes": partial(_during, Updater, "collect", "student"),
+    "the student's logits in the update": partial(_during, Updater, "_backward", "student"),
     "the student's logits in an evaluation": partial(_during, Trainer, "_evaluate", "student"),
     OF_A_STAGE: _teacher_outputs,
-    "the teacher's logits of a rollout": partial(_during, Learner, "collect", "teacher"),
+    "the teacher's logits of a rollout": partial(_during, Updater, "collect", "teacher"),
     "the teacher's logits in an evaluation": partial(_during, Trainer, "_evaluate", "teacher"),
     "returns": partial(_of_rollout, "returns"),
     "advantages": partial(_of_rollout, "advantages"),

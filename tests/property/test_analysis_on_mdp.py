@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from makers import policy_gradient, q_of
 from mdp import PrefixMDP, TabularModel, expectation, gradients_by_row, make_batch
 
 from brim.analysis.gradients import GradientSketch, gradient_moments, measure_gradients
@@ -13,7 +14,6 @@ from brim.analysis.variance import Estimator, describe_student, weigh
 from brim.divergences import forward_kl, reverse_kl
 from brim.errors import ConfigError
 from brim.models import Decoding
-from brim.objectives.policy_gradient import PolicyGradient
 from brim.returns import block_returns
 from brim.types import Batch, Example
 
@@ -40,7 +40,7 @@ class Setting:
 
     def __init__(self, num_prompts, num_samples, **settings):
         mdp = PrefixMDP(HORIZON, seed=3)
-        self.objective = PolicyGradient(Decoding(max_tokens=HORIZON), **settings)
+        self.objective = policy_gradient(Decoding(max_tokens=HORIZON), **settings)
         self.student, self.teacher = Writer(mdp.student, mdp), Writer(mdp.teacher, mdp)
         self.teacher.requires_grad_(False)
         self.examples = [Example(f"{i}", "prompt") for i in range(num_prompts)]
@@ -56,14 +56,14 @@ class Setting:
 
     def exact_returns(self, estimator):
         rollout = self.all.rollout()
-        values = self.objective.judge(rollout, self.student, self.teacher)
+        values = q_of(self.objective, rollout, self.student, self.teacher)
         k, tail = estimator.k, estimator.tail
         return block_returns(values.q_taken, values.q_max, rollout.mask, k=k, tail=tail)
 
     def exact_gradient(self, estimator):
         """Mean and total variance of a completion's contribution."""
         rollout = self.all.rollout()
-        values = self.objective.judge(rollout, self.student, self.teacher)
+        values = q_of(self.objective, rollout, self.student, self.teacher)
         objective = estimator.of(self.objective)
         scored, _ = objective.assign_credit(rollout, values, self.student)
         gradients = gradients_by_row(objective, scored, self.student) / self.mean_length
@@ -198,7 +198,7 @@ def test_completions_that_are_all_dropped_are_an_error_and_those_that_are_not_th
         {"baseline": "mean"},
         {"baseline": "time_mean"},
         {"baseline": "leave_one_out", "num_generations": 2},
-        {"clip_range": 0.5},
+        {"clip": {"range": 0.5}},
         {"immediate": "expected"},
         {"q_centering": "policy"},
     ],
@@ -235,7 +235,7 @@ def test_impossible_numbers_are_refused():
         Setting(num_prompts=1, num_samples=2)
     mdp = PrefixMDP(HORIZON, seed=3)
     with pytest.warns(UserWarning, match="greedy rollouts"):
-        greedy = PolicyGradient(Decoding(max_tokens=HORIZON, strategy="greedy"))
+        greedy = policy_gradient(Decoding(max_tokens=HORIZON, strategy="greedy"))
     with pytest.raises(ConfigError, match="greedy rollouts of a prompt do not vary"):
         draw_samples(greedy, Writer(mdp.student, mdp), Writer(mdp.teacher, mdp),
                      [Example("a", "p")] * 2, num_samples=2, seed=0)  # fmt: skip

@@ -152,13 +152,15 @@ def assert_rows_equal(actual, mask, expected):
 
 
 @given(rows_of_pairs, factors, factors)
-def test_gae_is_the_exponentially_weighted_sum_of_temporal_differences(rows, discount, trace):
+def test_gae_is_the_exponentially_weighted_sum_of_temporal_differences(rows, discount, lambda_):
     expected = []
     for row in rows:
         errors = temporal_differences(row, discount)
-        expected.append([discounted_sum(errors[t:], discount * trace) for t in range(len(row))])
+        expected.append([discounted_sum(errors[t:], discount * lambda_) for t in range(len(row))])
     rewards, values, mask = pad(rows)
-    assert_rows_equal(gae(rewards, values, mask, discount=discount, trace=trace), mask, expected)
+    assert_rows_equal(
+        gae(rewards, values, mask, discount=discount, lambda_=lambda_), mask, expected
+    )
 
 
 @given(rows_of_pairs, factors)
@@ -170,20 +172,20 @@ def test_gae_with_a_full_trace_is_the_return_less_the_value(rows, discount):
             [discounted_sum(rewards[t:], discount) - row[t][1] for t in range(len(row))]
         )
     rewards, values, mask = pad(rows)
-    assert_rows_equal(gae(rewards, values, mask, discount=discount, trace=1.0), mask, expected)
+    assert_rows_equal(gae(rewards, values, mask, discount=discount, lambda_=1.0), mask, expected)
 
 
 @given(rows_of_pairs, factors)
 def test_gae_without_a_trace_is_the_temporal_difference(rows, discount):
     expected = [temporal_differences(row, discount) for row in rows]
     rewards, values, mask = pad(rows)
-    assert_rows_equal(gae(rewards, values, mask, discount=discount, trace=0.0), mask, expected)
+    assert_rows_equal(gae(rewards, values, mask, discount=discount, lambda_=0.0), mask, expected)
 
 
 def test_with_the_teachers_best_value_as_critic_the_errors_are_the_regrets():
     rewards = induced_rewards(TAKEN, BEST, ALL.mask)
     torch.testing.assert_close(
-        gae(rewards, BEST, ALL.mask, trace=0.0), zero_padding(TAKEN - BEST, ALL.mask)
+        gae(rewards, BEST, ALL.mask, lambda_=0.0), zero_padding(TAKEN - BEST, ALL.mask)
     )
 
 
@@ -193,15 +195,15 @@ def test_gae_with_a_full_trace_keeps_the_expected_gradient_whatever_the_critic_s
     rewards = induced_rewards(TAKEN, BEST, ALL.mask)
     exact = exact_gradient(RETURNS["llmr"])
 
-    def gradient(trace):
-        return exact_gradient(gae(rewards, critic[ALL.states], ALL.mask, trace=trace))
+    def gradient(lambda_):
+        return exact_gradient(gae(rewards, critic[ALL.states], ALL.mask, lambda_=lambda_))
 
     torch.testing.assert_close(gradient(1.0), exact, rtol=0, atol=1e-12)
     assert (gradient(0.5) - exact).abs().max() > 0.05
 
 
-@pytest.mark.parametrize("trace", [0.0, 0.3, 0.95])
-def test_gae_with_the_true_values_keeps_the_expected_gradient_whatever_the_trace(trace):
+@pytest.mark.parametrize("lambda_", [0.0, 0.3, 0.95])
+def test_gae_with_the_true_values_keeps_the_expected_gradient_whatever_the_trace(lambda_):
     weights = zero_padding(PROBABILITIES[:, None].expand_as(TAKEN), ALL.mask)
     states = ALL.states[ALL.mask]
     visits, totals = torch.zeros(2, MDP.num_states, dtype=torch.float64)
@@ -210,7 +212,7 @@ def test_gae_with_the_true_values_keeps_the_expected_gradient_whatever_the_trace
     values = (totals / visits)[ALL.states]
     rewards = induced_rewards(TAKEN, BEST, ALL.mask)
     torch.testing.assert_close(
-        exact_gradient(gae(rewards, values, ALL.mask, trace=trace)),
+        exact_gradient(gae(rewards, values, ALL.mask, lambda_=lambda_)),
         exact_gradient(RETURNS["llmr"]),
         rtol=0,
         atol=1e-12,

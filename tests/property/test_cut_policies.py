@@ -9,11 +9,11 @@ from itertools import product
 
 import pytest
 import torch
+from makers import policy_gradient, ppo_brim, q_of
 from mdp import PrefixMDP, TabularModel, Trajectories, expectation, gradients_by_row, make_batch
 from torch import Tensor
 
 from brim.models import SOFTMAX, Decoding, Distribution
-from brim.objectives import PPOBRIM, PolicyGradient
 from brim.returns import rewards_to_go
 
 CUTS = [
@@ -59,11 +59,11 @@ def models(mdp: PrefixMDP) -> tuple[TabularModel, TabularModel]:
 
 def expected_gradient(mdp, cut, trajectories, **settings) -> Tensor:
     student, teacher = models(mdp)
-    objective = PolicyGradient(
-        decoding(mdp, **cut), **{"k": 1, "clip_range": None, "q_centering": "none", **settings}
+    objective = policy_gradient(
+        decoding(mdp, **cut), **{"k": 1, "clip": {"range": None}, "q_centering": "none", **settings}
     )
     rollout = trajectories.rollout()
-    values = objective.judge(rollout, student, teacher)
+    values = q_of(objective, rollout, student, teacher)
     rollout, _ = objective.assign_credit(rollout, values, student)
     weights = trajectories.probabilities(sampler(mdp.student, **cut))[:, None]
 
@@ -118,10 +118,10 @@ def test_the_baseline_of_other_completions_leaves_it(cut, immediate, baseline):
     every = SMALL.all_trajectories()
     probabilities = every.probabilities(sampler(SMALL.student, **cut))
     student, teacher = models(SMALL)
-    objective = PolicyGradient(
+    objective = policy_gradient(
         decoding(SMALL, **cut),
         k=1,
-        clip_range=None,
+        clip={"range": None},
         q_centering="mean",
         num_generations=2,
         baseline=baseline,
@@ -131,7 +131,7 @@ def test_the_baseline_of_other_completions_leaves_it(cut, immediate, baseline):
     for rows in product(probabilities.nonzero().flatten().tolist(), repeat=2):
         parts = (every.states, every.actions, every.mask)
         pair = Trajectories(*(part[list(rows)] for part in parts))
-        values = objective.judge(pair.rollout(), student, teacher)
+        values = q_of(objective, pair.rollout(), student, teacher)
         rollout, _ = objective.assign_credit(pair.rollout(), values, student)
         loss = objective.loss(student, rollout, teacher).loss / 2
         found -= probabilities[list(rows)].prod() * torch.autograd.grad(loss, student.table)[0]
@@ -158,7 +158,7 @@ def gradient_of_a_constant(cut, loss_cut, kind, **options) -> Tensor:
     objective = kind(decoding(MDP, **loss_cut), **options)
     objective.prepare(student)
     rollout = ALL.rollout()
-    values = objective.judge(rollout, student, teacher)
+    values = q_of(objective, rollout, student, teacher)
     rollout, _ = objective.assign_credit(rollout, values, student)
     rollout = replace(rollout, advantages=torch.full(rollout.mask.shape, 8.0))
     gradients = gradients_by_row(objective, rollout, student, teacher)
@@ -168,7 +168,7 @@ def gradient_of_a_constant(cut, loss_cut, kind, **options) -> Tensor:
 @each_cut
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [(PolicyGradient, {}), (PolicyGradient, {"rollout_reuse": 2}), (PPOBRIM, {})],
+    [(policy_gradient, {}), (policy_gradient, {"rollout_reuse": 2}), (ppo_brim, {})],
 )
 def test_with_nothing_to_learn_a_constant_weight_moves_nothing(cut, kind, options):
     assert gradient_of_a_constant(cut, cut, kind, **options).norm() < 1e-5
@@ -194,8 +194,8 @@ def test_chunked_and_naive_statistics_agree_with_their_gradients(cut):
 @each_cut
 def test_under_policy_centring_what_samples_expects_nothing(cut):
     student, teacher = models(MDP)
-    objective = PolicyGradient(decoding(MDP, **cut), q_centering="policy")
-    values = objective.judge(ALL.rollout(), student, teacher)
+    objective = policy_gradient(decoding(MDP, **cut), q_centering="policy")
+    values = q_of(objective, ALL.rollout(), student, teacher)
     probabilities = sampler(MDP.student, **cut).softmax(1)
     expected = (probabilities * MDP.teacher).sum(1)[ALL.states]
     moved = ALL.values(MDP.teacher)[0] - values.q_taken
@@ -211,10 +211,10 @@ def test_under_policy_centring_what_samples_expects_nothing(cut):
 @each_cut
 def test_the_logged_kl_is_that_of_what_samples(cut):
     student, teacher = models(MDP)
-    objective = PolicyGradient(decoding(MDP, **cut))
+    objective = policy_gradient(decoding(MDP, **cut))
     rollout = ALL.rollout()
     rollout, _ = objective.assign_credit(
-        rollout, objective.judge(rollout, student, teacher), student
+        rollout, q_of(objective, rollout, student, teacher), student
     )
     probabilities = ALL.probabilities(sampler(MDP.student, **cut))
     found = 0.0
@@ -240,16 +240,16 @@ def test_importance_weights_make_an_older_policys_text_as_good(cut, immediate):
     for table, reuse in ((old, 2), (new, 1)):
         writer, policy = (TabularModel(x, mdp, chunked=True) for x in (table, new))
         teacher = TabularModel(mdp.teacher, mdp, chunked=True)
-        objective = PolicyGradient(
+        objective = policy_gradient(
             decoding(mdp, **cut),
             k=1,
-            clip_range=None,
+            clip={"range": None},
             max_importance_weight=None,
             rollout_reuse=reuse,
             immediate=immediate,
         )
         rollout = every.rollout()
-        values = objective.judge(rollout, writer, teacher)
+        values = q_of(objective, rollout, writer, teacher)
         rollout, _ = objective.assign_credit(rollout, values, writer)
         gradients = gradients_by_row(objective, rollout, policy, teacher)
         results.append(expectation(every.probabilities(sampler(table, **cut)), gradients)[0])
@@ -257,13 +257,13 @@ def test_importance_weights_make_an_older_policys_text_as_good(cut, immediate):
 
 
 @each_cut
-@pytest.mark.parametrize("kind", [PolicyGradient, PPOBRIM])
+@pytest.mark.parametrize("kind", [policy_gradient, ppo_brim])
 def test_text_that_is_no_longer_kept_has_a_finite_loss_and_can_come_back(cut, kind):
     # A policy that has turned over since: what it wrote is now the least likely.
     old = TabularModel(MDP.student, MDP, chunked=True)
     new = TabularModel(-20 * MDP.student, MDP, chunked=True)
     _, teacher = models(MDP)
-    options = {"rollout_reuse": 2} if kind is PolicyGradient else {"num_epochs": 2}
+    options = {"rollout_reuse": 2} if kind is policy_gradient else {"num_epochs": 2}
     objective = kind(decoding(MDP, **cut), **options)
     objective.prepare(old)
     rollout, _ = objective.collect(make_batch(20), old, teacher)

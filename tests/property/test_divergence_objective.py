@@ -15,7 +15,8 @@ from torch.nn.functional import one_hot
 from brim.losses import cross_entropy
 from brim.models import SOFTMAX, Decoding, Reading
 from brim.models.head import OutputHead
-from brim.objectives import JSConfig, KLConfig, RKLConfig, TVDConfig
+from brim.objectives import make_objective
+from brim.objectives.settings import JSConfig, KLConfig, RKLConfig, TVDConfig
 from brim.types import Batch, Example, Rollout
 
 HORIZON = 3
@@ -69,7 +70,7 @@ class Texts:
 
     def losses(self, config, *, by_student: bool) -> Tensor:
         """The objective's loss of each text, (N,) float64, differentiable."""
-        objective = config.build(Decoding(max_tokens=HORIZON))
+        objective = make_objective(config, Decoding(max_tokens=HORIZON))
         rows = range(len(self.all.mask))
         rollouts = [self.rollout(row, by_student=by_student) for row in rows]
         outputs = [objective.loss(self.student, part, self.teacher) for part in rollouts]

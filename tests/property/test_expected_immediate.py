@@ -4,10 +4,10 @@ import statistics
 
 import pytest
 import torch
+from makers import policy_gradient, q_of
 from mdp import PrefixMDP, TabularModel, expectation, gradients_by_row
 
 from brim.models import Decoding
-from brim.objectives import PolicyGradient
 
 SEEDS = [19083, 34007, 84122, 310, 55080]
 RETURNS = [
@@ -18,7 +18,7 @@ RETURNS = [
     {"k": 1, "q_centering": "none"},
     {"k": 2, "q_centering": "policy"},
     {"k": 1, "q_centering": "max", "baseline": "mean"},
-    {"k": 2, "clip_target": "reward", "clip_range": 1.0},
+    {"k": 2, "clip": {"target": "reward", "range": 1.0}},
 ]
 
 
@@ -26,12 +26,12 @@ def moments(mdp: PrefixMDP, immediate: str, temperature: float = 1.0, **settings
     """Expectation and variance of a completion's gradient, and the gradients."""
     every = mdp.all_trajectories()
     student, teacher = TabularModel(mdp.student, mdp), TabularModel(mdp.teacher, mdp)
-    objective = PolicyGradient(
+    objective = policy_gradient(
         Decoding(max_tokens=mdp.horizon, temperature=temperature),
-        **{"clip_range": None, "immediate": immediate, **settings},
+        **{"clip": {"range": None}, "immediate": immediate, **settings},
     )
     rollout = every.rollout()
-    values = objective.judge(rollout, student, teacher)
+    values = q_of(objective, rollout, student, teacher)
     rollout, _ = objective.assign_credit(rollout, values, student)
     gradients = gradients_by_row(objective, rollout, student, teacher)
     return *expectation(every.probabilities(mdp.student / temperature), gradients), gradients
@@ -90,8 +90,8 @@ def test_the_clip_is_the_futures():
     mdp = PrefixMDP(horizon=3, seed=SEEDS[3])
     every = mdp.all_trajectories()
     student, teacher = TabularModel(mdp.student, mdp), TabularModel(mdp.teacher, mdp)
-    objective = PolicyGradient(Decoding(max_tokens=3), immediate="expected", clip_range=1.0)
-    values = objective.judge(every.rollout(), student, teacher)
+    objective = policy_gradient(Decoding(max_tokens=3), immediate="expected", clip={"range": 1.0})
+    values = q_of(objective, every.rollout(), student, teacher)
     rollout, sums = objective.assign_credit(every.rollout(), values, student)
     regrets = ((values.q_max - values.q_taken) * every.mask).flip(1).cumsum(1).flip(1)
     future = torch.nn.functional.pad(-regrets[:, 1:], (0, 1)) * every.mask

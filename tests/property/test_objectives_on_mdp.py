@@ -3,8 +3,10 @@
 import math
 from itertools import combinations, product
 
+import makers
 import pytest
 import torch
+from makers import ppo_brim, q_of
 from mdp import (
     PrefixMDP,
     TabularModel,
@@ -17,7 +19,8 @@ from torch import Tensor
 
 from brim.losses import policy_gradient_loss
 from brim.models import Decoding
-from brim.objectives import PPOBRIM, PolicyGradient
+from brim.objectives.policy_gradient import PolicyGradient
+from brim.objectives.ppo import PPO
 from brim.returns import rewards_to_go
 from brim.seeding import minibatch_numbers
 
@@ -40,14 +43,14 @@ def decoding(**options) -> Decoding:
 
 
 def policy_gradient(temperature=1.0, **settings) -> PolicyGradient:
-    return PolicyGradient(
-        decoding(temperature=temperature), **{"clip_range": None, "k": 1, **settings}
+    return makers.policy_gradient(
+        decoding(temperature=temperature), **{"clip": {"range": None}, "k": 1, **settings}
     )
 
 
 def judged(objective, student, teacher=TEACHER, trajectories=ALL):
     rollout = trajectories.rollout()
-    values = objective.judge(rollout, student, teacher)
+    values = q_of(objective, rollout, student, teacher)
     return objective.assign_credit(rollout, values, student)[0]
 
 
@@ -103,7 +106,7 @@ def test_centring_changes_the_variance_alone(returns, temperature):
 def test_policy_centring_leaves_no_expected_value():
     student = TabularModel(MDP.student, MDP)
     objective = policy_gradient(0.6, q_centering="policy")
-    values = objective.judge(ALL.rollout(), student, TEACHER)
+    values = q_of(objective, ALL.rollout(), student, TEACHER)
     expected = ((MDP.student / 0.6).softmax(-1) * MDP.teacher).sum(-1)[ALL.states]
     plain = TEACHER.action_values(ALL.rollout())
     for name in ("q_taken", "q_max"):
@@ -251,7 +254,7 @@ def test_effective_sample_size():
     objective = policy_gradient(rollout_reuse=3, max_importance_weight=1.5)
     rollout = ALL.rollout()
     rollout, sums = objective.assign_credit(
-        rollout, objective.judge(rollout, student, TEACHER), student
+        rollout, q_of(objective, rollout, student, TEACHER), student
     )
 
     def measure(policy):
@@ -272,9 +275,9 @@ def test_effective_sample_size():
 # PPO
 
 
-def prepared(table=MDP.student, mdp=MDP, **settings) -> tuple[PPOBRIM, TabularModel]:
+def prepared(table=MDP.student, mdp=MDP, **settings) -> tuple[PPO, TabularModel]:
     student = TabularModel(table, mdp)
-    objective = PPOBRIM(decoding(), **{"k": 2, **settings})
+    objective = ppo_brim(decoding(), **{"k": 2, **settings})
     assert objective.prepare(student) is student
     return objective, student
 
@@ -302,12 +305,9 @@ def train(objective, student, mdp=MDP, teacher=TEACHER, *, steps=30, rows=64, lr
     for step in range(steps):
         rollout, _ = objective.collect(make_batch(rows, seed=step), student, teacher)
         counts.append(0)
-        for epoch, number in product(
-            range(objective.updates.num_epochs), range(objective.updates.num_minibatches)
-        ):
-            numbers = minibatch_numbers(
-                rows, objective.updates.num_minibatches, seed=100 * step + epoch
-            )
+        updates = objective.settings.updates
+        for epoch, number in product(range(updates.num_epochs), range(updates.num_minibatches)):
+            numbers = minibatch_numbers(rows, updates.num_minibatches, seed=100 * step + epoch)
             part = rollout.select((numbers == number).nonzero()[0].tolist())
             out = objective.loss(student, part, teacher)
             optimizer.zero_grad()
@@ -347,11 +347,11 @@ def test_a_kl_coefficient_keeps_the_policy_near_its_start():
 
 
 def test_a_kl_charge_is_the_log_ratio_from_each_token_on():
-    objective, student = prepared(kl_coefficient=0.5, clip_range=None)
+    objective, student = prepared(kl_coefficient=0.5, clip={"range": None})
     with torch.no_grad():
         student.table *= 0.3
     rollout = ALL.rollout()
-    values = objective.judge(rollout, student, TEACHER)
+    values = q_of(objective, rollout, student, TEACHER)
     credited, sums = objective.assign_credit(rollout, values, student)
     ratios = (ALL.logprobs(0.3 * MDP.student) - ALL.logprobs(MDP.student)) * ALL.mask
     charged = credited.returns - 0.5 * ratios.flip(1).cumsum(1).flip(1)

@@ -124,10 +124,10 @@ def test_gae_by_hand():
     mask = rewards.isfinite()
     # δ = 1 + 0.5 · 4 - 0.5, 2 - 4 and 3 - 1.
     expected = [[2.5 + 0.25 * -2, -2.0, 0.0], [2.0, 0.0, 0.0]]
-    assert gae(rewards, values, mask, discount=0.5, trace=0.5).tolist() == expected
+    assert gae(rewards, values, mask, discount=0.5, lambda_=0.5).tolist() == expected
 
 
-@pytest.mark.parametrize("name", ["discount", "trace"])
+@pytest.mark.parametrize("name", ["discount", "lambda_"])
 @pytest.mark.parametrize("number", [-0.1, 1.1, NAN])
 def test_factors_outside_the_unit_interval_are_refused(name, number):
     with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\]"):

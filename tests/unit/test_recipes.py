@@ -7,8 +7,8 @@ import pytest
 
 from brim.config.loading import dump_config, load_config
 from brim.errors import ConfigError
-from brim.objectives import OBJECTIVES
-from brim.objectives.credit import InductionConfig
+from brim.objectives import OBJECTIVES, make_objective
+from brim.objectives.settings import InductionConfig
 from brim.recipes import find_recipe, list_recipes
 from brim.training.settings import RunConfig
 
@@ -47,7 +47,7 @@ def test_the_benchmark_runs_each_method():
 def test_recipe_loads(name, tmp_path):
     config = load(name)
     assert config.description
-    assert config.objective.build(config.decoding.build())
+    assert make_objective(config.objective, config.decoding.build())
     # What is written into a run directory can be run again.
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(config))

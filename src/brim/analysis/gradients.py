@@ -19,7 +19,7 @@ from brim.analysis.sampling import Estimate, Resamples, Samples
 from brim.errors import ConfigError
 from brim.metrics.base import Array
 from brim.models import SOFTMAX, Comparison, Distribution, LanguageModel
-from brim.objectives import Objective
+from brim.objectives.base import Objective
 from brim.seeding import derive_seed
 from brim.types import Rollout, TokenStatistics
 

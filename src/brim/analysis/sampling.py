@@ -17,11 +17,12 @@ from brim.errors import ConfigError
 from brim.metrics.base import Array
 from brim.metrics.bootstrap import resample_counts
 from brim.models import LanguageModel
-from brim.objectives.credit import ReturnInduction
+from brim.objectives.credit import score
+from brim.objectives.policy_gradient import PolicyGradient
 from brim.seeding import derive_seed
 from brim.types import ActionValues, Batch, Example, Rollout
 
-# Rows that are written and judged between two looks at the clock.
+# Rows that are written and scored between two looks at the clock.
 ROWS = 256
 
 
@@ -62,14 +63,14 @@ class Samples:
         return result
 
 
-def check_samples(objective: ReturnInduction, *, num_samples: int, num_prompts: int) -> None:
+def check_samples(objective: PolicyGradient, *, num_samples: int, num_prompts: int) -> None:
     """Whether these rollouts have a variance that can be measured.
 
     Raises:
         ConfigError: the decoding does not sample, there are fewer than two prompts, or
             `num_samples` is no multiple of twice the objective's `num_generations`.
     """
-    group = objective.num_generations
+    group = objective.settings.num_generations
     if objective.decoding.strategy != "sampling":
         raise ConfigError(
             "decoding.strategy: greedy rollouts of a prompt do not vary; set it to sampling"
@@ -87,7 +88,7 @@ def check_samples(objective: ReturnInduction, *, num_samples: int, num_prompts: 
 
 
 def draw_samples(
-    objective: ReturnInduction,
+    objective: PolicyGradient,
     student: LanguageModel,
     teacher: LanguageModel,
     examples: Sequence[Example],
@@ -97,7 +98,7 @@ def draw_samples(
     max_prompt_tokens: int | None = None,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Samples:
-    """Write `num_samples` completions of each example by the objective's decoding, and judge them.
+    """Write `num_samples` completions of each example by the objective's decoding, and score them.
 
     A completion depends on the student, `seed`, the example's position and the completion's number
     alone; students meet the same random numbers.
@@ -106,7 +107,7 @@ def draw_samples(
         ConfigError: see `check_samples`.
     """
     check_samples(objective, num_samples=num_samples, num_prompts=len(examples))
-    group = objective.num_generations
+    group = objective.settings.num_generations
     num_rounds, prompts = num_samples // group, range(len(examples))
     at_once = max(1, ROWS // (len(examples) * group))
     parts = []
@@ -119,7 +120,8 @@ def draw_samples(
             seeds=[derive_seed(seed, "analysis", i, number) for i, number in numbers],
         )
         rollout = student.generate(batch, objective.decoding)
-        parts.append(replace(rollout, values=objective.judge(rollout, student, teacher)))
+        values = score(teacher, rollout, student, objective.settings, objective.decoding)
+        parts.append(replace(rollout, values=values))
         advance(len(numbers))
     return Samples(_join(parts), num_rounds, len(examples), group)
 

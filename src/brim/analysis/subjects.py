@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -15,9 +15,14 @@ from accelerate import Accelerator
 from brim.analysis.sampling import Resamples, Samples, check_samples, draw_samples
 from brim.errors import ConfigError
 from brim.models import LanguageModel, add_adapters, load_model, quantization_of, share_vocabulary
-from brim.objectives.credit import ReturnInduction
 from brim.objectives.policy_gradient import PolicyGradient
-from brim.objectives.ppo import PPO
+from brim.objectives.settings import (
+    BRIMConfig,
+    InductionConfig,
+    LLMRConfig,
+    PPOBRIMConfig,
+    PPOLLMRConfig,
+)
 from brim.runs.inputs import Made, RunInputs, check_known, load_checked, load_student
 from brim.runs.stages import (
     find_teacher,
@@ -193,15 +198,18 @@ def analyzed_objective(run: RunInputs) -> PolicyGradient:
     blocks; where its advantages are normalized, that is a mean baseline, and a scale. Any other
     objective has none of these: they are the defaults of `brim`.
     """
-    objective = run.make_objective()
-    if isinstance(objective, PolicyGradient):
-        return replace(objective, rollout_reuse=1, sync_every=1)
     decoding = run.config.decoding.build()
-    if isinstance(objective, ReturnInduction):
-        shared = {field.name: getattr(objective, field.name) for field in fields(ReturnInduction)}
-        normalized = isinstance(objective, PPO) and objective.normalize_advantages
-        return PolicyGradient(**{**shared, "k": 1, "baseline": "mean" if normalized else "none"})
-    return PolicyGradient(decoding)
+    match settings := run.config.objective:
+        case LLMRConfig() | BRIMConfig():
+            fresh = settings.model_copy(update={"rollout_reuse": 1, "sync_every": 1})
+            return PolicyGradient(fresh, decoding)
+        case PPOLLMRConfig() | PPOBRIMConfig():
+            shared = {name: getattr(settings, name) for name in InductionConfig.model_fields}
+            shared |= {"k": 1, "tail": settings.tail, "phase": settings.phase}
+            baseline = "mean" if settings.normalize_advantages else "none"
+            return PolicyGradient(BRIMConfig(**shared, baseline=baseline), decoding)
+        case _:
+            return PolicyGradient(LLMRConfig(), decoding)
 
 
 def choose_prompts(run: RunInputs, split: Split, number: int, seed: int) -> list[Example]:

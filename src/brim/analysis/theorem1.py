@@ -63,7 +63,7 @@ def analyze_theorem1(
         for subject, _, samples in study.sample(students)
     )
     return Theorem1Analysis(
-        **study.facts(), q_centering=study.objective.q_centering, students=measured
+        **study.facts(), q_centering=study.objective.settings.q_centering, students=measured
     )
 
 

@@ -8,8 +8,7 @@ measured is defined in `results.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -27,6 +26,7 @@ from brim.analysis.subjects import Opened, Study, Subject, check_ks
 from brim.metrics.base import Array
 from brim.models import LanguageModel
 from brim.objectives.policy_gradient import PolicyGradient
+from brim.objectives.settings import BRIMConfig, PolicyGradientConfig
 from brim.tasks import Split
 
 KS = (1, 2, 4, 8, 16)
@@ -46,10 +46,11 @@ class Estimator:
 
     def of(self, objective: PolicyGradient) -> PolicyGradient:
         """The objective with this K and tail."""
-        if self.tail == "average":
-            return replace(objective, k=self.k, tail="one_step", phase="average")
-        tail: Literal["one_step", "none"] = "none" if self.tail == "none" else "one_step"
-        return replace(objective, k=self.k, tail=tail, phase="aligned")
+        kept = {
+            name: getattr(objective.settings, name) for name in PolicyGradientConfig.model_fields
+        }
+        blocks = {"phase": "average"} if self.tail == "average" else {"tail": self.tail}
+        return PolicyGradient(BRIMConfig(**kept, k=self.k, **blocks), objective.decoding)
 
 
 def analyze_variance(
@@ -85,7 +86,7 @@ def analyze_variance(
     )
     objective, trainer = study.objective, run.config.trainer
     plan = _estimators(objective, check_ks(ks))
-    minibatches = run.make_objective().updates.num_minibatches
+    minibatches = run.config.objective.updates.num_minibatches
     batch_prompts = max(1, trainer.rollout_batch_size // minibatches)
     measured = []
     for subject, student, samples in study.sample(students):
@@ -117,12 +118,22 @@ def analyze_variance(
                 batch_prompts=batch_prompts,
             )
         )
-    names = ("q_centering", "clip_target", "clip_range", "truncated", "baseline", "immediate")
-    settings = {name: getattr(objective, name) for name in (*names, "num_generations")}
+    chosen = objective.settings
+    settings = {
+        "name": run.config.objective.name,
+        "q_centering": chosen.q_centering,
+        "clip_target": chosen.clip.target,
+        "clip_range": chosen.clip.range,
+        "truncated": chosen.truncated,
+        "baseline": chosen.baseline,
+        "immediate": chosen.immediate,
+        "num_generations": chosen.num_generations,
+        "tail": own_tail(objective),
+    }
     return VarianceAnalysis(
         **study.facts(),
         batch_prompts=batch_prompts,
-        objective={"name": run.config.objective.name, **settings, "tail": own_tail(objective)},
+        objective=settings,
         decoding=asdict(objective.decoding),
         num_dimensions=num_dimensions,
         students=tuple(measured),
@@ -131,12 +142,12 @@ def analyze_variance(
 
 def own_tail(objective: PolicyGradient) -> str:
     """The tail of the objective's own returns, as in `Estimator`."""
-    return "average" if objective.phase == "average" else objective.tail
+    return "average" if objective.settings.phase == "average" else objective.settings.tail
 
 
 def _estimators(objective: PolicyGradient, ks: Sequence[int]) -> list[Estimator]:
     """K = 1, which is the same for every tail, and the others by tail."""
-    tails = ["one_step", "none", *(["average"] if objective.phase == "average" else [])]
+    tails = ["one_step", "none", *(["average"] if own_tail(objective) == "average" else [])]
     larger = sorted(set(ks) - {1})
     return [Estimator(1, "one_step"), *(Estimator(k, tail) for tail in tails for k in larger)]
 

@@ -1,60 +1,52 @@
-"""The methods. A new one is a file here, a line in `OBJECTIVES`, a recipe and a page of docs."""
+"""The methods by name: a new one is a file, a line in `OBJECTIVES`, a recipe and a page of docs.
 
-from typing import Annotated
+Settings are read without torch; the class of a method is imported when it is made.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
-from brim.objectives.adaptive_k import AdaptiveK
-from brim.objectives.base import Objective, Policy, Updates
-from brim.objectives.divergence import Divergence, JSConfig, KLConfig, RKLConfig, TVDConfig
-from brim.objectives.policy_gradient import BRIMConfig, LLMRConfig, PolicyGradient
-from brim.objectives.ppo import PPOBRIM, PPOLLMR, PPOBRIMConfig, PPOLLMRConfig
-from brim.objectives.seqkd import SeqKD, SeqKDConfig
+from brim.objectives import settings as s
 
-OBJECTIVES = {
-    "seqkd": SeqKDConfig,
-    "kl": KLConfig,
-    "rkl": RKLConfig,
-    "js": JSConfig,
-    "tvd": TVDConfig,
-    "llmr": LLMRConfig,
-    "brim": BRIMConfig,
-    "ppo_llmr": PPOLLMRConfig,
-    "ppo_brim": PPOBRIMConfig,
+if TYPE_CHECKING:
+    from brim.models import Decoding
+    from brim.objectives.base import Objective
+
+# The settings of each method, and where its class is.
+OBJECTIVES: dict[str, tuple[type[s.MethodConfig], str]] = {
+    "seqkd": (s.SeqKDConfig, "brim.objectives.seqkd:SeqKD"),
+    "kl": (s.KLConfig, "brim.objectives.divergence:Divergence"),
+    "rkl": (s.RKLConfig, "brim.objectives.divergence:Divergence"),
+    "js": (s.JSConfig, "brim.objectives.divergence:Divergence"),
+    "tvd": (s.TVDConfig, "brim.objectives.divergence:Divergence"),
+    "llmr": (s.LLMRConfig, "brim.objectives.policy_gradient:PolicyGradient"),
+    "brim": (s.BRIMConfig, "brim.objectives.policy_gradient:PolicyGradient"),
+    "ppo_llmr": (s.PPOLLMRConfig, "brim.objectives.ppo:PPO"),
+    "ppo_brim": (s.PPOBRIMConfig, "brim.objectives.ppo:PPO"),
 }
 
-ObjectiveConfig = Annotated[
-    SeqKDConfig
-    | KLConfig
-    | RKLConfig
-    | JSConfig
-    | TVDConfig
-    | LLMRConfig
-    | BRIMConfig
-    | PPOLLMRConfig
-    | PPOBRIMConfig,
-    Field(discriminator="name"),
-]
+if TYPE_CHECKING:
+    ObjectiveConfig = s.MethodConfig
+else:
+    _Settings = Union[tuple(settings for settings, _ in OBJECTIVES.values())]  # noqa: UP007
+    ObjectiveConfig = Annotated[_Settings, Field(discriminator="name")]
 
-__all__ = [
-    "OBJECTIVES",
-    "PPOBRIM",
-    "PPOLLMR",
-    "AdaptiveK",
-    "BRIMConfig",
-    "Divergence",
-    "JSConfig",
-    "KLConfig",
-    "LLMRConfig",
-    "Objective",
-    "ObjectiveConfig",
-    "PPOBRIMConfig",
-    "PPOLLMRConfig",
-    "Policy",
-    "PolicyGradient",
-    "RKLConfig",
-    "SeqKD",
-    "SeqKDConfig",
-    "TVDConfig",
-    "Updates",
-]
+
+def make_objective(settings: s.MethodConfig, decoding: Decoding) -> Objective:
+    """Return the objective of these settings.
+
+    Args:
+        settings: of a method in `OBJECTIVES`.
+        decoding: how completions are written, and the token limits of prompts and targets.
+
+    Raises:
+        KeyError: the method's name is not in `OBJECTIVES`; add a line.
+    """
+    _, place = OBJECTIVES[settings.name]
+    module, _, name = place.partition(":")
+    objective: Objective = getattr(import_module(module), name)(settings, decoding)
+    return objective

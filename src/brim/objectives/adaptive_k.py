@@ -11,35 +11,30 @@ See docs/methods/adaptive_k.md for what this assumes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from brim.objectives.settings import AdaptiveKConfig
+
 # A completion of n tokens is in bucket floor(log2 n); no model writes 2^24 tokens.
 NUM_BUCKETS = 24
 
 
-@dataclass
 class AdaptiveK:
     """Chooses K for each completion from decayed sums over the tokens seen so far.
 
     Attributes:
-        candidates: the K to choose among, ascending from 1, whose return is G itself.
-        smoothing: factor of the old sums where a step brings new tokens.
-        num_samples: the variance is divided by it.
+        settings: `candidates` ascend from 1, whose return is G itself.
         sums: (NUM_BUCKETS, candidates, 4) float64: tokens, Σ Ĝ, Σ Ĝ², Σ (Ĝ - G).
     """
 
-    candidates: Sequence[int] = (1, 2, 4, 8, 16)
-    smoothing: float = 0.9
-    num_samples: float = 1.0
-    sums: Tensor = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        self.sums = torch.zeros(NUM_BUCKETS, len(self.candidates), 4, dtype=torch.float64)
+    def __init__(self, settings: AdaptiveKConfig) -> None:
+        self.settings = settings
+        shape = (NUM_BUCKETS, len(settings.candidates), 4)
+        self.sums = torch.zeros(shape, dtype=torch.float64)
 
     def choose(
         self,
@@ -48,7 +43,7 @@ class AdaptiveK:
         *,
         total: Callable[[Tensor], Tensor] = lambda partial: partial,
     ) -> Tensor:
-        """The K of each completion, by this batch and, decayed, those before it.
+        """Return the K of each completion, by this batch and, decayed, those before it.
 
         Args:
             returns: (candidates, B, T) float, the return of each K; the first is G.
@@ -62,39 +57,39 @@ class AdaptiveK:
         new = total(_sums_by_bucket(returns.cpu().double(), mask.cpu(), buckets))
         # Returns that are not finite, whose update will be skipped, must not stay in the sums.
         seen = (new[:, :1, :1] > 0) & new.isfinite().all(dim=2).all(dim=1)[:, None, None]
-        self.sums = torch.where(seen, self.smoothing * self.sums + new, self.sums)
+        self.sums = torch.where(seen, self.settings.smoothing * self.sums + new, self.sums)
         best = self.errors().argmin(dim=1)  # the smallest K of equal ones
-        return torch.tensor(self.candidates)[best[buckets]].to(mask.device)
+        return torch.tensor(self.settings.candidates)[best[buckets]].to(mask.device)
 
     def errors(self) -> Tensor:
-        """(NUM_BUCKETS, candidates) float64, MSE(K); NaN where nothing was seen."""
+        """Return MSE(K), (NUM_BUCKETS, candidates) float64; NaN where nothing was seen."""
         variance, bias = self._moments()
-        return variance / self.num_samples + bias**2
+        return variance / self.settings.num_samples + bias**2
 
     def _moments(self) -> tuple[Tensor, Tensor]:
         tokens, first, second, bias = self.sums.unbind(-1)
         return (second / tokens - (first / tokens) ** 2).clamp_min(0), bias / tokens
 
     def describe(self) -> dict[str, float]:
-        """Choice, variance, bias and error of each K, by the bucket's lengths."""
+        """Return choice, variance, bias and error of each K, by the bucket's lengths."""
         variance, bias = self._moments()
         errors = self.errors()
         metrics: dict[str, float] = {}
         for bucket in self.sums[:, 0, 0].nonzero().squeeze(1).tolist():
             name = f"k/{2**bucket}-{2 ** (bucket + 1) - 1}"
-            metrics[name] = float(self.candidates[int(errors[bucket].argmin())])
-            for index, k in enumerate(self.candidates):
+            metrics[name] = float(self.settings.candidates[int(errors[bucket].argmin())])
+            for index, k in enumerate(self.settings.candidates):
                 metrics[f"{name}/variance_{k}"] = float(variance[bucket, index])
                 metrics[f"{name}/bias_{k}"] = float(bias[bucket, index])
                 metrics[f"{name}/mse_{k}"] = float(errors[bucket, index])
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums, exactly: JSON keeps every bit of a float64."""
-        return {"candidates": list(self.candidates), "sums": self.sums.tolist()}
+        """Return the sums, exactly: JSON keeps every bit of a float64."""
+        return {"candidates": list(self.settings.candidates), "sums": self.sums.tolist()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the sums.
+        """Restore the sums.
 
         Raises:
             ValueError: they are of other candidates.
@@ -106,7 +101,7 @@ class AdaptiveK:
 
 
 def bucket_of(lengths: Tensor) -> Tensor:
-    """floor(log2 n) of each length n ≥ 1 (and 0 for 0), exactly."""
+    """Return floor(log2 n) of each length n ≥ 1 (and 0 for 0), exactly."""
     powers = 2 ** torch.arange(1, NUM_BUCKETS, device=lengths.device)
     return (lengths[:, None] >= powers).sum(dim=1)
 

@@ -9,15 +9,12 @@ is. Text is taken as given: no gradient flows through its writing, as in f-disti
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from brim.config.loading import Config
 from brim.divergences import (
     forward_kl,
     jensen_shannon,
@@ -29,132 +26,27 @@ from brim.divergences import (
 from brim.masking import masked_sum
 from brim.models import Decoding, Distribution, LanguageModel, RowFunction
 from brim.objectives.base import Objective, Policy, length_metrics, length_sums, total
+from brim.objectives.settings import DivergenceConfig, JSConfig, KLConfig, RKLConfig, TVDConfig
 from brim.seeding import derive_seed
 from brim.support.timing import timed
 from brim.types import Batch, LossOutput, Rollout
 
-Fraction = Annotated[
-    float,
-    Field(
-        ge=0,
-        le=1,
-        description="Share of the completions that the student writes, drawn for each prompt; the "
-        "others are `targets`. GKD's λ.",
-    ),
-]
 
-
-class DivergenceConfig(Config):
-    """Settings that the divergences share."""
-
-    student_fraction: Fraction = 0.5
-    targets: Literal["teacher", "data"] = "teacher"
-    """The completions that the student does not write: the teacher's, or the data set's own
-    targets."""
-    temperature: float = Field(1.0, gt=0)
-    """Divides the logits of both models in the divergence, not those of the sampling; the loss is
-    not multiplied by its square."""
-
-    @model_validator(mode="after")
-    def _somebody_reads_the_targets(self) -> Self:
-        if self.student_fraction == 1 and self.targets == "data":
-            raise ValueError(
-                "targets=data has no effect where the student writes all text; leave it out, or "
-                "lower student_fraction"
-            )
-        return self
-
-    def _build(
-        self, decoding: Decoding, divergence: RowFunction, on_student: RowFunction | None = None
-    ) -> Divergence:
-        return Divergence(
-            decoding,
-            divergence,
-            on_student,
-            student_fraction=self.student_fraction,
-            targets=None if self.student_fraction == 1 else self.targets,
-            temperature=self.temperature,
-        )
-
-
-class KLConfig(DivergenceConfig):
-    """Forward KL of the student from the teacher, on the teacher's text."""
-
-    name: Literal["kl"] = "kl"
-    student_fraction: Fraction = 0.0
-
-    def build(self, decoding: Decoding) -> Divergence:
-        """The objective; the student writes by `decoding`, targets are cut at its `max_tokens`."""
-        return self._build(decoding, forward_kl)
-
-
-class RKLConfig(DivergenceConfig):
-    """Reverse KL of the student from the teacher, on the student's own text."""
-
-    name: Literal["rkl"] = "rkl"
-    student_fraction: Fraction = 1.0
-
-    def build(self, decoding: Decoding) -> Divergence:
-        """The objective; the student writes by `decoding`, targets are cut at its `max_tokens`."""
-        return self._build(decoding, reverse_kl)
-
-
-class JSConfig(DivergenceConfig):
-    """Jensen-Shannon divergence, half on the teacher's text and half on the student's."""
-
-    name: Literal["js"] = "js"
-    beta: float = Field(0.5, gt=0, lt=1)
-    """Weight of the teacher in the mixture m = β p + (1-β) q of teacher p and student q."""
-    terms: Literal["own", "both"] = "own"
-    """What counts: on a text its writer's term, KL(q ‖ m) on the student's and KL(p ‖ m) on the
-    others (`own`, f-distill), or β KL(p ‖ m) + (1-β) KL(q ‖ m) on all of them (`both`, GKD)."""
-
-    def build(self, decoding: Decoding) -> Divergence:
-        """The objective; the student writes by `decoding`, targets are cut at its `max_tokens`."""
-        if self.terms == "both":
-            return self._build(decoding, partial(jensen_shannon, beta=self.beta))
-        return self._build(
-            decoding,
-            partial(teacher_to_mixture, beta=self.beta),
-            on_student=partial(student_to_mixture, beta=self.beta),
-        )
-
-
-class TVDConfig(DivergenceConfig):
-    """Total variation distance, half on the teacher's text and half on the student's."""
-
-    name: Literal["tvd"] = "tvd"
-
-    def build(self, decoding: Decoding) -> Divergence:
-        """The objective; the student writes by `decoding`, targets are cut at its `max_tokens`."""
-        return self._build(decoding, total_variation)
-
-
-@dataclass(frozen=True)
 class Divergence(Objective):
-    """`Σ_t D(teacher(· | s_t), student(· | s_t))` over the tokens of given texts.
+    """`Σ_t D(teacher(· | s_t), student(· | s_t))` over the tokens of given texts."""
 
-    Attributes:
-        decoding: how the student writes, and the limit of targets.
-        divergence: D, of the two models' logits (`brim.divergences`).
-        on_student: another D for the texts that the student wrote; None for the same.
-        student_fraction: probability that the student writes a row.
-        targets: whose text the other rows are; None if there are none.
-        temperature: divides both models' logits in D.
-    """
+    settings: DivergenceConfig
 
-    decoding: Decoding
-    divergence: RowFunction
-    on_student: RowFunction | None = None
-    student_fraction: float = 0.5
-    targets: Literal["teacher", "data"] | None = "teacher"
-    temperature: float = 1.0
+    def __init__(self, settings: DivergenceConfig, decoding: Decoding) -> None:
+        super().__init__(settings, decoding)
+        self.on_targets, self.on_student = _divergences(settings)
 
     def collect(
         self, batch: Batch, student: LanguageModel, teacher: LanguageModel | None
     ) -> tuple[Rollout, Mapping[str, Tensor]]:
-        """The student's completions of some rows and the targets of the others."""
-        by_student = torch.tensor([self._student_writes(seed) for seed in batch.seeds])
+        """Return the student's completions of some rows and the targets of the others."""
+        share = self.settings.student_fraction
+        by_student = torch.tensor([_uniform(seed) < share for seed in batch.seeds])
         parts = []
         if rows := by_student.nonzero().flatten().tolist():
             with timed("rollout"):
@@ -170,24 +62,19 @@ class Divergence(Objective):
             "student_tokens": total(rollout.mask & by_student[:, None]),
         }
 
-    def _student_writes(self, seed: int) -> bool:
-        """Decided by the row's own seed, so neither by its batch nor by the process it is on."""
-        uniform = (derive_seed(seed, "writer") >> 10) / 2**53  # in [0, 1), exact in a float
-        return uniform < self.student_fraction
-
     def loss(
         self, policy: Policy, rollout: Rollout, teacher: LanguageModel | None = None
     ) -> LossOutput:
-        """`Σ_t D`, with the teacher's logits made here: they are too many to be kept."""
+        """Return `Σ_t D`, with the teacher's logits made here: they are too many to be kept."""
         if teacher is None or rollout.by_student is None:
             raise ValueError("a divergence needs a teacher and a rollout of `collect`")
-        own = rollout.by_student[:, None] & rollout.mask
+        own, temperature = rollout.by_student[:, None] & rollout.mask, self.settings.temperature
         with teacher.evaluating():
             reading = teacher.read(rollout).to(rollout.mask.device)
         tokens = policy(
             rollout,
-            distribution=Distribution(self.temperature),
-            comparison=reading.comparison(self._compare, own, temperature=self.temperature),
+            distribution=Distribution(temperature),
+            comparison=reading.comparison(self._compare, own, temperature=temperature),
         )
         assert tokens.compared is not None
         loss = masked_sum(tokens.compared, rollout.mask)
@@ -202,17 +89,17 @@ class Divergence(Objective):
 
     def _compare(self, student: Tensor, teacher: Tensor, own: Tensor) -> Tensor:
         """Each of the two divergences on its rows: (n, V), (n, V), (n,) bool -> (n,)."""
-        if self.on_student is None or not own.any():
-            return self.divergence(student, teacher)
+        if self.on_student is self.on_targets or not own.any():
+            return self.on_targets(student, teacher)
         if own.all():
             return self.on_student(student, teacher)
         values = student.new_zeros(len(student))
-        for rows, function in ((own, self.on_student), (~own, self.divergence)):
+        for rows, function in ((own, self.on_student), (~own, self.on_targets)):
             values = values.masked_scatter(rows, function(student[rows], teacher[rows]))
         return values
 
     def describe(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Lengths, who wrote, and the divergence on the text of each."""
+        """Return lengths, the share of the student's texts, and the divergence on either kind."""
         metrics = length_metrics(sums)
         metrics["rollout/by_student"] = sums["student_rows"] / sums["rows"]
         own, own_tokens = sums["student_divergence"], sums["student_tokens"]
@@ -222,6 +109,27 @@ class Divergence(Objective):
         if other_tokens:
             metrics["policy/divergence_on_targets"] = others / other_tokens
         return metrics
+
+
+def _divergences(settings: DivergenceConfig) -> tuple[RowFunction, RowFunction]:
+    """D on the targets, and on the student's own text."""
+    match settings:
+        case KLConfig():
+            return forward_kl, forward_kl
+        case RKLConfig():
+            return reverse_kl, reverse_kl
+        case TVDConfig():
+            return total_variation, total_variation
+        case JSConfig(terms="own", beta=beta):
+            return partial(teacher_to_mixture, beta=beta), partial(student_to_mixture, beta=beta)
+        case JSConfig(beta=beta):
+            return (both := partial(jensen_shannon, beta=beta)), both
+    raise TypeError(f"{type(settings).__name__} names no divergence")
+
+
+def _uniform(seed: int) -> float:
+    """In [0, 1), by the row's own seed, so neither by its batch nor by its process."""
+    return (derive_seed(seed, "writer") >> 10) / 2**53  # exact in a float
 
 
 def _merge(batch: Batch, parts: Sequence[tuple[list[int], Rollout]], pad_token_id: int) -> Rollout:

@@ -1,18 +1,16 @@
 """Policy gradient on returns induced from the teacher: LLMR (K = 1) and BRIM (K > 1).
 
-The student writes; the teacher's logits along what was written are Q-values; `block_returns` turns
-them into one return a token (Algorithm 1 of the paper); the student follows Eq 8. Everything that
-differs between methods of this family is a setting.
+Algorithm 1 of the paper: the student writes; the teacher's logits along what was written are
+Q-values; `block_returns` turns them into one return a token; the student follows Eq 8. Everything
+that differs between methods of this family is a setting.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal, Self
+from dataclasses import replace
+from typing import Any
 
-import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from brim.advantages import (
@@ -25,107 +23,74 @@ from brim.divergences import expected_value
 from brim.losses import importance_weights, policy_gradient_loss
 from brim.masking import masked_sum, zero_padding
 from brim.models import Decoding, LanguageModel
-from brim.objectives.base import Policy, Updates, total
-from brim.objectives.credit import BlockConfig, InductionConfig, ReturnInduction, sum_over_processes
-from brim.types import ActionValues, LossOutput, Rollout
-
-Baseline = Literal["none", "mean", "min_variance", "time_mean", "leave_one_out"]
-
-
-class PolicyGradientConfig(InductionConfig):
-    """Settings that LLMR and BRIM share."""
-
-    baseline: Baseline = "none"
-    """What is subtracted from the clipped returns. `mean`: their mean over the tokens of the whole
-    rollout batch. `min_variance`: the number that makes the variance of the output layer's
-    gradient least. `time_mean`: at each step, the mean of the other completions. `leave_one_out`:
-    the mean of the prompt's other completions (`num_generations` > 1). The paper has none for
-    LLMR and BRIM."""
-    immediate: Literal["sampled", "expected"] = "sampled"
-    """How a token's own Q-value counts: as sampled, or as its expectation under the student, which
-    is differentiated exactly and leaves only the future to sampling; the clip and the baseline
-    are then the future's. The expected gradient stays (but for `truncated: drop`, and where the
-    clip cuts); its variance is mostly smaller, not always."""
-    rollout_reuse: int = Field(1, ge=1)
-    """Updates on each rollout batch; from the second on tokens are weighted by π now / π then."""
-    sync_every: int = Field(1, ge=1)
-    """Steps between copies of the student into the policy that writes."""
-    max_importance_weight: float | None = Field(2.0, ge=1)
-    """Bound of π now / π then for reused or old rollouts; null for none."""
-
-    @model_validator(mode="after")
-    def _leave_one_out_of_several(self) -> Self:
-        if self.baseline == "leave_one_out" and self.num_generations < 2:
-            raise ValueError(
-                "baseline=leave_one_out compares completions of one prompt; set num_generations "
-                "to 2 or more"
-            )
-        return self
-
-    def build(self, decoding: Decoding) -> PolicyGradient:
-        """The objective, writing its rollouts by `decoding`."""
-        return PolicyGradient(decoding, **self.arguments())
+from brim.objectives.base import Objective, Policy, total
+from brim.objectives.credit import (
+    KStepReturns,
+    behavior_logprobs,
+    score,
+    sum_over_processes,
+    warn_of_greedy,
+)
+from brim.objectives.settings import BRIMConfig, LLMRConfig
+from brim.support.timing import timed
+from brim.types import ActionValues, Batch, LossOutput, Rollout
 
 
-class LLMRConfig(PolicyGradientConfig):
-    """LLMR (Li et al. 2024): one-step induced rewards, REINFORCE. BRIM with K = 1."""
-
-    name: Literal["llmr"] = "llmr"
-
-
-class BRIMConfig(PolicyGradientConfig, BlockConfig):
-    """BRIM: returns induced over blocks of K steps."""
-
-    name: Literal["brim"] = "brim"
-
-
-@dataclass
-class PolicyGradient(ReturnInduction):
+class PolicyGradient(Objective):
     """`∇J ≈ E[Σ_t Ĝ_t ∇ log π(a_t | s_t)]` (Eq 8) with `Ĝ` from `block_returns`."""
 
-    baseline: Baseline = "none"
-    immediate: Literal["sampled", "expected"] = "sampled"
-    rollout_reuse: int = 1
-    sync_every: int = 1
-    max_importance_weight: float | None = 2.0
+    settings: LLMRConfig | BRIMConfig
 
-    @property
-    def updates(self) -> Updates:
-        """As many as the rollouts are reused."""
-        return Updates(num_epochs=self.rollout_reuse, sync_every=self.sync_every)
+    def __init__(self, settings: LLMRConfig | BRIMConfig, decoding: Decoding) -> None:
+        super().__init__(settings, decoding)
+        warn_of_greedy(decoding)
+        self.returns = KStepReturns(settings)
+
+    def collect(
+        self, batch: Batch, student: LanguageModel, teacher: LanguageModel | None
+    ) -> tuple[Rollout, Mapping[str, Tensor]]:
+        """Write, score, and weigh each token: lines 2 to 12 of Algorithm 1.
+
+        Raises:
+            ValueError: there is no teacher.
+        """
+        if teacher is None:
+            raise ValueError("returns are induced from a teacher; none was given")
+        with timed("rollout"):  # y ~ π(· | x)
+            rollout = student.generate(batch.repeat(self.settings.num_generations), self.decoding)
+        with timed("teacher"):  # q(s_t, a_t) and max_a q(s_t, a)
+            q = score(teacher, rollout, student, self.settings, self.decoding)
+        with timed("credit"):
+            return self.assign_credit(rollout, q, student)
 
     def assign_credit(
-        self, rollout: Rollout, values: ActionValues, student: LanguageModel | None = None
+        self, rollout: Rollout, q: ActionValues, student: LanguageModel | None = None
     ) -> tuple[Rollout, Mapping[str, Tensor]]:
-        """The rollout with the weight of each token, and what is logged of it.
+        """Return the rollout with the weight of each token, and what is logged of it.
 
         Args:
             rollout: what `student` wrote.
-            values: the teacher's view of it.
-            student: asked where a baseline or old rollouts need its probabilities.
+            q: the teacher's values along it.
+            student: gives its probabilities, where a baseline or old rollouts need them.
         """
-        rollout, credit, sums = self.induce(rollout, values)
-        advantages = self.clip(self.weight(credit, values, rollout.mask), sums)
-        advantages = advantages - self._baseline(advantages, rollout, student)
-        if not self.updates.on_policy:
+        future_only = self.settings.immediate == "expected"
+        rollout, credit, sums = self.returns(rollout, q, future_only=future_only)  # Ĝ_t
+        credit = self.returns.clip(credit, sums)
+        advantages = credit - self._baseline(credit, rollout, student)  # Eq 9
+        if not self.settings.updates.on_policy:
             assert student is not None
-            rollout = replace(rollout, logprobs=self.measure_logprobs(rollout, student))
+            logprobs = behavior_logprobs(rollout, student, self.decoding)
+            rollout = replace(rollout, logprobs=logprobs)
         sums["advantage"] = total(zero_padding(advantages, rollout.mask))
         sums["squared_advantage"] = total(zero_padding(advantages, rollout.mask), power=2)
         sums["weighed"] = total(rollout.mask)
         return replace(rollout, advantages=advantages), sums
 
-    def weight(self, returns: Tensor, values: ActionValues, mask: Tensor) -> Tensor:
-        """The return, or its future part where the immediate one is an expectation."""
-        if self.immediate == "sampled":
-            return returns
-        return torch.where(mask, returns - values.q_taken, 0.0)
-
     def _baseline(
         self, returns: Tensor, rollout: Rollout, student: LanguageModel | None
     ) -> Tensor | float:
         mask = rollout.mask
-        match self.baseline:
+        match self.settings.baseline:
             case "none":
                 return 0.0
             case "mean":
@@ -135,7 +100,8 @@ class PolicyGradient(ReturnInduction):
                     returns, mask, num_steps=self.decoding.max_tokens, total=sum_over_processes
                 )
             case "leave_one_out":
-                return leave_one_out_baseline(returns, mask, group_size=self.num_generations)
+                group = self.settings.num_generations
+                return leave_one_out_baseline(returns, mask, group_size=group)
             case "min_variance":
                 assert student is not None
                 distribution = self.decoding.distribution
@@ -147,11 +113,15 @@ class PolicyGradient(ReturnInduction):
     def loss(
         self, policy: Policy, rollout: Rollout, teacher: LanguageModel | None = None
     ) -> LossOutput:
-        """`−Σ_t Ĝ_t log π(a_t | s_t)`, whose gradient is minus Eq 8."""
+        """Return `−Σ_t Ĝ_t log π(a_t | s_t)`, whose gradient is minus Eq 8.
+
+        Raises:
+            ValueError: the rollout has no credit.
+        """
         if rollout.advantages is None or rollout.values is None:
             raise ValueError("loss needs a rollout that collect has scored")
         comparison = None
-        if self.immediate == "expected":
+        if self.settings.immediate == "expected":
             assert teacher is not None
             with teacher.evaluating():
                 reading = teacher.read(rollout).to(rollout.mask.device)
@@ -167,9 +137,8 @@ class PolicyGradient(ReturnInduction):
         }
         weights = None
         if rollout.logprobs is not None:
-            weights = importance_weights(
-                logprobs, rollout.logprobs, mask, max_weight=self.max_importance_weight
-            )
+            bound = self.settings.max_importance_weight
+            weights = importance_weights(logprobs, rollout.logprobs, mask, max_weight=bound)
             sums["policy/importance_weight"] = weights.sum()
             sums["squared_weights"] = weights.square().sum()
             sums["weighted_tokens"] = mask.sum()
@@ -179,8 +148,8 @@ class PolicyGradient(ReturnInduction):
         return LossOutput(loss, sums)
 
     def describe(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Return, reward, length, what K and the clip did, and how old rollouts weigh."""
-        metrics = super().describe(sums)
+        """Return metrics of the returns, the weights, and how much old rollouts are worth."""
+        metrics = self.returns.describe(sums)
         weighed = max(sums["weighed"], 1.0)
         metrics["rollout/var_advantage"] = (
             sums["squared_advantage"] / weighed - (sums["advantage"] / weighed) ** 2
@@ -190,3 +159,11 @@ class PolicyGradient(ReturnInduction):
             effective = sums["policy/importance_weight"] ** 2 / sums["squared_weights"]
             metrics["policy/effective_sample_size"] = effective / sums["weighted_tokens"]
         return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `k: auto` has measured."""
+        return self.returns.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what was measured."""
+        self.returns.load_state_dict(state)

@@ -7,294 +7,240 @@ the advantage. Of both, advantages are normalized over the rollout batch unless 
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal, Self
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from brim.advantages import gae, normalize
 from brim.losses import clipped_surrogate_loss, log_ratios, value_loss
 from brim.masking import masked_sum, zero_padding
 from brim.models import ActorCritic, Decoding, LanguageModel, evaluating
-from brim.objectives.base import Policy, Updates, total
-from brim.objectives.credit import BlockConfig, InductionConfig, ReturnInduction, sum_over_processes
+from brim.objectives.base import Objective, Policy, total
+from brim.objectives.credit import (
+    KStepReturns,
+    behavior_logprobs,
+    score,
+    sum_over_processes,
+    warn_of_greedy,
+)
+from brim.objectives.settings import PPOBRIMConfig, PPOLLMRConfig
 from brim.returns import induced_rewards
-from brim.types import ActionValues, LossOutput, Rollout, TokenStatistics
+from brim.support.timing import timed
+from brim.types import ActionValues, Batch, LossOutput, Rollout, TokenStatistics
 
 
-class PPOConfig(InductionConfig):
-    """Settings that both kinds of PPO share."""
+class PPO(Objective):
+    """The clipped surrogate on several updates of one rollout batch.
 
-    num_epochs: int = Field(4, ge=1)
-    """Passes over each rollout batch."""
-    num_minibatches: int = Field(4, ge=1)
-    """Updates of a pass, each on an equal part of the rows."""
-    epsilon: float = Field(0.2, gt=0, lt=1)
-    """π now / π then counts within [1 - ε, 1 + ε] only."""
-    kl_coefficient: float = Field(0.0, ge=0)
-    """Each token is charged this much times log π - log π of the student at the start of training,
-    of which a copy is kept; 0 for no charge and no copy."""
-    normalize_advantages: bool = True
-    """Shift and scale the advantages of a rollout batch to mean 0 and standard deviation 1; without
-    it `ppo_brim`'s advantage is the clipped return, with no baseline. The paper does not say."""
-    target_kl: float | None = Field(None, gt=0)
-    """End a step's updates once the KL between the policy that wrote and the one now, as estimated
-    on an update's tokens, exceeds it; null for never."""
+    Attributes:
+        returns: induced returns; without a critic they are the advantages.
+        critic: learns what a state is worth; None for `ppo_brim`.
+        module: what is trained, from `prepare` on.
+        start: the student at the start of training, where KL from it is charged.
+    """
 
+    settings: PPOLLMRConfig | PPOBRIMConfig
+    module: nn.Module
+    start: LanguageModel | None = None
 
-class PPOLLMRConfig(PPOConfig):
-    """PPO on one-step rewards with a learned critic."""
-
-    name: Literal["ppo_llmr"] = "ppo_llmr"
-    critic: Literal["shared", "separate"] = "shared"
-    """A value head on the student's hidden states, or on those of a copy that learns apart."""
-    gae_lambda: float = Field(0.95, ge=0, le=1)
-    """Decay of later TD errors in an advantage: 1 sums all rewards, 0 trusts the critic wholly."""
-    discount: float = Field(1.0, gt=0, le=1)
-    """Factor of each later reward; Eq 2 is made for 1."""
-    value_coefficient: float = Field(0.1, gt=0)
-    """Weight of the critic's loss, whose values are in units of `clip.range`."""
-    value_clip_range: float | None = Field(0.2, gt=0)
-    """How far a value may move from the one at the rollout, in units of `clip.range`; null for no
-    limit."""
-
-    @model_validator(mode="after")
-    def _critic_has_a_unit(self) -> Self:
-        if self.clip.range is None or self.clip.target == "reward":
-            raise ValueError(
-                "the critic counts returns in units of clip.range, so it must bound returns: set "
-                "clip.target=return, and clip.range to about the largest return that you expect"
-            )
-        return self
-
-    def build(self, decoding: Decoding) -> PPOLLMR:
-        """The objective, writing its rollouts by `decoding`."""
-        return PPOLLMR(decoding, **self.arguments())
-
-
-class PPOBRIMConfig(PPOConfig, BlockConfig):
-    """PPO with the K-step return as the advantage, without a critic."""
-
-    name: Literal["ppo_brim"] = "ppo_brim"
-
-    def build(self, decoding: Decoding) -> PPOBRIM:
-        """The objective, writing its rollouts by `decoding`."""
-        return PPOBRIM(decoding, **self.arguments())
-
-
-@dataclass
-class PPO(ReturnInduction):
-    """The clipped surrogate on several updates of one rollout batch; a subclass has advantages."""
-
-    num_epochs: int = 4
-    num_minibatches: int = 4
-    epsilon: float = 0.2
-    kl_coefficient: float = 0.0
-    normalize_advantages: bool = True
-    target_kl: float | None = None
-    module: nn.Module | None = field(default=None, init=False, repr=False, compare=False)
-    start: LanguageModel | None = field(default=None, init=False, repr=False, compare=False)
-
-    compares_policies = True
-
-    @property
-    def updates(self) -> Updates:
-        """`num_epochs` passes of `num_minibatches` updates."""
-        return Updates(self.num_epochs, self.num_minibatches)
+    def __init__(self, settings: PPOLLMRConfig | PPOBRIMConfig, decoding: Decoding) -> None:
+        super().__init__(settings, decoding)
+        warn_of_greedy(decoding)
+        self.returns = KStepReturns(settings)
+        self.critic = Critic(settings) if isinstance(settings, PPOLLMRConfig) else None
 
     def prepare(self, student: LanguageModel) -> nn.Module:
-        """The student, with a critic if there is one; keeps a copy where KL is charged."""
-        if self.kl_coefficient:
+        """Return the student, with a critic if there is one; keep a copy where KL is charged."""
+        if self.settings.kl_coefficient:
             self.start = student.copy().requires_grad_(False).eval()
-        self.module = self.make_module(student)
+        self.module = student if self.critic is None else self.critic.beside(student)
         return self.module
 
-    def make_module(self, student: LanguageModel) -> nn.Module:
-        """What is trained."""
-        return student
+    def collect(
+        self, batch: Batch, student: LanguageModel, teacher: LanguageModel | None
+    ) -> tuple[Rollout, Mapping[str, Tensor]]:
+        """Write, score, and give each token its advantage.
+
+        Raises:
+            ValueError: there is no teacher.
+        """
+        if teacher is None:
+            raise ValueError("returns are induced from a teacher; none was given")
+        with timed("rollout"):
+            rollout = student.generate(batch.repeat(self.settings.num_generations), self.decoding)
+        with timed("teacher"):
+            q = score(teacher, rollout, student, self.settings, self.decoding)
+        with timed("credit"):
+            return self.assign_credit(rollout, q, student)
 
     def assign_credit(
-        self, rollout: Rollout, values: ActionValues, student: LanguageModel | None = None
+        self, rollout: Rollout, q: ActionValues, student: LanguageModel
     ) -> tuple[Rollout, Mapping[str, Tensor]]:
-        """The rollout with log-probabilities and advantages as of now, and what is logged."""
-        rollout, credit, sums = self.induce(rollout, values)
-        assert student is not None
-        rollout = self._remember(rollout, student)
-        assert rollout.logprobs is not None
-        charges = torch.zeros_like(credit)
-        if self.start is not None:
-            differences = rollout.logprobs - self.measure_logprobs(rollout, self.start)
-            charges = self.kl_coefficient * zero_padding(differences, rollout.mask)
-            sums["kl_to_start"] = total(zero_padding(differences, rollout.mask))
-            sums["kl_tokens"] = total(rollout.mask)  # without those of dropped completions
-        rollout = self.with_advantages(rollout, credit, charges, sums)
-        assert rollout.advantages is not None
-        if self.normalize_advantages:
-            advantages = normalize(rollout.advantages, rollout.mask, total=sum_over_processes)
-            rollout = replace(rollout, advantages=advantages)
-        return rollout, sums
-
-    @abstractmethod
-    def with_advantages(
-        self, rollout: Rollout, credit: Tensor, charges: Tensor, sums: dict[str, Tensor]
-    ) -> Rollout:
-        """Add advantages, before any normalization.
+        """Return the rollout with log-probabilities and advantages as of now, and what is logged.
 
         Args:
-            rollout: with `logprobs`, and `state_values` if there is a critic.
-            credit: (B, T), the returns.
-            charges: (B, T), subtracted from each token's reward.
-            sums: takes what is to be logged.
+            rollout: what `student` wrote.
+            q: the teacher's values along it.
+            student: the behavior policy.
         """
+        rollout, credit, sums = self.returns(rollout, q)
+        rollout = self._behavior(rollout, student)
+        charges = self._charges(rollout, sums)
+        if self.critic is None:
+            advantages = self.returns.clip(credit - charges.flip(1).cumsum(1).flip(1), sums)
+        else:
+            targets, advantages = self.critic.assess(rollout, charges, self.returns.clip, sums)
+            rollout = replace(rollout, value_targets=targets)
+        if self.settings.normalize_advantages:
+            advantages = normalize(advantages, rollout.mask, total=sum_over_processes)
+        return replace(rollout, advantages=advantages), sums
 
-    def _remember(self, rollout: Rollout, student: LanguageModel) -> Rollout:
+    def _behavior(self, rollout: Rollout, student: LanguageModel) -> Rollout:
         """The rollout with log-probabilities and values of the policy that wrote it."""
-        module = self.module
-        assert module is not None, "prepare comes first"
 
         def forward(part: Rollout) -> TokenStatistics:
             # Past the wrappers of DDP and autocast: the trainer's own autocast is on.
-            tokens: TokenStatistics = type(module).forward(
-                module, part, distribution=self.decoding.distribution
+            tokens: TokenStatistics = type(self.module).forward(
+                self.module, part, distribution=self.decoding.distribution
             )
             return tokens
 
-        with evaluating(module):
+        with evaluating(self.module):
             tokens = student.map(rollout, forward)
         return replace(rollout, logprobs=tokens.logprobs, state_values=tokens.state_values)
+
+    def _charges(self, rollout: Rollout, sums: dict[str, Tensor]) -> Tensor:
+        """What each token pays for the distance from the start, (B, T)."""
+        assert rollout.logprobs is not None
+        if self.start is None:
+            return torch.zeros_like(rollout.logprobs)
+        before = behavior_logprobs(rollout, self.start, self.decoding)
+        differences = zero_padding(rollout.logprobs - before, rollout.mask)
+        sums["kl_to_start"] = total(differences)
+        sums["kl_tokens"] = total(rollout.mask)  # without those of dropped completions
+        return self.settings.kl_coefficient * differences
 
     def loss(
         self, policy: Policy, rollout: Rollout, teacher: LanguageModel | None = None
     ) -> LossOutput:
-        """The clipped surrogate (Eq 7 of PPO), negated; with a critic, its loss too."""
+        """Return the clipped surrogate (Eq 7 of PPO), negated; with a critic, its loss too.
+
+        Raises:
+            ValueError: the rollout has no credit.
+        """
         if rollout.advantages is None or rollout.logprobs is None or rollout.values is None:
             raise ValueError("loss needs a rollout that collect has scored")
-        mask = rollout.mask
+        mask, epsilon = rollout.mask, self.settings.epsilon
         tokens = policy(rollout, distribution=self.decoding.distribution)
         loss = clipped_surrogate_loss(
-            tokens.logprobs,
-            rollout.logprobs,
-            rollout.advantages,
-            mask,
-            clip_range=self.epsilon,
+            tokens.logprobs, rollout.logprobs, rollout.advantages, mask, clip_range=epsilon
         )
         logprobs = tokens.logprobs.detach()
         difference = log_ratios(logprobs, rollout.logprobs, mask)
-        outside = (difference.exp() - 1).abs() > self.epsilon
+        outside = (difference.exp() - 1).abs() > epsilon
         sums = {
             "policy/entropy": tokens.entropy.sum(),
             "policy/kl_to_teacher": masked_sum(logprobs - rollout.values.logprobs, mask),
             # k3 of Schulman's note "Approximating KL divergence": never negative, unbiased for
-            # tokens that the old policy wrote.
+            # tokens of the behavior policy.
             "ppo/approx_kl": (difference.exp() - 1 - difference).sum(),
             "ppo/clip_fraction": outside.sum(),
         }
-        return LossOutput(loss + self.critic_loss(tokens.state_values, rollout, sums), sums)
-
-    def critic_loss(
-        self, values: Tensor | None, rollout: Rollout, sums: dict[str, Tensor]
-    ) -> Tensor | float:
-        """What the critic adds to the loss of a micro-batch; nothing without one."""
-        return 0.0
+        if self.critic is not None:
+            error = self.critic.loss(tokens.state_values, rollout)
+            sums["ppo/value_loss"] = error.detach()
+            loss = loss + self.critic.settings.value_coefficient * error
+        return LossOutput(loss, sums)
 
     def enough(self, sums: Mapping[str, float], num_tokens: float) -> bool:
-        """Whether the policy has moved as far as `target_kl`."""
-        if self.target_kl is None:
-            return False
-        return sums["ppo/approx_kl"] > self.target_kl * max(num_tokens, 1.0)
+        """Return whether the policy has moved as far as `target_kl`."""
+        limit = self.settings.target_kl
+        return limit is not None and sums["ppo/approx_kl"] > limit * max(num_tokens, 1.0)
 
     def describe(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Those of every induced return, and the distance from the start."""
-        metrics = super().describe(sums)
+        """Return metrics of the returns, of the distance from the start, and of the critic."""
+        metrics = self.returns.describe(sums)
         if "kl_to_start" in sums:
             metrics["ppo/kl_to_start"] = sums["kl_to_start"] / max(sums["kl_tokens"], 1.0)
-        return metrics
+        return metrics if self.critic is None else {**metrics, **self.critic.describe(sums)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `k: auto` has measured."""
+        return self.returns.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what was measured."""
+        self.returns.load_state_dict(state)
 
 
-@dataclass
-class PPOBRIM(PPO):
-    """The K-step return as the advantage."""
+class Critic:
+    """What `ppo_llmr` learns of states: GAE on one-step rewards, in units of the clip range."""
 
-    def with_advantages(
-        self, rollout: Rollout, credit: Tensor, charges: Tensor, sums: dict[str, Tensor]
-    ) -> Rollout:
-        """Returns less the charges from each token on, clipped."""
-        to_go = charges.flip(1).cumsum(1).flip(1)
-        return replace(rollout, advantages=self.clip(credit - to_go, sums))
+    def __init__(self, settings: PPOLLMRConfig) -> None:
+        assert settings.clip.range is not None, "the settings see to it"
+        self.settings, self.unit = settings, settings.clip.range
 
+    def beside(self, student: LanguageModel) -> nn.Module:
+        """Return the student with a value head."""
+        return ActorCritic(student, trunk=self.settings.critic, unit=self.unit)
 
-@dataclass
-class PPOLLMR(PPO):
-    """A learned critic and GAE on one-step rewards."""
+    def assess(
+        self,
+        rollout: Rollout,
+        charges: Tensor,
+        clip: Callable[[Tensor, dict[str, Tensor]], Tensor],
+        sums: dict[str, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the values should have been, clipped as returns are, and the advantages.
 
-    critic: Literal["shared", "separate"] = "shared"
-    gae_lambda: float = 0.95
-    discount: float = 1.0
-    value_coefficient: float = 0.1
-    value_clip_range: float | None = 0.2
-
-    @property
-    def unit(self) -> float:
-        """What the critic counts returns in."""
-        return self.clip_range or 1.0
-
-    def make_module(self, student: LanguageModel) -> nn.Module:
-        """The student with its critic."""
-        return ActorCritic(student, trunk=self.critic, unit=self.unit)
-
-    def with_advantages(
-        self, rollout: Rollout, credit: Tensor, charges: Tensor, sums: dict[str, Tensor]
-    ) -> Rollout:
-        """GAE; the critic's targets are advantage plus value, clipped as returns are."""
+        Args:
+            rollout: with `values` and `state_values`.
+            charges: (B, T), subtracted from each token's reward.
+            clip: bounds the targets.
+            sums: takes what is to be logged.
+        """
         values, old, mask = rollout.values, rollout.state_values, rollout.mask
         assert values is not None
         assert old is not None
         # Of each whole row: `truncated: drop` masks whole rows, so that no row has holes.
         rewards = induced_rewards(values.q_taken, values.q_max, mask)
-        if self.clip_range is not None and self.clip_target == "reward":
-            rewards = rewards.clamp(-self.clip_range, self.clip_range)
         if values.bootstrap is not None:
             last = rollout.lengths[:, None] - 1 == torch.arange(mask.shape[1], device=mask.device)
             rewards = rewards - torch.where(last & mask, values.bootstrap[:, None], 0.0)
         rewards = rewards - charges
-        advantages = gae(rewards, old, mask, discount=self.discount, trace=self.gae_lambda)
-        targets = self.clip(zero_padding(advantages + old, mask), sums)
-        errors = gae(rewards, old, mask, discount=self.discount, trace=0.0)
+        discount, lambda_ = self.settings.discount, self.settings.gae_lambda
+        advantages = gae(rewards, old, mask, discount=discount, lambda_=lambda_)
+        targets = clip(zero_padding(advantages + old, mask), sums)
+        errors = gae(rewards, old, mask, discount=discount, lambda_=0.0)
         residuals = zero_padding(targets - old, mask)
         sums["critic_tokens"] = total(mask)
         sums["squared_td_errors"] = total(errors, power=2)
         for name, tokens in {"residuals": residuals, "targets": targets}.items():
             sums[name] = total(tokens)
             sums[f"squared_{name}"] = total(tokens, power=2)
-        return replace(rollout, advantages=targets - old, value_targets=targets)
+        return targets, targets - old
 
-    def critic_loss(
-        self, values: Tensor | None, rollout: Rollout, sums: dict[str, Tensor]
-    ) -> Tensor | float:
-        """The clipped squared error, in units of the clip range, times its coefficient."""
+    def loss(self, values: Tensor | None, rollout: Rollout) -> Tensor:
+        """Return the clipped squared error of the values, in units of the clip range."""
         old, targets = rollout.state_values, rollout.value_targets
         assert values is not None
         assert old is not None
         assert targets is not None
-        loss = value_loss(
+        return value_loss(
             values / self.unit,
             old / self.unit,
             targets / self.unit,
             rollout.mask,
-            clip_range=self.value_clip_range,
+            clip_range=self.settings.value_clip_range,
         )
-        sums["ppo/value_loss"] = loss.detach()
-        return self.value_coefficient * loss
 
     def describe(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Also how good the critic was when the rollout was judged."""
-        metrics = super().describe(sums)
+        """Return how good the critic was when the rollout was scored."""
         tokens = max(sums["critic_tokens"], 1.0)
-        metrics["ppo/td_error"] = sums["squared_td_errors"] / tokens
+        metrics = {"ppo/td_error": sums["squared_td_errors"] / tokens}
 
         def variance(name: str) -> float:
             return sums[f"squared_{name}"] / tokens - (sums[name] / tokens) ** 2

@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from brim.objectives import (
+from brim.objectives import ObjectiveConfig
+from brim.objectives.settings import (
     BRIMConfig,
     JSConfig,
     KLConfig,
     LLMRConfig,
-    ObjectiveConfig,
     PPOBRIMConfig,
     PPOLLMRConfig,
     RKLConfig,
-    SeqKDConfig,
     TVDConfig,
 )
 
@@ -108,5 +107,5 @@ def passes_of(objective: ObjectiveConfig) -> Passes:
             )
         case KLConfig() | RKLConfig() | JSConfig() | TVDConfig():
             return Passes(written=objective.student_fraction, compared=1)
-        case SeqKDConfig():
+        case _:
             return Passes()

@@ -131,8 +131,7 @@ class Planner:
             )
         if config.teacher.quantization is not None and config.teacher.quantization.drift_examples:
             yield self._drift(config.teacher.quantization.drift_examples, loaded)
-        objective = config.objective.build(config.decoding.build())
-        if config.student.predistill or objective.targets == "teacher":
+        if config.student.predistill or config.objective.needed_targets == "teacher":
             yield self._teacher_outputs(loaded)
         if config.student.predistill:
             yield self._training(

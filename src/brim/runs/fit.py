@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from brim.models import LanguageModel, add_adapters
-from brim.objectives import Objective
+from brim.objectives.base import Objective
 from brim.runs.inputs import RunInputs
 from brim.seeding import derive_seed
 from brim.support.progress import Meter

@@ -31,7 +31,8 @@ from brim.models import (
 )
 from brim.models.fingerprints import describe_model
 from brim.models.loading import DTYPES
-from brim.objectives import Objective
+from brim.objectives import make_objective
+from brim.objectives.base import Objective
 from brim.runs.directory import RunDirectory
 from brim.seeding import derive_seed
 from brim.support.progress import Reporter
@@ -167,7 +168,7 @@ class RunInputs:
 
     def make_objective(self) -> Objective:
         """Return the method, as it is before any training."""
-        return self.config.objective.build(self.config.decoding.build())
+        return make_objective(self.config.objective, self.config.decoding.build())
 
     def seed_of(self, stage: str) -> int:
         """Return the seed of what is random in a stage."""
@@ -197,8 +198,8 @@ def load_checked(run: RunInputs) -> tuple[Made, Made | None, dict[str, Any]]:
     Raises:
         BrimError: settings, data and models do not go together, or are not what the run began with.
     """
-    config, objective = run.config, run.make_objective()
-    _check_data(run, objective)
+    config = run.config
+    _check_data(run)
     teacher = load_teacher(run)
     bits = quantization_of(teacher.model)
     student = load_student(run, teacher.model)
@@ -228,13 +229,13 @@ def load_checked(run: RunInputs) -> tuple[Made, Made | None, dict[str, Any]]:
     if config.decoding.engine == "vllm":
         check_vllm(model)
     if config.trainer.gradient_checkpointing:
-        check_checkpointing(model.model, dropout=not objective.compares_policies)
+        check_checkpointing(model.model, dropout=not config.objective.compares_policies)
     if config.optim.optimizer == "adamw_8bit":
         import_adamw_8bit(run.accelerator.device)
     return teacher, student, spelling
 
 
-def _check_data(run: RunInputs, objective: Objective) -> None:
+def _check_data(run: RunInputs) -> None:
     config, supervised, train = run.config, run.supervised_metric(), run.examples("train")
     if run.metric() in run.task.metrics and supervised == "return":
         raise ConfigError(
@@ -250,7 +251,8 @@ def _check_data(run: RunInputs, objective: Objective) -> None:
         for name, examples in (("training", train), ("validation", run.used("validation"))):
             if not all(example.references for example in examples):
                 raise ConfigError(f"teacher.train: needs a target for each {name} example")
-    if objective.targets == "data" and not all(example.references for example in train):
+    answered = all(example.references for example in train)
+    if config.objective.needed_targets == "data" and not answered:
         raise ConfigError("objective.targets: data needs a target for each training example")
     for name in run.task.metrics:
         get_metric(name)

@@ -21,7 +21,8 @@ from brim._version import __version__
 from brim.config.loading import config_hash, load_config
 from brim.errors import RunError
 from brim.models import LanguageModel
-from brim.objectives import SeqKD
+from brim.objectives.seqkd import SeqKD
+from brim.objectives.settings import SeqKDConfig
 from brim.runs.directory import RunDirectory
 from brim.runs.fit import fit
 from brim.runs.inputs import Made, RunInputs, check_known, cut_student, load_teacher
@@ -359,7 +360,7 @@ def _train_supervised(
                 stage.directory,
                 student=student.model,
                 teacher=teacher,
-                objective=SeqKD(config.decoding.build()),
+                objective=SeqKD(SeqKDConfig(), config.decoding.build()),
                 examples=examples or run.examples("train"),
                 metric=metric,
                 optim=settings.optim,

@@ -27,7 +27,7 @@ from brim.config.loading import config_hash, describe_changes, dump_config, load
 from brim.config.yaml import parse
 from brim.errors import ConfigError, RunError
 from brim.models import LanguageModel, share_vocabulary
-from brim.objectives import Objective
+from brim.objectives.base import Objective
 from brim.runs.directory import RunDirectory
 from brim.runs.evaluate import evaluate_model, kept_results, training_facts
 from brim.runs.fit import fit
@@ -99,6 +99,7 @@ def train(
         run = RunInputs(
             config, out, accelerator, stages_dir, reporter, other_processes=other_processes
         )
+        objective = run.make_objective()  # warns before hours of work, not after
         teacher, loaded, spelling = load_checked(run)
         known = {"student": dict(loaded.facts)} if loaded is not None else {}
         begin_run(out, config, command, {"teacher": dict(teacher.facts), **known})
@@ -111,8 +112,8 @@ def train(
             share_vocabulary(teacher.model, loaded.model)
         student = untrained_student(run, loaded, teacher.model)
         untrained = untrained_models(config, teacher, student)
-        objective = run.make_objective()
-        learns_outputs = objective.targets == "teacher" or config.student.predistill is not None
+        by_teacher = config.objective.needed_targets == "teacher"
+        learns_outputs = by_teacher or config.student.predistill is not None
         outputs = write_teacher_outputs(run, teacher) if learns_outputs else None
         del loaded  # or it would stay in memory beside what is trained of it
         student = make_student(run, student, teacher.model, outputs)
@@ -144,7 +145,7 @@ def train_objective(
         student.compile_layers()
         teacher.compile_layers()
     # The text that the objective learns from, beside what the student writes.
-    by_teacher = objective.targets == "teacher"
+    by_teacher = config.objective.needed_targets == "teacher"
     fit(
         run,
         "objective",

@@ -9,7 +9,8 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 from brim.config.loading import Config
 from brim.errors import ConfigError
 from brim.models import Decoding, Description, Quantization, check_description
-from brim.objectives import ObjectiveConfig, SeqKDConfig
+from brim.objectives import ObjectiveConfig
+from brim.objectives.settings import SeqKDConfig
 from brim.tasks import FilesConfig, TaskConfig
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -467,7 +468,7 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _no_dropout_between_policies(self) -> Self:
-        if self.trainer.dropout and self.objective.build(self.decoding.build()).compares_policies:
+        if self.trainer.dropout and self.objective.compares_policies:
             raise ValueError(
                 "trainer.dropout: has no effect where updates compare the policy with the one that "
                 "wrote, as PPO and reused or old rollouts do; set it to 0 or null"

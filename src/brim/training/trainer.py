@@ -22,7 +22,7 @@ from torch import Tensor
 
 from brim.errors import BrimError, NonFiniteError, RunError, first_line
 from brim.models import LanguageModel, load_model
-from brim.objectives import Objective
+from brim.objectives.base import Objective
 from brim.seeding import batch_positions, derive_seed, example_index
 from brim.support.files import atomic_write_json, sha256_file
 from brim.support.seals import LOGS, MANIFEST, Record, seal
@@ -41,7 +41,7 @@ from brim.training.optimizer import count_bytes, count_steps, learning_rate
 from brim.training.resuming import find_start, mend_best
 from brim.training.settings import LoopConfig, OptimConfig
 from brim.training.tracking import Tracker
-from brim.training.updates import Learner, LearnerState
+from brim.training.updates import Updater, UpdaterState
 from brim.types import Batch, Example, Rollout
 
 logger = logging.getLogger(__name__)
@@ -96,8 +96,8 @@ class Trainer:
 
     Attributes:
         student: the model that is trained, in place.
-        teacher: the model that is asked, if the objective asks one.
-        objective: who writes and what credit each token gets.
+        teacher: the model that scores; None for objectives without one.
+        objective: whose text is learned from, and what credit each token gets.
         examples: the training split.
         evaluate: decodes and scores the validation split.
         metric: the score that picks the best checkpoint.
@@ -132,7 +132,7 @@ class Trainer:
     stop_requested: bool = False
 
     def __post_init__(self) -> None:
-        self.learner = Learner(
+        self.updater = Updater(
             self.student,
             self.teacher,
             self.objective,
@@ -174,15 +174,15 @@ class Trainer:
     def _train_step(self) -> None:
         step = self.state.step
         lr = learning_rate(self.optim, step, self.num_steps)
-        self.learner.begin_step(step, lr)
+        self.updater.begin_step(step, lr)
         with phases() as seconds, timed("step"), self._random_streams(step):
             batch = self._batch(step)
-            rollout, rollout_sums = self.learner.collect(batch)
+            rollout, rollout_sums = self.updater.collect(batch)
             cut = {"truncated_prompts": float(batch.num_truncated_prompts)}
-            sums = self.learner.total({**rollout_sums, **cut})
+            sums = self.updater.total({**rollout_sums, **cut})
             with timed("update"):
-                updates = self.learner.learn(rollout, step, all(map(math.isfinite, sums.values())))
-            nonfinite = self.learner.find_nonfinite(rollout)
+                updates = self.updater.update(rollout, step, all(map(math.isfinite, sums.values())))
+            nonfinite = self.updater.find_nonfinite(rollout)
         suspects = "" if updates.finite else name_suspects(rollout)
         self._count_step(updates.finite, suspects)
         per_token = 1 / max(updates.num_tokens, 1.0)
@@ -260,19 +260,19 @@ class Trainer:
             yield
 
     def _any_process(self, flag: bool) -> bool:
-        return self.learner.total({"flag": float(flag)})["flag"] > 0
+        return self.updater.total({"flag": float(flag)})["flag"] > 0
 
     # -- evaluation, log, checkpoints -------------------------------------------------------
 
     def _evaluate(self) -> None:
         step = self.state.step
-        evaluation = self.learner.ask(self.evaluate)
+        evaluation = self.updater.evaluate(self.evaluate)
         score = evaluation.scores[self.metric]
         best = self.state.best_score
         # The later one of equals: where a score is 0 throughout, step 0 must not be the best.
         if best is None or (score.value >= best if score.higher_is_better else score.value <= best):
             self.state = replace(self.state, best_step=step, best_score=score.value)
-            weights = self.learner.weights()
+            weights = self.updater.weights()
             if self.accelerator.is_main_process:
                 self._write_best(weights)
         if self.accelerator.is_main_process:
@@ -308,23 +308,23 @@ class Trainer:
             self.tracker.rewind(step, logs)
 
     def _save(self) -> None:
-        learnt = self.learner.state()
+        state = self.updater.state()
         if self.accelerator.is_main_process:
             logs = self.tracker.sync()
             path = save_checkpoint(
                 self.directory / "checkpoints",
                 self.state.step,
-                lambda path: self._write_checkpoint(path, learnt, logs),
+                lambda path: self._write_checkpoint(path, state, logs),
                 keep=self.settings.keep_checkpoints,
-                num_bytes=self.learner.num_bytes(learnt),
+                num_bytes=self.updater.num_bytes(state),
             )
             self.hooks.on_save(self.state.step, path)
         self.accelerator.wait_for_everyone()
 
     def _write_checkpoint(
-        self, path: Path, learnt: LearnerState, logs: Mapping[str, Record]
+        self, path: Path, state: UpdaterState, logs: Mapping[str, Record]
     ) -> None:
-        self.learner.save(path, learnt)
+        self.updater.save(path, state)
         atomic_write_json(path / STATE, asdict(self.state))
         atomic_write_json(path / LOGS, logs)
 
@@ -343,7 +343,7 @@ class Trainer:
             if not self.other_processes:
                 before, now = self.state.num_processes, self.accelerator.num_processes
                 check_processes(start.path, before, now)
-            self.learner.restore(start.path, self.load)
+            self.updater.restore(start.path, self.load)
         except BrimError:
             raise
         except Exception as error:  # whatever files that only look like ours make libraries say

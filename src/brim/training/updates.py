@@ -14,8 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from brim.models import LanguageModel, checkpoint_layers, set_dropout, updating
-from brim.objectives import Objective
-from brim.objectives.base import Sums
+from brim.objectives.base import Objective, Sums
 from brim.seeding import derive_seed, minibatch_numbers
 from brim.support.files import atomic_write_json, read_json
 from brim.training.optimizer import (
@@ -43,7 +42,7 @@ _T = TypeVar("_T")
 
 
 @dataclass
-class Learnt:
+class UpdateStats:
     """What the updates of one step add up to."""
 
     finite: bool
@@ -63,8 +62,8 @@ class Learnt:
 
 
 @dataclass(frozen=True, slots=True)
-class LearnerState:
-    """What a checkpoint holds of a learner, whole, on the process that writes it.
+class UpdaterState:
+    """What a checkpoint holds of an updater, whole, on the process that writes it.
 
     Attributes:
         student: its weights, where the model holds a part of them; None where it holds all.
@@ -78,18 +77,18 @@ class LearnerState:
 
 
 @dataclass
-class Learner:
+class Updater:
     """The student, all that is trained with it, and the optimizer.
 
     Attributes:
         student: the model that is trained, in place.
-        teacher: the model that the loss may ask.
+        teacher: the model that scores.
         objective: what the loss is.
         optim, settings: of the optimizer and the loop.
         accelerator: devices, processes, precision.
         seed: of the minibatches.
         module: what is trained: the student, or a module of the objective's that holds it.
-        writer: who writes the rollouts: the student, or a copy of it that is some steps old.
+        behavior: the policy that writes: the student, or a copy of it that is some steps old.
     """
 
     student: LanguageModel
@@ -106,10 +105,10 @@ class Learner:
         self.student.batch_tokens = self.settings.micro_batch_tokens
         self.module = self.objective.prepare(self.student)
         if self.settings.gradient_checkpointing:
-            checkpoint_layers(self.module, dropout=not self.objective.compares_policies)
-        self.writer = self.student
-        if self.objective.updates.sync_every > 1:
-            self.writer = self.student.copy().requires_grad_(False)
+            checkpoint_layers(self.module, dropout=not self.objective.settings.compares_policies)
+        self.behavior = self.student
+        if self.objective.settings.updates.sync_every > 1:
+            self.behavior = self.student.copy().requires_grad_(False)
         sharded = self.settings.sharding == "fsdp" and self.accelerator.num_processes > 1
         if sharded:
             shard_student(self.module, self.accelerator.device)
@@ -122,38 +121,39 @@ class Learner:
             self.policy = self.accelerator.prepare(self.module)
 
     def begin_step(self, step: int, lr: float) -> None:
-        """Set the learning rate, and bring the writer up to date if it is time."""
+        """Set the learning rate, and bring the behavior policy up to date if it is time."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if self.writer is not self.student and step % self.objective.updates.sync_every == 0:
-            with_whole_weights(self.module, self._renew_writer)
+        every = self.objective.settings.updates.sync_every
+        if self.behavior is not self.student and step % every == 0:
+            with_whole_weights(self.module, self._renew_behavior)
 
     @torch.no_grad()
-    def _renew_writer(self) -> None:
+    def _renew_behavior(self) -> None:
         weights = self.student.parameters()
-        for old, new in zip(self.writer.parameters(), weights, strict=True):
+        for old, new in zip(self.behavior.parameters(), weights, strict=True):
             old.copy_(new)
 
     def collect(self, batch: Batch) -> tuple[Rollout, Sums]:
-        """What the objective makes of this process's prompts; see `Objective.collect`."""
-        writing = self.module if self.writer is self.student else self.writer
+        """Return what `Objective.collect` makes of this process's prompts."""
+        writing = self.module if self.behavior is self.student else self.behavior
         with torch.no_grad(), self.accelerator.autocast():
             return with_whole_weights(
-                writing, lambda: self.objective.collect(batch, self.writer, self.teacher)
+                writing, lambda: self.objective.collect(batch, self.behavior, self.teacher)
             )
 
-    def ask(self, question: Callable[[LanguageModel], _T]) -> _T:
-        """What a function of the student returns, without gradient; all processes ask together."""
+    def evaluate(self, function: Callable[[LanguageModel], _T]) -> _T:
+        """Return a function of the student, without gradient; all processes call it together."""
         with torch.no_grad():
-            return with_whole_weights(self.module, lambda: question(self.student))
+            return with_whole_weights(self.module, lambda: function(self.student))
 
-    def learn(self, rollout: Rollout, step: int, finite: bool) -> Learnt:
+    def update(self, rollout: Rollout, step: int, finite: bool) -> UpdateStats:
         """Update the weights from one rollout batch, as often as the objective says."""
-        done = Learnt(finite=finite)
-        for epoch in range(self.objective.updates.num_epochs):
+        done = UpdateStats(finite=finite)
+        for epoch in range(self.objective.settings.updates.num_epochs):
             for part in self._minibatches(rollout, step, epoch):
                 num_tokens = self.total({"tokens": part.mask.sum()})["tokens"]
-                sums, grad_norm = self._update(part, num_tokens, finite)
+                sums, grad_norm = self._update_once(part, num_tokens, finite)
                 done.add(sums, grad_norm, num_tokens)
                 if self.objective.enough(sums, num_tokens):
                     return done
@@ -161,14 +161,14 @@ class Learner:
 
     @torch.no_grad()
     def find_nonfinite(self, rollout: Rollout) -> str | None:
-        """Name what the updates left unusable, on any process; None where there is nothing.
+        """Return the name of what the updates left unusable on any process, or None.
 
         Norms must be finite: of the weights, of the optimizer's moments, and of the student's
         log-probabilities of the first completion, which were finite before the update. All
         processes call it together.
 
         Args:
-            rollout: this process's part of what was learnt from.
+            rollout: this process's part of what was learned from.
         """
         weights = [p for p in self.module.parameters() if p.requires_grad]
         moments = [
@@ -178,16 +178,16 @@ class Learner:
             if isinstance(value, Tensor) and value.is_floating_point()
         ]
         with self.accelerator.autocast(), self.student.uncompiled():
-            said = self.ask(lambda student: student.measure(rollout.select([0])).logprobs)
+            logprobs = self.evaluate(lambda model: model.measure(rollout.select([0])).logprobs)
         norms = {
             "weights": _norm(weights, 2.0),
             "optimizer's moments": _norm(moments, math.inf),
-            "logits": _norm([said], math.inf),
+            "logits": _norm([logprobs], math.inf),
         }
         broken = self.total({name: float(not math.isfinite(norms[name])) for name in norms})
         return next((name for name, count in broken.items() if count), None)
 
-    def _update(
+    def _update_once(
         self, rollout: Rollout, num_tokens: float, finite: bool
     ) -> tuple[dict[str, float], float]:
         """One update, left out where anything is not finite; its sums and its gradient's norm."""
@@ -202,7 +202,7 @@ class Learner:
 
     def _minibatches(self, rollout: Rollout, step: int, epoch: int) -> Iterator[Rollout]:
         """This process's share of each minibatch; which rows it holds is the same for all."""
-        count = self.objective.updates.num_minibatches
+        count = self.objective.settings.updates.num_minibatches
         if count == 1:
             yield rollout
             return
@@ -218,7 +218,7 @@ class Learner:
 
     def _backward(self, rollout: Rollout, num_tokens: float) -> dict[str, Tensor]:
         """Accumulate the gradient of the loss per token of the whole batch of an update."""
-        updating(self.module, dropout=not self.objective.compares_policies)
+        updating(self.module, dropout=not self.objective.settings.compares_policies)
         totals: dict[str, Tensor] = {}
         parts = rollout.buckets(self.settings.micro_batch_tokens)
         if self._in_step:
@@ -237,36 +237,36 @@ class Learner:
         return totals
 
     def total(self, sums: Mapping[str, Tensor | float]) -> dict[str, float]:
-        """Sums over all processes, in float64, by one exchange."""
+        """Return sums over all processes, in float64, by one exchange."""
         values = torch.tensor([float(value) for value in sums.values()], dtype=torch.float64)
         if self.accelerator.num_processes > 1:
             values = self.accelerator.reduce(values.to(self.accelerator.device), "sum")
         return dict(zip(sums, values.tolist(), strict=True))
 
-    def state(self) -> LearnerState:
-        """What `save` writes, gathered from all processes, which call it together."""
+    def state(self) -> UpdaterState:
+        """Return what `save` writes, gathered from all processes, which call it together."""
         optimizer, beside = self.optimizer.state_dict(), self._beside_student()
         if not is_sharded(self.module):
-            return LearnerState(None, optimizer, beside)
+            return UpdaterState(None, optimizer, beside)
         moments = optimizer["state"]
         whole = {index: gather(values) for index, values in moments.items()}
-        return LearnerState(self.weights(), {**optimizer, "state": whole}, gather(beside))
+        return UpdaterState(self.weights(), {**optimizer, "state": whole}, gather(beside))
 
     def weights(self) -> dict[str, Tensor] | None:
-        """The student's part of `state`."""
+        """Return the student's part of `state`."""
         if not is_sharded(self.module):
             return None
         return gather(self.student.model.state_dict(keep_vars=True))
 
-    def num_bytes(self, state: LearnerState) -> int:
-        """Bytes of the tensors that `save` writes."""
+    def num_bytes(self, state: UpdaterState) -> int:
+        """Count the bytes of the tensors that `save` writes."""
         weights = count_bytes((state.student or self.student.model.state_dict()).values())
-        copies = 1 if self.writer is self.student else 2
+        copies = 1 if self.behavior is self.student else 2
         moments = [v for own in state.optimizer["state"].values() for _, v in flat(own)]
         beside = [*state.beside.values(), *(v for v in moments if isinstance(v, Tensor))]
         return copies * weights + count_bytes(beside)
 
-    def save(self, path: Path, state: LearnerState | None = None) -> None:
+    def save(self, path: Path, state: UpdaterState | None = None) -> None:
         """Write into a checkpoint's folder all that `restore` needs; on one process.
 
         Args:
@@ -278,11 +278,11 @@ class Learner:
         save_optimizer(self.optimizer, path, state.optimizer)
         save_parameters(state.beside, path / "objective.safetensors")
         atomic_write_json(path / "objective.json", self.objective.state_dict())
-        if self.writer is not self.student:
-            self.writer.save(path / "writer", resumable=True)
+        if self.behavior is not self.student:
+            self.behavior.save(path / "writer", resumable=True)
 
     def restore(self, path: Path, load: Callable[[Path], LanguageModel]) -> None:
-        """Take up what `save` wrote, bit for bit; `load` reads the model of a folder.
+        """Restore what `save` wrote, bit for bit; `load` reads the model of a folder.
 
         Raises:
             RunError: a file is missing, or is of other settings.
@@ -294,8 +294,8 @@ class Learner:
         load_optimizer(self.optimizer, path)
         load_parameters(self._beside_student(), path / "objective.safetensors")
         self.objective.load_state_dict(read_json(path / "objective.json"))
-        if self.writer is not self.student:
-            self.writer.restore(path / "writer", load)
+        if self.behavior is not self.student:
+            self.behavior.restore(path / "writer", load)
 
     def _beside_student(self) -> dict[str, Tensor]:
         """What is trained beside the student, such as a critic; no part of what comes out."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from makers import seqkd
 from rounding import assert_rounding
 from tiny import DECODERS, ENCODER_DECODERS, tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -12,8 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from brim.divergences import forward_kl
 from brim.models import Decoding, LanguageModel
-from brim.objectives import SeqKD
-from brim.objectives.divergence import KLConfig
+from brim.objectives import make_objective
+from brim.objectives.settings import KLConfig
 from brim.support.progress import Meter
 from brim.training.completions import CompletedExamples, write_completions
 from brim.types import Batch, Example, Rollout, Target
@@ -54,7 +55,7 @@ def ids_of(tokenizer: PreTrainedTokenizerFast, *tokens: str) -> tuple[int, ...]:
 
 def learnt(student: LanguageModel, example: Example, limit: int = 8) -> tuple[list[int], bool]:
     batch = student.encode([example], max_tokens=None)
-    rollout, _ = SeqKD(Decoding(max_tokens=limit)).collect(batch, student, None)
+    rollout, _ = seqkd(Decoding(max_tokens=limit)).collect(batch, student, None)
     return rollout.completion_ids[rollout.mask].tolist(), bool(rollout.truncated[0])
 
 
@@ -115,10 +116,10 @@ def test_seqkd_and_divergences_learn_exactly_what_the_teacher_wrote(
     written = teacher_rollout(teacher, batch, limit)
     student = teacher.copy()
     decoding = Decoding(max_tokens=limit)
-    seqkd, _ = SeqKD(decoding).collect(batch, student, None)
-    objective = KLConfig().build(decoding)
+    given, _ = seqkd(decoding).collect(batch, student, None)
+    objective = make_objective(KLConfig(), decoding)
     divergence, _ = objective.collect(batch, student, teacher)
-    for rollout in (seqkd, divergence):
+    for rollout in (given, divergence):
         assert torch.equal(rollout.mask, written.mask)
         assert torch.equal(
             rollout.completion_ids[rollout.mask], written.completion_ids[written.mask]

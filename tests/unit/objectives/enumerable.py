@@ -16,7 +16,7 @@ from brim.models import (
     build_model,
     train_tokenizer,
 )
-from brim.objectives import Objective
+from brim.objectives.base import Objective
 from brim.returns import rewards_to_go
 from brim.training.evaluation import Evaluation
 from brim.training.settings import LoopConfig, OptimConfig

@@ -2,16 +2,20 @@
 
 import json
 import math
-from dataclasses import replace
 
 import pytest
 import torch
+from makers import policy_gradient
 
 from brim.models import Decoding
-from brim.objectives import AdaptiveK, PolicyGradient
-from brim.objectives.adaptive_k import NUM_BUCKETS, bucket_of
+from brim.objectives.adaptive_k import NUM_BUCKETS, AdaptiveK, bucket_of
+from brim.objectives.settings import AdaptiveKConfig
 from brim.returns import block_returns, phase_average_returns
 from brim.types import ActionValues, Batch, Example, Rollout
+
+
+def adaptive_k(candidates=(1, 2, 4, 8, 16), **settings) -> AdaptiveK:
+    return AdaptiveK(AdaptiveKConfig(candidates=candidates, **settings))
 
 
 def mask_of(lengths, width=None):
@@ -38,7 +42,7 @@ def random_values(lengths, seed=0):
 
 def returns_of(k: AdaptiveK, mask, values):
     return torch.stack(
-        [block_returns(values.q_taken, values.q_max, mask, k=c) for c in k.candidates]
+        [block_returns(values.q_taken, values.q_max, mask, k=c) for c in k.settings.candidates]
     )
 
 
@@ -58,7 +62,7 @@ def test_a_bucket_ends_before_each_power_of_2():
 
 
 def test_the_error_is_variance_and_squared_bias():
-    k = AdaptiveK(candidates=(1, 3), num_samples=2.0)
+    k = adaptive_k((1, 3), num_samples=2.0)
     exact, estimate = [[1.0, 5.0], [0.0, 2.0]], [[2.0, 4.0], [3.0, 3.0]]
     chosen = k.choose(torch.tensor([exact, estimate]), mask_of([2, 2]))
     # Four tokens each: means 2 and 3, mean squares 7.5 and 9.5, biases 0 and 1.
@@ -71,22 +75,22 @@ def test_the_error_is_variance_and_squared_bias():
 def test_without_variance_it_is_1_and_without_bias_the_steadiest():
     everything = mask_of([2, 2])
     candidates = (1, 2, 4)
-    steady = AdaptiveK(candidates)
+    steady = adaptive_k(candidates)
     assert steady.choose(constant([2.0, 3.0, 4.0]), everything).tolist() == [1, 1]
     noise = torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)[:, None, None]
-    unbiased = AdaptiveK(candidates)
+    unbiased = adaptive_k(candidates)
     returns = 5 + noise * torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
     assert unbiased.choose(returns, everything).tolist() == [4, 4]
 
 
 def test_of_equal_errors_the_smallest_k_wins():
-    k = AdaptiveK((1, 2, 4, 8, 16))
+    k = adaptive_k((1, 2, 4, 8, 16))
     assert k.choose(constant([3.0] * 5, noise=1.0), mask_of([2, 2])).tolist() == [1, 1]
 
 
 def test_rounding_makes_no_variance_negative():
     for number in (0.1, 1234.567, -98765.4321, 1e-3):
-        k = AdaptiveK((1, 2))
+        k = adaptive_k((1, 2))
         k.choose(torch.full((2, 9, 7), number), mask_of([7] * 9))
         assert (k.errors()[2] >= 0).all()
         assert k.describe()["k/4-7/variance_1"] <= 1e-12 * number**2
@@ -94,10 +98,10 @@ def test_rounding_makes_no_variance_negative():
 
 @pytest.mark.parametrize("length", range(1, 9))
 def test_blocks_that_do_not_fit_are_the_return_itself_and_so_never_chosen(length):
-    k = AdaptiveK((1, 2, 4, 8, 16))
+    k = adaptive_k((1, 2, 4, 8, 16))
     mask, values = random_values([length] * 50)
     returns = returns_of(k, mask, values)
-    for candidate, row in zip(k.candidates, returns, strict=True):
+    for candidate, row in zip(k.settings.candidates, returns, strict=True):
         assert torch.equal(row, returns[0]) == (candidate >= length or candidate == 1)
     assert int(k.choose(returns, mask).max()) < max(length, 2)
 
@@ -106,7 +110,7 @@ def test_the_more_samples_the_less_bias():
     mask, values = random_values([12, 9, 15] * 20)
     biases, choices = [], []
     for num_samples in (0.01, 0.3, 1.0, 10.0, 1e6):
-        k = AdaptiveK(num_samples=num_samples)
+        k = adaptive_k(num_samples=num_samples)
         choices.append(int(k.choose(returns_of(k, mask, values), mask)[0]))
         biases.append(k.describe()[f"k/8-15/bias_{choices[-1]}"])
     assert biases == sorted(biases, reverse=True)
@@ -116,12 +120,12 @@ def test_the_more_samples_the_less_bias():
 
 def test_each_range_of_lengths_has_its_own_k():
     mask, values = random_values([3] * 30 + [13] * 30 + [2] * 10 + [15] * 3)
-    together = AdaptiveK()
+    together = adaptive_k()
     chosen = together.choose(returns_of(together, mask, values), mask)
     for rows in (range(30), range(30, 60)):
         rows = [*rows, *(range(60, 70) if rows[0] == 0 else range(70, 73))]
         part = ActionValues(*(v[rows] for v in (values.q_taken, values.q_max, values.logprobs)))
-        alone = AdaptiveK()
+        alone = adaptive_k()
         assert torch.equal(
             alone.choose(returns_of(alone, mask[rows], part), mask[rows]), chosen[rows]
         )
@@ -132,7 +136,7 @@ def test_each_range_of_lengths_has_its_own_k():
 
 
 def test_old_sums_fade_where_new_tokens_come_and_stay_where_none_do():
-    k = AdaptiveK((1, 2), smoothing=0.5)
+    k = adaptive_k((1, 2), smoothing=0.5)
     returns = torch.tensor([[[2.0, 2.0, 2.0]], [[3.0, 3.0, 3.0]]])
     for length in (2, 2, 1):
         k.choose(returns, mask_of([length], 3))
@@ -141,18 +145,18 @@ def test_old_sums_fade_where_new_tokens_come_and_stay_where_none_do():
     assert k.sums[1, 0].tolist() == [3, 6, 12, 0]
     assert k.sums[0, 1].tolist() == [1, 3, 9, 1]
     assert not k.sums[2:].any()
-    forgetful = AdaptiveK((1, 2), smoothing=0.0)
+    forgetful = adaptive_k((1, 2), smoothing=0.0)
     for length in (3, 2):
         forgetful.choose(returns, mask_of([length], 3))
     assert forgetful.sums[1, 0].tolist() == [2, 4, 8, 0]
 
 
 def test_the_state_is_json_to_the_last_bit():
-    k = AdaptiveK(smoothing=0.7)
+    k = adaptive_k(smoothing=0.7)
     for seed in range(3):
         mask, values = random_values([5, 11, 2, 1], seed)
         k.choose(returns_of(k, mask, values), mask)
-    again = AdaptiveK(smoothing=0.7)
+    again = adaptive_k(smoothing=0.7)
     again.load_state_dict(json.loads(json.dumps(k.state_dict())))
     assert torch.equal(again.sums, k.sums)
     assert again.describe() == k.describe()
@@ -164,17 +168,17 @@ def test_the_state_is_json_to_the_last_bit():
 
 def test_halves_of_a_batch_that_add_up_choose_as_the_whole():
     mask, values = random_values([5, 11, 2, 1, 6, 12, 4, 1])
-    whole = AdaptiveK()
+    whole = adaptive_k()
     returns = returns_of(whole, mask, values)
     expected = whole.choose(returns, mask)
     halves = (slice(0, 4), slice(4, 8))
     shares = []
     for half in halves:  # what each process would send
-        AdaptiveK().choose(
+        adaptive_k().choose(
             returns[:, half], mask[half], total=lambda sums: shares.append(sums) or sums
         )
     for half in halves:
-        k = AdaptiveK()
+        k = adaptive_k()
         chosen = k.choose(returns[:, half], mask[half], total=lambda _: shares[0] + shares[1])
         assert torch.equal(chosen, expected[half])
         torch.testing.assert_close(k.sums, whole.sums, rtol=1e-12, atol=0)
@@ -182,7 +186,7 @@ def test_halves_of_a_batch_that_add_up_choose_as_the_whole():
 
 def test_one_step_that_is_not_finite_is_not_remembered():
     mask, values = random_values([5, 11, 5, 11])
-    k, spared = AdaptiveK(), AdaptiveK()
+    k, spared = adaptive_k(), adaptive_k()
     returns = returns_of(k, mask, values)
     for adaptive in (k, spared):
         adaptive.choose(returns, mask)
@@ -197,7 +201,7 @@ def test_one_step_that_is_not_finite_is_not_remembered():
 
 
 def test_what_is_described():
-    k = AdaptiveK((1, 2))
+    k = adaptive_k((1, 2))
     mask, values = random_values([5, 7, 1])
     k.choose(returns_of(k, mask, values), mask)
     names = {"", *(f"/{name}_{c}" for name in ("variance", "bias", "mse") for c in (1, 2))}
@@ -235,8 +239,10 @@ LENGTHS = [3, 12, 1, 9, 2, 15, 3, 10] * 6
 
 @pytest.mark.parametrize("phase", ["aligned", "average"])
 def test_rows_of_different_length_have_the_returns_of_their_own_k(phase):
-    k = AdaptiveK((1, 2, 4))
-    objective = PolicyGradient(Decoding(max_tokens=16), k=k, phase=phase, clip_range=None)
+    objective = policy_gradient(
+        Decoding(max_tokens=16), k="auto", adaptive={"candidates": (1, 2, 4)}, phase=phase,
+        clip={"range": None},
+    )  # fmt: skip
     rollout, sums = judged(objective, LENGTHS)
     metrics = objective.describe({key: float(value) for key, value in sums.items()})
     names = {0: "k/1-1", 1: "k/2-3", 3: "k/8-15"}
@@ -254,18 +260,23 @@ def test_rows_of_different_length_have_the_returns_of_their_own_k(phase):
 
 
 def test_clipped_rewards_follow_the_k_of_the_unclipped_ones():
-    plain = PolicyGradient(Decoding(max_tokens=16), k=AdaptiveK((1, 2, 4)), clip_range=None)
-    clipped = PolicyGradient(
-        Decoding(max_tokens=16), k=AdaptiveK((1, 2, 4)), clip_range=2.0, clip_target="reward"
+    plain = policy_gradient(
+        Decoding(max_tokens=16), k="auto", adaptive={"candidates": (1, 2, 4)}, clip={"range": None}
+    )
+    clipped = policy_gradient(
+        Decoding(max_tokens=16),
+        k="auto",
+        adaptive={"candidates": (1, 2, 4)},
+        clip={"range": 2.0, "target": "reward"},
     )
     expected, plain_sums = judged(plain, LENGTHS)
     actual, sums = judged(clipped, LENGTHS)
     assert torch.equal(actual.returns, expected.returns)
     assert sums["chosen_k"] == plain_sums["chosen_k"]
     assert sums["clipped"] > 0
-    assert torch.equal(clipped.k.sums, plain.k.sums)  # counted once
+    assert torch.equal(clipped.returns.adaptive.sums, plain.returns.adaptive.sums)  # counted once
     values, buckets = actual.values, bucket_of(actual.lengths)
-    best = torch.tensor(clipped.k.candidates)[clipped.k.errors().argmin(1)[buckets]]
+    best = torch.tensor((1, 2, 4))[clipped.returns.adaptive.errors().argmin(1)[buckets]]
     for row, k in enumerate(best.tolist()):
         returns = block_returns(
             values.q_taken[[row]], values.q_max[[row]], actual.mask[[row]], k=k, reward_range=2.0
@@ -275,7 +286,7 @@ def test_clipped_rewards_follow_the_k_of_the_unclipped_ones():
 
 def test_a_stopped_objective_goes_on_with_what_it_knew():
     def build():
-        return PolicyGradient(Decoding(max_tokens=16), k=AdaptiveK())
+        return policy_gradient(Decoding(max_tokens=16), k="auto")
 
     whole, first, second = build(), build(), build()
     for seed in range(4):
@@ -287,6 +298,6 @@ def test_a_stopped_objective_goes_on_with_what_it_knew():
         actual, _ = judged(second, LENGTHS, seed)
     assert torch.equal(actual.advantages, expected.advantages)
     assert whole.state_dict() == second.state_dict() != first.state_dict()
-    fixed = replace(whole, k=4)
+    fixed = policy_gradient(Decoding(max_tokens=16), k=4)
     assert fixed.state_dict() == {}
     fixed.load_state_dict({})

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 from enumerable import DECODING, make_trainer, pair
+from makers import seqkd
 
 from brim.metrics import Score
 from brim.models import load_model
-from brim.objectives import SeqKD
 from brim.training.evaluation import Evaluation
 
 STEPS = 6
@@ -21,7 +21,7 @@ class KilledError(Exception):
 
 def trainer_of(directory, scores, *, higher_is_better=True, killed_at=None):
     """A trainer whose evaluations, every other step, give these scores; saves every third step."""
-    trainer, _ = make_trainer(SeqKD(DECODING), *pair(), directory, steps=STEPS, rows=4)
+    trainer, _ = make_trainer(seqkd(DECODING), *pair(), directory, steps=STEPS, rows=4)
 
     def evaluate(model):
         value = scores[trainer.state.step]

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from makers import policy_gradient
 
 from brim.models import Decoding, Distribution
-from brim.objectives import BRIMConfig, LLMRConfig, PolicyGradient
+from brim.objectives import make_objective
 from brim.objectives.base import return_metrics
+from brim.objectives.settings import BRIMConfig, LLMRConfig
 from brim.returns import block_returns, rewards_to_go
 from brim.types import ActionValues, Batch, Example, Rollout, TokenStatistics
 
@@ -46,7 +48,7 @@ def assign(**settings):
     rollout, values = make_rollout()
     if settings.get("truncated") == "bootstrap":
         values = replace(values, bootstrap=torch.tensor([2.5, 0.0, 0.0, 0.0]))
-    return PolicyGradient(DECODING, **settings).assign_credit(rollout, values)
+    return policy_gradient(DECODING, **settings).assign_credit(rollout, values)
 
 
 def test_llmr_weighs_by_the_return():
@@ -57,37 +59,37 @@ def test_llmr_weighs_by_the_return():
 
 
 def test_clipped_return():
-    rollout, sums = assign(k=2, clip_range=3.0)
+    rollout, sums = assign(k=2, clip={"range": 3.0})
     torch.testing.assert_close(rollout.advantages, rollout.returns.clamp(-3, 3))
     outside = (rollout.returns.abs() > 3).sum()
     assert sums["clipped"] == outside > 0
 
 
 def test_clipped_reward():
-    rollout, _ = assign(k=2, clip_range=2.0, clip_target="reward")
+    rollout, _ = assign(k=2, clip={"range": 2.0, "target": "reward"})
     _, values = make_rollout()
     expected = block_returns(values.q_taken, values.q_max, rollout.mask, k=2, reward_range=2.0)
     torch.testing.assert_close(rollout.advantages, expected)
 
 
 def test_clipped_rewards_are_counted_by_the_returns_that_they_change():
-    rollout, sums = assign(k=2, clip_range=2.0, clip_target="reward")
+    rollout, sums = assign(k=2, clip={"range": 2.0, "target": "reward"})
     changed = (rollout.advantages != rollout.returns).sum()
     assert sums["clipped"] == changed > 0
-    metrics = PolicyGradient(DECODING, k=2).describe({k: float(v) for k, v in sums.items()})
+    metrics = policy_gradient(DECODING, k=2).describe({k: float(v) for k, v in sums.items()})
     assert metrics["rollout/clipped"] == pytest.approx(int(changed) / sum(LENGTHS))
 
 
 @pytest.mark.parametrize("target", ["reward", "return"])
 def test_without_a_range_nothing_is_clipped(target):
-    rollout, sums = assign(k=2, clip_range=None, clip_target=target)
+    rollout, sums = assign(k=2, clip={"range": None, "target": target})
     assert torch.equal(rollout.advantages, rollout.returns)
     assert sums["clipped"] == 0
 
 
 def test_the_bootstrap_value_is_not_clipped_with_the_rewards():
-    clipped, _ = assign(k=2, clip_range=2.0, clip_target="reward")
-    bootstrapped, _ = assign(k=2, clip_range=2.0, clip_target="reward", truncated="bootstrap")
+    clipped, _ = assign(k=2, clip={"range": 2.0, "target": "reward"})
+    bootstrapped, _ = assign(k=2, clip={"range": 2.0, "target": "reward"}, truncated="bootstrap")
     difference = clipped.advantages - bootstrapped.advantages
     torch.testing.assert_close(difference[0], torch.full((6,), 2.5))
     assert not difference[1:].any()
@@ -96,7 +98,7 @@ def test_the_bootstrap_value_is_not_clipped_with_the_rewards():
 def test_returns_need_a_teacher():
     rollout, _ = make_rollout()
     with pytest.raises(ValueError, match="teacher"):
-        PolicyGradient(DECODING).collect(rollout.batch, None, None)
+        policy_gradient(DECODING).collect(rollout.batch, None, None)
 
 
 @pytest.mark.parametrize("truncated", ["keep", "drop"])
@@ -133,7 +135,7 @@ def test_loss_is_the_weighted_sum_under_the_distribution_that_sampled():
         return TokenStatistics(logprobs, torch.zeros_like(logprobs))
 
     decoding = Decoding(max_tokens=6, temperature=0.7, top_k=3, top_p=0.9)
-    objective = PolicyGradient(decoding, k=2)
+    objective = policy_gradient(decoding, k=2)
     out = objective.loss(policy, rollout)
     assert asked["distribution"] == Distribution(0.7, top_k=3, top_p=0.9)
     expected = 0.5 * rollout.advantages[rollout.mask].sum()
@@ -158,8 +160,12 @@ def test_logged_moments_are_those_of_the_tokens():
 
 def test_greedy_rollouts_are_warned_about():
     with pytest.warns(UserWarning, match="sampling"):
-        BRIMConfig(k=4).build(Decoding(max_tokens=4, strategy="greedy"))
+        make_objective(BRIMConfig(k=4), Decoding(max_tokens=4, strategy="greedy"))
 
 
 def test_llmr_is_brim_of_one():
-    assert LLMRConfig().build(DECODING) == BRIMConfig(k=1).build(DECODING)
+    weights = []
+    for settings in (LLMRConfig(), BRIMConfig(k=1)):
+        rollout, _ = make_objective(settings, DECODING).assign_credit(*make_rollout())
+        weights.append(rollout.advantages)
+    assert torch.equal(*weights)

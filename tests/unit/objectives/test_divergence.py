@@ -17,7 +17,9 @@ from brim.divergences import (
     total_variation,
 )
 from brim.models import Decoding, LanguageModel
-from brim.objectives import Divergence, JSConfig, KLConfig, RKLConfig, TVDConfig
+from brim.objectives import make_objective
+from brim.objectives.divergence import Divergence
+from brim.objectives.settings import JSConfig, KLConfig, RKLConfig, TVDConfig
 from brim.types import Batch, Example, Rollout
 
 DECODING = Decoding(max_tokens=8)
@@ -74,7 +76,7 @@ def logits(model: LanguageModel, rollout: Rollout, temperature: float) -> Tensor
 
 def test_the_writer_of_a_row_does_not_depend_on_its_batch():
     student = make_student()
-    objective = TVDConfig().build(DECODING)
+    objective = make_objective(TVDConfig(), DECODING)
     batch = make_batch(student)
     rollout = collect(objective, student, batch)
     assert rollout.by_student.any()
@@ -89,14 +91,12 @@ def test_the_writer_of_a_row_does_not_depend_on_its_batch():
 
 
 def test_a_larger_share_of_the_students_rows_holds_the_smaller_one():
-    seeds = range(4000)
-    drawn = {
-        fraction: [
-            Divergence(DECODING, forward_kl, student_fraction=fraction)._student_writes(seed)
-            for seed in seeds
-        ]
-        for fraction in (0.0, 0.25, 0.7, 1.0)
-    }
+    student, seeds = make_student(), range(4000)
+    batch = student.encode([Example("0", "a", ("b",))] * len(seeds), max_tokens=None, seeds=seeds)
+    drawn = {}
+    for fraction in (0.0, 0.25, 0.7, 1.0):
+        objective = make_objective(KLConfig(student_fraction=fraction), Decoding(max_tokens=1))
+        drawn[fraction] = collect(objective, student, batch).by_student.tolist()
     assert not any(drawn[0.0])
     assert all(drawn[1.0])
     for fraction in (0.25, 0.7):
@@ -110,7 +110,7 @@ def test_a_larger_share_of_the_students_rows_holds_the_smaller_one():
 def test_the_rollout_is_that_of_both_writers_in_the_batchs_order(family, limit):
     student, decoding = make_student(family), Decoding(max_tokens=limit)
     batch = make_batch(student)
-    rollout = collect(TVDConfig().build(decoding), student, batch)
+    rollout = collect(make_objective(TVDConfig(), decoding), student, batch)
     own = rollout.by_student.nonzero().flatten().tolist()
     others = (~rollout.by_student).nonzero().flatten().tolist()
     written = student.generate(batch.select(own), decoding)
@@ -138,22 +138,22 @@ def test_nobody_is_asked_to_write_nothing(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(LanguageModel, "generate", refuse)
-        rollout = collect(KLConfig().build(DECODING), student)
+        rollout = collect(make_objective(KLConfig(), DECODING), student)
         assert not rollout.by_student.any()
     with monkeypatch.context() as patch:
         patch.setattr(LanguageModel, "encode_completions", refuse)
         batch = make_batch(student, references=False)
-        rollout = collect(RKLConfig().build(DECODING), student, batch)
+        rollout = collect(make_objective(RKLConfig(), DECODING), student, batch)
         assert rollout.by_student.all()
 
 
 def test_targets_are_asked_for_where_there_are_any():
-    assert KLConfig().build(DECODING).targets == "teacher"
-    assert TVDConfig(targets="data").build(DECODING).targets == "data"
-    assert RKLConfig().build(DECODING).targets is None
+    assert KLConfig().needed_targets == "teacher"
+    assert TVDConfig(targets="data").needed_targets == "data"
+    assert RKLConfig().needed_targets is None
     with pytest.raises(ValidationError, match="no effect"):
         RKLConfig(targets="data")
-    assert RKLConfig(student_fraction=0.9).build(DECODING).targets == "teacher"
+    assert RKLConfig(student_fraction=0.9).needed_targets == "teacher"
 
 
 # -- what is compared ---------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def test_targets_are_asked_for_where_there_are_any():
 )
 def test_the_loss_is_the_divergence_of_full_logits(family, config, on_targets, on_student):
     student, teacher = make_pair(family)
-    objective = config.build(DECODING)
+    objective = make_objective(config, DECODING)
     rollout, collected = objective.collect(make_batch(student), student, teacher)
     out = objective.loss(student, rollout, teacher)
     pair = [logits(model, rollout, config.temperature) for model in (student, teacher)]
@@ -200,7 +200,7 @@ def test_the_loss_is_the_divergence_of_full_logits(family, config, on_targets, o
 @pytest.mark.parametrize(("config", "absent"), [(KLConfig(), "student"), (RKLConfig(), "targets")])
 def test_a_writer_without_text_has_no_metric(config, absent):
     student, teacher = make_pair("llama")
-    objective = config.build(DECODING)
+    objective = make_objective(config, DECODING)
     rollout, collected = objective.collect(make_batch(student), student, teacher)
     out = objective.loss(student, rollout, teacher)
     sums = {key: float(value) for key, value in {**collected, **out.sums}.items()}
@@ -214,7 +214,7 @@ def test_a_writer_without_text_has_no_metric(config, absent):
 @each_config
 def test_micro_batches_add_up(config, family):
     student, teacher = make_pair(family)
-    objective = config.build(DECODING)
+    objective = make_objective(config, DECODING)
     rollout = collect(objective, student)
     whole = objective.loss(student, rollout, teacher)
     rows = (rollout.select([i]) for i in range(len(rollout)))
@@ -226,7 +226,7 @@ def test_micro_batches_add_up(config, family):
 
 def test_the_policy_is_called_once_whoever_wrote():
     student, teacher = make_pair("t5")
-    objective = JSConfig(temperature=1.5).build(DECODING)
+    objective = make_objective(JSConfig(temperature=1.5), DECODING)
     rollout = collect(objective, student)
     calls = []
 
@@ -242,7 +242,7 @@ def test_the_policy_is_called_once_whoever_wrote():
 def test_the_teacher_is_asked_without_dropout_and_keeps_its_mode(config):
     student, teacher = make_pair("t5", dropout=0.5)
     teacher.requires_grad_(True)
-    objective = config.build(DECODING)
+    objective = make_objective(config, DECODING)
     rollout = collect(objective, student)
     expected = objective.loss(student, rollout, teacher.eval()).loss
     teacher.train()
@@ -255,7 +255,7 @@ def test_the_teacher_is_asked_without_dropout_and_keeps_its_mode(config):
 
 def test_tokens_outside_the_mask_do_not_count():
     student, teacher = make_pair("llama")
-    objective = TVDConfig().build(DECODING)
+    objective = make_objective(TVDConfig(), DECODING)
     rollout = collect(objective, student)
     nothing = replace(rollout, mask=torch.zeros_like(rollout.mask))
     out = objective.loss(student, nothing, teacher)
@@ -268,7 +268,7 @@ def test_tokens_outside_the_mask_do_not_count():
 
 def test_a_loss_without_a_teacher_is_refused():
     student, _ = make_pair("t5")
-    objective = KLConfig().build(DECODING)
+    objective = make_objective(KLConfig(), DECODING)
     with pytest.raises(ValueError, match="teacher"):
         objective.loss(student, collect(objective, student))
 
@@ -289,7 +289,7 @@ def gradient(objective: Divergence, student, rollout, teacher) -> list[Tensor]:
 @each_config
 def test_a_student_that_is_its_teacher_learns_nothing(config, family):
     student, other = make_pair(family)
-    objective = config.build(DECODING)
+    objective = make_objective(config, DECODING)
     rollout = collect(objective, student)
     assert objective.loss(student, rollout, student.copy()).loss.abs() < 1e-4
     assert objective.loss(student, rollout, other).loss > 0.1
@@ -303,7 +303,7 @@ def test_a_student_that_is_its_teacher_learns_nothing(config, family):
 @each_config
 def test_the_gradient_is_the_loss_slope(config, family):
     student, teacher = make_pair(family)
-    objective = config.build(DECODING)
+    objective = make_objective(config, DECODING)
     rollout = collect(objective, student)
     grads = gradient(objective, student, rollout, teacher)
     norm = sum(grad.square().sum() for grad in grads).sqrt()
@@ -323,7 +323,7 @@ def test_the_gradient_is_the_loss_slope(config, family):
 @each_config
 def test_a_few_steps_lower_the_divergence(config, family):
     student, teacher = make_pair(family)
-    objective = config.build(DECODING)
+    objective = make_objective(config, DECODING)
     batch = make_batch(student)
     watched = collect(objective, student, batch)
     before = objective.loss(student, watched, teacher).loss.item()
@@ -348,7 +348,7 @@ def test_the_trainer_brings_the_students_text_closer_to_the_teachers(config, tmp
         return float((q * (q / p).log()).sum())
 
     before = reverse_kl_of_texts()
-    trainer, logged = make_trainer(config.build(DECODING), student, teacher, tmp_path)
+    trainer, logged = make_trainer(make_objective(config, DECODING), student, teacher, tmp_path)
     trainer.train()
     assert reverse_kl_of_texts() < 0.7 * before
     for metrics in logged:

@@ -19,7 +19,7 @@ from enumerable import build, make_trainer
 from pydantic import TypeAdapter
 
 from brim.models import Decoding, LanguageModel
-from brim.objectives import ObjectiveConfig
+from brim.objectives import ObjectiveConfig, make_objective
 from brim.types import Batch, Rollout
 
 STORED = Path(__file__).parents[2] / "data" / "pinned_weights.json"
@@ -125,11 +125,11 @@ def change(family: str, decoding: str, method: dict, directory: Path) -> list[fl
     student = build(family, 11)
     teacher = build(family, 12, sharpness=2.0).requires_grad_(False)
     settings = TypeAdapter(ObjectiveConfig).validate_python(method)
-    objective = settings.build(DECODINGS[decoding])
+    objective = make_objective(settings, DECODINGS[decoding])
     trainer, logged = make_trainer(
         objective, student, teacher, directory, steps=STEPS, rows=ROWS, lr=0.3, eps=1.0
     )
-    module = trainer.learner.module
+    module = trainer.updater.module
     start = torch.cat([p.detach().flatten().double() for p in module.parameters()])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LanguageModel, "generate", write)

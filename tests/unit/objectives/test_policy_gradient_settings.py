@@ -16,19 +16,14 @@ from enumerable import (
     pair,
     probabilities,
 )
+from makers import policy_gradient, q_of
 from pydantic import TypeAdapter, ValidationError
 
 from brim.config.loading import Config, load_config
 from brim.errors import ConfigError
 from brim.models import Decoding
-from brim.objectives import (
-    AdaptiveK,
-    BRIMConfig,
-    LLMRConfig,
-    ObjectiveConfig,
-    PolicyGradient,
-    Updates,
-)
+from brim.objectives import ObjectiveConfig, make_objective
+from brim.objectives.settings import BRIMConfig, LLMRConfig, Updates
 from brim.seeding import derive_seed
 
 BOTH = ["llmr", "brim"]
@@ -110,36 +105,27 @@ def test_what_does_not_fit_together_is_refused_in_one_line(name, settings, messa
 @pytest.mark.parametrize(("name", "settings"), ACCEPTED, ids=str)
 def test_what_fits_together_is_built(name, settings):
     config = TypeAdapter(ObjectiveConfig).validate_python({"name": name, **settings})
-    objective = config.build(DECODING)
-    assert objective.truncated == settings.get("truncated", "keep")
-    assert objective.num_generations == settings.get("num_generations", 1)
+    objective = make_objective(config, DECODING)
+    assert objective.settings is config
+    assert objective.decoding is DECODING
 
 
-def test_configs_hand_all_settings_over():
-    built = BRIMConfig(
-        k=4, tail="none", phase="aligned", q_centering="policy", baseline="time_mean",
-        immediate="expected", rollout_reuse=3, sync_every=2, max_importance_weight=None,
-        truncated="drop", num_generations=5, clip={"range": 50.0},
-    ).build(DECODING)  # fmt: skip
-    assert built == PolicyGradient(
-        DECODING, k=4, tail="none", phase="aligned", q_centering="policy", baseline="time_mean",
-        immediate="expected", rollout_reuse=3, sync_every=2, max_importance_weight=None,
-        truncated="drop", num_generations=5, clip_range=50.0, clip_target="return",
-    )  # fmt: skip
-    assert built.updates == Updates(num_epochs=3, num_minibatches=1, sync_every=2)
-    llmr = LLMRConfig(clip={"target": "reward", "range": None}).build(DECODING)
-    assert llmr == PolicyGradient(DECODING, k=1, clip_target="reward", clip_range=None)
-    assert llmr.updates.on_policy
+def test_settings_say_how_often_a_rollout_is_used():
+    reused = BRIMConfig(rollout_reuse=3, sync_every=2)
+    assert reused.updates == Updates(num_epochs=3, num_minibatches=1, sync_every=2)
+    assert reused.compares_policies
+    assert LLMRConfig().updates.on_policy
+    assert not LLMRConfig().compares_policies
 
 
 def test_an_automatic_k_has_the_settings_of_its_own_and_no_shared_memory():
     adaptive = {"candidates": (1, 3), "smoothing": 0.5, "num_samples": 7}
     config = BRIMConfig(k="auto", adaptive=adaptive)
-    one, other = config.build(DECODING), config.build(DECODING)
-    assert one.k == AdaptiveK(candidates=(1, 3), smoothing=0.5, num_samples=7.0)
-    one.k.choose(torch.ones(2, 1, 1), torch.ones(1, 1, dtype=torch.bool))
-    assert one.k.sums.any()
-    assert not other.k.sums.any()
+    one, other = make_objective(config, DECODING), make_objective(config, DECODING)
+    assert one.returns.adaptive.settings == config.adaptive
+    one.returns.adaptive.choose(torch.ones(2, 1, 1), torch.ones(1, 1, dtype=torch.bool))
+    assert one.returns.adaptive.sums.any()
+    assert not other.returns.adaptive.sums.any()
 
 
 # Several completions of a prompt
@@ -154,8 +140,8 @@ def test_generations_are_adjacent_differ_and_begin_with_the_one_there_would_be()
     student, teacher = pair()
     decoding = Decoding(max_tokens=6)
     batch = encoded(student)
-    single, _ = PolicyGradient(decoding).collect(batch, student, teacher)
-    several, sums = PolicyGradient(decoding, num_generations=5).collect(batch, student, teacher)
+    single, _ = policy_gradient(decoding).collect(batch, student, teacher)
+    several, sums = policy_gradient(decoding, num_generations=5).collect(batch, student, teacher)
     assert len(several) == sums["rows"] == 20
     assert [e.id for e in several.batch.examples] == [e.id for e in batch.examples for _ in "12345"]
     width = single.completion_ids.shape[1]
@@ -170,10 +156,10 @@ def test_generations_are_adjacent_differ_and_begin_with_the_one_there_would_be()
 @pytest.mark.parametrize("immediate", ["sampled", "expected"])
 def test_leave_one_out_subtracts_the_mean_of_the_prompts_other_tokens(immediate):
     student, teacher = pair()
-    settings = {"num_generations": 3, "k": 2, "clip_range": 2.0, "immediate": immediate}
+    settings = {"num_generations": 3, "k": 2, "clip": {"range": 2.0}, "immediate": immediate}
     batch = encoded(student)
-    plain, _ = PolicyGradient(DECODING, **settings).collect(batch, student, teacher)
-    others, _ = PolicyGradient(DECODING, baseline="leave_one_out", **settings).collect(
+    plain, _ = policy_gradient(DECODING, **settings).collect(batch, student, teacher)
+    others, _ = policy_gradient(DECODING, baseline="leave_one_out", **settings).collect(
         batch, student, teacher
     )
     assert torch.equal(plain.completion_ids, others.completion_ids)
@@ -198,8 +184,8 @@ def test_min_variance_weighs_by_the_output_layers_gradients(family, sampling):
     student, teacher = pair(family)
     decoding = replace(DECODING, **sampling, batch_tokens=30)
     batch = encoded(student, 8)
-    plain, _ = PolicyGradient(decoding, k=1).collect(batch, student, teacher)
-    rollout, _ = PolicyGradient(decoding, k=1, baseline="min_variance").collect(
+    plain, _ = policy_gradient(decoding, k=1).collect(batch, student, teacher)
+    rollout, _ = policy_gradient(decoding, k=1, baseline="min_variance").collect(
         batch, student, teacher
     )
     head = student.model.get_output_embeddings().weight
@@ -245,8 +231,8 @@ def test_expected_credit_has_the_expected_gradient_of_sampling(sampling):
     weights = probabilities(student, rollout, decoding.distribution).float()[:, None]
     gradients = []
     for immediate in ("sampled", "expected"):
-        objective = PolicyGradient(decoding, k=2, immediate=immediate, clip_range=None)
-        values = objective.judge(rollout, student, teacher)
+        objective = policy_gradient(decoding, k=2, immediate=immediate, clip={"range": None})
+        values = q_of(objective, rollout, student, teacher)
         scored, _ = objective.assign_credit(rollout, values, student)
 
         def policy(rollout, *, distribution, comparison=None):
@@ -269,7 +255,12 @@ def test_expected_credit_has_the_expected_gradient_of_sampling(sampling):
     [
         {"k": 1, "immediate": "expected", "q_centering": "policy", "baseline": "time_mean"},
         {"k": 2, "phase": "average", "baseline": "min_variance"},
-        {"k": AdaptiveK((1, 2)), "num_generations": 4, "baseline": "leave_one_out"},
+        {
+            "k": "auto",
+            "adaptive": {"candidates": (1, 2)},
+            "num_generations": 4,
+            "baseline": "leave_one_out",
+        },
         {"k": 1, "rollout_reuse": 3},
         {"k": 1, "sync_every": 3},
     ],
@@ -279,15 +270,16 @@ def test_training_raises_the_exact_expected_return(settings, tmp_path):
     student, teacher = pair()
     before = expected_return(student, teacher)
     rows = 32 // settings.get("num_generations", 1)
-    objective = PolicyGradient(DECODING, **settings)
+    objective = policy_gradient(DECODING, **settings)
     trainer, logged = make_trainer(objective, student, teacher, tmp_path, rows=rows, lr=0.02)
     trainer.train()
     after = expected_return(student, teacher)
     assert after > before + 0.75 * (highest_return(teacher) - before)
     sizes = [metrics.get("policy/effective_sample_size") for metrics in logged]
-    if objective.updates.on_policy:
+    if objective.settings.updates.on_policy:
         assert sizes == [None] * 10
-    elif objective.updates.sync_every == 3:  # every third step writes with the student as it is
+    elif objective.settings.updates.sync_every == 3:
+        # Every third step writes with the student as it is.
         assert all((size < 0.999) == bool(step % 3) for step, size in enumerate(sizes[:9]))
     else:
         assert min(sizes) < 1
@@ -298,14 +290,15 @@ def test_a_resumed_run_goes_on_to_the_same_bits_with_its_old_writer_and_its_k(tm
     def run(directory, *steps):
         for last in steps:
             student, teacher = pair()
-            objective = PolicyGradient(
-                DECODING, k=AdaptiveK((1, 2)), sync_every=3, rollout_reuse=2, num_generations=2
-            )
+            objective = policy_gradient(
+                DECODING, k="auto", adaptive={"candidates": (1, 2)}, sync_every=3, rollout_reuse=2,
+                num_generations=2,
+            )  # fmt: skip
             trainer, logged = make_trainer(
                 objective, student, teacher, directory, steps=last, rows=8
             )
             trainer.train()
-        return student.state_dict(), trainer.learner.writer.state_dict(), objective, logged[-1]
+        return student.state_dict(), trainer.updater.behavior.state_dict(), objective, logged[-1]
 
     whole, resumed = run(tmp_path / "whole", 5), run(tmp_path / "resumed", 2, 5)
     for one, other in zip(whole[:2], resumed[:2], strict=True):
@@ -317,7 +310,7 @@ def test_a_resumed_run_goes_on_to_the_same_bits_with_its_old_writer_and_its_k(tm
 
 def test_weights_are_those_of_the_policy_that_wrote():
     writer, (student, teacher) = build("t5", 5), pair()
-    objective = PolicyGradient(DECODING, k=1, sync_every=2, max_importance_weight=None)
+    objective = policy_gradient(DECODING, k=1, sync_every=2, max_importance_weight=None)
     rollout, _ = objective.collect(encoded(writer, 8), writer, teacher)
     torch.testing.assert_close(rollout.logprobs, writer.measure(rollout).logprobs)
     sums = objective.loss(student, rollout, teacher).sums

@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from enumerable import DECODING, EXAMPLES, build, pair
+from makers import ppo_brim, ppo_llmr, q_of
 from pydantic import ValidationError
 
 from brim.losses import clipped_surrogate_loss
 from brim.models import ActorCritic, Decoding
-from brim.objectives import PPOBRIM, PPOLLMR, PPOBRIMConfig, PPOLLMRConfig
+from brim.objectives.settings import PPOBRIMConfig, PPOLLMRConfig
 from brim.returns import block_returns
 from brim.training.trainer import name_suspects
 from brim.types import Rollout, TokenStatistics
@@ -23,7 +24,7 @@ def written(student, rows=8, decoding=DECODING) -> Rollout:
 
 def credited(objective, rollout, student, teacher):
     objective.prepare(student)
-    return objective.assign_credit(rollout, objective.judge(rollout, student, teacher), student)
+    return objective.assign_credit(rollout, q_of(objective, rollout, student, teacher), student)
 
 
 def floats(*sums):
@@ -47,7 +48,7 @@ def with_state_values(objective, number):
 def test_at_ratio_1_the_gradient_is_that_of_the_policy_gradient(sampling):
     student, teacher = pair()
     decoding = replace(DECODING, **sampling)
-    objective = PPOBRIM(decoding, k=2)
+    objective = ppo_brim(decoding, k=2)
     rollout, _ = credited(objective, written(student, decoding=decoding), student, teacher)
     out = objective.loss(student, rollout)
     gradients = torch.autograd.grad(out.loss, list(student.parameters()))
@@ -63,7 +64,7 @@ def test_at_ratio_1_the_gradient_is_that_of_the_policy_gradient(sampling):
 
 def test_what_is_logged_of_the_ratios():
     student, teacher = pair()
-    objective = PPOBRIM(DECODING, k=1, epsilon=0.2)
+    objective = ppo_brim(DECODING, k=1, epsilon=0.2)
     rollout, _ = credited(objective, written(student), student, teacher)
     moves = torch.tensor([0.0, 0.19, -0.24, 0.1, -0.1, 0.5])
     tokens = rollout.mask.nonzero()[: len(moves)]
@@ -95,23 +96,23 @@ def test_what_is_logged_of_the_ratios():
 def test_a_rollout_without_credit_is_refused():
     student, _ = pair()
     with pytest.raises(ValueError, match="collect"):
-        PPOBRIM(DECODING).loss(student, written(student))
+        ppo_brim(DECODING).loss(student, written(student))
 
 
 def test_enough_compares_a_mean_over_tokens():
-    objective = PPOBRIM(DECODING, target_kl=0.1)
+    objective = ppo_brim(DECODING, target_kl=0.1)
     assert not objective.enough({"ppo/approx_kl": 1.0}, num_tokens=10)
     assert objective.enough({"ppo/approx_kl": 1.01}, num_tokens=10)
     assert not objective.enough({"ppo/approx_kl": 0.0}, num_tokens=0)
-    assert not PPOBRIM(DECODING).enough({"ppo/approx_kl": 1e9}, num_tokens=1)
+    assert not ppo_brim(DECODING).enough({"ppo/approx_kl": 1e9}, num_tokens=1)
 
 
 def test_one_teacher_value_that_is_not_finite_names_its_example():
     student, teacher = pair()
-    objective = PPOBRIM(DECODING)
+    objective = ppo_brim(DECODING)
     objective.prepare(student)
     rollout = written(student, 2)
-    values = objective.judge(rollout, student, teacher)
+    values = q_of(objective, rollout, student, teacher)
     values.q_taken[1, 0] = torch.nan
     rollout, _ = objective.assign_credit(rollout, values, student)
     assert not rollout.advantages[rollout.mask].isfinite().any()  # normalized together
@@ -126,7 +127,7 @@ def test_one_teacher_value_that_is_not_finite_names_its_example():
 @pytest.mark.parametrize("truncated", ["keep", "drop"])
 def test_brims_advantages_are_the_clipped_returns_normalized(settings, clip_range, truncated):
     student, teacher = pair()
-    objective = PPOBRIM(DECODING, k=2, clip_range=clip_range, truncated=truncated, **settings)
+    objective = ppo_brim(DECODING, k=2, clip={"range": clip_range}, truncated=truncated, **settings)
     rollout, sums = credited(objective, written(student, 24), student, teacher)
     assert rollout.truncated.any()
     assert not rollout.truncated.all()
@@ -142,16 +143,16 @@ def test_brims_advantages_are_the_clipped_returns_normalized(settings, clip_rang
     assert (float(sums["clipped"]) > 0) == (clip_range is not None)
 
 
-@pytest.mark.parametrize("kind", [PPOBRIM, PPOLLMR])
+@pytest.mark.parametrize("kind", [ppo_brim, ppo_llmr])
 def test_advantages_are_left_as_they_are_if_not_normalized(kind):
     student, teacher = pair()
     rollout = written(student, 24)
-    objective = kind(DECODING, clip_range=1.0, normalize_advantages=False)
+    objective = kind(DECODING, clip={"range": 1.0}, normalize_advantages=False)
     plain, _ = credited(objective, rollout, student, teacher)
     # With a critic that says 0 so far, its bounded targets are the advantages.
-    wanted = plain.returns.clamp(-1.0, 1.0) if kind is PPOBRIM else plain.value_targets
+    wanted = plain.returns.clamp(-1.0, 1.0) if kind is ppo_brim else plain.value_targets
     torch.testing.assert_close(plain.advantages[plain.mask], wanted[plain.mask])
-    scaled, _ = credited(kind(DECODING, clip_range=1.0), rollout, student, teacher)
+    scaled, _ = credited(kind(DECODING, clip={"range": 1.0}), rollout, student, teacher)
     tokens = plain.advantages[plain.mask]
     expected = (tokens - tokens.mean()) / tokens.std(correction=0)
     torch.testing.assert_close(scaled.advantages[scaled.mask], expected, rtol=0, atol=1e-4)
@@ -159,7 +160,7 @@ def test_advantages_are_left_as_they_are_if_not_normalized(kind):
 
 def test_brim_clips_rewards_if_told_to():
     student, teacher = pair()
-    objective = PPOBRIM(DECODING, k=1, clip_range=1.0, clip_target="reward")
+    objective = ppo_brim(DECODING, k=1, clip={"range": 1.0, "target": "reward"})
     rollout, _ = credited(objective, written(student, 24), student, teacher)
     values = rollout.values
     returns = block_returns(values.q_taken, values.q_max, rollout.mask, k=1, reward_range=1.0)
@@ -185,16 +186,14 @@ def gae_by_hand(rewards, values, discount, trace):
 
 
 @pytest.mark.parametrize("truncated", ["keep", "drop", "bootstrap"])
-@pytest.mark.parametrize("clip_target", ["reward", "return"])
 @pytest.mark.parametrize("critic", ["shared", "separate"])
-def test_llmrs_credit_by_hand(truncated, clip_target, critic):
+def test_llmrs_credit_by_hand(truncated, critic):
     student, teacher = pair()
-    objective = PPOLLMR(
+    objective = ppo_llmr(
         DECODING,
         critic=critic,
         truncated=truncated,
-        clip_target=clip_target,
-        clip_range=2.0,
+        clip={"range": 2.0},
         discount=0.9,
         gae_lambda=0.8,
         q_centering="mean",
@@ -202,7 +201,7 @@ def test_llmrs_credit_by_hand(truncated, clip_target, critic):
     objective.prepare(student)
     with_state_values(objective, 3)
     rollout = written(student, 24)
-    values = objective.judge(rollout, student, teacher)
+    values = q_of(objective, rollout, student, teacher)
     rollout, sums = objective.assign_credit(rollout, values, student)
     torch.testing.assert_close(
         rollout.state_values, objective.module(rollout).state_values.detach()
@@ -218,8 +217,6 @@ def test_llmrs_credit_by_hand(truncated, clip_target, critic):
         length = DECODING.max_tokens if cut else length
         taken, best = values.q_taken[row, :length].tolist(), values.q_max[row, :length].tolist()
         rewards = [a - b for a, b in zip(taken, [*best[1:], 0.0], strict=True)]
-        if clip_target == "reward":
-            rewards = [clip(reward) for reward in rewards]
         if cut and truncated == "bootstrap":
             rewards[-1] -= float(values.bootstrap[row])  # not clipped with the rewards
         state_values = rollout.state_values[row, :length].tolist()
@@ -228,7 +225,7 @@ def test_llmrs_credit_by_hand(truncated, clip_target, critic):
             continue
         some, deltas = gae_by_hand(rewards, state_values, 0.9, 0.8)
         goals = [a + v for a, v in zip(some, state_values, strict=True)]
-        goals = [clip(goal) for goal in goals] if clip_target == "return" else goals
+        goals = [clip(goal) for goal in goals]
         assert rollout.value_targets[row, :length].tolist() == pytest.approx(goals, abs=1e-4)
         residuals += [g - v for g, v in zip(goals, state_values, strict=True)]
         targets, errors = targets + goals, errors + deltas
@@ -249,7 +246,7 @@ def test_llmrs_credit_by_hand(truncated, clip_target, critic):
 
 def test_targets_that_never_vary_have_no_explained_variance():
     student, teacher = pair()
-    objective = PPOLLMR(DECODING, truncated="drop")
+    objective = ppo_llmr(DECODING, truncated="drop")
     rollout = written(student, 8, Decoding(max_tokens=1))
     rollout = rollout.select(rollout.truncated.nonzero()[:, 0].tolist())
     assert len(rollout) > 1
@@ -268,45 +265,40 @@ def test_targets_that_never_vary_have_no_explained_variance():
 def test_the_critics_loss_is_in_units_of_the_clip():
     student, teacher = pair()
     settings = {"value_coefficient": 0.3, "value_clip_range": None}
-    objective = PPOLLMR(DECODING, clip_range=5.0, **settings)
+    objective = ppo_llmr(DECODING, clip={"range": 5.0}, **settings)
     rollout, _ = credited(objective, written(student), student, teacher)
     with_state_values(objective, 1)
     out = objective.loss(objective.module, rollout)
     errors = (objective.module(rollout).state_values - rollout.value_targets)[rollout.mask] / 5
     expected = errors.square().sum() / 2
     torch.testing.assert_close(out.sums["ppo/value_loss"], expected.detach())
-    surrogate = PPOBRIM.loss(objective_without_critic(objective), student, rollout).loss
+    surrogate = ppo_brim(DECODING).loss(student, rollout).loss
     torch.testing.assert_close(out.loss, surrogate + 0.3 * expected, rtol=1e-4, atol=1e-4)
-    assert PPOLLMR(DECODING, clip_range=None).unit == 1
-
-
-def objective_without_critic(objective):
-    return PPOBRIM(objective.decoding, epsilon=objective.epsilon)
 
 
 def test_a_value_far_from_the_old_one_has_no_gradient():
     student, teacher = pair()
-    objective = PPOLLMR(DECODING, clip_range=5.0, value_clip_range=0.1)
+    objective = ppo_llmr(DECODING, clip={"range": 5.0}, value_clip_range=0.1)
     rollout, _ = credited(objective, written(student), student, teacher)
     # At the rollout all values were 0; now each is past the bound, on the target's side.
     values = (2.0 * rollout.value_targets.sign()).requires_grad_()
     rollout = replace(rollout, value_targets=10 * rollout.value_targets.sign())
-    (gradient,) = torch.autograd.grad(objective.critic_loss(values, rollout, {}), values)
+    (gradient,) = torch.autograd.grad(objective.critic.loss(values, rollout), values)
     assert not gradient.any()
-    unclipped = replace(objective, value_clip_range=None)
-    (gradient,) = torch.autograd.grad(unclipped.critic_loss(values, rollout, {}), values)
+    unclipped = ppo_llmr(DECODING, clip={"range": 5.0}, value_clip_range=None)
+    (gradient,) = torch.autograd.grad(unclipped.critic.loss(values, rollout), values)
     assert gradient[rollout.mask].all()
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])
 def test_the_critic_learns_what_each_state_is_worth(critic):
     student, teacher = pair()
-    objective = PPOLLMR(DECODING, critic=critic, value_clip_range=None, clip_range=10.0)
+    objective = ppo_llmr(DECODING, critic=critic, value_clip_range=None, clip={"range": 10.0})
     rollout, _ = credited(objective, written(student, 2), student, teacher)
     optimizer = torch.optim.Adam(objective.module.parameters(), lr=0.01)
     losses = []
     for _ in range(60):
-        loss = objective.critic_loss(objective.module(rollout).state_values, rollout, {})
+        loss = objective.critic.loss(objective.module(rollout).state_values, rollout)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -318,7 +310,7 @@ def test_the_critic_learns_what_each_state_is_worth(critic):
 
 
 @pytest.mark.parametrize("centering", ["none", "mean", "logsumexp"])
-@pytest.mark.parametrize("objective", [PPOLLMR, PPOBRIM])
+@pytest.mark.parametrize("objective", [ppo_llmr, ppo_brim])
 def test_bootstrap_gives_the_last_action_the_reward_it_would_have_had(objective, centering):
     # The same tokens as the beginning of longer completions, whose next state is known.
     student, teacher = pair("llama")
@@ -327,7 +319,7 @@ def test_bootstrap_gives_the_last_action_the_reward_it_would_have_had(objective,
     cut = Rollout(
         longer.batch, longer.completion_ids[:, :4], longer.mask[:, :4], torch.ones(8).bool()
     )
-    settings = {"gae_lambda": 1.0} if objective is PPOLLMR else {"k": 1}
+    settings = {"gae_lambda": 1.0} if objective is ppo_llmr else {"k": 1}
     objective = objective(DECODING, truncated="bootstrap", q_centering=centering, **settings)
     rollout, _ = credited(objective, cut, student, teacher)
     values = teacher.action_values(longer, centering=centering)
@@ -341,7 +333,7 @@ def test_bootstrap_gives_the_last_action_the_reward_it_would_have_had(objective,
 # Padding
 
 
-@pytest.mark.parametrize("cls", [PPOBRIM, PPOLLMR])
+@pytest.mark.parametrize("cls", [ppo_brim, ppo_llmr])
 @pytest.mark.parametrize("filler", [torch.nan, torch.inf])
 @pytest.mark.parametrize("truncated", ["keep", "drop", "bootstrap"])
 def test_padding_reaches_nothing(cls, filler, truncated):
@@ -353,7 +345,7 @@ def test_padding_reaches_nothing(cls, filler, truncated):
         objective = cls(DECODING, truncated=truncated, kl_coefficient=0.1)
         objective.prepare(student)
         rollout = written(student, 16)
-        values = objective.judge(rollout, student, teacher)
+        values = q_of(objective, rollout, student, teacher)
         written_mask = rollout.mask
         if spoiled:
             values = replace(
@@ -390,9 +382,9 @@ def test_padding_reaches_nothing(cls, filler, truncated):
 
 def test_what_is_trained():
     student, _ = pair()
-    assert PPOBRIM(DECODING).prepare(student) is student
+    assert ppo_brim(DECODING).prepare(student) is student
     for critic in ("shared", "separate"):
-        module = PPOLLMR(DECODING, critic=critic, clip_range=7.0).prepare(student)
+        module = ppo_llmr(DECODING, critic=critic, clip={"range": 7.0}).prepare(student)
         assert isinstance(module, ActorCritic)
         assert module.student is student
         assert (module.critic is None) == (critic == "shared")
@@ -402,7 +394,7 @@ def test_what_is_trained():
 def test_no_copy_of_the_start_without_a_charge():
     student = build("t5", 1)
     for coefficient in (0.0, 0.5):
-        objective = PPOBRIM(DECODING, kl_coefficient=coefficient)
+        objective = ppo_brim(DECODING, kl_coefficient=coefficient)
         objective.prepare(student)
         assert (objective.start is None) == (coefficient == 0)
     assert not any(p.requires_grad for p in objective.start.parameters())
@@ -412,7 +404,7 @@ def test_no_copy_of_the_start_without_a_charge():
 
 def test_dropout_neither_writes_nor_judges():
     student, teacher = build("t5", 1, dropout=0.5), pair()[1]
-    objective = PPOLLMR(DECODING, kl_coefficient=0.2)
+    objective = ppo_llmr(DECODING, kl_coefficient=0.2)
     objective.prepare(student)
     student.train()
     results = []
@@ -426,27 +418,14 @@ def test_dropout_neither_writes_nor_judges():
     assert objective.module.student.training
 
 
-def test_configs_hand_all_settings_over():
-    brim = PPOBRIMConfig(
-        k=4, tail="none", num_epochs=2, num_minibatches=3, epsilon=0.1, kl_coefficient=0.2,
-        target_kl=0.3, num_generations=2, truncated="drop", q_centering="max",
-        clip={"target": "return", "range": 50.0},
-    ).build(DECODING)  # fmt: skip
-    assert brim == PPOBRIM(
-        DECODING, k=4, tail="none", num_epochs=2, num_minibatches=3, epsilon=0.1,
-        kl_coefficient=0.2, target_kl=0.3, num_generations=2, truncated="drop",
-        q_centering="max", clip_target="return", clip_range=50.0,
-    )  # fmt: skip
-    llmr = PPOLLMRConfig(
-        critic="separate", gae_lambda=0.5, discount=0.9, value_coefficient=0.7,
-        value_clip_range=None, num_epochs=1, num_minibatches=1, clip={"range": 7.0},
-    ).build(DECODING)  # fmt: skip
-    assert llmr == PPOLLMR(
-        DECODING, critic="separate", gae_lambda=0.5, discount=0.9, value_coefficient=0.7,
-        value_clip_range=None, num_epochs=1, num_minibatches=1, clip_range=7.0,
-    )  # fmt: skip
-    assert llmr.k == 1
+def test_settings_say_how_often_a_rollout_is_used():
+    assert PPOLLMRConfig(num_epochs=1, num_minibatches=1).updates.on_policy
+    assert not PPOBRIMConfig(num_epochs=2, num_minibatches=3).updates.on_policy
+    # Even then: dropout would move the policy before its first update.
+    assert PPOLLMRConfig(num_epochs=1, num_minibatches=1).compares_policies
+
+
+@pytest.mark.parametrize("clip", [{"range": None}, {"target": "reward"}])
+def test_a_critic_needs_bounded_returns(clip):
     with pytest.raises(ValidationError, match="units of clip.range"):
-        PPOLLMRConfig(clip={"range": None})
-    assert llmr.updates.on_policy
-    assert not brim.updates.on_policy
+        PPOLLMRConfig(clip=clip)

@@ -12,13 +12,12 @@ from enumerable import (
     pair,
     probabilities,
 )
-
-from brim.objectives import PPOBRIM, PPOLLMR
+from makers import ppo_brim, ppo_llmr
 
 OBJECTIVES = {
-    "ppo_brim": (PPOBRIM, {"k": 2}),
-    "ppo_llmr shared": (PPOLLMR, {"clip_range": 10.0}),
-    "ppo_llmr separate": (PPOLLMR, {"clip_range": 10.0, "critic": "separate"}),
+    "ppo_brim": (ppo_brim, {"k": 2}),
+    "ppo_llmr shared": (ppo_llmr, {"clip": {"range": 10.0}}),
+    "ppo_llmr separate": (ppo_llmr, {"clip": {"range": 10.0}, "critic": "separate"}),
 }
 
 
@@ -36,7 +35,7 @@ def test_several_updates_of_each_rollout_raise_the_exact_expected_return(name, f
     assert after == trainer.state.best_score
     assert [metrics["optim/updates"] for metrics in logged] == [6] * 10
     assert sum(metrics["ppo/clip_fraction"] for metrics in logged) > 0
-    if cls is PPOLLMR:
+    if cls is ppo_llmr:
         assert logged[0]["ppo/explained_variance"] == 0
         assert max(metrics["ppo/explained_variance"] for metrics in logged) > 0.02
 
@@ -45,7 +44,7 @@ def test_a_target_kl_ends_the_updates_of_a_step(tmp_path):
     counts = {}
     for target in (1e6, 1e-3):
         student, teacher = pair()
-        objective = PPOBRIM(DECODING, num_epochs=3, num_minibatches=2, target_kl=target)
+        objective = ppo_brim(DECODING, num_epochs=3, num_minibatches=2, target_kl=target)
         trainer, logged = make_trainer(objective, student, teacher, tmp_path / str(target), steps=4)
         trainer.train()
         counts[target] = [metrics["optim/updates"] for metrics in logged]
@@ -60,7 +59,7 @@ def test_a_kl_coefficient_keeps_the_student_near_its_start(tmp_path):
         student, teacher = pair()
         rollout = every_completion(student)
         start = probabilities(student, rollout)
-        objective = PPOBRIM(
+        objective = ppo_brim(
             DECODING, k=1, num_epochs=2, num_minibatches=2, kl_coefficient=coefficient
         )
         trainer, logged = make_trainer(
@@ -79,7 +78,7 @@ def test_micro_batches_change_rounding_only(tmp_path):
     weights = []
     for size in (8192, 30):
         student, teacher = pair()
-        objective = PPOLLMR(DECODING, num_epochs=2, num_minibatches=2, clip_range=10.0)
+        objective = ppo_llmr(DECODING, num_epochs=2, num_minibatches=2, clip={"range": 10.0})
         make_trainer(
             objective, student, teacher, tmp_path / str(size), steps=2, micro_batch_tokens=size
         )[0].train()
@@ -93,17 +92,17 @@ def test_a_resumed_critic_goes_on_to_the_same_bits(tmp_path):
         student, teacher = pair()
         for last in steps:
             student, teacher = pair()
-            objective = PPOLLMR(
+            objective = ppo_llmr(
                 DECODING,
                 num_epochs=2,
                 num_minibatches=2,
                 critic="separate",
                 kl_coefficient=0.1,
-                clip_range=10.0,
+                clip={"range": 10.0},
             )
             trainer, logged = make_trainer(objective, student, teacher, directory, steps=last)
             trainer.train()
-        return trainer.learner.module.state_dict(), logged[-1]
+        return trainer.updater.module.state_dict(), logged[-1]
 
     whole, last = run(tmp_path / "whole", 3)
     resumed, again = run(tmp_path / "resumed", 2, 3)

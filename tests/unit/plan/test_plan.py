@@ -25,7 +25,7 @@ from brim.models import (
     train_tokenizer,
 )
 from brim.models.backbone import Prompts
-from brim.objectives import OBJECTIVES
+from brim.objectives import OBJECTIVES, make_objective
 from brim.plan import as_dict, as_text, plan
 from brim.plan.flops import generate_operations, read_operations, update_operations
 from brim.plan.memory import Learner, Room
@@ -516,8 +516,8 @@ SETTINGS = [
 
 @pytest.mark.parametrize(("name", "settings"), SETTINGS)
 def test_passes_are_those_that_are_made(name, settings):
-    objective_config = OBJECTIVES[name](**settings)
-    objective = objective_config.build(Decoding(max_tokens=8))
+    objective_config = OBJECTIVES[name][0](**settings)
+    objective = make_objective(objective_config, Decoding(max_tokens=8))
     student, teacher = build("t5"), build("t5")
     read, written = watch(student), []
     judged = watch(teacher)
@@ -573,7 +573,7 @@ def watched_copy(student: LanguageModel, calls: list) -> LanguageModel:
 
 
 def test_old_policies_are_read_and_kept():
-    passes = passes_of(OBJECTIVES["llmr"](sync_every=4))
+    passes = passes_of(OBJECTIVES["llmr"][0](sync_every=4))
     assert (passes.student_reads, passes.copies, passes.writers) == (1, 1, 1)
 
 

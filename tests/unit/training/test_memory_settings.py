@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from makers import policy_gradient, ppo_brim, ppo_llmr, seqkd
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from brim.errors import ConfigError, RunError
 from brim.models import Decoding, LanguageModel, build_model, load_model, train_tokenizer
-from brim.objectives import PPOBRIM, PPOLLMR, Objective, PolicyGradient, SeqKD
+from brim.objectives.base import Objective
 from brim.training.optimizer import build_optimizer, load_optimizer, save_optimizer
 from brim.training.settings import LoopConfig, OptimConfig
-from brim.training.updates import Learner
+from brim.training.updates import Updater
 from brim.types import Example, Rollout
 
 TEXTS = ("one two three four five six seven eight nine ten", "ten nine eight seven")
@@ -35,55 +36,55 @@ def student(family: str, *, dropout: float = 0.0, d_model: int = 16) -> Language
     )
 
 
-def make_learner(model: LanguageModel, objective: Objective, **settings: Any) -> Learner:
+def make_updater(model: LanguageModel, objective: Objective, **settings: Any) -> Updater:
     optim = OptimConfig(lr=1e-2, optimizer=settings.pop("optimizer", "adamw"))
     loop = LoopConfig(max_steps=1, rollout_batch_size=len(EXAMPLES), **settings)
     teacher = model.copy()
     with torch.no_grad():
         for parameter in teacher.parameters():
             parameter *= 1.5
-    return Learner(model, teacher, objective, optim, loop, Accelerator(cpu=True), seed=5)
+    return Updater(model, teacher, objective, optim, loop, Accelerator(cpu=True), seed=5)
 
 
-def step(learner: Learner, number: int) -> Rollout:
-    batch = learner.student.encode(EXAMPLES, max_tokens=None, seeds=range(9, 9 + len(EXAMPLES)))
+def step(updater: Updater, number: int) -> Rollout:
+    batch = updater.student.encode(EXAMPLES, max_tokens=None, seeds=range(9, 9 + len(EXAMPLES)))
     with torch.no_grad():
-        rollout, _ = learner.objective.collect(batch, learner.writer, learner.teacher)
-    learner.begin_step(number, 1e-2)
+        rollout, _ = updater.objective.collect(batch, updater.behavior, updater.teacher)
+    updater.begin_step(number, 1e-2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(number)
-        assert learner.learn(rollout, number, True).finite
+        assert updater.update(rollout, number, True).finite
     return rollout
 
 
-def weights(learner: Learner) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in learner.module.named_parameters()}
+def weights(updater: Updater) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in updater.module.named_parameters()}
 
 
 OBJECTIVES = {
-    "seqkd": lambda: SeqKD(Decoding(6)),
-    "reused": lambda: PolicyGradient(Decoding(6), rollout_reuse=2),
-    "ppo_brim": lambda: PPOBRIM(Decoding(6), num_epochs=2, num_minibatches=2),
-    "ppo_llmr": lambda: PPOLLMR(Decoding(6), critic="separate", num_epochs=2, num_minibatches=2),
+    "seqkd": lambda: seqkd(Decoding(6)),
+    "reused": lambda: policy_gradient(Decoding(6), rollout_reuse=2),
+    "ppo_brim": lambda: ppo_brim(Decoding(6), num_epochs=2, num_minibatches=2),
+    "ppo_llmr": lambda: ppo_llmr(Decoding(6), critic="separate", num_epochs=2, num_minibatches=2),
 }
 
 
 @pytest.mark.parametrize("family", ["t5", "qwen2"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_checkpointed_layers_learn_the_same(objective: str, family: str) -> None:
-    learnt = []
+    learned = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
         model = student(family, dropout=0.2)
-        learner = make_learner(
+        updater = make_updater(
             model, OBJECTIVES[objective](), gradient_checkpointing=checkpointing,
             micro_batch_tokens=40,
         )  # fmt: skip
-        passes = count_passes(learner.module)
+        passes = count_passes(updater.module)
         for number in range(2):
-            step(learner, number)
-        learnt.append((weights(learner), passes["gradient"]))
-    (plain, once), (checkpointed, twice) = learnt
+            step(updater, number)
+        learned.append((weights(updater), passes["gradient"]))
+    (plain, once), (checkpointed, twice) = learned
     for name, value in plain.items():
         torch.testing.assert_close(checkpointed[name], value, rtol=0, atol=2e-4)
     assert twice == 2 * once > 0
@@ -187,15 +188,15 @@ def test_the_state_of_the_other_adamw_is_refused(tmp_path: Path) -> None:
         load_optimizer(build_optimizer(model, EIGHT_BITS), tmp_path)
 
 
-def test_a_learner_with_8_bit_moments_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_a_updater_with_8_bit_moments_goes_on_bit_for_bit(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
 
-    def learner() -> Learner:
+    def updater() -> Updater:
         torch.manual_seed(0)
         model = student("qwen2", d_model=64)
-        return make_learner(model, OBJECTIVES["ppo_llmr"](), optimizer="adamw_8bit")
+        return make_updater(model, OBJECTIVES["ppo_llmr"](), optimizer="adamw_8bit")
 
-    whole, resumed = learner(), learner()
+    whole, resumed = updater(), updater()
     step(whole, 0)
     whole.save(tmp_path)
     resumed.restore(tmp_path, load_model)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from brim.objectives import Updates
+from brim.objectives.settings import Updates
 from brim.seeding import minibatch_numbers
 from brim.training.settings import LoopConfig
-from brim.training.updates import Learner
+from brim.training.updates import Updater
 from brim.types import Batch, Example, Rollout
 
 
@@ -49,15 +49,16 @@ def make_rollout(prompts: list[int], copies: int) -> Rollout:
 def minibatches(
     num_prompts: int, copies: int, count: int, *, rank: int = 0, size: int = 1, epoch: int = 0
 ) -> list[Rollout]:
-    """Those of the learner of one process, which is only asked for what it reads."""
-    learner = SimpleNamespace(
-        objective=SimpleNamespace(updates=Updates(num_epochs=2, num_minibatches=count)),
+    """Those of the updater of one process, which is only asked for what it reads."""
+    updates = Updates(num_epochs=2, num_minibatches=count)
+    updater = SimpleNamespace(
+        objective=SimpleNamespace(settings=SimpleNamespace(updates=updates)),
         accelerator=SimpleNamespace(process_index=rank, num_processes=size),
         settings=LoopConfig(max_steps=1, rollout_batch_size=num_prompts),
         seed=19083,
     )
     share = make_rollout(list(range(num_prompts))[rank::size], copies)
-    return list(Learner._minibatches(learner, share, 3, epoch))
+    return list(Updater._minibatches(updater, share, 3, epoch))
 
 
 def names(part: Rollout) -> list[str]:

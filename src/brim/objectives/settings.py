@@ -1,0 +1,354 @@
+"""What each method can be set to. No torch is imported here: recipes are checked without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from brim.config.loading import Config
+
+Tail = Literal["one_step", "none"]
+Phase = Literal["aligned", "average"]
+
+
+@dataclass(frozen=True, slots=True)
+class Updates:
+    """How often one rollout batch is used, and how old the behavior policy may be.
+
+    Attributes:
+        num_epochs: passes over a rollout batch.
+        num_minibatches: updates a pass; the rows are shuffled where there are several.
+        sync_every: steps between copies of the student into the behavior policy, which writes the
+            rollouts; at 1 it is the student itself.
+    """
+
+    num_epochs: int = 1
+    num_minibatches: int = 1
+    sync_every: int = 1
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether every update is of the behavior policy itself."""
+        return self.num_epochs * self.num_minibatches * self.sync_every == 1
+
+
+class MethodConfig(Config):
+    """What the trainer and a run ask of every method's settings."""
+
+    if TYPE_CHECKING:
+        name: str  # each method has a Literal of its own
+
+    @property
+    def updates(self) -> Updates:
+        """How often a rollout batch is used."""
+        return Updates()
+
+    @property
+    def compares_policies(self) -> bool:
+        """Whether the loss compares the policy with the behavior policy, token by token.
+
+        Its updates then run without dropout, or the two would differ before the first update.
+        """
+        return not self.updates.on_policy
+
+    @property
+    def needed_targets(self) -> Literal["teacher", "data"] | None:
+        """Whose completions the examples must carry as references; None for no completions."""
+        return None
+
+
+# Text as it is given: SeqKD and the divergences.
+
+
+class SeqKDConfig(MethodConfig):
+    """Sequence-level distillation: cross-entropy on the teacher's completions."""
+
+    name: Literal["seqkd"] = "seqkd"
+    targets: Literal["teacher", "data"] = "teacher"
+    """Whose completions are learnt: the teacher's, or the data set's own targets, which is
+    ordinary supervised training."""
+
+    @property
+    def needed_targets(self) -> Literal["teacher", "data"]:
+        """Whose completions are learned."""
+        return self.targets
+
+
+Fraction = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=1,
+        description="Share of the completions that the student writes, drawn for each prompt; the "
+        "others are `targets`. GKD's λ.",
+    ),
+]
+
+
+class DivergenceConfig(MethodConfig):
+    """Settings that the divergences share."""
+
+    student_fraction: Fraction = 0.5
+    targets: Literal["teacher", "data"] = "teacher"
+    """The completions that the student does not write: the teacher's, or the data set's own
+    targets."""
+    temperature: float = Field(1.0, gt=0)
+    """Divides the logits of both models in the divergence, not those of the sampling; the loss is
+    not multiplied by its square."""
+
+    @model_validator(mode="after")
+    def _check_targets_used(self) -> Self:
+        if self.student_fraction == 1 and self.targets == "data":
+            raise ValueError(
+                "targets=data has no effect where the student writes all text; leave it out, or "
+                "lower student_fraction"
+            )
+        return self
+
+    @property
+    def needed_targets(self) -> Literal["teacher", "data"] | None:
+        """Whose completions the others are; None where the student writes all."""
+        return None if self.student_fraction == 1 else self.targets
+
+
+class KLConfig(DivergenceConfig):
+    """Forward KL of the student from the teacher, on the teacher's text."""
+
+    name: Literal["kl"] = "kl"
+    student_fraction: Fraction = 0.0
+
+
+class RKLConfig(DivergenceConfig):
+    """Reverse KL of the student from the teacher, on the student's own text."""
+
+    name: Literal["rkl"] = "rkl"
+    student_fraction: Fraction = 1.0
+
+
+class JSConfig(DivergenceConfig):
+    """Jensen-Shannon divergence, half on the teacher's text and half on the student's."""
+
+    name: Literal["js"] = "js"
+    beta: float = Field(0.5, gt=0, lt=1)
+    """Weight of the teacher in the mixture m = β p + (1-β) q of teacher p and student q."""
+    terms: Literal["own", "both"] = "own"
+    """What counts: on a text its writer's term, KL(q ‖ m) on the student's and KL(p ‖ m) on the
+    others (`own`, f-distill), or β KL(p ‖ m) + (1-β) KL(q ‖ m) on all of them (`both`, GKD)."""
+
+
+class TVDConfig(DivergenceConfig):
+    """Total variation distance, half on the teacher's text and half on the student's."""
+
+    name: Literal["tvd"] = "tvd"
+
+
+# Returns that the teacher's logits induce.
+
+
+class ClipConfig(Config):
+    """Where the learning signal is bounded (the paper's Table 5: [-100, 100])."""
+
+    target: Literal["reward", "return"] = "return"
+    """`return` clips the weight of a token, as LLMR's code does; `reward` clips each induced
+    (block) reward before they are summed, as the paper's table reads."""
+    range: float | None = Field(100.0, gt=0)
+    """Bound of the absolute value; null for none."""
+
+
+class InductionConfig(MethodConfig):
+    """Settings of every method that learns from induced returns; open points of the paper."""
+
+    q_centering: Literal["none", "mean", "max", "logsumexp", "policy"] = "mean"
+    """What is subtracted from a state's logits: a state-only baseline, so the expected gradient
+    stays (but for `truncated: drop` and `bootstrap`, and where the clip cuts), its variance does
+    not. `none` is the paper's Eq 2; `mean` is LLMR's code; `policy` is the student's expected
+    Q-value, at the price of one more pass of the student."""
+    clip: ClipConfig = ClipConfig()
+    """Bound of the learning signal."""
+    truncated: Literal["keep", "drop", "bootstrap"] = "keep"
+    """Completions cut at the length limit: `keep` ends the return at the last action
+    (Algorithm 1), `drop` leaves them out (LLMR's code), `bootstrap` gives the last action the
+    reward of Eq 2, less the teacher's best value of the state behind the cut, which is not
+    clipped with the rewards."""
+    num_generations: int = Field(1, ge=1)
+    """Completions of each prompt; a step has `trainer.rollout_batch_size` times as many."""
+
+    @model_validator(mode="after")
+    def _bootstrap_is_not_centred_away(self) -> Self:
+        if self.truncated == "bootstrap" and self.q_centering in ("max", "policy"):
+            raise ValueError(
+                f"truncated=bootstrap charges a best value, which q_centering={self.q_centering} "
+                "does not leave as it is; choose another of the two"
+            )
+        return self
+
+
+class OneStepConfig(InductionConfig):
+    """Returns of one-step rewards (Eq 4): K = 1, for which tail and phase have no meaning."""
+
+    k: ClassVar[int] = 1
+    tail: ClassVar[Tail] = "one_step"
+    phase: ClassVar[Phase] = "aligned"
+
+
+class AdaptiveKConfig(Config):
+    """How `k: auto` chooses (docs/methods/adaptive_k.md)."""
+
+    candidates: tuple[int, ...] = Field((1, 2, 4, 8, 16), min_length=1)
+    """The K to choose among, ascending; the first must be 1, whose return has no bias."""
+    smoothing: float = Field(0.9, ge=0, lt=1)
+    """How much of what was known before a step counts beside the step's own tokens."""
+    num_samples: float = Field(1.0, gt=0)
+    """Samples that the variance is divided by before the squared bias is added: 1 is the error of
+    one token's weight; more weigh bias more, as fits an average over a large batch."""
+
+    @model_validator(mode="after")
+    def _ascending_from_one(self) -> Self:
+        if self.candidates[0] != 1 or list(self.candidates) != sorted(set(self.candidates)):
+            raise ValueError("candidates must be ascending and begin with 1")
+        return self
+
+
+class BlockConfig(InductionConfig):
+    """Settings of returns over blocks of K steps."""
+
+    k: Annotated[int, Field(ge=1)] | Literal["auto"] = 2
+    """Steps in a block; `auto` chooses by what it measures. With `tail: one_step`, K longer than
+    a completion is K = 1 for it: larger is not monotone on short outputs."""
+    tail: Tail = "one_step"
+    """Last steps that fill no block: one-step rewards (Algorithm 1) or none of them (Eq 7)."""
+    phase: Phase = "aligned"
+    """Where blocks begin: `aligned` at the token itself (the paper); `average` takes the mean over
+    all K places, which counts every later regret by 1/K. It has no blocks left over, so `tail`
+    has no meaning then."""
+    adaptive: AdaptiveKConfig = AdaptiveKConfig()
+    """How `k: auto` chooses."""
+
+    @model_validator(mode="after")
+    def _nothing_without_effect(self) -> Self:
+        if self.phase == "average" and self.tail == "none":
+            raise ValueError("tail=none has no effect with phase=average; leave it out")
+        if self.k != "auto" and self.adaptive != AdaptiveKConfig():
+            raise ValueError("adaptive has an effect with k=auto only; leave it out, or set k=auto")
+        return self
+
+    @model_validator(mode="after")
+    def _average_has_no_block_rewards(self) -> Self:
+        if self.phase == "average" and self.clip.target == "reward" and self.clip.range:
+            raise ValueError(
+                "phase=average has no block rewards to clip; set clip.target=return, or "
+                "clip.range=null"
+            )
+        return self
+
+
+class PolicyGradientConfig(InductionConfig):
+    """Settings that LLMR and BRIM share."""
+
+    baseline: Literal["none", "mean", "min_variance", "time_mean", "leave_one_out"] = "none"
+    """What is subtracted from the clipped returns. `mean`: their mean over the tokens of the whole
+    rollout batch. `min_variance`: the number that makes the variance of the output layer's
+    gradient least. `time_mean`: at each step, the mean of the other completions. `leave_one_out`:
+    the mean of the prompt's other completions (`num_generations` > 1). The paper has none for
+    LLMR and BRIM."""
+    immediate: Literal["sampled", "expected"] = "sampled"
+    """How a token's own Q-value counts: as sampled, or as its expectation under the student, which
+    is differentiated exactly and leaves only the future to sampling; the clip and the baseline
+    are then the future's. The expected gradient stays (but for `truncated: drop`, and where the
+    clip cuts); its variance is mostly smaller, not always."""
+    rollout_reuse: int = Field(1, ge=1)
+    """Updates on each rollout batch; from the second on tokens are weighted by π now / π then."""
+    sync_every: int = Field(1, ge=1)
+    """Steps between copies of the student into the policy that writes."""
+    max_importance_weight: float | None = Field(2.0, ge=1)
+    """Bound of π now / π then for reused or old rollouts; null for none."""
+
+    @model_validator(mode="after")
+    def _leave_one_out_of_several(self) -> Self:
+        if self.baseline == "leave_one_out" and self.num_generations < 2:
+            raise ValueError(
+                "baseline=leave_one_out compares completions of one prompt; set num_generations "
+                "to 2 or more"
+            )
+        return self
+
+    @property
+    def updates(self) -> Updates:
+        """As many as the rollouts are reused."""
+        return Updates(num_epochs=self.rollout_reuse, sync_every=self.sync_every)
+
+
+class LLMRConfig(PolicyGradientConfig, OneStepConfig):
+    """LLMR (Li et al. 2024): one-step induced rewards, REINFORCE. BRIM with K = 1."""
+
+    name: Literal["llmr"] = "llmr"
+
+
+class BRIMConfig(PolicyGradientConfig, BlockConfig):
+    """BRIM: returns induced over blocks of K steps."""
+
+    name: Literal["brim"] = "brim"
+
+
+class PPOConfig(InductionConfig):
+    """Settings that both kinds of PPO share."""
+
+    num_epochs: int = Field(4, ge=1)
+    """Passes over each rollout batch."""
+    num_minibatches: int = Field(4, ge=1)
+    """Updates of a pass, each on an equal part of the rows."""
+    epsilon: float = Field(0.2, gt=0, lt=1)
+    """π now / π then counts within [1 - ε, 1 + ε] only."""
+    kl_coefficient: float = Field(0.0, ge=0)
+    """Each token is charged this much times log π - log π of the student at the start of training,
+    of which a copy is kept; 0 for no charge and no copy."""
+    normalize_advantages: bool = True
+    """Shift and scale the advantages of a rollout batch to mean 0 and standard deviation 1; without
+    it `ppo_brim`'s advantage is the clipped return, with no baseline. The paper does not say."""
+    target_kl: float | None = Field(None, gt=0)
+    """End a step's updates once the KL between the policy that wrote and the one now, as estimated
+    on an update's tokens, exceeds it; null for never."""
+
+    @property
+    def updates(self) -> Updates:
+        """`num_epochs` passes of `num_minibatches` updates."""
+        return Updates(self.num_epochs, self.num_minibatches)
+
+    @property
+    def compares_policies(self) -> bool:
+        """Always: the clipped surrogate is made of ratios."""
+        return True
+
+
+class PPOLLMRConfig(PPOConfig, OneStepConfig):
+    """PPO on one-step rewards with a learned critic."""
+
+    name: Literal["ppo_llmr"] = "ppo_llmr"
+    critic: Literal["shared", "separate"] = "shared"
+    """A value head on the student's hidden states, or on those of a copy that learns apart."""
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    """Decay of later TD errors in an advantage: 1 sums all rewards, 0 trusts the critic wholly."""
+    discount: float = Field(1.0, gt=0, le=1)
+    """Factor of each later reward; Eq 2 is made for 1."""
+    value_coefficient: float = Field(0.1, gt=0)
+    """Weight of the critic's loss, whose values are in units of `clip.range`."""
+    value_clip_range: float | None = Field(0.2, gt=0)
+    """How far a value may move from the one at the rollout, in units of `clip.range`; null for no
+    limit."""
+
+    @model_validator(mode="after")
+    def _critic_has_a_unit(self) -> Self:
+        if self.clip.range is None or self.clip.target == "reward":
+            raise ValueError(
+                "the critic counts returns in units of clip.range, so it must bound returns: set "
+                "clip.target=return, and clip.range to about the largest return that you expect"
+            )
+        return self
+
+
+class PPOBRIMConfig(PPOConfig, BlockConfig):
+    """PPO with the K-step return as the advantage, without a critic."""
+
+    name: Literal["ppo_brim"] = "ppo_brim"
