@@ -35,18 +35,18 @@ def optimize(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
 
 
 def imitate(
-    model: LanguageModel, examples: Sequence[Example], steps: int, writer: LanguageModel | None
+    model: LanguageModel, examples: Sequence[Example], steps: int, teacher: LanguageModel | None
 ) -> None:
-    """Cross-entropy on the data's targets, or on what `writer` writes (SeqKD)."""
+    """Cross-entropy on the data's targets, or on what the teacher writes (SeqKD)."""
     greedy = Decoding(strategy="greedy", max_tokens=MAX_TOKENS)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     model.train()
     for _, rows in zip(range(steps), batches(examples, 64, seed=1), strict=False):
         batch = model.encode(rows, max_tokens=None)
-        if writer is None:
+        if teacher is None:
             rollout = model.encode_targets(batch, max_tokens=MAX_TOKENS)
         else:
-            rollout = writer.generate(batch, greedy)
+            rollout = teacher.generate(batch, greedy)
         loss = cross_entropy(model.logprobs(rollout), rollout.mask) / rollout.num_tokens
         optimize(optimizer, loss)
 
@@ -97,8 +97,8 @@ def main(argv: Sequence[str] | None = None) -> tuple[float, float]:
     teacher = build_model({**small, "d_model": 96, "d_ff": 256}, tokenizer, seed=0)
     student = build_model(small, tokenizer, seed=1)
 
-    imitate(teacher, train, args.teacher_steps, writer=None)
-    imitate(student, train, args.teacher_steps // 2, writer=teacher)
+    imitate(teacher, train, args.teacher_steps, teacher=None)
+    imitate(student, train, args.teacher_steps // 2, teacher=teacher)
     before = test_return(student, teacher, test)
     brim(student, teacher, train, args.steps, args.k)
     after = test_return(student, teacher, test)

@@ -23,7 +23,7 @@ _ADAMW = {"step", "exp_avg", "exp_avg_sq"}
 
 
 def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters; only matrices decay.
+    """Return AdamW over the trainable parameters; only matrices decay.
 
     Raises:
         ConfigError: `adamw_8bit` without bitsandbytes, or where it cannot compute; weights of a
@@ -66,7 +66,7 @@ def check_trainable(model: nn.Module, role: Literal["teacher", "student"]) -> No
 
 
 def import_adamw_8bit(device: torch.device) -> Any:
-    """AdamW with moments in 8 bits (Dettmers et al. 2022), once it has made a step.
+    """Import AdamW with moments in 8 bits (Dettmers et al. 2022), once it has made a step.
 
     Moments of fewer than 4,096 numbers stay in float32.
 
@@ -93,7 +93,7 @@ def import_adamw_8bit(device: torch.device) -> Any:
 
 
 def learning_rate(optim: OptimConfig, step: int, num_steps: int) -> float:
-    """The learning rate of update `step` (from 0): linear warm-up, then the schedule."""
+    """Return the learning rate of update `step` (from 0): linear warm-up, then the schedule."""
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps
     progress = (step - optim.warmup_steps) / max(num_steps - optim.warmup_steps, 1)
@@ -107,7 +107,7 @@ def learning_rate(optim: OptimConfig, step: int, num_steps: int) -> float:
 
 
 def count_steps(settings: LoopConfig, num_examples: int) -> int:
-    """Updates of a run over `num_examples` training examples."""
+    """Count the updates of a run over `num_examples` training examples."""
     if settings.max_steps is not None:
         return settings.max_steps
     assert settings.num_epochs is not None

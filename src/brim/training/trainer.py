@@ -109,7 +109,7 @@ class Trainer:
         load: reads the student of a checkpoint.
         hooks: called after each step, evaluation and save.
         num_samples: validation predictions logged at each evaluation.
-        other_processes: go on with a checkpoint of another number of processes.
+        other_processes: resume from a checkpoint of another number of processes.
     """
 
     student: LanguageModel
@@ -252,7 +252,7 @@ class Trainer:
 
     @contextmanager
     def _random_streams(self, step: int) -> Iterator[None]:
-        """Dropout can only draw from torch's global generators: lend them a stream of our own."""
+        """Seed torch's global generators, the only ones that dropout draws from, for one step."""
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             rank = self.accelerator.process_index
@@ -364,7 +364,7 @@ class Trainer:
 
 
 def name_suspects(rollout: Rollout) -> str:
-    """Ids of the examples whose returns or weights are not finite; of all, if it is neither."""
+    """Return ids of the examples whose returns or weights are not finite; of all, if it is neither."""
     ids = [example.id for example in rollout.batch.examples]
     # Returns first: one of them that is not finite spoils the baseline, and so all weights.
     for numbers in (rollout.returns, rollout.advantages):
