@@ -532,9 +532,9 @@ def test_passes_are_those_that_are_made(name, settings):
     batch = replace(batch, examples=tuple(replace(e, references=("w1",)) for e in batch.examples))
     rollout, _ = objective.collect(batch, student, teacher)
     before = (len(judged), len(read), len(copied))
-    for _ in range(objective.updates.num_epochs):
-        for i in range(objective.updates.num_minibatches):
-            part = rollout.select(range(i, len(rollout), objective.updates.num_minibatches))
+    for _ in range(objective.settings.updates.num_epochs):
+        for i in range(objective.settings.updates.num_minibatches):
+            part = rollout.select(range(i, len(rollout), objective.settings.updates.num_minibatches))
             objective.loss(module, part, teacher)
 
     passes = passes_of(objective_config)
@@ -548,7 +548,7 @@ def test_passes_are_those_that_are_made(name, settings):
     assert passes.copy_reads + separate == before[2]
     assert passes.updates * passes.minibatches == len(read) - before[1]
     assert passes.compared * passes.minibatches == len(judged) - before[0]
-    assert objective.updates.sync_every == 1
+    assert objective.settings.updates.sync_every == 1
     assert passes.copies + separate == bool(copied)
 
 
