@@ -7,7 +7,6 @@ names the file and line, or the override, and the setting that was probably mean
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +17,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from brim.config.messages import (
     COMMAND_LINE,
-    Mistake,
     Models,
+    did_you_mean,
     explain,
-    first_mistake,
     key_path,
     models_below,
     shown,
@@ -81,12 +79,15 @@ def load_config(
     Raises:
         ConfigError: a file, key or value that cannot be used.
     """
-    document, outcome = _validate(cls, source, overrides, search)
-    if isinstance(outcome, ValidationError):
-        mistake, more = first_mistake(cls, document, outcome)
-        culprits = _find_culprits(mistake, cls, source, overrides, search)
-        raise ConfigError(explain(mistake, more, culprits)) from None
-    return outcome
+    commands, written = _read_overrides(overrides)
+    document = _merge(_vary(_read_file(source, [cls], search), commands, cls), commands, [cls])
+    while True:
+        try:
+            # Through JSON: strict types there still take a list for a tuple and text for a path.
+            return cls.model_validate_json(json.dumps(document.data), strict=True)
+        except ValidationError as error:
+            if not _restore_text(document.data, written, error):
+                raise ConfigError(explain(cls, document, error)) from None
 
 
 def check_files(
@@ -147,47 +148,6 @@ def describe_changes(before: Any, after: Any, path: KeyPath = ()) -> list[str]:
 # Reading
 
 
-def _validate(
-    cls: type[ConfigT], source: Path, overrides: Sequence[str], search: _Search | None
-) -> tuple[Document, ConfigT | ValidationError]:
-    """The settings as they were written, and the checked object or what is wrong with them."""
-    commands, written = _read_overrides(overrides)
-    document = _merge(_vary(_read_file(source, [cls], search), commands, cls), commands, [cls])
-    while True:
-        try:
-            # Through JSON: strict types there still take a list for a tuple and text for a path.
-            return document, cls.model_validate_json(json.dumps(document.data), strict=True)
-        except ValidationError as error:
-            if not written or not _restore_text(document.data, written, error):
-                return document, error
-
-
-def _find_culprits(
-    found: Mistake,
-    cls: type[BaseModel],
-    source: Path,
-    overrides: Sequence[str],
-    search: _Search | None,
-) -> list[str]:
-    """The overrides that a mistake needs, where no override is just the wrong setting."""
-
-    def mistake(chosen: Sequence[str]) -> Mistake | None:
-        document, outcome = _validate(cls, source, chosen, search)
-        if not isinstance(outcome, ValidationError):
-            return None
-        return first_mistake(cls, document, outcome)[0]
-
-    if found.place.startswith(f"{COMMAND_LINE}{dotted(found.path)}="):
-        return []
-    return [
-        override
-        for i, override in enumerate(overrides)
-        # What a variant brings has a line in the file.
-        if override.partition("=")[0].partition(".")[0].strip() in cls.model_fields
-        and mistake([*overrides[:i], *overrides[i + 1 :]]) != found
-    ]
-
-
 def _read_file(
     path: Path, models: Models, search: _Search | None, chain: tuple[Path, ...] = ()
 ) -> Document:
@@ -234,8 +194,7 @@ def _vary(document: Document, commands: Document, cls: type[BaseModel]) -> Docum
         place, value = commands.origin((name,)), str(commands.data.pop(name))
         known = {str(key): key for key in choices}
         if value not in known:
-            near = difflib.get_close_matches(value, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(value, known)
             raise ConfigError(f"{place}: {name} is one of {', '.join(known)}{hint}")
         path = (_VARIANTS, name, known[value])
         origins = {key[3:]: at for key, at in document.origins.items() if key[:3] == path}
