@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -101,6 +102,19 @@ def _file_behind(error: BaseException | None) -> str | Path:
             return str(name)
         error = error.__cause__ or error.__context__
     return Path.cwd()
+
+
+def overrides_and_paths(words: Sequence[str] | None) -> tuple[list[str], list[Path]]:
+    """Settings `key.sub=value` and paths of one list; `seed=1` is a path where it is a folder."""
+    overrides = [w for w in words or [] if re.match(r"[\w.]+=", w) and not Path(w).is_dir()]
+    return overrides, [Path(word) for word in words or [] if word not in overrides]
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse inf and nan, which are in every range or in none: the callback of a float option."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number")
+    return value
 
 
 def load_recipe(recipe: str, overrides: Sequence[str] | None) -> tuple[Path, RunConfig]:

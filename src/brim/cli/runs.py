@@ -11,7 +11,16 @@ from typing import Annotated
 
 import typer
 
-from brim.cli.app import Overrides, Quiet, Split, app, is_main_process, load_recipe, running
+from brim.cli.app import (
+    Overrides,
+    Quiet,
+    Split,
+    app,
+    finite,
+    is_main_process,
+    load_recipe,
+    running,
+)
 
 
 class Resume(StrEnum):
@@ -170,9 +179,11 @@ def generate(
     ],
     file: Annotated[Path | None, typer.Argument(help="One prompt a line [standard input].")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    temperature: Annotated[float, typer.Option(min=0, callback=finite, help="0 is greedy.")] = 0.0,
     top_k: Annotated[int | None, typer.Option(min=1, help="Likeliest tokens only.")] = None,
-    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Nucleus.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=0, max=1, callback=finite, help="Nucleus.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
     block: Annotated[int, typer.Option(min=1, help="Prompts before the first comes out.")] = 32,
 ) -> None:

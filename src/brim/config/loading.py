@@ -102,6 +102,28 @@ def check_files(
     _read_file(source, [], search)
 
 
+def read_mapping(path: Path) -> Document:
+    """Read a YAML file that holds a mapping; an empty one holds none of its keys.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML in UTF-8, or holds something else.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(f"{path}: {reason}; check the path") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: not UTF-8; save the file as UTF-8 text") from None
+    document = parse(text, lambda line: f"{path}:{line}")
+    document.data = {} if document.data is None else document.data
+    if not isinstance(document.data, dict):
+        raise ConfigError(f"{path}:1: write the file as `key: value`")
+    document.origins[()] = str(path)
+    return document
+
+
 def dump_config(config: BaseModel) -> str:
     """The YAML text that `load_config` reads back as an equal object; fields in declared order."""
     return dump(config.model_dump(mode="json"))
@@ -152,19 +174,7 @@ def _read_file(
     path: Path, models: Models, search: _Search | None, chain: tuple[Path, ...] = ()
 ) -> Document:
     """The settings of a file on top of those that it extends."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ConfigError(f"{path}: {reason}; give the name of a recipe file") from None
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}:{line}: not UTF-8; save the file as UTF-8 text") from None
-    document = parse(text, lambda line: f"{path}:{line}")
-    document.data = {} if document.data is None else document.data
-    if not isinstance(document.data, dict):
-        raise ConfigError(f"{path}:1: write settings as `key: value`")
-    document.origins[()] = str(path)
+    document = read_mapping(path)
     if "extends" not in document.data:
         return document
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from brim.errors import ConfigError, RunError
-from brim.judge.prompts import KINDS, Kind
-from brim.judge.queries import Pair
+from brim.judge.prompts import KINDS, Kind, Pair
 from brim.runs.directory import RunDirectory
-from brim.tasks import Split
-from brim.tasks.templates import Template
 from brim.training.predictions import Prediction
+
+if TYPE_CHECKING:
+    from brim.tasks import Split
 
 KIND_OF_TASK: dict[str, Kind] = {
     "xsum": "summarization",
@@ -124,16 +124,16 @@ def kind_of(ours: System, theirs: System) -> Kind:
     """What the systems do, as their task says.
 
     Raises:
-        ConfigError: it does not say that they summarise or translate.
+        ConfigError: it does not say that they summarize or translate.
     """
     tasks = {system.task for system in (ours, theirs) if system.task is not None}
     kinds = {KIND_OF_TASK.get(task) for task in tasks}
     kind = kinds.pop() if len(kinds) == 1 else None
     if kind is None:
         raise ConfigError(
-            f"--kind: the paper has prompts for {' and '.join(KINDS)}, and the task "
+            f"kind: the paper has prompts for {' and '.join(KINDS)}, and the task "
             f"{' and '.join(sorted(tasks)) or 'of these directories'} is not known as either; say "
-            "which it is, or give templates of your own by --prompts FILE (see docs/judge.md)"
+            "which it is, or give templates of your own by `prompts` (see docs/judge.md)"
         )
     return kind
 
@@ -153,6 +153,8 @@ def _read_system(directory: Path, name: str, split: Split) -> System:
 def _around(task: dict[str, Any]) -> tuple[str, str]:
     if task.get("prompt") is None or task.get("messages_column"):
         return "", ""
+    from brim.tasks.templates import Template  # brings torch
+
     template = Template(str(task["prompt"]))
     parts = template.render(dict.fromkeys(template.fields, "\0")).split("\0")
     return (parts[0], parts[1]) if len(parts) == 2 else ("", "")

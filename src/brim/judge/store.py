@@ -68,9 +68,7 @@ class Store:
 
     def __init__(self, path: Path, *, alone: bool = True) -> None:
         self.path = path
-        busy = (
-            f"{path}: another process is judging with it; wait, stop it, or choose another --store"
-        )
+        busy = f"{path}: another process is judging with it; wait, stop it, or choose another store"
         lock = path.with_name(f"{path.name}.lock")
         self._lock = ExitStack()
         if alone:
