@@ -53,7 +53,6 @@ def judge(
         open_judging,
         summary_lines,
     )
-    from brim.support.progress import Reporter
 
     overrides, runs = overrides_and_paths(words)
     if len(runs) not in (0, 2):
@@ -65,8 +64,8 @@ def judge(
     if dry_run:
         typer.echo(f"{estimate(judging, out)}\n\n{judging.first_prompt()}")
         return
-    with running(quiet):
-        results = judge_runs(judging, out, reporter=Reporter(quiet=quiet))
+    with running(quiet) as reporter:
+        results = judge_runs(judging, out, reporter=reporter)
     if not quiet:
         typer.echo(summary_lines(results))
         typer.echo(f"more: {out / 'judge.md'}")

@@ -62,7 +62,7 @@ def load_config(
 
     `extends: other.yaml` at the top of a file starts from another file, found from the folder of
     the first. Whatever comes later wins: mappings are merged key by key, anything else (lists too)
-    is replaced. A mapping is replaced whole where its `name` tells classes apart and changes, for
+    is replaced. A mapping is replaced whole where its `name` chooses a class and changes, for
     another method has other settings. Types are strict: `"1"` is no number and `true` is not 1.
 
     `variants: {size: {small: {…}, large: {…}}}` at the top of a file gives names to settings that
@@ -125,12 +125,12 @@ def read_mapping(path: Path) -> Document:
 
 
 def dump_config(config: BaseModel) -> str:
-    """The YAML text that `load_config` reads back as an equal object; fields in declared order."""
+    """Return YAML that `load_config` reads back as an equal object; fields in declared order."""
     return dump(config.model_dump(mode="json"))
 
 
 def config_hash(value: BaseModel | Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of settings, the same whatever the order of their keys.
+    """Return the SHA-256 (hex) of settings, the same whatever the order of their keys.
 
     Raises:
         TypeError: a mapping that holds something other than settings, paths and JSON values.
@@ -148,7 +148,7 @@ def config_hash(value: BaseModel | Mapping[str, Any]) -> str:
 
 
 def describe_changes(before: Any, after: Any, path: KeyPath = ()) -> list[str]:
-    """What differs between two trees of settings, such as `objective.k: 2 → 4`, in their order.
+    """Return what differs between two trees of settings, such as `objective.k: 2 → 4`, in order.
 
     Of two mappings with different `name`s only that is said: other classes have other settings.
     """

@@ -97,7 +97,7 @@ class Store:
             self._lock.close()
 
     def get(self, keys: Iterable[str]) -> dict[str, Reply]:
-        """The replies that are there."""
+        """Return the replies that are there."""
         found = {}
         with self._errors():
             for key in keys:

@@ -25,7 +25,7 @@ class Bias:
 
     Attributes:
         rate: share of the verdicts for one text that went to the place; None without any. Half,
-            without a bias: each text stands there in two of the four queries.
+            without a bias: each text is there in two of the four queries.
         p_value: two-sided sign test over the pairs that lean to either side.
         biased: the p-value is below `BIAS_LEVEL`.
     """

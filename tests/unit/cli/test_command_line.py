@@ -128,6 +128,7 @@ EARLY = {
     "train worse.yaml": "worse.yaml:1: extends: bad.yaml:2: ",
     "plan nowhere.yaml": "no such file",
     "evaluate runs/nowhere": "no run directory",
+    "generate runs/nowhere --top-k 3": "--top-k, --top-p: ",
     "compare nowhere nowhere": "no such directory",
     "report nowhere": "no such folder",
     "judge nowhere.yaml": "no such file",
