@@ -81,7 +81,7 @@ def train(
 
 
 def is_sweep(name: str) -> bool:
-    """Return whether this is a sweep's file, which has `systems`; one that cannot be read is none."""
+    """Return whether this is a sweep's file, which has `systems`; False if it cannot be read."""
     from brim.config.yaml import parse
     from brim.errors import ConfigError
 

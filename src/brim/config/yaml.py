@@ -99,7 +99,7 @@ class Document:
     origins: dict[KeyPath, str] = field(default_factory=dict)
 
     def origin(self, path: KeyPath) -> str:
-        """Return the place of the key or, where it was not written, of the mapping that should have it."""
+        """Return the place of the key or, where it was not written, of the mapping around it."""
         while path not in self.origins:
             path = path[:-1]
         return self.origins[path]
