@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from pydantic import BaseModel
 from typer.main import get_command
 
 from brim.cli import app
+from brim.cli.app import overrides_and_paths
 from brim.config.loading import load_config
+from brim.config.yaml import parse
+from brim.judge import JudgeConfig, Limits
 from brim.recipes import find_recipe
 from brim.sweep import load_sweep, points
 from brim.training.settings import RunConfig
@@ -95,7 +99,19 @@ def recipes(tmp_path, monkeypatch):
 @each_page
 def test_recipes_load(page, recipes):
     for path in recipes(page):
-        load_config(RunConfig, path, search=find_recipe)
+        load_config(class_of(path), path, search=find_recipe)
+
+
+def class_of(path: Path) -> type[BaseModel]:
+    return JudgeConfig if path.name.startswith("judge") else RunConfig
+
+
+def test_the_judges_page_has_all_settings_with_their_defaults():
+    (block,) = (b for b in blocks(ROOT / "docs/judge.md") if b.title == "judge_defaults.yaml")
+    settings = parse(block.text, str).data
+    assert JudgeConfig(**settings) == JudgeConfig(model=settings["model"])
+    assert settings.keys() == JudgeConfig.model_fields.keys()
+    assert settings["limits"].keys() == Limits.model_fields.keys()
 
 
 @each_page
@@ -110,7 +126,10 @@ def test_commands_parse(page, recipes):
 
 
 def check_settings(params: dict) -> None:
-    """Recipes exist, and keys and values of overrides are known."""
+    """Recipes and settings files exist, and keys and values of overrides are known."""
+    if params.get("words") is not None:  # of brim judge
+        overrides, _ = overrides_and_paths(params["words"])
+        load_config(JudgeConfig, Path(params["file"]), overrides)
     recipe = params.get("recipe", "cmudict/brim")
     if recipe.startswith("docs/results/"):  # a sweep, for brim plan
         assert points(load_sweep(ROOT / recipe))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from brim.errors import BrimError
 from brim.support.files import FULL, raise_refusal, system_error
 
 if TYPE_CHECKING:
+    from brim.support.progress import Reporter
     from brim.training.settings import RunConfig
 
 # Click's, which typer has under another name in each of its versions.
@@ -66,7 +68,7 @@ def _root(
 
 
 def usage_in_a_line(error: Any) -> str:
-    """What is wrong with the arguments, and where help is; the help itself, if there were none."""
+    """Return what is wrong with the arguments, and where help is; the help itself without any."""
     text, context = error.format_message(), error.ctx
     if type(error).__name__ == "NoArgsIsHelpError":
         return str(text)
@@ -83,7 +85,7 @@ def usage_in_a_line(error: Any) -> str:
 
 
 def mistake_in_a_line(error: Exception) -> str | None:
-    """What the user can mend: a mistake, a full disk, a name that is too long; None for a bug."""
+    """Return what the user can mend: a mistake, a full disk, a long name; None for a bug."""
     if isinstance(error, BrimError):
         return str(error)
     if system_error(error) in (*FULL, errno.ENAMETOOLONG):
@@ -103,8 +105,21 @@ def _file_behind(error: BaseException | None) -> str | Path:
     return Path.cwd()
 
 
+def overrides_and_paths(words: Sequence[str] | None) -> tuple[list[str], list[Path]]:
+    """Split words into settings `key.sub=value` and paths, which `seed=1` is where it exists."""
+    overrides = [w for w in words or [] if re.match(r"[\w.]+=", w) and not Path(w).is_dir()]
+    return overrides, [Path(word) for word in words or [] if word not in overrides]
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse inf and nan, which are in every range or in none: the callback of a float option."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number")
+    return value
+
+
 def load_recipe(recipe: str, overrides: Sequence[str] | None) -> tuple[Path, RunConfig]:
-    """The file and the settings of a recipe; without torch where a file or its YAML is wrong."""
+    """Return the file and the settings of a recipe; no torch where a file or its YAML is wrong."""
     from brim.config.loading import check_files, load_config
     from brim.recipes import find_recipe
 
@@ -116,16 +131,18 @@ def load_recipe(recipe: str, overrides: Sequence[str] | None) -> tuple[Path, Run
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that tells the user."""
+    """Return whether this process is the one that reports to the user."""
     from accelerate import PartialState
 
     return bool(PartialState().is_main_process)
 
 
 @contextmanager
-def running(quiet: bool = False) -> Iterator[None]:
-    """Long work: our own progress bars only, and Ctrl-C is exit code 130 and a word about it."""
+def running(quiet: bool = False) -> Iterator[Reporter]:
+    """Set up long work: no progress but of the reporter that it yields; Ctrl-C is exit code 130."""
     from transformers.utils.logging import disable_progress_bar
+
+    from brim.support.progress import Reporter
 
     disable_progress_bar()
     flush_denormals(True)
@@ -134,7 +151,7 @@ def running(quiet: bool = False) -> Iterator[None]:
     if quiet:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        yield Reporter(quiet=quiet)
     except KeyboardInterrupt as stop:
         typer.echo(f"brim: {str(stop) or 'stopped'}", err=True)
         raise typer.Exit(130) from None

@@ -2,65 +2,38 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from brim.cli.app import Quiet, Split, app, running
+from brim.cli.app import Quiet, app, overrides_and_paths, running
+
+_EXAMPLE = """\b
+The file says who judges, for example:
+  model: Qwen/Qwen2.5-72B-Instruct
+  base_url: http://localhost:8000/v1
+  limits: {concurrency: 16}
+
+docs/judge.md has all of its keys. Begin with a few examples:
+
+\b
+  brim judge judge.yaml runs/xsum/brim runs/xsum/kl max_examples=20 --dry-run
+"""
 
 
-class JudgeBackend(StrEnum):
-    """Where the judge is."""
-
-    openai = "openai"
-    local = "local"
-
-
-class JudgeKind(StrEnum):
-    """What the systems do."""
-
-    summarization = "summarization"
-    translation = "translation"
-
-
-@app.command()
+@app.command(epilog=_EXAMPLE)
 def judge(
-    a: Annotated[Path, typer.Argument(help="A run directory, the one whose win rate is asked.")],
-    b: Annotated[Path, typer.Argument(help="Another one, on the same examples.")],
-    model: Annotated[
-        str, typer.Option(help="As the server calls it; for local a folder, run or hub name.")
-    ],
-    criteria: Annotated[
-        str, typer.Option(help="Templates, with commas [the paper's three].", show_default=False)
-    ] = "overall,informativeness,coherence",
-    backend: Annotated[
-        JudgeBackend, typer.Option(help="A server, or this process.")
-    ] = JudgeBackend.openai,
-    base_url: Annotated[str | None, typer.Option(help="Of the server [OpenAI's].")] = None,
-    api_key_env: Annotated[str | None, typer.Option(help="Variable with the key.")] = None,
-    request: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Setting of a request.")
+    file: Annotated[Path, typer.Argument(help="Who judges, by which prompts (YAML).")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="A B KEY.SUB=VALUE",
+            help="The runs, whose win rate is A's, unless the file names them; settings to change.",
+            show_default=False,
+        ),
     ] = None,
-    kind: Annotated[
-        JudgeKind | None, typer.Option(help="Which prompts [as the task says].")
-    ] = None,
-    prompts: Annotated[Path | None, typer.Option(help="YAML with templates of your own.")] = None,
-    split: Annotated[Split, typer.Option(help="Which part of the data.")] = Split.test,
-    max_examples: Annotated[int, typer.Option(min=1, help="Judge at most so many.")] = 500,
-    seed: Annotated[int, typer.Option(min=0, help="Of the choice of examples.")] = 0,
-    keep_lines: Annotated[
-        bool, typer.Option("--keep-lines", help="Keep the line breaks of the judged texts.")
-    ] = False,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at the same time.")] = 8,
-    rpm: Annotated[float | None, typer.Option(min=0.01, help="Requests a minute.")] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds of a request.")] = 60.0,
-    max_retries: Annotated[int, typer.Option(min=0, help="Further tries of a query.")] = 5,
     out: Annotated[Path | None, typer.Option(help="Folder [judge/A-vs-B].")] = None,
-    store: Annotated[
-        Path | None, typer.Option(help="File of the answers [OUT/verdicts.sqlite].")
-    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be asked, and show a prompt.")
     ] = False,
@@ -70,41 +43,29 @@ def judge(
 
     By the paper's prompts, in four queries a pair.
     """
-    from brim.judge import Limits
-    from brim.judge.contest import (
-        Judge,
+    from brim.config.loading import load_config
+    from brim.errors import ConfigError
+    from brim.judge import (
+        JudgeConfig,
         default_out,
         estimate,
-        first_prompt,
-        open_contest,
-        read_request,
+        judge_runs,
+        open_judging,
+        summary_lines,
     )
-    from brim.judge.render import summary_lines
-    from brim.judge.run import judge_runs
-    from brim.support.progress import Reporter
 
-    judge = Judge(model, backend.value, base_url, api_key_env, read_request(request or []))
-    limits = Limits(concurrency=concurrency, rpm=rpm, timeout=timeout, max_retries=max_retries)
-    out = out or default_out(a, b)
-    with running(quiet):
-        contest = open_contest(
-            a,
-            b,
-            judge,
-            split=split.value,
-            criteria=[name.strip() for name in criteria.split(",")],
-            kind=None if kind is None else kind.value,
-            prompts=prompts,
-            max_examples=max_examples,
-            seed=seed,
-            keep_lines=keep_lines,
-        )
-        if dry_run:
-            typer.echo(estimate(contest, store or out / "verdicts.sqlite", limits))
-            typer.echo(f"\n{first_prompt(contest)}")
-            return
-        reporter = Reporter(quiet=quiet)
-        results = judge_runs(contest, judge, out, store=store, limits=limits, reporter=reporter)
+    overrides, runs = overrides_and_paths(words)
+    if len(runs) not in (0, 2):
+        raise ConfigError(f"{', '.join(map(str, runs))}: name two runs, A and B")
+    settings = load_config(JudgeConfig, file, overrides)
+    settings = settings.model_copy(update=dict(zip("ab", runs, strict=False)))
+    judging = open_judging(settings)
+    out = out or default_out(judging.a.directory, judging.b.directory)
+    if dry_run:
+        typer.echo(f"{estimate(judging, out)}\n\n{judging.first_prompt()}")
+        return
+    with running(quiet) as reporter:
+        results = judge_runs(judging, out, reporter=reporter)
     if not quiet:
         typer.echo(summary_lines(results))
         typer.echo(f"more: {out / 'judge.md'}")

@@ -1,4 +1,4 @@
-"""What the command line asks of the process that it runs in; nothing here changes a result."""
+"""Settings of the process that a command runs in; nothing here changes a result."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ import ctypes
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -42,7 +38,7 @@ def prepare_process() -> None:
 
 
 def flush_denormals(flush: bool) -> None:
-    """Have threads take numbers below 1e-38 for zero: this one, and those that it makes later.
+    """Treat numbers below 1e-38 as zero, in this thread and in those that it starts later.
 
     Probabilities of peaked distributions are full of them, and a CPU needs a hundred times as long
     for an operation on one. Threads of torch inherit it from the one that first needs them.
@@ -53,10 +49,10 @@ def flush_denormals(flush: bool) -> None:
 
 
 def leave_processes() -> None:
-    """Part from the other processes of a launch, or their threads may abort this one's exit."""
+    """Destroy the process group; a live gloo thread can abort the interpreter's shutdown."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        # A thread of gloo that is still letting go of its last exchange needs the interpreter,
-        # which the destruction of the group holds while it waits for that thread.
+        # A thread of gloo that is still ending its last exchange needs the interpreter, which the
+        # destruction of the group holds while it waits for that thread.
         time.sleep(0.2)
         distributed.destroy_process_group()

@@ -11,11 +11,20 @@ from typing import Annotated
 
 import typer
 
-from brim.cli.app import Overrides, Quiet, Split, app, is_main_process, load_recipe, running
+from brim.cli.app import (
+    Overrides,
+    Quiet,
+    Split,
+    app,
+    finite,
+    is_main_process,
+    load_recipe,
+    running,
+)
 
 
 class Resume(StrEnum):
-    """What to do with a run directory that holds a run, or none."""
+    """Whether a run directory may, must or must not hold a run."""
 
     auto = "auto"
     must = "must"
@@ -35,7 +44,7 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A recipe's name (brim recipes) or a YAML file.")],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run directory [runs/RECIPE].")] = None,
-    resume: Annotated[Resume, typer.Option(help="Go on with a run in --out?")] = Resume.auto,
+    resume: Annotated[Resume, typer.Option(help="Resume a run in --out?")] = Resume.auto,
     stages: Annotated[
         Path | None, typer.Option(help="Folder of stages that runs share [OUT/stages].")
     ] = None,
@@ -43,8 +52,8 @@ def train(
         bool,
         typer.Option(
             "--other-processes",
-            help="Go on with a run that another number of processes began: to other bits, and "
-            "with other dropout masks.",
+            help="Resume a run that another number of processes began: bits and dropout masks "
+            "become others.",
         ),
     ] = False,
     quiet: Quiet = False,
@@ -54,16 +63,15 @@ def train(
     from brim.recipes import run_directory
     from brim.report import summary
     from brim.runs.train import train
-    from brim.support.progress import Reporter
 
     out = out or run_directory(path)
-    with running(quiet):
+    with running(quiet) as reporter:
         results = train(
             config,
             out,
             resume=resume.value,
             stages_dir=stages,
-            reporter=Reporter(quiet=quiet),
+            reporter=reporter,
             command=sys.argv,
             other_processes=other_processes,
         )
@@ -73,7 +81,7 @@ def train(
 
 
 def is_sweep(name: str) -> bool:
-    """Whether this is a sweep's file, which has `systems`; one that cannot be read is none."""
+    """Return whether this is a sweep's file, which has `systems`; False if it cannot be read."""
     from brim.config.yaml import parse
     from brim.errors import ConfigError
 
@@ -147,9 +155,8 @@ def evaluate(
     RunDirectory(run).check()  # before torch comes
     from brim.report import summary
     from brim.runs.evaluate import evaluate_run
-    from brim.support.progress import Reporter
 
-    with running(quiet):
+    with running(quiet) as reporter:
         results = evaluate_run(
             run,
             split=split.value,
@@ -157,7 +164,7 @@ def evaluate(
             stage=None if stage is None else stage.value,
             out=out,
             overrides=overrides or [],
-            reporter=Reporter(quiet=quiet),
+            reporter=reporter,
         )
     if not quiet and is_main_process():
         typer.echo(summary(results))
@@ -170,9 +177,11 @@ def generate(
     ],
     file: Annotated[Path | None, typer.Argument(help="One prompt a line [standard input].")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    temperature: Annotated[float, typer.Option(min=0, callback=finite, help="0 is greedy.")] = 0.0,
     top_k: Annotated[int | None, typer.Option(min=1, help="Likeliest tokens only.")] = None,
-    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Nucleus.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=0, max=1, callback=finite, help="Nucleus.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
     block: Annotated[int, typer.Option(min=1, help="Prompts before the first comes out.")] = 32,
 ) -> None:
@@ -181,12 +190,13 @@ def generate(
     Line breaks of a completion come out as \n.
     """
     from brim.errors import ConfigError
+
+    if not temperature and (top_k or top_p):
+        raise ConfigError("--top-k, --top-p: are of sampling; give --temperature above 0 too")
     from brim.models import Decoding
     from brim.runs.generate import escape_line, generate, read_prompts
 
     prompts = read_prompts(file)
-    if not temperature and (top_k or top_p):
-        raise ConfigError("--top-k, --top-p: are of sampling; give --temperature above 0 too")
     try:
         decoding = Decoding(
             strategy="sampling" if temperature else "greedy",
@@ -221,7 +231,6 @@ def quickstart(
 ) -> None:
     """Distil a teacher of pronunciation, by LLMR and by BRIM."""
     from brim.quickstart import quickstart
-    from brim.support.progress import Reporter
 
-    with running():
-        typer.echo(quickstart(out, seed=seed, short=short, reporter=Reporter()))
+    with running() as reporter:
+        typer.echo(quickstart(out, seed=seed, short=short, reporter=reporter))

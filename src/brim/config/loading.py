@@ -7,7 +7,6 @@ names the file and line, or the override, and the setting that was probably mean
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +17,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from brim.config.messages import (
     COMMAND_LINE,
-    Mistake,
     Models,
+    did_you_mean,
     explain,
-    first_mistake,
     key_path,
     models_below,
     shown,
@@ -64,7 +62,7 @@ def load_config(
 
     `extends: other.yaml` at the top of a file starts from another file, found from the folder of
     the first. Whatever comes later wins: mappings are merged key by key, anything else (lists too)
-    is replaced. A mapping is replaced whole where its `name` tells classes apart and changes, for
+    is replaced. A mapping is replaced whole where its `name` chooses a class and changes, for
     another method has other settings. Types are strict: `"1"` is no number and `true` is not 1.
 
     `variants: {size: {small: {…}, large: {…}}}` at the top of a file gives names to settings that
@@ -81,12 +79,15 @@ def load_config(
     Raises:
         ConfigError: a file, key or value that cannot be used.
     """
-    document, outcome = _validate(cls, source, overrides, search)
-    if isinstance(outcome, ValidationError):
-        mistake, more = first_mistake(cls, document, outcome)
-        culprits = _find_culprits(mistake, cls, source, overrides, search)
-        raise ConfigError(explain(mistake, more, culprits)) from None
-    return outcome
+    commands, written = _read_overrides(overrides)
+    document = _merge(_vary(_read_file(source, [cls], search), commands, cls), commands, [cls])
+    while True:
+        try:
+            # Through JSON: strict types there still take a list for a tuple and text for a path.
+            return cls.model_validate_json(json.dumps(document.data), strict=True)
+        except ValidationError as error:
+            if not _restore_text(document.data, written, error):
+                raise ConfigError(explain(cls, document, error)) from None
 
 
 def check_files(
@@ -101,13 +102,35 @@ def check_files(
     _read_file(source, [], search)
 
 
+def read_mapping(path: Path) -> Document:
+    """Read a YAML file that holds a mapping; an empty one holds none of its keys.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML in UTF-8, or holds something else.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(f"{path}: {reason}; check the path") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: not UTF-8; save the file as UTF-8 text") from None
+    document = parse(text, lambda line: f"{path}:{line}")
+    document.data = {} if document.data is None else document.data
+    if not isinstance(document.data, dict):
+        raise ConfigError(f"{path}:1: write the file as `key: value`")
+    document.origins[()] = str(path)
+    return document
+
+
 def dump_config(config: BaseModel) -> str:
-    """The YAML text that `load_config` reads back as an equal object; fields in declared order."""
+    """Return YAML that `load_config` reads back as an equal object; fields in declared order."""
     return dump(config.model_dump(mode="json"))
 
 
 def config_hash(value: BaseModel | Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of settings, the same whatever the order of their keys.
+    """Return the SHA-256 (hex) of settings, the same whatever the order of their keys.
 
     Raises:
         TypeError: a mapping that holds something other than settings, paths and JSON values.
@@ -125,7 +148,7 @@ def config_hash(value: BaseModel | Mapping[str, Any]) -> str:
 
 
 def describe_changes(before: Any, after: Any, path: KeyPath = ()) -> list[str]:
-    """What differs between two trees of settings, such as `objective.k: 2 → 4`, in their order.
+    """Return what differs between two trees of settings, such as `objective.k: 2 → 4`, in order.
 
     Of two mappings with different `name`s only that is said: other classes have other settings.
     """
@@ -147,64 +170,11 @@ def describe_changes(before: Any, after: Any, path: KeyPath = ()) -> list[str]:
 # Reading
 
 
-def _validate(
-    cls: type[ConfigT], source: Path, overrides: Sequence[str], search: _Search | None
-) -> tuple[Document, ConfigT | ValidationError]:
-    """The settings as they were written, and the checked object or what is wrong with them."""
-    commands, written = _read_overrides(overrides)
-    document = _merge(_vary(_read_file(source, [cls], search), commands, cls), commands, [cls])
-    while True:
-        try:
-            # Through JSON: strict types there still take a list for a tuple and text for a path.
-            return document, cls.model_validate_json(json.dumps(document.data), strict=True)
-        except ValidationError as error:
-            if not written or not _restore_text(document.data, written, error):
-                return document, error
-
-
-def _find_culprits(
-    found: Mistake,
-    cls: type[BaseModel],
-    source: Path,
-    overrides: Sequence[str],
-    search: _Search | None,
-) -> list[str]:
-    """The overrides that a mistake needs, where no override is just the wrong setting."""
-
-    def mistake(chosen: Sequence[str]) -> Mistake | None:
-        document, outcome = _validate(cls, source, chosen, search)
-        if not isinstance(outcome, ValidationError):
-            return None
-        return first_mistake(cls, document, outcome)[0]
-
-    if found.place.startswith(f"{COMMAND_LINE}{dotted(found.path)}="):
-        return []
-    return [
-        override
-        for i, override in enumerate(overrides)
-        # What a variant brings has a line in the file.
-        if override.partition("=")[0].partition(".")[0].strip() in cls.model_fields
-        and mistake([*overrides[:i], *overrides[i + 1 :]]) != found
-    ]
-
-
 def _read_file(
     path: Path, models: Models, search: _Search | None, chain: tuple[Path, ...] = ()
 ) -> Document:
     """The settings of a file on top of those that it extends."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ConfigError(f"{path}: {reason}; give the name of a recipe file") from None
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}:{line}: not UTF-8; save the file as UTF-8 text") from None
-    document = parse(text, lambda line: f"{path}:{line}")
-    document.data = {} if document.data is None else document.data
-    if not isinstance(document.data, dict):
-        raise ConfigError(f"{path}:1: write settings as `key: value`")
-    document.origins[()] = str(path)
+    document = read_mapping(path)
     if "extends" not in document.data:
         return document
 
@@ -234,8 +204,7 @@ def _vary(document: Document, commands: Document, cls: type[BaseModel]) -> Docum
         place, value = commands.origin((name,)), str(commands.data.pop(name))
         known = {str(key): key for key in choices}
         if value not in known:
-            near = difflib.get_close_matches(value, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(value, known)
             raise ConfigError(f"{place}: {name} is one of {', '.join(known)}{hint}")
         path = (_VARIANTS, name, known[value])
         origins = {key[3:]: at for key, at in document.origins.items() if key[:3] == path}

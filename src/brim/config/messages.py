@@ -1,16 +1,16 @@
 """What is wrong with settings, on one line: where it was written, and what was probably meant.
 
-pydantic knows what is wrong; here its locations become key paths, its words a user's words, and
-the classes of the settings tell which key comes nearest.
+pydantic finds the mistakes; here its locations become key paths, its error types a user's words,
+and the classes of the settings tell which key comes nearest.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, get_args
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -21,46 +21,44 @@ Models = Sequence[type[BaseModel]]
 
 COMMAND_LINE = "command line: "
 
-# The keys that tell the classes of a union apart.
+# The keys that say which class of a union is meant.
 _TAGS = ("name", "family")
 
+# What a value must be, by pydantic's type of the error; a name in braces is in its context.
+_WANTED = {
+    "bool_type": "true or false",
+    "dict_type": "a mapping",
+    "finite_number": "a finite number",
+    "float_type": "a number",
+    "greater_than": "greater than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "int_from_float": "a whole number",
+    "int_type": "a whole number",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "list_type": "a list",
+    "literal_error": "{expected}",
+    "model_attributes_type": "a mapping",
+    "model_type": "a mapping",
+    "string_too_short": "at least {min_length} characters long",
+    "string_type": "text",
+    "too_long": "at most {max_length} long",
+    "too_short": "at least {min_length} long",
+    "tuple_type": "a list",
+}
 
-class Mistake(NamedTuple):
-    """What is wrong, with the setting that it is wrong with, and where that was written."""
 
-    place: str
-    path: KeyPath
-    problem: str
+def explain(cls: type[BaseModel], document: Document, error: ValidationError) -> str:
+    """Return one line on the first mistake, its place and its key, and the number of others.
 
-
-def explain(mistake: Mistake, more: int = 0, culprits: Sequence[str] = ()) -> str:
-    """One line on a mistake; its place is that of the culprits, where there are some.
-
-    Args:
-        mistake: what is wrong.
-        more: how many others there are.
-        culprits: overrides without any of which there would be no such mistake.
+    Unknown keys come first, for they explain missing ones.
     """
-    place, path, problem = mistake
-    if culprits:
-        place = f"{COMMAND_LINE}{' '.join(culprits)}"
-    if path and not place.startswith(f"{COMMAND_LINE}{dotted(path)}="):
-        place = f"{place}: {dotted(path)}"
-    others = f" (and {more} more)" if more else ""
-    return " ".join(f"{place}: {problem}{others}".split())
-
-
-def first_mistake(
-    cls: type[BaseModel], document: Document, error: ValidationError
-) -> tuple[Mistake, int]:
-    """The first mistake and the number of others; unknown keys explain missing ones: they lead."""
     mistakes: dict[KeyPath, list[ErrorDetails]] = {}
     for detail in sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden"):
         mistakes.setdefault(key_path(document.data, detail), []).append(detail)
     # Of a union of text and settings, what is wrong inside the settings says more.
-    parents = {parent for path in mistakes for parent in _parents(path)}
-    paths = [path for path in mistakes if path not in parents]
-    path = paths[0]
+    parents = {path[:i] for path in mistakes for i in range(len(path))}
+    path, *others = (path for path in mistakes if path not in parents)
     problem = _problem(cls, document.data, path, mistakes[path])
     if mistakes[path][0]["type"] == "value_error":
         # What is wrong between settings begins with the one to change: `optim.optimizer: …`.
@@ -69,7 +67,11 @@ def first_mistake(
         models = _models_at(cls, document.data, path)
         if colon and any(below[0] in model.model_fields for model in models):
             path, problem = (*path, *below), rest
-    return Mistake(document.origin(path), path, problem), len(paths) - 1
+    place = document.origin(path)
+    if path and not place.startswith(f"{COMMAND_LINE}{dotted(path)}="):
+        place = f"{place}: {dotted(path)}"
+    more = f" (and {len(others)} more)" if others else ""
+    return " ".join(f"{place}: {problem}{more}".split())
 
 
 def _problem(cls: type[BaseModel], data: Any, path: KeyPath, details: list[ErrorDetails]) -> str:
@@ -87,25 +89,25 @@ def _problem(cls: type[BaseModel], data: Any, path: KeyPath, details: list[Error
     value = value_at(data, path)
     choices = re.findall("'([^']*)'", context.get("expected", context.get("expected_tags", "")))
     if len(details) == 1 and choices:
-        spellings = (str(value), str(value).lower())
-        near = next(filter(None, (difflib.get_close_matches(s, choices, 1) for s in spellings)), [])
-        hint = f"; did you mean {near[0]}?" if near else ""
-        return f"{shown(value)} is not one of {', '.join(choices)}{hint}"
-    messages = dict.fromkeys(detail["msg"] for detail in details)  # "Input should be a valid array"
-    text = " or ".join(re.sub(r"^\w+ should ", "must ", message) for message in messages)
-    for pydantic, ours in (
-        ("an object", "a mapping"),
-        ("valid array", "list"),
-        (" after validation, not 0", ""),
-    ):
-        text = text.replace(pydantic, ours)
-    return f"{shown(value)} {text.replace(' or must be ', ' or ')}"
+        return f"{shown(value)} is not one of {', '.join(choices)}{did_you_mean(value, choices)}"
+    wanted = (
+        _WANTED.get(detail["type"], "usable ({msg})").format(**detail, **detail.get("ctx", {}))
+        for detail in details
+    )
+    return f"{shown(value)} must be {' or '.join(dict.fromkeys(wanted))}"
 
 
 def shown(value: Any) -> str:
-    """A value as errors quote it, cut where it is long."""
+    """Return a value as errors quote it, cut where it is long."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def did_you_mean(written: object, known: Iterable[str]) -> str:
+    """Return `; did you mean …?` with the nearest of the known texts; nothing if none is near."""
+    near = [*get_close_matches(str(written), known, 1)]
+    near += get_close_matches(str(written).lower(), known, 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _suggest_key(cls: type[BaseModel], data: Any, path: KeyPath) -> str:
@@ -128,13 +130,13 @@ def _suggest_key(cls: type[BaseModel], data: Any, path: KeyPath) -> str:
         return f"did you mean {dotted(anywhere[key])}?"
     initials = "".join(word[:1] for word in key.split("_"))  # learning_rate is lr
     for keys in (here, anywhere):
-        for near in difflib.get_close_matches(key, keys, n=1) or {initials} & keys.keys():
+        for near in get_close_matches(key, keys, 1) or {initials} & keys.keys():
             return f"did you mean {dotted(keys[near])}?"
     return f"the keys here are {', '.join(here)}"
 
 
 def key_path(data: Any, detail: ErrorDetails) -> KeyPath:
-    """The key path of an error: pydantic's location without the union members that it names."""
+    """Return an error's key path: pydantic's location without the union members that it names."""
     path: KeyPath = ()
     for i, part in enumerate(detail["loc"]):
         keys = range(len(data)) if isinstance(data, list) else data
@@ -148,12 +150,8 @@ def key_path(data: Any, detail: ErrorDetails) -> KeyPath:
     return path
 
 
-def _parents(path: KeyPath) -> list[KeyPath]:
-    return [path[:i] for i in range(len(path))]
-
-
 def value_at(data: Any, path: KeyPath) -> Any:
-    """The part of nested mappings and lists that a key path leads to."""
+    """Return the part of nested mappings and lists that a key path leads to."""
     for part in path:
         data = data[part]
     return data
@@ -169,13 +167,12 @@ def _models_at(cls: type[BaseModel], data: Any, path: KeyPath) -> Models:
 
 
 def models_below(models: Models, data: Any, key: str | int) -> Models:
-    """The classes of `data[key]`, where `data` is of one of `models`, or a collection of them."""
+    """Return the classes of `data[key]`, where `data` is of one of `models`, or a collection."""
     named = [model for model in _with_name(models, data) if key in model.model_fields]
     if not named:  # an item of a list or of a mapping
         return models
-    return [
-        below for model in named for below in _models_in(model.model_fields[str(key)].annotation)
-    ]
+    fields = (model.model_fields[str(key)] for model in named)
+    return [below for field in fields for below in _models_in(field.annotation)]
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -185,6 +182,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _with_name(models: Models, data: Any) -> Models:
+    """Those of the classes that the mapping names; all, if it names none of them."""
     if not isinstance(data, dict):
         return models
     return [model for model in models if data.get(_tag(model)) in _names(model)] or models
@@ -195,7 +193,6 @@ def _tag(model: type[BaseModel]) -> str:
 
 
 def _names(model: type[BaseModel]) -> tuple[str, ...]:
-    """The names that stand for a class of a union."""
     tag = _tag(model)
     return get_args(model.model_fields[tag].annotation) if tag else ()
 

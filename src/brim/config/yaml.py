@@ -99,14 +99,14 @@ class Document:
     origins: dict[KeyPath, str] = field(default_factory=dict)
 
     def origin(self, path: KeyPath) -> str:
-        """The place of the key or, where it was not written, of the mapping that should have it."""
+        """Return the place of the key or, where it was not written, of the mapping around it."""
         while path not in self.origins:
             path = path[:-1]
         return self.origins[path]
 
 
 def dotted(path: KeyPath) -> str:
-    """A key path as users write it: `optim.lr`."""
+    """Return a key path as users write it: `optim.lr`."""
     return ".".join(str(part) for part in path)
 
 
@@ -140,7 +140,7 @@ def parse(text: str, where: Callable[[int], str]) -> Document:
     return document
 
 
-@lru_cache(maxsize=8)  # the same file is read to look for mistakes, and for overrides to blame
+@lru_cache(maxsize=8)  # runs of a sweep, and files that extend them, read the same file again
 def _compose(text: str) -> yaml.Node | None:
     try:
         root: yaml.Node | None = yaml.compose(text, Loader=_FastLoader)
@@ -199,5 +199,5 @@ class _Builder:
 
 
 def dump(data: Any) -> str:
-    """The text that `parse` reads back as equal data; keys keep their order."""
+    """Return text that `parse` reads back as equal data; keys keep their order."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))

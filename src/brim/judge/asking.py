@@ -5,43 +5,66 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from brim.errors import BrimError, RunError
+from brim.judge.settings import Limits
 from brim.judge.store import Reply, Store
 
 # So many questions without an answer in a row, each tried again and again: the server is gone.
 MAX_FAILURES_IN_A_ROW = 10
-# A server that wants to be left alone for longer is come back to by another start.
+# A server that asks for a longer pause than this is left to another start.
 MAX_WAIT_SECONDS = 600.0
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How a judge is asked.
+class TransientError(Exception):
+    """No answer this time; the same question may be answered later.
 
     Attributes:
-        concurrency: requests at the same time.
-        rpm: requests a minute, tries included; None for as many as there can be.
-        timeout: seconds of one request, from its beginning to the whole answer.
-        max_retries: further tries of a question.
-        backoff: seconds before the second try, doubled for each one more, with jitter: times a
-            number between ½ and 1½.
-        max_backoff: the longest of these waits, jitter aside.
+        wait: seconds of pause that the server asks for, if it does.
     """
 
-    concurrency: int = 8
-    rpm: float | None = None
-    timeout: float = 60.0
-    max_retries: int = 5
-    backoff: float = 1.0
-    max_backoff: float = 60.0
+    def __init__(self, reason: str, *, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+class RejectedError(Exception):
+    """This prompt cannot be answered by this judge; others can."""
+
+
+class Backend(Protocol):
+    """A judge that can be asked."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The model and all settings that a reply depends on, as JSON values; no secrets."""
+
+    @property
+    def batched(self) -> bool:
+        """Whether it answers `concurrency` prompts together, and takes its time.
+
+        Otherwise a request has one prompt and a time limit, and there are `concurrency` at a time.
+        """
+
+    async def ask(self, prompts: Sequence[str]) -> list[Reply]:
+        """Return a reply to each prompt.
+
+        Raises:
+            TransientError: try again.
+            RejectedError: there is no sense in trying these prompts again.
+            BrimError: there is no sense in trying any prompt; the text says what to mend.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close connections."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +104,7 @@ def ask_all(
     advance: Callable[[], None] = lambda: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
-    """Ask what is not in the store yet; every reply is in the store as soon as it is there.
+    """Ask what is not in the store yet; every reply is in the store as soon as it arrives.
 
     Ctrl-C waits for the answers of the requests under way, for they are paid for; a second one
     does not.
@@ -92,16 +115,16 @@ def ask_all(
         store: where replies go.
         limits: how many and how often.
         advance: called for each question that was asked, failed ones too.
-        say: told what the person who watches should know.
+        say: shows the user a line.
 
     Raises:
         BrimError: no further question has any chance; the replies so far are in the store.
         KeyboardInterrupt: after Ctrl-C.
     """
     known = store.get(questions)
-    left = [question for key, question in questions.items() if key not in known]
+    left = deque(question for key, question in questions.items() if key not in known)
     run = _Run(left, backend, store, limits, advance, say)
-    _run(run.whole())
+    _run_to_end(run.ask_all())
     return run.outcome
 
 
@@ -109,31 +132,28 @@ class _StoppedError(Exception):
     """No more requests are wanted."""
 
 
+@dataclass
 class _Run:
-    def __init__(
-        self,
-        questions: Iterable[Question],
-        backend: Backend,
-        store: Store,
-        limits: Limits,
-        advance: Callable[[], None],
-        say: Callable[[str], None],
-    ) -> None:
-        self.backend, self.store, self.limits = backend, store, limits
-        self.advance, self.say = advance, say
-        self.waiting = deque(questions)
-        self.outcome = Outcome()
-        self.judge = json.dumps(dict(backend.identity), sort_keys=True)
-        self.failures_in_a_row = 0
-        self.error: BrimError | None = None
-        # On the loop's clock: when the next request is due, and when the server may be asked again.
-        self.next_turn = self.held_until = 0.0
-        self.jitter = random.Random()
+    waiting: deque[Question]
+    backend: Backend
+    store: Store
+    limits: Limits
+    advance: Callable[[], None]
+    say: Callable[[str], None]
+    outcome: Outcome = field(default_factory=Outcome)
+    failures_in_a_row: int = 0
+    error: BrimError | None = None
+    jitter: random.Random = field(default_factory=random.Random)
+    # On the loop's clock: when the next request is due, and when the server may be asked again.
+    next_turn: float = 0.0
+    held_until: float = 0.0
 
-    async def whole(self) -> None:
+    async def ask_all(self) -> None:
         self.stop = asyncio.Event()
-        num_workers = self.limits.concurrency if self.backend.timed else 1
-        workers = [asyncio.create_task(self._work()) for _ in range(num_workers)]
+        num_workers, size = self.limits.concurrency, 1
+        if self.backend.batched:
+            num_workers, size = size, num_workers
+        workers = [asyncio.create_task(self._work(size)) for _ in range(num_workers)]
         try:
             await asyncio.wait(workers)
         except asyncio.CancelledError:
@@ -152,10 +172,10 @@ class _Run:
         if self.error is not None:
             raise self.error
 
-    async def _work(self) -> None:
+    async def _work(self, size: int) -> None:
         try:
             while self.waiting and not self.stop.is_set():
-                number = min(self.backend.batch, len(self.waiting))
+                number = min(size, len(self.waiting))
                 await self._answer([self.waiting.popleft() for _ in range(number)])
         except _StoppedError:
             pass
@@ -186,13 +206,11 @@ class _Run:
                 ) from None
             return
         self.failures_in_a_row = 0
+        judge = json.dumps(dict(self.backend.identity), sort_keys=True)
         for question, reply in zip(group, replies, strict=True):
+            verdict = question.read(reply)
             self.store.put(
-                question.key,
-                reply,
-                judge=self.judge,
-                prompt=question.prompt(),
-                verdict=question.read(reply),
+                question.key, reply, judge=judge, prompt=question.prompt(), verdict=verdict
             )
             self.advance()
 
@@ -204,37 +222,32 @@ class _Run:
     async def _ask(self, group: list[Question]) -> list[Reply]:
         """The replies, after as many tries as it takes and is allowed."""
         prompts = [question.prompt() for question in group]
+        timeout = None if self.backend.batched else self.limits.timeout
         for attempt in range(self.limits.max_retries + 1):
             await self._turn()
             self.outcome.num_requests += 1
             try:
-                asked = self.backend.ask(prompts)
-                if not self.backend.timed:
-                    return await asked
-                return await asyncio.wait_for(asked, self.limits.timeout)
+                return await asyncio.wait_for(self.backend.ask(prompts), timeout)
             except TimeoutError:
-                failure = TransientError(f"no answer within {self.limits.timeout:g} s")
+                failure = TransientError(f"no answer within {timeout:g} s")
             except TransientError as error:
                 failure = error
             if failure.wait is not None:
-                self._hold(failure)
+                self._hold(failure.wait, failure)
             if attempt == self.limits.max_retries:
                 raise failure
             pause = min(self.limits.backoff * 2**attempt, self.limits.max_backoff)
-            pause *= self.jitter.uniform(0.5, 1.5)
-            await self._sleep(max(pause, failure.wait or 0.0))
+            await self._sleep(max(pause * self.jitter.uniform(0.5, 1.5), failure.wait or 0.0))
         raise AssertionError("the last attempt returns or raises")
 
-    def _hold(self, failure: TransientError) -> None:
-        """Leave the server alone for as long as it asks, with all questions."""
-        assert failure.wait is not None
-        if failure.wait > MAX_WAIT_SECONDS:
+    def _hold(self, seconds: float, failure: TransientError) -> None:
+        """Ask the server nothing for as long as it wants, by any worker."""
+        if seconds > MAX_WAIT_SECONDS:
             raise RunError(
-                f"the server asks to be left alone for {failure.wait:.0f} s ({failure}); what was "
+                f"the server asks to be left alone for {seconds:.0f} s ({failure}); what was "
                 f"answered is in {self.store.path}: start again then"
             )
-        now = asyncio.get_running_loop().time()
-        self.held_until = max(self.held_until, now + failure.wait)
+        self.held_until = max(self.held_until, asyncio.get_running_loop().time() + seconds)
 
     async def _turn(self) -> None:
         """Wait until the next request may be sent."""
@@ -251,7 +264,7 @@ class _Run:
             raise _StoppedError
 
 
-def _run(work: Coroutine[Any, Any, None]) -> None:
+def _run_to_end(work: Coroutine[Any, Any, None]) -> None:
     """Wait for a coroutine to end, where a notebook's loop is running too."""
     try:
         asyncio.get_running_loop()
@@ -269,75 +282,3 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         loop.call_soon_threadsafe(task.cancel)
         wait([ended])
         raise
-
-
-class TransientError(Exception):
-    """No answer this time; the same question may be answered later.
-
-    Attributes:
-        wait: seconds for which the server asks to be left alone, if it does.
-    """
-
-    def __init__(self, reason: str, *, wait: float | None = None) -> None:
-        super().__init__(reason)
-        self.wait = wait
-
-
-class RejectedError(Exception):
-    """This prompt cannot be answered by this judge; others can."""
-
-
-class Backend(Protocol):
-    """A judge that can be asked."""
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """The model and all settings that a reply depends on, as JSON values; no secrets."""
-
-    @property
-    def batch(self) -> int:
-        """Prompts that are asked together."""
-
-    @property
-    def timed(self) -> bool:
-        """Whether the time limit of a request holds for it."""
-
-    async def ask(self, prompts: Sequence[str]) -> list[Reply]:
-        """A reply to each of at most `batch` prompts.
-
-        Raises:
-            TransientError: try again.
-            RejectedError: there is no sense in trying these prompts again.
-            BrimError: there is no sense in trying any prompt; the text says what to mend.
-        """
-        ...
-
-    async def close(self) -> None:
-        """Let go of connections."""
-        ...
-
-
-@dataclass(frozen=True)
-class LocalBackend:
-    """A model in this process.
-
-    Attributes:
-        identity: as in `Backend`.
-        write: a reply to each prompt; raises as `Backend.ask` does. It is called in a thread.
-        batch: prompts that are written to together.
-    """
-
-    identity: Mapping[str, Any]
-    write: Callable[[Sequence[str]], Sequence[Reply]]
-    batch: int = 8
-    timed: bool = False
-
-    async def ask(self, prompts: Sequence[str]) -> list[Reply]:
-        """A reply to each prompt."""
-        started = time.monotonic()
-        replies = await asyncio.to_thread(self.write, prompts)
-        seconds = (time.monotonic() - started) / len(prompts)
-        return [replace(reply, seconds=seconds) for reply in replies]
-
-    async def close(self) -> None:
-        """Nothing to let go of."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from brim.errors import ConfigError, RunError
-from brim.judge.asking import LocalBackend, RejectedError
+from brim.judge.asking import RejectedError
 from brim.judge.store import Reply
 from brim.models import Decoding, LanguageModel, load_model
 from brim.support.files import sha256_file
@@ -20,17 +23,17 @@ MAX_TOKENS = 512
 
 
 def local_identity(model: str, request: Mapping[str, Any]) -> dict[str, Any]:
-    """All that a reply depends on; of a folder also the bytes of its files.
+    """Return all that a reply depends on; of a folder also the bytes of its files.
 
     Raises:
-        ConfigError: a setting that a local model has not.
+        ConfigError: a setting that a local model does not have.
     """
     unknown = sorted(request.keys() - {"max_tokens"})
     if unknown:
-        raise ConfigError(f"--request: a local judge has max_tokens only, not {unknown[0]}")
+        raise ConfigError(f"request: a local judge has max_tokens only, not {unknown[0]}")
     max_tokens = request.get("max_tokens", MAX_TOKENS)
     if type(max_tokens) is not int or max_tokens < 1:
-        raise ConfigError("--request: max_tokens is a whole number from 1 on")
+        raise ConfigError("request: max_tokens is a whole number from 1 on")
     identity = {"backend": "local", "model": model, "request": {"max_tokens": max_tokens}}
     folder = _folder(model)
     if folder.is_dir():
@@ -39,34 +42,45 @@ def local_identity(model: str, request: Mapping[str, Any]) -> dict[str, Any]:
     return identity
 
 
-def local_backend(
-    identity: Mapping[str, Any], *, batch: int, say: Callable[[str], None]
-) -> LocalBackend:
-    """The model, loaded.
+class LocalBackend:
+    """A model in this process.
 
     Args:
         identity: of `local_identity`.
-        batch: prompts that are written to together.
-        say: told what the person who watches should know.
+        say: shows the user a line.
 
     Raises:
         ModelError: the model cannot be loaded.
     """
-    folder = _folder(identity["model"])
-    model = load_model(folder if folder.is_dir() else identity["model"], dtype="auto")
-    model = model.to(make_accelerator().device)
-    if model.tokenizer.chat_template is None:
-        say(f"{identity['model']}: has no chat template; the prompts are given as they are")
-    max_tokens = identity["request"]["max_tokens"]
-    return LocalBackend(identity, lambda prompts: write(model, prompts, max_tokens), batch=batch)
+
+    batched = True
+
+    def __init__(self, identity: Mapping[str, Any], say: Callable[[str], None]) -> None:
+        self.identity = identity
+        folder = _folder(identity["model"])
+        model = load_model(folder if folder.is_dir() else identity["model"], dtype="auto")
+        self._model = model.to(make_accelerator().device)
+        if model.tokenizer.chat_template is None:
+            say(f"{identity['model']}: has no chat template; the prompts are given as they are")
+
+    async def ask(self, prompts: Sequence[str]) -> list[Reply]:
+        """Return a reply to each prompt; raises as `Backend.ask` does."""
+        started = time.monotonic()
+        max_tokens = self.identity["request"]["max_tokens"]
+        replies = await asyncio.to_thread(write, self._model, prompts, max_tokens)
+        seconds = (time.monotonic() - started) / len(prompts)
+        return [replace(reply, seconds=seconds) for reply in replies]
+
+    async def close(self) -> None:
+        """Do nothing: there are no connections."""
 
 
 def write(model: LanguageModel, prompts: Sequence[str], max_tokens: int) -> list[Reply]:
-    """A greedy reply to each prompt, in the tokenizer's chat template if it has one.
+    """Return a greedy reply to each prompt, in the tokenizer's chat template if it has one.
 
     Raises:
-        RejectedError: a prompt has not room in the model.
-        RunError: they have not room in memory.
+        RejectedError: a prompt is too long for the model.
+        RunError: there is not enough memory.
     """
     batch = model.encode([_example(model, prompt) for prompt in prompts], max_tokens=None)
     room = model.num_positions
@@ -79,17 +93,17 @@ def write(model: LanguageModel, prompts: Sequence[str], max_tokens: int) -> list
     try:
         rollout = model.generate(batch, Decoding(max_tokens=max_tokens, strategy="greedy"))
     except torch.OutOfMemoryError:
-        raise RunError("the judge has not enough memory; lower --concurrency") from None
+        raise RunError("the judge has not enough memory; lower limits.concurrency") from None
+    columns = (
+        model.decode(rollout),
+        rollout.truncated.tolist(),
+        batch.prompt_mask.sum(dim=1).tolist(),
+        rollout.lengths.tolist(),
+    )
     return [
-        Reply(text=text, finish_reason="length" if cut else "stop", prompt_tokens=asked,
+        Reply(text, finish_reason="length" if cut else "stop", prompt_tokens=read,
               completion_tokens=written)
-        for text, cut, asked, written in zip(
-            model.decode(rollout),
-            rollout.truncated.tolist(),
-            batch.prompt_mask.sum(dim=1).tolist(),
-            rollout.lengths.tolist(),
-            strict=True,
-        )
+        for text, cut, read, written in zip(*columns, strict=True)
     ]  # fmt: skip
 
 
@@ -105,6 +119,6 @@ def _example(model: LanguageModel, prompt: str) -> Example:
 
 
 def _folder(model: str) -> Path:
-    """A run directory stands for its best checkpoint."""
+    """The model's folder, of a run directory its best checkpoint."""
     best = Path(model) / "best"
     return best if best.is_dir() else Path(model)

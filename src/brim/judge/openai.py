@@ -21,97 +21,48 @@ if TYPE_CHECKING:
 OPENAI_URL = "https://api.openai.com/v1"
 OPENAI_KEY = "OPENAI_API_KEY"
 
-# What every request says, unless told otherwise: the likeliest reply, and room for two sentences.
+# What a request says by default: the likeliest reply, and room for two sentences.
 REQUEST: Mapping[str, Any] = {"temperature": 0, "max_tokens": 512}
 
 _OURS = ("model", "messages", "stream", "n")
 _TOO_LONG = re.compile(r"context.{0,12}(length|size|window)|too long|maximum.{0,20}tokens", re.I)
 _FILTERED = re.compile(r"content.?(filter|policy)|responsible.?ai", re.IGNORECASE)
 _MENDS = {
-    400: "see what it says; --request KEY=null leaves a setting out, --request KEY=VALUE adds one",
-    401: "the key is missing or wrong; check the variable that --api-key-env names",
+    400: "see what it says; `request` adds a setting, or leaves one out by null",
+    401: "the key is missing or wrong; check the variable that api_key_env names",
     402: "the account has no credit left",
     403: "the key may not use this model; check both",
-    404: "check --model and --base-url, which mostly ends in /v1",
+    404: "check model and base_url, which mostly ends in /v1",
 }
 
 
-def check_base_url(url: str) -> str:
-    """The URL, if it can be used and holds nothing secret: it is written into results.
-
-    Raises:
-        ConfigError: it is no http(s) URL, or has a user name, a password or a query.
-    """
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
-        secret = bool(parts.username or parts.password or parts.query or parts.fragment)
-    except ValueError:
-        usable = secret = False
-    if secret:
-        raise ConfigError(
-            "--base-url: must not hold a user name, a password or a query, since it is written "
-            "into the results; put the key into a variable and name that by --api-key-env"
-        )
-    if not usable:
-        raise ConfigError("--base-url: is no URL such as http://localhost:8000/v1")
-    return url.rstrip("/")
-
-
-def read_key(name: str | None) -> str:
-    """The key in an environment variable; a word that is none where no variable is named.
-
-    Raises:
-        ConfigError: the variable is not set, or what it holds cannot be sent; it is not shown.
-    """
-    if name is None:
-        return "none"
-    key = os.environ.get(name, "").strip()
-    if not key:
-        raise ConfigError(
-            f"--api-key-env: the environment variable {name} is not set; put the key into it "
-            "(it is never stored or shown)"
-        )
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ConfigError(f"--api-key-env: what {name} holds is no key: it has other characters")
-    return key
-
-
 def openai_identity(model: str, base_url: str, request: Mapping[str, Any]) -> dict[str, Any]:
-    """All that a reply depends on, as JSON values without secrets.
+    """Return all that a reply depends on, as JSON values without secrets.
 
     Args:
         model: as the server calls it.
         base_url: of the server: two servers may have two models of one name.
-        request: changes of `REQUEST`; None takes a setting out.
+        request: changes of `REQUEST`; None leaves a setting out.
 
     Raises:
-        ConfigError: the settings cannot be used.
-    """
-    return {
-        "backend": "openai",
-        "model": model,
-        "base_url": check_base_url(base_url),
-        "request": check_request(request),
-    }
-
-
-def check_request(request: Mapping[str, Any]) -> dict[str, Any]:
-    """`REQUEST` with these changes; null takes a setting out.
-
-    Raises:
-        ConfigError: a setting that is not the user's to choose.
+        ConfigError: a URL that is none or holds a secret; a setting that is not the user's.
     """
     for name in request:
         if name in _OURS:
-            raise ConfigError(f"--request: {name} is set by the judge itself; leave it out")
-    return {name: value for name, value in {**REQUEST, **request}.items() if value is not None}
+            raise ConfigError(f"request: {name} is set by the judge itself; leave it out")
+    changed = {**REQUEST, **request}
+    return {
+        "backend": "openai",
+        "model": model,
+        "base_url": _check_url(base_url),
+        "request": {name: value for name, value in changed.items() if value is not None},
+    }
 
 
 class OpenAIBackend:
     """A model behind a server.
 
-    The client's own retries are off: `running` repeats requests, and counts each.
+    The client's own retries are off: `ask_all` repeats requests, and counts each.
 
     Args:
         identity: of `openai_identity`.
@@ -122,23 +73,18 @@ class OpenAIBackend:
         ConfigError: there is no key in the variable, or the package `openai` is missing.
     """
 
-    batch = 1
-    timed = True
+    batched = False
 
     def __init__(
-        self,
-        identity: Mapping[str, Any],
-        *,
-        api_key_env: str | None,
-        timeout: float,
+        self, identity: Mapping[str, Any], *, api_key_env: str | None, timeout: float
     ) -> None:
         self.identity = identity
-        self._key = read_key(api_key_env)
+        self._key = _read_key(api_key_env)
         try:
             import openai
         except ImportError:
             raise ConfigError(
-                "--backend openai needs the package openai; pip install 'brim-distill[judge]'"
+                "backend: openai needs the package openai; pip install 'brim-distill[judge]'"
             ) from None
         self._openai = openai
         self._client = openai.AsyncOpenAI(
@@ -146,7 +92,7 @@ class OpenAIBackend:
         )
 
     async def ask(self, prompts: Sequence[str]) -> list[Reply]:
-        """The reply to one prompt; raises as `Backend.ask` does."""
+        """Return the reply to the one prompt; raises as `Backend.ask` does."""
         (prompt,) = prompts
         started = time.monotonic()
         try:
@@ -218,8 +164,41 @@ class OpenAIBackend:
         return text.replace(self._key, "***") if self._key != "none" else text
 
 
+def _check_url(url: str) -> str:
+    """The URL, if it can be used and holds nothing secret: it is written into results."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+        secret = bool(parts.username or parts.password or parts.query or parts.fragment)
+    except ValueError:
+        usable = secret = False
+    if secret:
+        raise ConfigError(
+            "base_url: must not hold a user name, a password or a query, since it is written into "
+            "the results; put the key into an environment variable and name it by api_key_env"
+        )
+    if not usable:
+        raise ConfigError("base_url: is no URL such as http://localhost:8000/v1")
+    return url.rstrip("/")
+
+
+def _read_key(name: str | None) -> str:
+    """The key in an environment variable, never shown; "none" where no variable is named."""
+    if name is None:
+        return "none"
+    key = os.environ.get(name, "").strip()
+    if not key:
+        raise ConfigError(
+            f"api_key_env: the environment variable {name} is not set; put the key into it "
+            "(it is never stored or shown)"
+        )
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ConfigError(f"api_key_env: what {name} holds is no key: it has other characters")
+    return key
+
+
 def retry_after(value: str | None) -> float | None:
-    """Seconds to wait, of a header with seconds or an HTTP date; None where it says nothing."""
+    """Return the seconds to wait, of a header with seconds or an HTTP date; None without either."""
     if value is None:
         return None
     try:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from brim.errors import ConfigError, RunError
-from brim.judge.prompts import KINDS, Kind
-from brim.judge.queries import Pair
+from brim.judge.prompts import KINDS, Kind, Pair
 from brim.runs.directory import RunDirectory
-from brim.tasks import Split
-from brim.tasks.templates import Template
 from brim.training.predictions import Prediction
+
+if TYPE_CHECKING:
+    from brim.tasks import Split
 
 KIND_OF_TASK: dict[str, Kind] = {
     "xsum": "summarization",
@@ -28,7 +28,7 @@ class System:
 
     Attributes:
         directory: as it was given.
-        name: what tells it from the other one.
+        name: of the directory, other than that of the other system.
         task: its name in the settings; None for a directory without settings, such as a stage's.
         around: what the run's prompt template has before and behind the example's text; empty
             without a template, for chats, and where the template has several fields.
@@ -42,7 +42,7 @@ class System:
     rows: tuple[Prediction, ...]
 
     def source(self, row: Prediction) -> str:
-        """The text of the row without the run's template: what a person would be given.
+        """Return the text of the row without the run's template: what a person would be given.
 
         Raises:
             RunError: the prompt was not made by the template.
@@ -58,7 +58,7 @@ class System:
 
 
 def names_of(a: Path, b: Path) -> tuple[str, str]:
-    """The parts of two paths that tell them apart.
+    """Return the parts of two paths in which they differ.
 
     Raises:
         ConfigError: they are the same directory.
@@ -74,7 +74,7 @@ def names_of(a: Path, b: Path) -> tuple[str, str]:
 
 
 def read_systems(a: Path, b: Path, split: Split) -> tuple[System, System]:
-    """Both directories, once they are known to hold predictions of the same examples.
+    """Read both directories, and check that they hold predictions of the same examples.
 
     Raises:
         ConfigError: they are the same directory.
@@ -93,7 +93,7 @@ def read_systems(a: Path, b: Path, split: Split) -> tuple[System, System]:
 
 
 def pairs_of(ours: System, theirs: System, *, max_examples: int | None, seed: int) -> list[Pair]:
-    """The examples to be judged, in the split's order.
+    """Return the examples to be judged, in the split's order.
 
     A subset depends on the ids and the seed alone, and a smaller one is a part of a larger one.
 
@@ -121,19 +121,19 @@ def pairs_of(ours: System, theirs: System, *, max_examples: int | None, seed: in
 
 
 def kind_of(ours: System, theirs: System) -> Kind:
-    """What the systems do, as their task says.
+    """Return what the systems do, as their task says.
 
     Raises:
-        ConfigError: it does not say that they summarise or translate.
+        ConfigError: it does not say that they summarize or translate.
     """
     tasks = {system.task for system in (ours, theirs) if system.task is not None}
     kinds = {KIND_OF_TASK.get(task) for task in tasks}
     kind = kinds.pop() if len(kinds) == 1 else None
     if kind is None:
         raise ConfigError(
-            f"--kind: the paper has prompts for {' and '.join(KINDS)}, and the task "
+            f"kind: the paper has prompts for {' and '.join(KINDS)}, and the task "
             f"{' and '.join(sorted(tasks)) or 'of these directories'} is not known as either; say "
-            "which it is, or give templates of your own by --prompts FILE (see docs/judge.md)"
+            "which it is, or give templates of your own by `prompts` (see docs/judge.md)"
         )
     return kind
 
@@ -153,6 +153,8 @@ def _read_system(directory: Path, name: str, split: Split) -> System:
 def _around(task: dict[str, Any]) -> tuple[str, str]:
     if task.get("prompt") is None or task.get("messages_column"):
         return "", ""
+    from brim.tasks.templates import Template  # brings torch
+
     template = Template(str(task["prompt"]))
     parts = template.render(dict.fromkeys(template.fields, "\0")).split("\0")
     return (parts[0], parts[1]) if len(parts) == 2 else ("", "")

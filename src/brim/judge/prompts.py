@@ -1,16 +1,18 @@
-"""What a judge is asked: the paper's templates (Tables 9 and 10) and the user's own."""
+"""What a judge is asked, by the paper's templates (Tables 9 and 10) or others; its verdicts."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from brim.config.yaml import parse
+from brim.config.loading import read_mapping
+from brim.config.messages import did_you_mean
 from brim.errors import ConfigError
 
 Kind = Literal["summarization", "translation"]
@@ -19,6 +21,16 @@ CRITERIA = ("overall", "informativeness", "coherence")
 
 _DATA = Path(__file__).parents[1] / "data" / "judge"
 _SLOT = re.compile(r"\[(Source|ID1|ID2|[^\W\d_]+-[AB])\]")
+
+
+class Verdict(StrEnum):
+    """What one reply says."""
+
+    A = "A"
+    B = "B"
+    TIE = "tie"
+    REFUSAL = "refusal"
+    UNPARSABLE = "unparsable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +49,7 @@ class Template:
     noun: str
 
     def fill(self, *, source: str, ids: tuple[str, str], texts: tuple[str, str]) -> str:
-        """The prompt, in one pass: what looks like a slot in a text that goes in stays text.
+        """Return the prompt, filled in one pass: what looks like a slot in a text stays text.
 
         Args:
             source: the document or source sentence.
@@ -56,7 +68,7 @@ class Template:
 def load_templates(
     criteria: Sequence[str], *, kind: Kind | None = None, path: Path | None = None
 ) -> dict[str, Template]:
-    """The template of each criterion.
+    """Return the template of each criterion.
 
     Args:
         criteria: names of templates, such as `CRITERIA`.
@@ -69,35 +81,27 @@ def load_templates(
     """
     if path is None and kind is None:
         raise ConfigError(
-            "--kind: say summarization or translation, which the paper has prompts for; for "
-            "anything else give templates of your own by --prompts FILE (see docs/judge.md)"
+            f"kind: say {' or '.join(KINDS)}, which the paper has prompts for; for anything else "
+            "give templates of your own by `prompts` (see docs/judge.md)"
         )
     path = path or _DATA / f"{kind}.yaml"
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; check --prompts") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not UTF-8 text; convert it first") from None
-    document = parse(text, lambda line: f"{path}:{line}")
-    if not isinstance(document.data, dict):
-        raise ConfigError(f"{path}: write templates as `criterion: |` and the indented text")
+    document = read_mapping(path)
     known = {
         name: _template(template, f"{document.origin((name,))}: {name}")
         for name, template in document.data.items()
     }
     if not criteria or len(set(criteria)) < len(criteria):
-        raise ConfigError("--criteria: name each criterion once, as in overall,coherence")
+        raise ConfigError("criteria: name each criterion once, as in [overall, coherence]")
     for name in criteria:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-            raise ConfigError(f"--criteria: {path.name} has no template {name!r}; {hint}")
+            hint = did_you_mean(name, known)
+            has = ", ".join(known) or "none"
+            raise ConfigError(f"criteria: {name!r} is no template of {path}, which has {has}{hint}")
     return {name: known[name] for name in criteria}
 
 
 def one_line(text: str) -> str:
-    """The text with each run of white space, line breaks of any kind among it, as one space.
+    """Return the text with each run of white space, line breaks of any kind too, as one space.
 
     The paper's prompts tell candidates apart by nothing but the beginnings of lines. A candidate
     of one line cannot begin another one's line, nor the judge's instructions.
@@ -106,7 +110,7 @@ def one_line(text: str) -> str:
 
 
 def imitates_prompt(text: str, noun: str) -> bool:
-    """Whether a candidate looks like a part of the prompt, a verdict, or a chat's mark-up."""
+    """Return whether a candidate looks like a part of the prompt, a verdict or a chat's markup."""
     pattern = rf"\bpreferred\W*:|\b{re.escape(noun)}[\s\[(<*]*[AB]\b\W*?:|<\|\w+\|>"
     return bool(re.search(pattern, text, re.IGNORECASE))
 
@@ -132,14 +136,73 @@ def _template(text: object, where: str) -> Template:
     return Template(text.strip(), noun.lower())
 
 
-class Verdict(StrEnum):
-    """What one reply says."""
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One example with what two systems, a and b, wrote for it."""
 
-    A = "A"
-    B = "B"
-    TIE = "tie"
-    REFUSAL = "refusal"
-    UNPARSABLE = "unparsable"
+    id: str
+    source: str
+    a: str
+    b: str
+
+    @property
+    def identical(self) -> bool:
+        """Nothing to choose between: such a pair is a tie without being asked about."""
+        return one_line(self.a) == one_line(self.b)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One of the four ways to ask about a pair: each order, and in each order both IDs.
+
+    Attributes:
+        a_first: system a's text is listed first.
+        id_of_a: the ID that system a's text goes by, `A` or `B`.
+    """
+
+    a_first: bool
+    id_of_a: str
+
+    @property
+    def ids(self) -> tuple[str, str]:
+        """Of the text listed first and of the second."""
+        return ("A", "B") if self.a_first == (self.id_of_a == "A") else ("B", "A")
+
+    def prompt(self, template: Template, pair: Pair, *, keep_lines: bool = False) -> str:
+        """Return the filled template.
+
+        Args:
+            template: of the criterion.
+            pair: the texts.
+            keep_lines: candidates keep their line breaks, and can then imitate the prompt's lines.
+        """
+        a, b = (pair.a, pair.b) if keep_lines else (one_line(pair.a), one_line(pair.b))
+        return template.fill(
+            source=pair.source, ids=self.ids, texts=(a, b) if self.a_first else (b, a)
+        )
+
+    def score(self, verdict: Verdict | None) -> float | None:
+        """Return 1 where system a won, 0 where b did, ½ for a tie, None without a verdict."""
+        if verdict is Verdict.TIE:
+            return 0.5
+        if verdict in (Verdict.A, Verdict.B):
+            return float(verdict.value == self.id_of_a)
+        return None
+
+
+# Neighbors 0-1 and 2-3 differ in the IDs alone, 0-2 and 1-3 in the order alone.
+VARIANTS = (Variant(True, "A"), Variant(True, "B"), Variant(False, "A"), Variant(False, "B"))
+
+
+def query_key(judge: Mapping[str, Any], prompt: str) -> str:
+    """Return the SHA-256 (hex) of all that a reply depends on, its key in the store.
+
+    Args:
+        judge: the model and the settings of its requests.
+        prompt: the whole text.
+    """
+    text = json.dumps([dict(judge), prompt], sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 # What may be around an ID: quotes, brackets, Markdown, full stops. Around a label there may be no
@@ -182,7 +245,7 @@ _ALL_FENCED = re.compile(r"\s*```\w*\n((?:(?!```).)*)\n```\s*", re.DOTALL)
 
 
 def parse_verdict(reply: str, *, noun: str, refused: bool = False) -> Verdict:
-    """The verdict of a reply, by its last line `Preferred: <ID>` alone.
+    """Return the verdict of a reply, by its last line `Preferred: <ID>` alone.
 
     The last one, because a judge may begin with a verdict and change it. The ID may be on the next
     line, in brackets, quotes or Markdown, behind the noun (`Summary A`), and before a reason

@@ -5,32 +5,40 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from brim.judge.prompts import Verdict, one_line
-from brim.judge.queries import VARIANTS, Pair
+from brim.judge.prompts import VARIANTS, Pair, Verdict, one_line
 
 NUM_EXAMPLES = 5
 _SHOWN_CHARACTERS = 600
 
-Said = tuple[Verdict, str] | None
+Answer = tuple[Verdict, str] | None
 """A verdict and the raw reply that it was read from; None where there is no reply."""
 
+Verdicts = Mapping[str, Sequence[Sequence[Answer]]]
+"""By criterion, for each pair that the judge was asked about, the answers to its four queries."""
 
-def as_markdown(
-    results: Mapping[str, Any], pairs: Sequence[Pair], told: Mapping[str, Sequence[Sequence[Said]]]
-) -> str:
-    """What `judge.md` holds.
+_Row = Mapping[str, Any]
+
+
+def as_markdown(results: Mapping[str, Any], pairs: Sequence[Pair], verdicts: Verdicts) -> str:
+    """Return what `judge.md` holds.
 
     Args:
         results: what `judge.json` holds.
         pairs: the examples that the judge was asked about.
-        told: by criterion, what it said to the four queries about each of them.
+        verdicts: on them.
     """
-    parts = (_head(results), _tables(results), _warning_list(results), _examples(pairs, told))
+    warnings = [f"- {line}" for line in _warnings(results)]
+    parts = (
+        _head(results),
+        _tables(results["criteria"]),
+        ["## Warnings\n", *warnings, ""] if warnings else [],
+        _examples(pairs, verdicts),
+    )
     return "\n".join(line for part in parts for line in part)
 
 
 def summary_lines(results: Mapping[str, Any]) -> str:
-    """The win rates and what is wrong with them, in a few lines."""
+    """Return the win rates and what is wrong with them, in a few lines."""
     lines = []
     for name, row in results["criteria"].items():
         rate = "no win rate"
@@ -67,41 +75,39 @@ def _head(results: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _tables(results: Mapping[str, Any]) -> Iterator[str]:
-    criteria = results["criteria"]
+def _tables(criteria: Mapping[str, _Row]) -> Iterator[str]:
     yield "## Win rate of A\n"
     yield from _table(
         criteria,
         {
             "win rate": lambda row: _percent(row["win_rate"]),
             "95 % interval": _interval,
-            "pairs": lambda row: f"{row['num_pairs']:,}",
-            "A 4 of 4": lambda row: f"{row['pairs_won']:,}",
-            "B 4 of 4": lambda row: f"{row['pairs_lost']:,}",
-            "split": lambda row: f"{row['pairs_split']:,}",
+            "pairs": _count("num_pairs"),
+            "A 4 of 4": _count("pairs_won"),
+            "B 4 of 4": _count("pairs_lost"),
+            "split": _count("pairs_split"),
             "p": lambda row: f"{row['p_value']:.3g}",
             "of queries": lambda row: _percent(row["query_win_rate"]),
         },
-    )
-    yield (
         "A pair's score is the mean of its four queries, each order with each naming: 1 where A "
         "won, 0 where B did, ½ for a tie. Pairs of equal texts count as ½. The interval is "
         "Wilson's over pairs; p is a two-sided sign test over the pairs that are not even. The "
-        "last column is the share of single queries that A won, as the paper reports it.\n"
+        "last column is the share of single queries that A won, as the paper reports it.",
     )
     yield "## Counts of queries\n"
-    names = ("wins", "losses", "ties", "refusals", "unparsable", "unanswered")
-    heads = ("A won", "B won", "tie", "refused", "unparsable", "not answered")
     yield from _table(
         criteria,
         {
-            **{head: _count(name) for head, name in zip(heads, names, strict=True)},
+            "A won": _count("wins"),
+            "B won": _count("losses"),
+            "tie": _count("ties"),
+            "refused": _count("refusals"),
+            "unparsable": _count("unparsable"),
+            "not answered": _count("unanswered"),
             "pairs left out": _count("num_incomplete"),
         },
-    )
-    yield (
-        "A refusal, a reply without a verdict and a query without a reply are nobody's loss: a "
-        "pair with one of them is left out. The next start asks the unanswered ones again.\n"
+        "A refusal, a reply without a verdict and a query without a reply are no loss of either: a "
+        "pair with one of them is left out. The next start asks the unanswered ones again.",
     )
     yield "## Bias of the judge\n"
     yield from _table(
@@ -112,26 +118,20 @@ def _tables(results: Mapping[str, Any]) -> Iterator[str]:
             "changed by order": lambda row: _changed(row["by_order"]),
             "changed by ID": lambda row: _changed(row["by_id"]),
         },
-    )
-    yield (
         "How often it preferred the text listed first, and the one called A: half of the time, "
         "without a bias. Then how often it changed its mind when the order alone, or the IDs "
-        "alone, were swapped. `biased` marks p < 0.01 in a sign test over pairs.\n"
+        "alone, were swapped. `biased` marks p < 0.01 in a sign test over pairs.",
     )
 
 
 def _warnings(results: Mapping[str, Any]) -> Iterator[str]:
     for name, row in results["criteria"].items():
         if row["position_biased"]:
-            yield (
-                f"{name}: the judge is position-biased: it prefers the text listed "
-                f"{_preferred(row['first_position'], 'first', 'second')}"
-            )
+            place = _preferred(row["first_position"], "listed first", "listed second")
+            yield f"{name}: the judge is position-biased: it prefers the text {place}"
         if row["id_biased"]:
-            yield (
-                f"{name}: the judge is position-biased by ID: it prefers the text called "
-                f"{_preferred(row['id_a'], 'A', 'B')}"
-            )
+            place = _preferred(row["id_a"], "called A", "called B")
+            yield f"{name}: the judge is position-biased by ID: it prefers the text {place}"
         if results["num_identical"] == results["num_examples"]:
             yield f"{name}: no pair needed the judge, for all texts are equal: there is no win rate"
         elif row["win_rate"] is None:
@@ -147,67 +147,54 @@ def _warnings(results: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _warning_list(results: Mapping[str, Any]) -> Iterator[str]:
-    lines = list(_warnings(results))
-    if lines:
-        yield "## Warnings\n"
-        yield from (f"- {line}" for line in lines)
-        yield ""
-
-
-def _examples(pairs: Sequence[Pair], told: Mapping[str, Sequence[Sequence[Said]]]) -> Iterator[str]:
-    for criterion, fours in told.items():
+def _examples(pairs: Sequence[Pair], verdicts: Verdicts) -> Iterator[str]:
+    for criterion, fours in verdicts.items():
         both = list(zip(pairs, fours, strict=True))
-        disagreed = [(pair, four) for pair, four in both if len(_winners(four)) > 1]
+        disagreed = [(pair, four) for pair, four in both if len(set(_scores(four)) - {None}) > 1]
         unread = [
-            (pair, said[1])
+            (pair, answer[1])
             for pair, four in both
-            for said in four
-            if said is not None and said[0] in (Verdict.UNPARSABLE, Verdict.REFUSAL)
+            for answer in four
+            if answer is not None and answer[0] in (Verdict.UNPARSABLE, Verdict.REFUSAL)
         ]
         if disagreed:
             yield f"## {criterion}: the judge against itself ({len(disagreed):,} pairs)\n"
             for pair, four in disagreed[:NUM_EXAMPLES]:
-                yield _block(
-                    id=pair.id,
-                    source=pair.source,
-                    A=pair.a,
-                    B=pair.b,
-                    **{_asked(i): _winner(i, said) for i, said in enumerate(four)},
-                )
+                texts = {"id": pair.id, "source": pair.source, "A": pair.a, "B": pair.b}
+                yield _block(texts | _winners(four))
         if unread:
             yield f"## {criterion}: replies without a verdict ({len(unread):,})\n"
             for pair, reply in unread[:NUM_EXAMPLES]:
-                yield _block(id=pair.id, reply=reply or "(empty)")
+                yield _block({"id": pair.id, "reply": reply or "(empty)"})
 
 
-def _winners(four: Sequence[Said]) -> set[float | None]:
-    scores = {variant.score(said and said[0]) for variant, said in zip(VARIANTS, four, strict=True)}
-    return scores - {None}
+def _scores(four: Sequence[Answer]) -> list[float | None]:
+    return [
+        variant.score(answer and answer[0]) for variant, answer in zip(VARIANTS, four, strict=True)
+    ]
 
 
-def _winner(i: int, said: Said) -> str:
-    if said is None:
-        return "not answered"
-    score = VARIANTS[i].score(said[0])
-    return said[0].value if score is None else {1.0: "A", 0.0: "B", 0.5: "tie"}[score]
-
-
-def _asked(i: int) -> str:
-    return f"{'A first' if VARIANTS[i].a_first else 'B first'}, A called {VARIANTS[i].id_of_a}"
+def _winners(four: Sequence[Answer]) -> dict[str, str]:
+    """By the way of asking, the system that was preferred, or why there is none."""
+    found = {}
+    for variant, answer, score in zip(VARIANTS, four, _scores(four), strict=True):
+        asked = f"{'A first' if variant.a_first else 'B first'}, A called {variant.id_of_a}"
+        why = "not answered" if answer is None else answer[0].value
+        found[asked] = why if score is None else {1.0: "A", 0.0: "B", 0.5: "tie"}[score]
+    return found
 
 
 def _table(
-    criteria: Mapping[str, Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str]]
+    criteria: Mapping[str, _Row], columns: Mapping[str, Callable[[_Row], str]], caption: str
 ) -> Iterator[str]:
     yield f"| criterion | {' | '.join(columns)} |"
     yield "|---" * (len(columns) + 1) + "|"
     for name, row in criteria.items():
         yield f"| {name} | {' | '.join(cell(row) for cell in columns.values())} |"
-    yield ""
+    yield f"\n{caption}\n"
 
 
-def _block(**lines: str) -> str:
+def _block(lines: Mapping[str, str]) -> str:
     """An indented block, in which any text is shown as it is."""
     return "".join(f"    {name}: {_short(text)}\n" for name, text in lines.items())
 
@@ -221,7 +208,7 @@ def _code(text: str) -> str:
     return f"`{one_line(text).replace('`', chr(39))}`"
 
 
-def _count(name: str) -> Callable[[Mapping[str, Any]], str]:
+def _count(name: str) -> Callable[[_Row], str]:
     return lambda row: f"{row[name]:,}"
 
 
@@ -229,20 +216,20 @@ def _percent(rate: float | None) -> str:
     return "none" if rate is None else f"{100 * rate:.2f} %"
 
 
-def _interval(row: Mapping[str, Any]) -> str:
+def _interval(row: _Row) -> str:
     return "none" if row["low"] is None else f"{_percent(row['low'])} to {_percent(row['high'])}"
 
 
-def _bias(row: Mapping[str, Any]) -> str:
+def _bias(row: _Row) -> str:
     flag = ", biased" if row["biased"] else ""
     return f"{_percent(row['rate'])} (p {row['p_value']:.3g}{flag})"
 
 
-def _preferred(row: Mapping[str, Any], place: str, other: str) -> str:
+def _preferred(row: _Row, place: str, other: str) -> str:
     if row["rate"] < 0.5:
         row, place = {**row, "rate": 1 - row["rate"]}, other
     return f"{place}, whichever that is, in {_bias(row)} of its verdicts"
 
 
-def _changed(row: Mapping[str, Any]) -> str:
+def _changed(row: _Row) -> str:
     return f"{_percent(row['rate'])} ({row['changed']:,} of {row['compared']:,})"

@@ -68,9 +68,7 @@ class Store:
 
     def __init__(self, path: Path, *, alone: bool = True) -> None:
         self.path = path
-        busy = (
-            f"{path}: another process is judging with it; wait, stop it, or choose another --store"
-        )
+        busy = f"{path}: another process is judging with it; wait, stop it, or choose another store"
         lock = path.with_name(f"{path.name}.lock")
         self._lock = ExitStack()
         if alone:
@@ -99,7 +97,7 @@ class Store:
             self._lock.close()
 
     def get(self, keys: Iterable[str]) -> dict[str, Reply]:
-        """The replies that are there."""
+        """Return the replies that are there."""
         found = {}
         with self._errors():
             for key in keys:

@@ -9,10 +9,8 @@ from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
 
-from scipy.special import bdtr
-
-from brim.judge.prompts import Verdict
-from brim.judge.queries import VARIANTS, Variant
+from brim.judge.prompts import VARIANTS, Variant, Verdict
+from brim.metrics import sign_test
 
 # A bias is flagged where chance alone would show one as large this seldom.
 BIAS_LEVEL = 0.01
@@ -27,7 +25,7 @@ class Bias:
 
     Attributes:
         rate: share of the verdicts for one text that went to the place; None without any. Half,
-            without a bias: each text stands there in two of the four queries.
+            without a bias: each text is there in two of the four queries.
         p_value: two-sided sign test over the pairs that lean to either side.
         biased: the p-value is below `BIAS_LEVEL`.
     """
@@ -106,25 +104,24 @@ class Summary:
 
     @property
     def position_biased(self) -> bool:
-        """The judge prefers what is listed first, or what is listed second."""
+        """Whether the judge prefers what is listed first, or what is listed second."""
         return self.first_position.biased
 
     @property
     def id_biased(self) -> bool:
-        """The judge prefers what is called A, or what is called B."""
+        """Whether the judge prefers what is called A, or what is called B."""
         return self.id_a.biased
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         flags = {"position_biased": self.position_biased, "id_biased": self.id_biased}
         return {**asdict(self), **flags}
 
 
 def pair_score(answers: Answers) -> float | None:
-    """The mean of system a's four scores; None where a query has no verdict."""
-    scores = _scores(answers)
-    known = [score for score in scores if score is not None]
-    return sum(known) / len(known) if len(known) == len(scores) else None
+    """Return the mean of system a's four scores; None where a query has no verdict."""
+    scores = [score for score in _scores(answers) if score is not None]
+    return sum(scores) / len(scores) if len(scores) == len(answers) else None
 
 
 def summarize(
@@ -134,20 +131,22 @@ def summarize(
 
     Args:
         pairs: what the judge said about each pair that it was asked about.
-        num_identical: pairs of equal texts, which nobody was asked about.
+        num_identical: pairs of equal texts, which are not asked about.
         confidence: of the interval.
     """
-    complete = [answers for answers in pairs if pair_score(answers) is not None]
-    scores = [score for answers in pairs if (score := pair_score(answers)) is not None]
+    scored = [(pair_score(answers), answers) for answers in pairs]
+    complete = [answers for score, answers in scored if score is not None]
+    scores = [score for score, _ in scored if score is not None]
     num_pairs = len(scores) + num_identical
     low = high = win_rate = None
     if scores:
         win_rate = (math.fsum(scores) + num_identical / 2) / num_pairs
         low, high = wilson(win_rate, num_pairs, confidence)
     by_query = Counter(score for answers in pairs for score in _scores(answers))
-    said = Counter(verdict for answers in pairs for verdict in answers)
+    verdicts = Counter(verdict for answers in pairs for verdict in answers)
     wins, ties, losses = by_query[1.0], by_query[0.5], by_query[0.0]
-    num_verdicts = wins + ties + losses
+    num_decided = wins + ties + losses
+    won, lost = scores.count(1.0), scores.count(0.0)
     return Summary(
         win_rate=win_rate,
         low=low,
@@ -156,17 +155,17 @@ def summarize(
         num_pairs=num_pairs,
         num_identical=num_identical,
         num_incomplete=len(pairs) - len(complete),
-        pairs_won=scores.count(1.0),
-        pairs_lost=scores.count(0.0),
-        pairs_split=num_pairs - scores.count(1.0) - scores.count(0.0),
+        pairs_won=won,
+        pairs_lost=lost,
+        pairs_split=num_pairs - won - lost,
         p_value=_sign_test(score - 0.5 for score in scores),
-        query_win_rate=(wins + ties / 2) / num_verdicts if num_verdicts else None,
+        query_win_rate=(wins + ties / 2) / num_decided if num_decided else None,
         wins=wins,
         losses=losses,
         ties=ties,
-        refusals=said[Verdict.REFUSAL],
-        unparsable=said[Verdict.UNPARSABLE],
-        unanswered=said[None],
+        refusals=verdicts[Verdict.REFUSAL],
+        unparsable=verdicts[Verdict.UNPARSABLE],
+        unanswered=verdicts[None],
         by_order=_disagreement(pairs, ((0, 2), (1, 3))),
         by_id=_disagreement(pairs, ((0, 1), (2, 3))),
         first_position=_bias(complete, lambda variant: variant.ids[0]),
@@ -175,7 +174,7 @@ def summarize(
 
 
 def wilson(rate: float, n: int, confidence: float) -> tuple[float, float]:
-    """Wilson's score interval of a share of n trials (Wilson 1927)."""
+    """Return Wilson's score interval of a share of n trials (Wilson 1927)."""
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     middle = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
@@ -187,10 +186,8 @@ def _scores(answers: Answers) -> list[float | None]:
 
 
 def _sign_test(differences: Iterable[float]) -> float:
-    """Two-sided and exact: twice the smaller tail of a fair coin."""
     signs = [difference > 0 for difference in differences if difference]
-    fewer = min(sum(signs), len(signs) - sum(signs))
-    return min(2.0 * float(bdtr(fewer, len(signs), 0.5)), 1.0) if signs else 1.0
+    return sign_test(sum(signs), len(signs) - sum(signs))
 
 
 def _disagreement(pairs: Sequence[Answers], couples: Sequence[tuple[int, int]]) -> Disagreement:

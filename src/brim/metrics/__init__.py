@@ -28,6 +28,7 @@ from brim.metrics.significance import (
     holm,
     paired_bootstrap,
     paired_t_test,
+    sign_test,
     spread,
     win_tie_loss,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "score_statistics",
     "sentence_scores",
     "sentence_statistics",
+    "sign_test",
     "spread",
     "win_tie_loss",
 ]

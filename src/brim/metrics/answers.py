@@ -44,12 +44,11 @@ def _answer_statistics(predictions: Sequence[str], references: References) -> Ar
 
 
 def _official_statistics(predictions: Sequence[str], references: References) -> Array:
+    pairs = enumerate(zip(predictions, references, strict=True))
     return with_counts(
         [
-            100.0 * (official_answer(prediction) in _accepted("gsm8k_accuracy", group, position))
-            for position, (prediction, group) in enumerate(
-                zip(predictions, references, strict=True)
-            )
+            100.0 * (official_answer(text) in _accepted("gsm8k_accuracy", group, position))
+            for position, (text, group) in pairs
         ]
     )
 
@@ -75,19 +74,18 @@ def _answer_details(sums: Array) -> Mapping[str, float]:
 def _match_statistics(predictions: Sequence[str], references: References) -> Array:
     return with_counts(
         [
-            100.0 * (_normalise(prediction) in map(_normalise, group))
+            100.0 * (_normalize(prediction) in map(_normalize, group))
             for prediction, group in zip(predictions, references, strict=True)
         ]
     )
 
 
-def _normalise(text: str) -> str:
+def _normalize(text: str) -> str:
     return " ".join(text.split())
 
 
 EXACT_MATCH = Metric(
     label="exact match",
-    higher_is_better=True,
     statistics=_match_statistics,
     corpus_score=mean_of_sums,
     signature=lambda references: own_signature(
@@ -96,7 +94,6 @@ EXACT_MATCH = Metric(
 )
 ANSWER_ACCURACY = Metric(
     label="answer accuracy",
-    higher_is_better=True,
     statistics=_answer_statistics,
     corpus_score=mean_of_sums,
     signature=lambda references: own_signature(
@@ -106,7 +103,6 @@ ANSWER_ACCURACY = Metric(
 )
 GSM8K_ACCURACY = Metric(
     label="GSM8K accuracy",
-    higher_is_better=True,
     statistics=_official_statistics,
     corpus_score=mean_of_sums,
     signature=lambda references: own_signature(

@@ -10,13 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from brim._version import __version__
+from brim.errors import DataError
 
 Array: TypeAlias = npt.NDArray[np.float64]
 References: TypeAlias = Sequence[Sequence[str]]
-
-
-def _no_details(sums: Array) -> Mapping[str, float]:
-    return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +25,20 @@ class Metric:
 
     Attributes:
         label: the name as it is printed.
-        higher_is_better: False for an error rate.
         statistics: predictions and references of N examples -> (N, S) float64.
         corpus_score: sums of statistics (..., S) -> scores (...,), 0-100 as the field prints them.
         signature: references -> everything that the number depends on, as `key:value|...`.
+        higher_is_better: False for an error rate.
         details: sums of statistics (S,) -> further numbers printed beside the score.
         sentence_score: like `corpus_score`, where a single sentence needs another formula.
     """
 
     label: str
-    higher_is_better: bool
     statistics: Callable[[Sequence[str], References], Array]
     corpus_score: Callable[[Array], Array]
     signature: Callable[[References], str]
-    details: Callable[[Array], Mapping[str, float]] = _no_details
+    higher_is_better: bool = True
+    details: Callable[[Array], Mapping[str, float]] = lambda sums: {}
     sentence_score: Callable[[Array], Array] | None = None
 
 
@@ -82,27 +79,51 @@ class Score:
         return format(self)
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON; `Score(**fields)` reads them back."""
+        """Return the fields as plain values for JSON; `Score(**fields)` reads them back."""
         return asdict(self)
 
 
+def finite_values(name: str, values: npt.ArrayLike) -> Array:
+    """Return (N,) finite numbers in float64; `name` is what errors call them.
+
+    Raises:
+        DataError: no values, or one that is not a finite number.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not array.size:
+        raise DataError(f"{name}: values have shape {array.shape}; give a list of numbers")
+    finite = np.isfinite(array)
+    if not finite.all():
+        position = int(np.argmin(finite))
+        raise DataError(f"{name}: value {position} is {array[position]}")
+    return array
+
+
+def paired_values(name: str, a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[Array, Array]:
+    """Return `finite_values` of both; raises a DataError too where their numbers differ."""
+    first, second = finite_values(name, a), finite_values(name, b)
+    if len(first) != len(second):
+        raise DataError(f"{name}: {len(first)} values against {len(second)}; give pairs")
+    return first, second
+
+
 def with_counts(*columns: Sequence[float] | Array) -> Array:
-    """(N, S + 1) statistics of a mean: S columns of N values and a column of ones."""
+    """Return (N, S + 1) statistics of a mean: S columns of N values and a column of ones."""
     return np.column_stack([*columns, np.ones(len(columns[0]))]).astype(np.float64)
 
 
 def mean_of_sums(sums: Array) -> Array:
-    """(..., S) sums of `with_counts` statistics -> (...,) means of the first column."""
+    """Return (...,) means of the first column, of (..., S) sums of `with_counts` statistics."""
     return np.asarray(sums[..., 0] / sums[..., -1])
 
 
 def own_signature(references: References, **parts: str) -> str:
-    """The signature of a metric of ours: number of references, `parts`, version."""
+    """Return the signature of a metric of ours: number of references, `parts`, version."""
     parts = {"nrefs": num_references(references), **parts, "version": f"brim-{__version__}"}
     return "|".join(f"{key}:{value}" for key, value in parts.items())
 
 
 def num_references(references: References) -> str:
-    """References an example, or `var` where it varies, as signatures say it."""
+    """Return the references an example, or `var` where it varies, as signatures say it."""
     counts = {len(group) for group in references}
     return str(counts.pop()) if len(counts) == 1 else "var"

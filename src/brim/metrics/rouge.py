@@ -22,7 +22,7 @@ from brim.metrics.base import (
 
 
 def rouge(rouge_type: str, label: str, *, use_stemmer: bool = True) -> Metric:
-    """A ROUGE metric: the mean over examples of the F-measure, times 100.
+    """Return a ROUGE metric: the mean over examples of the F-measure, times 100.
 
     Of several references the one with the highest F-measure counts (`score_multi`). The tokens are
     runs of ASCII letters and digits, in lower case: text in other scripts scores 0.
@@ -49,7 +49,7 @@ def rouge(rouge_type: str, label: str, *, use_stemmer: bool = True) -> Metric:
         nrefs = num_references(references)
         return f"nrefs:{nrefs}|refs:max|stem:{stemming}|agg:mean-f|version:rouge_score-{release}"
 
-    return Metric(label, True, statistics, mean_of_sums, signature)
+    return Metric(label, statistics, mean_of_sums, signature)
 
 
 @cache

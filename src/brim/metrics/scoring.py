@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
-import numpy as np
 import numpy.typing as npt
 
 from brim._version import __version__
 from brim.errors import ConfigError, DataError
 from brim.metrics.answers import ANSWER_ACCURACY, EXACT_MATCH, GSM8K_ACCURACY
-from brim.metrics.base import Array, Metric, References, Score, mean_of_sums, with_counts
+from brim.metrics.base import (
+    Array,
+    Metric,
+    References,
+    Score,
+    finite_values,
+    mean_of_sums,
+    paired_values,
+    with_counts,
+)
 from brim.metrics.bootstrap import bootstrap_interval
 from brim.metrics.rouge import rouge
 from brim.metrics.translation import BLEU, CHRF, TER
@@ -31,7 +39,7 @@ METRICS: dict[str, Metric] = {
 
 
 def get_metric(name: str) -> Metric:
-    """The metric of this name.
+    """Return the metric of this name.
 
     Raises:
         ConfigError: there is none; the text gives the nearest name.
@@ -91,7 +99,7 @@ def score_statistics(
     num_resamples: int = 1000,
     confidence: float = 0.95,
 ) -> Score:
-    """The score of examples whose additive statistics are known, with its bootstrap interval.
+    """Return the score, with its bootstrap interval, of examples whose statistics are known.
 
     Args:
         name: a key of `METRICS`.
@@ -119,7 +127,7 @@ def score_statistics(
 
 
 def sentence_statistics(name: str, predictions: Sequence[str], references: References) -> Array:
-    """(N, S) additive statistics of each example; `METRICS[name].corpus_score` takes their sum.
+    """Return (N, S) additive statistics; `METRICS[name].corpus_score` takes their sum.
 
     Raises:
         ConfigError: an unknown metric.
@@ -131,7 +139,7 @@ def sentence_statistics(name: str, predictions: Sequence[str], references: Refer
 
 
 def sentence_scores(name: str, predictions: Sequence[str], references: References) -> Array:
-    """(N,) the score of each example alone, to show beside its text.
+    """Return (N,) the score of each example alone, to show beside its text.
 
     Their mean is the corpus score of ROUGE, exact match and answer accuracy, and not that of BLEU,
     chrF and TER. BLEU of one sentence leaves out the n-gram orders longer than the sentence.
@@ -154,7 +162,7 @@ def mean_score(
     confidence: float = 0.95,
     higher_is_better: bool = True,
 ) -> Score:
-    """The mean of one number an example, such as its return, with its bootstrap interval.
+    """Return the mean of one number an example, such as its return, with its bootstrap interval.
 
     Args:
         name: as it is to be printed.
@@ -170,7 +178,7 @@ def mean_score(
     """
     return _estimate(
         name,
-        with_counts(_check_values(name, values)),
+        with_counts(finite_values(name, values)),
         mean_of_sums,
         seed=seed,
         num_resamples=num_resamples,
@@ -189,7 +197,7 @@ def paired_difference(
     num_resamples: int = 1000,
     confidence: float = 0.95,
 ) -> Score:
-    """The mean over examples of `a - b`: A beats B beyond the interval where `low > 0`.
+    """Return the mean over examples of `a - b`: A beats B beyond the interval where `low > 0`.
 
     Both systems see the same examples, so what makes an example hard for both cancels, and the
     interval is narrower than two separate ones suggest.
@@ -206,9 +214,7 @@ def paired_difference(
         ConfigError: fewer than one resample, or a confidence outside (0, 1).
         DataError: no values, different lengths, or a value that is not a finite number.
     """
-    a, b = _check_values(name, values_a), _check_values(name, values_b)
-    if len(a) != len(b):
-        raise DataError(f"{name}: {len(a)} values against {len(b)}; pairs need the same examples")
+    a, b = paired_values(name, values_a, values_b)
     return mean_score(name, a - b, seed=seed, num_resamples=num_resamples, confidence=confidence)
 
 
@@ -258,14 +264,3 @@ def _check_texts(predictions: Sequence[str], references: References) -> None:
             )
         if not group:
             raise DataError(f"example {position} has no references to score against")
-
-
-def _check_values(name: str, values: npt.ArrayLike) -> Array:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not array.size:
-        raise DataError(f"{name}: values have shape {array.shape}; give one number an example")
-    finite = np.isfinite(array)
-    if not finite.all():
-        position = int(np.argmin(finite))
-        raise DataError(f"{name}: value of example {position} is {array[position]}")
-    return array

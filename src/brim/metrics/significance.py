@@ -12,13 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from brim.errors import ConfigError, DataError
-from brim.metrics.base import Array
-from brim.metrics.bootstrap import resample_counts
+from brim.errors import DataError
+from brim.metrics.base import Array, finite_values, paired_values
+from brim.metrics.bootstrap import blocks, check_confidence, percentile_interval, resample_counts
 from brim.seeding import derive_seed
 
 # Differences that vary by less than this part of the values vary by rounding only.
 _ROUNDING = 1e-12
+# Scores that differ by less than this part of themselves differ by rounding only.
+_PAIR_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +63,7 @@ def paired_t_test(a: npt.ArrayLike, b: npt.ArrayLike, *, confidence: float = 0.9
         DataError: no values, different lengths, or a value that is not a finite number.
     """
     check_confidence(confidence)
-    first, second = _check(a), _check(b)
-    if len(first) != len(second):
-        raise DataError(f"{len(first)} values against {len(second)}; pairs need the same seeds")
+    first, second = paired_values("seeds", a, b)
     differences = first - second
     mean, n = float(differences.mean()), len(differences)
     if n == 1:
@@ -89,7 +89,7 @@ def paired_t_test(a: npt.ArrayLike, b: npt.ArrayLike, *, confidence: float = 0.9
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for their number (Holm, 1979), in the order they came in.
+    """Return p-values adjusted for their number (Holm, 1979), in the order they came in.
 
     Rejecting where an adjusted value is below 0.05 makes any false rejection in the whole family
     at most 5 % likely, however the tests depend on each other. The i-th smallest of m is multiplied
@@ -109,31 +109,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def spread(values: npt.ArrayLike) -> tuple[float, float | None]:
-    """Mean and sample standard deviation (n − 1); a single value has none.
+    """Return mean and sample standard deviation (n − 1); a single value has none.
 
     Raises:
         DataError: no values, or one that is not a finite number.
     """
-    array = _check(values)
+    array = finite_values("seeds", values)
     return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None
-
-
-def check_confidence(confidence: float) -> None:
-    """Raise a ConfigError unless it is a coverage an interval can have."""
-    if not 0 < confidence < 1:
-        raise ConfigError(f"confidence is {confidence}: it must lie between 0 and 1, as 0.95 does")
-
-
-def _check(values: npt.ArrayLike) -> Array:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not array.size or not np.isfinite(array).all():
-        raise DataError(f"values are {array.tolist()}; give finite numbers, one a seed")
-    return array
-
-
-_MAX_DRAWS = 2**20  # examples that are swapped or not at once; bounds the memory to some 30 MB
-# Scores that differ by less than this part of themselves differ by rounding only.
-_PAIR_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,19 +200,17 @@ def paired_bootstrap(
         DataError: statistics of different shapes, or of no examples.
     """
     check_confidence(confidence)
-    num_examples = _check_pairs(pairs, num_resamples, "num_resamples")
+    num_examples = _check_pairs(pairs)
     statistics = _side_by_side(pairs)
-    blocks = resample_counts(num_examples, num_resamples, seed)
-    scores = _scores(pairs, (counts @ statistics for counts in blocks))
+    resamples = resample_counts(num_examples, num_resamples, seed)
+    scores = _scores(pairs, (counts @ statistics for counts in resamples))
     tests = {}
     for name, pair in pairs.items():
         a, b = pair.scores
         difference, resampled = a - b, scores[name][0] - scores[name][1]
         far = np.abs(resampled - difference) >= abs(difference) - _slack(a, b)
-        tail = [(1 - confidence) / 2, (1 + confidence) / 2]
         (low, high), interval_a, interval_b = (
-            (float(ends[0]), float(ends[1]))
-            for ends in (np.quantile(x, tail) for x in (resampled, *scores[name]))
+            percentile_interval(of, confidence) for of in (resampled, *scores[name])
         )
         p_value = (1 + int(far.sum())) / (1 + num_resamples) if num_examples > 1 else 1.0
         tests[name] = BootstrapTest(difference, low, high, interval_a, interval_b, p_value)
@@ -255,12 +235,12 @@ def approximate_randomization(
         ConfigError: fewer than one trial.
         DataError: statistics of different shapes, or of no examples.
     """
-    num_examples = _check_pairs(pairs, num_trials, "num_trials")
+    num_examples = _check_pairs(pairs)
     statistics = _side_by_side(pairs)
     swapped = np.hstack([side for pair in pairs.values() for side in (pair.b, pair.a)])
     start, changes = statistics.sum(axis=0), swapped - statistics
-    blocks = _swaps(num_examples, num_trials, seed)
-    scores = _scores(pairs, (start + swaps @ changes for swaps in blocks))
+    trials = _swaps(num_examples, num_trials, seed)
+    scores = _scores(pairs, (start + swaps @ changes for swaps in trials))
     p_values = {}
     for name, pair in pairs.items():
         a, b = pair.scores
@@ -282,19 +262,22 @@ def win_tie_loss(
     Raises:
         DataError: no values, different lengths, or a value that is not a finite number.
     """
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if first.ndim != 1 or first.shape != second.shape or not first.size:
-        raise DataError(f"values of shapes {first.shape} and {second.shape}; give pairs of numbers")
+    first, second = paired_values("examples", a, b)
     difference = first - second if higher_is_better else second - first
-    if not np.isfinite(difference).all():
-        raise DataError(f"values of example {int(np.argmin(np.isfinite(difference)))}: not finite")
     apart = ~np.isclose(first, second, rtol=_PAIR_ROUNDING, atol=_PAIR_ROUNDING)
     wins = int((apart & (difference > 0)).sum())
     losses = int(apart.sum()) - wins
-    from scipy import stats
+    return WinTieLoss(wins, len(first) - wins - losses, losses, sign_test(wins, losses))
 
-    p_value = float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
-    return WinTieLoss(wins, len(first) - wins - losses, losses, p_value)
+
+def sign_test(wins: int, losses: int) -> float:
+    """Return how often a fair coin comes down at least as unevenly, to either side; 1 of no throw.
+
+    Twice the smaller tail of the binomial distribution.
+    """
+    from scipy.special import bdtr
+
+    return min(2.0 * float(bdtr(min(wins, losses), wins + losses, 0.5)), 1.0)
 
 
 def _side_by_side(pairs: Mapping[str, Pair]) -> Array:
@@ -319,9 +302,8 @@ def _scores(pairs: Mapping[str, Pair], blocks: Iterable[Array]) -> dict[str, tup
 def _swaps(num_examples: int, num_trials: int, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
     """Blocks (r, N) of fair coins, 0 or 1; the same whatever the size of the blocks."""
     generator = np.random.default_rng(derive_seed(seed, "randomization"))
-    block, words = max(1, _MAX_DRAWS // num_examples), -(-num_examples // 64)
-    for start in range(0, num_trials, block):
-        rows = min(block, num_trials - start)
+    words = -(-num_examples // 64)
+    for rows in blocks(num_examples, num_trials, "num_trials"):
         drawn = generator.integers(2**64, size=(rows, words), dtype=np.uint64)
         yield np.unpackbits(drawn.astype("<u8").view(np.uint8), axis=1)[:, :num_examples]
 
@@ -330,10 +312,8 @@ def _slack(a: float, b: float) -> float:
     return _PAIR_ROUNDING * max(abs(a), abs(b))
 
 
-def _check_pairs(pairs: Mapping[str, Pair], num_draws: int, name: str) -> int:
+def _check_pairs(pairs: Mapping[str, Pair]) -> int:
     """The number of examples."""
-    if num_draws < 1:
-        raise ConfigError(f"{name} is {num_draws}: it must be at least 1")
     if not pairs:
         raise DataError("nothing to compare: name a metric")
     num_examples = len(next(iter(pairs.values())).a)

@@ -22,7 +22,7 @@ _CHRF_BETA = 2
 
 
 def bleu_score(sums: Array, *, effective_order: bool = False) -> Array:
-    """BLEU (Papineni et al., 2002) with `exp` smoothing (Chen and Cherry, 2014, method 3).
+    """Return BLEU (Papineni et al., 2002) with `exp` smoothing (Chen and Cherry, 2014, method 3).
 
     The i-th n-gram order without a match counts 2^-i matches. A corpus without any match, or
     without any n-gram of some order, scores 0.
@@ -47,7 +47,7 @@ def bleu_score(sums: Array, *, effective_order: bool = False) -> Array:
 
 
 def chrf_score(sums: Array) -> Array:
-    """chrF2 (Popović, 2015): F2 of the precision and recall averaged over n-gram orders 1 to 6.
+    """Return chrF2 (Popović, 2015): F2 of precision and recall averaged over n-gram orders 1 to 6.
 
     Orders that are longer than the predictions or the references are left out of the average.
 
@@ -66,7 +66,7 @@ def chrf_score(sums: Array) -> Array:
 
 
 def ter_score(sums: Array) -> Array:
-    """TER (Snover et al., 2006): edits for each reference token; lower is better, 100 is no bound.
+    """Return TER (Snover et al., 2006): edits for each reference token; it may be above 100.
 
     Args:
         sums: (..., 2): fewest edits to any reference, mean length of the references.
@@ -99,7 +99,7 @@ def _bleu_details(sums: Array) -> Mapping[str, float]:
 def _bleu() -> Any:
     from sacrebleu.metrics import BLEU
 
-    # `force` only silences the warning about text that looks tokenised, as phonemes do.
+    # `force` only silences the warning about text that looks tokenized, as phonemes do.
     return BLEU(force=True)
 
 
@@ -130,7 +130,6 @@ def _signature(make: Callable[[], Any], references: References) -> str:
 
 BLEU = Metric(
     label="BLEU",
-    higher_is_better=True,
     statistics=partial(_statistics, _bleu),
     corpus_score=bleu_score,
     signature=partial(_signature, _bleu),
@@ -139,7 +138,6 @@ BLEU = Metric(
 )
 CHRF = Metric(
     label="chrF2",
-    higher_is_better=True,
     statistics=partial(_statistics, _chrf),
     corpus_score=chrf_score,
     signature=partial(_signature, _chrf),

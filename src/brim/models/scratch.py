@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from brim.config.loading import Config
-from brim.config.messages import explain, first_mistake
+from brim.config.messages import explain
 from brim.config.yaml import Document
 from brim.errors import ConfigError, DataError, ModelError
 from brim.models.language_model import LanguageModel
@@ -248,7 +248,7 @@ def _parse(description: Mapping[str, Any]) -> _Description:
         return _Arguments.model_validate(data, strict=True).description
     except ValidationError as error:
         document = Document(data, {(): "build_model"})
-        raise ConfigError(explain(*first_mistake(_Arguments, document, error))) from None
+        raise ConfigError(explain(_Arguments, document, error)) from None
 
 
 def _set_head(model: PreTrainedModel, *, tied: bool) -> None:

@@ -65,7 +65,10 @@ def test_a_name_of_300_characters_is_one_line(brim_says, arguments):
 
 @pytest.mark.parametrize(
     "arguments",
-    ["report a --alpha 5", "generate a --temperature -1", "sweep a --jobs x", "train a --out"],
+    [
+        *("report a --alpha 5", "generate a --temperature -1", "sweep a --jobs x", "train a --out"),
+        *("generate a --temperature nan", "generate a --temperature inf", "generate a --top-p nan"),
+    ],
 )
 def test_a_wrong_value_is_named_with_its_option_on_one_line(brim_says, arguments):
     code, out, err = brim_says(*arguments.split())
@@ -125,8 +128,13 @@ EARLY = {
     "train worse.yaml": "worse.yaml:1: extends: bad.yaml:2: ",
     "plan nowhere.yaml": "no such file",
     "evaluate runs/nowhere": "no run directory",
+    "generate runs/nowhere --top-k 3": "--top-k, --top-p: ",
     "compare nowhere nowhere": "no such directory",
     "report nowhere": "no such folder",
+    "judge nowhere.yaml": "no such file",
+    "judge bad.yaml": "bad.yaml:2: ",
+    "judge judge.yaml modle=n": "command line: modle=n: unknown key; did you mean model?",
+    "judge judge.yaml nowhere nowhere2": "no such directory",
     "sweep nowhere.yaml --status": "no such file",
     "sweep bad.yaml --dry-run": "bad.yaml:2: ",
 }
@@ -134,6 +142,7 @@ EARLY = {
 
 def test_mistakes_in_paths_and_files_are_found_without_torch(tmp_path):
     (tmp_path / "bad.yaml").write_text("task: files\ntask: gsm8k\n")
+    (tmp_path / "judge.yaml").write_text("model: m\n")
     (tmp_path / "worse.yaml").write_text("extends: bad.yaml\n")
     code = (
         "import sys\nfrom brim.cli import main\n"

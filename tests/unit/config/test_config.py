@@ -4,15 +4,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core.core_schema import ErrorType
 
 from brim.config.loading import Config, check_files, config_hash, dump_config, load_config
+from brim.config.messages import _WANTED
 from brim.config.yaml import dump, parse
 from brim.errors import ConfigError
 from brim.recipes import find_recipe
@@ -170,73 +172,75 @@ def test_any_text_is_read_or_refused_on_one_line(text):
     assert "\n" not in message
 
 
+# Each is named by its place and key; then what was wrong, what is wanted, or what was meant.
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "place", "hint"),
     [
-        (
-            "optim:\n  learning_rate: 1\n",
-            "recipe.yaml:2: optim.learning_rate: unknown key; did you mean optim.lr?",
-        ),
-        ("mode: 1\nlr: 1", "recipe.yaml:2: lr: unknown key; did you mean optim.lr? (and 1 more)"),
-        ("optim:\n  warmup: 1", "recipe.yaml:2: optim.warmup: unknown key; did you mean "
-         "optim.warmup_steps?"),
-        ("optim: {zzz: 1}", "recipe.yaml:1: optim.zzz: unknown key; the keys here are lr, betas, "
-         "warmup_steps"),
-        ("\noptim:\n  lr: -1", "recipe.yaml:3: optim.lr: -1 must be greater than 0"),
-        ("optim:\n  lr: '1'", 'recipe.yaml:2: optim.lr: "1" must be a valid number'),
-        ("optim: 3", "recipe.yaml:1: optim: 3 must be a mapping"),
-        ("levels: 3", "recipe.yaml:1: levels: 3 must be a list"),
-        ("levels:\n- 1\n- true", "recipe.yaml:3: levels.1: true must be a valid integer"),
-        ("shuffle: no", 'recipe.yaml:1: shuffle: "no" must be a valid boolean'),
-        ("limit: 0.5", "recipe.yaml:1: limit: 0.5 must be a valid integer or 'all'"),
-        ("mode: greddy", 'recipe.yaml:1: mode: "greddy" is not one of sampling, greedy; '
-         "did you mean greedy?"),
-        ("objective:\n  name: block", 'recipe.yaml:2: objective.name: "block" is not one of plain, '
-         "blocks; did you mean blocks?"),
-        ("objective:\n  k: 2", "recipe.yaml:1: objective.name: missing; add one of plain, blocks"),
-        ("objective:\n  name: plain\n  k: 2", "recipe.yaml:3: objective.k: unknown key; it belongs "
-         "to objective.name blocks"),
-        ("objective:\n  name: blocks\n  k: 0", "recipe.yaml:3: objective.k: 0 must be greater than "
-         "or equal to 1"),
-        ("stages:\n- name: plain\n- name: blocks\n  kk: 1", "recipe.yaml:4: stages.1.kk: unknown "
-         "key; did you mean stages.1.k?"),
-        ("model:\n  lr: 0", "recipe.yaml:2: model.lr: 0 must be greater than 0"),
-        ("trainer: {steps: 1, epochs: 1}", "recipe.yaml:1: trainer: give one of steps and epochs"),
-        ("optim:\n  lr: 1\n  lr: 2", "recipe.yaml:3: optim.lr: given twice, first at "
-         "recipe.yaml:2; remove one"),
-        ("mode: [1\nlr: 2", "recipe.yaml:2: while parsing a flow sequence expected ',' or ']', "
-         "but got ':'"),
-        ("a: 1\n\tb: 2", "recipe.yaml:2: while scanning for the next token found character '\\t' "
-         "that cannot start any token"),
-        ("prompt: \x07", "recipe.yaml:1: the character U+0007 is not allowed"),
-        ("prompt: !!python/name:os.system", "recipe.yaml:1: prompt: cannot read '' as "
-         "python/name:os.system"),
-        ("prompt: &a [*a]", "recipe.yaml:1: prompt: nested too deeply"),
-        (b"mode: x\nprompt: \xff", "recipe.yaml:2: not UTF-8; save the file as UTF-8 text"),
-        ("- 1", "recipe.yaml:1: write settings as `key: value`"),
+        ("optim:\n  learning_rate: 1\n", "2: optim.learning_rate: ", "did you mean optim.lr?"),
+        ("mode: 1\nlr: 1", "2: lr: ", "did you mean optim.lr? (and 1 more)"),
+        ("optim:\n  warmup: 1", "2: optim.warmup: ", "did you mean optim.warmup_steps?"),
+        ("optim: {zzz: 1}", "1: optim.zzz: ", "lr, betas, warmup_steps"),
+        ("\noptim:\n  lr: -1", "3: optim.lr: -1 ", "greater than 0"),
+        ("optim:\n  lr: '1'", '2: optim.lr: "1" ', "a number"),
+        ("optim: 3", "1: optim: 3 ", "a mapping"),
+        ("levels: 3", "1: levels: 3 ", "a list"),
+        ("levels:\n- 1\n- true", "3: levels.1: true ", "a whole number"),
+        ("shuffle: no", '1: shuffle: "no" ', "true or false"),
+        ("path: 3", "1: path: 3 ", "text"),
+        ("limit: 0.5", "1: limit: 0.5 ", "a whole number or 'all'"),
+        ("mode: greddy", '1: mode: "greddy" ', "sampling, greedy; did you mean greedy?"),
+        ("objective:\n  name: block", '2: objective.name: "block" ', "did you mean blocks?"),
+        ("objective:\n  k: 2", "1: objective.name: missing", "plain, blocks"),
+        ("objective:\n  name: plain\n  k: 2", "3: objective.k: ", "objective.name blocks"),
+        ("objective:\n  name: blocks\n  k: 0", "3: objective.k: 0 ", "at least 1"),
+        ("stages:\n- name: plain\n- name: blocks\n  kk: 1", "4: stages.1.kk: ", "stages.1.k?"),
+        ("model:\n  lr: 0", "2: model.lr: 0 ", "greater than 0"),
+        ("trainer: {steps: 1, epochs: 1}", "1: trainer: ", "give one of steps and epochs"),
+        ("optim:\n  lr: 1\n  lr: 2", "3: optim.lr: ", "first at recipe.yaml:2"),
+        ("mode: [1\nlr: 2", "2: ", "expected ',' or ']'"),
+        ("a: 1\n\tb: 2", "2: ", "'\\t'"),
+        ("prompt: \x07", "1: ", "U+0007"),
+        ("prompt: !!python/name:os.system", "1: prompt: ", "python/name:os.system"),
+        ("prompt: &a [*a]", "1: prompt: ", "nested"),
+        (b"mode: x\nprompt: \xff", "2: ", "UTF-8"),
+        ("- 1", "1: ", "`key: value`"),
     ],
-)  # fmt: skip
-def test_a_mistake_in_a_file_is_named_with_its_line(load, text, message):
-    assert complaint(load, text) == message
+)
+def test_a_mistake_in_a_file_is_named_with_its_line(load, text, place, hint):
+    message = complaint(load, text)
+    assert message.startswith(f"recipe.yaml:{place}")
+    assert hint in message
+    assert "Input should" not in message
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "place", "hint"),
     [
-        ("optim.lrr=1", "command line: optim.lrr=1: unknown key; did you mean optim.lr?"),
-        ("optim.lr=-1", "command line: optim.lr=-1: -1 must be greater than 0"),
-        ("optim={lr: -1}", "command line: optim={lr: -1}: optim.lr: -1 must be greater than 0"),
-        ("optim.lr.x=3", 'command line: optim.lr.x=3: optim.lr: {"x": 3} must be a valid number'),
-        ("objective.name=block", 'command line: objective.name=block: "block" is not one of plain, '
-         "blocks; did you mean blocks?"),
-        ("prompt=null", "command line: prompt=null: null must be a valid string"),
-        ("lr 1", "command line: lr 1: write a setting as key.sub=value"),
-        ("optim..lr=1", "command line: optim..lr=1: write a setting as key.sub=value"),
-        ("path=\udcff", "command line: path=\\udcff: not UTF-8 text"),
+        ("optim.lrr=1", "", "did you mean optim.lr?"),
+        ("optim.lr=-1", "-1 ", "greater than 0"),
+        ("optim={lr: -1}", "optim.lr: -1 ", "greater than 0"),
+        ("optim.lr.x=3", 'optim.lr: {"x": 3} ', "a number"),
+        ("objective.name=block", '"block" ', "did you mean blocks?"),
+        ("prompt=null", "null ", "text"),
+        ("lr 1", "", "key.sub=value"),
+        ("optim..lr=1", "", "key.sub=value"),
     ],
-)  # fmt: skip
-def test_a_mistake_on_the_command_line_is_named_with_the_override(load, override, message):
-    assert complaint(load, "optim: {lr: 1}\n", override) == message
+)
+def test_a_mistake_on_the_command_line_is_named_with_the_override(load, override, place, hint):
+    message = complaint(load, "optim: {lr: 1}\n", override)
+    assert message.startswith(f"command line: {override}: {place}")
+    assert hint in message
+
+
+def test_an_override_that_is_no_text_is_shown_all_the_same(load):
+    message = complaint(load, "", "path=\udcff")
+    assert message.startswith("command line: path=\\udcff: ")
+
+
+@pytest.mark.parametrize("kind", sorted(_WANTED))
+def test_every_kind_of_mistake_has_words_of_ours(kind):
+    """The names of kinds are pydantic's: one that it does not know would never be used."""
+    assert kind in get_args(ErrorType)
 
 
 # A few hundred bytes that stand for gigabytes: lists of lists, mappings of mappings, long text.
@@ -274,30 +278,18 @@ def test_numbers_are_finite(load, key, value):
     assert complaint(load, text, f"{key}={value}").startswith(f"command line: {key}={value}: ")
 
 
-ONE_LENGTH = "give one of steps and epochs"
-
-
 @pytest.mark.parametrize(
-    ("text", "overrides", "message"),
+    ("text", "overrides", "place"),
     [
-        ("trainer:\n  steps: 1", ["mode=greedy", "trainer.epochs=2"],
-         f"command line: trainer.epochs=2: trainer: {ONE_LENGTH}"),
-        ("trainer: {steps: 1}", ["trainer={epochs: 2}"],
-         f"command line: trainer={{epochs: 2}}: {ONE_LENGTH}"),
-        ("", ["trainer.epochs=2", "optim.lr=1", "trainer.steps=1"],
-         f"command line: trainer.epochs=2 trainer.steps=1: trainer: {ONE_LENGTH}"),
-        ("\ntrainer: {steps: 1, epochs: 2}", ["trainer.optim.lr=1"],
-         f"recipe.yaml:2: trainer: {ONE_LENGTH}"),
-        ("trainer: {steps: 1, epochs: 2}", ["optim.lr=-1"],
-         f"recipe.yaml:1: trainer: {ONE_LENGTH} (and 1 more)"),
+        ("trainer:\n  steps: 1", ["mode=greedy", "trainer.epochs=2"], "recipe.yaml:1: trainer: "),
+        ("\ntrainer: {steps: 1, epochs: 2}", ["optim.lr=1"], "recipe.yaml:2: trainer: "),
+        ("", ["trainer={steps: 1, epochs: 2}"], "command line: trainer={steps: 1, epochs: 2}: "),
         ("trainer: {steps: 1}\nvariants: {size: {big: {trainer: {epochs: 2}}}}", ["size=big"],
-         f"recipe.yaml:1: trainer: {ONE_LENGTH}"),
+         "recipe.yaml:1: trainer: "),
     ],
 )  # fmt: skip
-def test_what_overrides_and_file_make_together_is_blamed_on_who_is_needed_for_it(
-    load, text, overrides, message
-):
-    assert complaint(load, text, *overrides) == message
+def test_a_mistake_between_settings_has_the_place_of_their_group(load, text, overrides, place):
+    assert complaint(load, text, *overrides) == f"{place}give one of steps and epochs"
 
 
 class Pair(Config):
@@ -397,7 +389,7 @@ def test_quotes_around_an_override_are_yamls(load):
 
 
 def test_an_override_set_to_null_later_is_not_brought_back(load):
-    assert "null must be a valid string" in complaint(load, "", "prompt=12", "prompt=null")
+    assert complaint(load, "", "prompt=12", "prompt=null").startswith("command line: prompt=null: ")
 
 
 def test_the_extending_file_wins_key_by_key(load):

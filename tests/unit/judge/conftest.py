@@ -1,10 +1,7 @@
 import json
 
 import pytest
-from judge_server import Server, serving
-
-KEY = "sk-very-secret-0123456789"
-KEY_NAME = "BRIM_TEST_JUDGE_KEY"
+from judge_server import KEY, KEY_NAME, Server, serving
 
 
 @pytest.fixture(autouse=True)

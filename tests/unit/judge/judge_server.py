@@ -14,6 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+KEY = "sk-very-secret-0123456789"
+KEY_NAME = "BRIM_TEST_JUDGE_KEY"
+
 LISTED = re.compile(r"^(?:Summary|Translation|Answer) ([AB]): (.*)$", re.MULTILINE)
 
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brim.errors import ConfigError
-from brim.judge import CRITERIA, KINDS, VARIANTS, Pair, imitates_prompt, load_templates, one_line
+from brim.judge import VARIANTS
+from brim.judge.prompts import CRITERIA, KINDS, Pair, imitates_prompt, load_templates, one_line
 
 PAPER = Path(__file__).parents[4] / "shared" / "paper"
 TEMPLATES = [
@@ -150,9 +151,9 @@ def test_templates_of_ones_own(write):
         (("[Answer-", "[answer"), "missing"),
         (("Preferred:", "Winner:"), "Preferred: <ID>"),
         (("overall: |", "overall: |\n  x\noverall: |"), "given twice"),
-        (("overall: |", "fluency: |"), "no template 'overall'"),
+        (("overall: |", "fluency: |"), "'overall' is no template"),
         ((OWN, "overall: 3"), "is no text"),
-        ((OWN, "- a"), "criterion: |"),
+        ((OWN, "- a"), "key: value"),
         ((OWN, "overall: ["), "prompts.yaml:1"),
     ],
 )
@@ -164,12 +165,12 @@ def test_broken_templates_are_told_in_one_line(write, change, words):
 
 
 def test_criteria_are_checked():
-    with pytest.raises(ConfigError, match="did you mean 'coherence'"):
+    with pytest.raises(ConfigError, match="did you mean coherence"):
         load_templates(["coherense"], kind="translation")
     for criteria in ([], ["overall", "overall"]):
         with pytest.raises(ConfigError, match="each criterion once"):
             load_templates(criteria, kind="translation")
-    with pytest.raises(ConfigError, match="--prompts FILE"):
+    with pytest.raises(ConfigError, match="^kind: .*`prompts`"):
         load_templates(["overall"])
     with pytest.raises(ConfigError, match=r"nowhere.yaml"):
         load_templates(["overall"], path=Path("nowhere.yaml"))

@@ -7,21 +7,14 @@ import time
 import traceback
 
 import pytest
-from conftest import KEY, KEY_NAME
-from judge_server import Fault, always_a, preferred
+from judge_server import KEY, KEY_NAME, Fault, always_a, preferred
 
 from brim.errors import ConfigError, RunError
-from brim.judge import (
-    Limits,
-    OpenAIBackend,
-    Question,
-    Store,
-    ask_all,
-    openai_identity,
-    parse_verdict,
-)
-from brim.judge.asking import MAX_FAILURES_IN_A_ROW
-from brim.judge.openai import retry_after
+from brim.judge import Limits
+from brim.judge.asking import MAX_FAILURES_IN_A_ROW, Question, ask_all
+from brim.judge.openai import OpenAIBackend, openai_identity, retry_after
+from brim.judge.prompts import parse_verdict
+from brim.judge.store import Store
 
 QUICK = Limits(concurrency=4, backoff=0.01, max_backoff=0.05, timeout=5, max_retries=4)
 
@@ -187,7 +180,7 @@ def test_retry_after_is_read_in_both_forms():
     assert retry_after(email.utils.formatdate(time.time() - 90, usegmt=True)) == 0
 
 
-WORDS = {400: "--request", 401: "--api-key-env", 403: "may not use", 404: "--base-url"}
+WORDS = {400: "`request`", 401: "api_key_env", 403: "may not use", 404: "base_url"}
 
 
 @pytest.mark.parametrize("status", WORDS)
@@ -366,20 +359,20 @@ def test_a_variable_without_a_key_is_told_and_not_shown(server, monkeypatch, val
     "url", ["http://u:pw@host/v1", "http://u@host", "http://host/v1?key=pw", "https://h/v1#pw"]
 )
 def test_a_url_with_a_secret_is_refused_without_showing_it(url):
-    with pytest.raises(ConfigError, match="--api-key-env") as caught:
+    with pytest.raises(ConfigError, match="api_key_env") as caught:
         openai_identity("m", url, {})
     assert "pw" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://host", "http://", "http://["])
 def test_a_url_that_is_none_is_refused(url):
-    with pytest.raises(ConfigError, match="--base-url"):
+    with pytest.raises(ConfigError, match="^base_url: "):
         openai_identity("m", url, {})
 
 
 @pytest.mark.parametrize("name", ["model", "messages", "stream", "n"])
 def test_some_settings_are_not_the_users(name):
-    with pytest.raises(ConfigError, match=f"--request: {name}"):
+    with pytest.raises(ConfigError, match=f"^request: {name}"):
         openai_identity("m", "http://host/v1", {name: 1})
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 from judge_server import always_a
 
-from brim.judge import Store
+from brim.judge.store import Store
 
 NUM_QUESTIONS = 24
 ASK = """
@@ -19,7 +19,10 @@ from pathlib import Path
 
 # Tests that were started in the background ignore it, and so would this process.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from brim.judge import Limits, OpenAIBackend, Question, Store, ask_all, openai_identity
+from brim.judge import Limits
+from brim.judge.asking import Question, ask_all
+from brim.judge.openai import OpenAIBackend, openai_identity
+from brim.judge.store import Store
 
 url, path = sys.argv[1:]
 questions = {

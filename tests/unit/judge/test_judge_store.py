@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from brim.errors import RunError
-from brim.judge import Reply, Store, query_key
+from brim.judge.prompts import query_key
+from brim.judge.store import Reply, Store
 
 REPLY = Reply("Preferred: A", False, "stop", 5, 3, 0.25)
 
@@ -36,7 +37,7 @@ def test_the_first_reply_stays(tmp_path):
 def test_a_reply_outlives_a_process_that_is_killed(tmp_path):
     path = tmp_path / "s.sqlite"
     code = (
-        "import os, sys, pathlib\nfrom brim.judge import Reply, Store\n"
+        "import os, sys, pathlib\nfrom brim.judge.store import Reply, Store\n"
         "store = Store(pathlib.Path(sys.argv[1]))\n"
         "store.put('k', Reply('Preferred: A'), judge='{}', prompt='p', verdict='A')\n"
         "os.kill(os.getpid(), 9)\n"
@@ -51,7 +52,7 @@ def test_one_has_it_at_a_time_and_others_may_look(tmp_path):
     path = tmp_path / "s.sqlite"
     with Store(path) as store:
         put(store, "k")
-        with pytest.raises(RunError, match=r"s\.sqlite: another process .* --store") as caught:
+        with pytest.raises(RunError, match=r"s\.sqlite: another process .* store") as caught:
             Store(path)
         assert "\n" not in str(caught.value)
         with Store(path, alone=False) as other:

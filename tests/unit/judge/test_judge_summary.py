@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from brim.judge import VARIANTS, Verdict, pair_score, summarize, wilson
+from brim.judge import VARIANTS, Verdict, summarize
+from brim.judge.summary import pair_score, wilson
 
 A, B, TIE = Verdict.A, Verdict.B, Verdict.TIE
 REFUSAL, UNPARSABLE = Verdict.REFUSAL, Verdict.UNPARSABLE

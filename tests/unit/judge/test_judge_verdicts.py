@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brim.judge import Verdict, parse_verdict
+from brim.judge import Verdict
+from brim.judge.prompts import parse_verdict
 
 
 def verdict(reply: str) -> str:

@@ -4,18 +4,24 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import KEY, KEY_NAME
-from judge_server import Fault, always_a, first, listed, longer, preferred
+from judge_server import KEY, KEY_NAME, Fault, always_a, first, listed, longer, preferred
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from brim.cli.app import app
 from brim.cli.judge import judge as _command  # noqa: F401  (the command, until the package has it)
+from brim.config.loading import dump_config, load_config
 from brim.errors import BrimError, ConfigError, RunError
-from brim.judge import Limits
-from brim.judge.contest import Judge, default_out, estimate, open_contest
+from brim.judge import (
+    JudgeConfig,
+    Limits,
+    default_out,
+    estimate,
+    judge_runs,
+    open_judging,
+    summary_lines,
+)
 from brim.judge.pairs import names_of
-from brim.judge.render import summary_lines
-from brim.judge.run import judge_runs
 from brim.support.files import read_json
 
 LIMITS = Limits(concurrency=4, backoff=0.01, max_retries=3, timeout=10)
@@ -28,14 +34,20 @@ def runs(write_run):
     return write_run("ours", LONG), write_run("theirs", SHORT)
 
 
+def settings(runs, server, **options):
+    """A judge of two runs, by one criterion."""
+    return JudgeConfig(
+        **{"a": runs[0], "b": runs[1], "model": "judge", "base_url": server.url,
+           "api_key_env": KEY_NAME, "criteria": ["overall"], "limits": LIMITS, **options}
+    )  # fmt: skip
+
+
 @pytest.fixture
 def judged(runs, server, tmp_path):
     """`judged(…)` judges the two runs; gives what judge.json holds."""
 
-    def run(*, a=runs[0], b=runs[1], out=tmp_path / "out", store=None, limits=LIMITS, **options):
-        judge = Judge("judge", base_url=server.url, api_key_env=KEY_NAME)
-        contest = open_contest(a, b, judge, **{"criteria": ["overall"], **options})
-        results = judge_runs(contest, judge, out, store=store, limits=limits)
+    def run(*, out=tmp_path / "out", **options):
+        results = judge_runs(open_judging(settings(runs, server, **options)), out)
         assert read_json(out / "judge.json") == results
         return results
 
@@ -158,7 +170,7 @@ def test_a_translation_is_asked_about_as_one(judged, write_run, server):
 
 def test_other_tasks_need_a_word_or_templates_of_their_own(judged, write_run, tmp_path, server):
     a, b = write_run("a", LONG, task="files"), write_run("b", SHORT, task="files")
-    with pytest.raises(ConfigError, match=r"--kind: .* files .* --prompts FILE"):
+    with pytest.raises(ConfigError, match=r"^kind: .* files .* `prompts`"):
         judged(a=a, b=b)
     assert judged(a=a, b=b, kind="translation", out=tmp_path / "1")["kind"] == "translation"
     path = tmp_path / "mine.yaml"
@@ -169,7 +181,7 @@ def test_other_tasks_need_a_word_or_templates_of_their_own(judged, write_run, tm
     results = judged(a=a, b=b, prompts=path, out=tmp_path / "2")
     assert results["criteria"]["overall"]["win_rate"] == 1.0
     assert results["kind"] is None
-    with pytest.raises(ConfigError, match="--kind, --prompts"):
+    with pytest.raises(ValidationError, match="kind: "):
         judged(a=a, b=b, prompts=path, kind="translation")
 
 
@@ -203,11 +215,9 @@ def test_a_candidate_cannot_forge_a_verdict(judged, write_run, server, tmp_path)
 
 
 def test_a_subset_is_the_same_each_time_and_part_of_a_larger_one(runs, server):
-    judge = Judge("judge", base_url=server.url)
-
     def ids(num, seed):
-        contest = open_contest(*runs, judge, max_examples=num, seed=seed)
-        return [pair.id for pair in contest.pairs]
+        judging = open_judging(settings(runs, server, max_examples=num, seed=seed))
+        return [pair.id for pair in judging.pairs]
 
     assert ids(None, 0) == ids(100, 0) == [f"x{i}" for i in range(6)]
     assert ids(3, 0) == ids(3, 0) == sorted(ids(3, 0))
@@ -236,11 +246,11 @@ LOSSES = {
     "another system": ({"swapped": True}, r"another 'a'; choose another --out"),
     "a criterion less": (
         {"criteria": ["coherence"]},
-        "on overall too; add it to --criteria, .* or",
+        "on overall too; add it to criteria, .* or",
     ),
     "another template": ({"prompts": MINE}, "another template 'overall'; choose another --out"),
-    "fewer examples": ({"max_examples": 2}, "on 4 examples, .* --max-examples 4 with --seed 0, or"),
-    "other examples": ({"max_examples": 4, "seed": 2}, "--max-examples 4 with --seed 0, or choose"),
+    "fewer examples": ({"max_examples": 2}, "on 4 examples, .* max_examples=4 with seed=0, or"),
+    "other examples": ({"max_examples": 4, "seed": 2}, "max_examples=4 with seed=0, or choose"),
     "line breaks": ({"keep_lines": True}, "another 'keep_lines'; choose another --out"),
 }
 
@@ -344,10 +354,10 @@ def test_other_mistakes(judged, runs, write_run, server):
         judged(a=write_run("e1", []), b=write_run("e2", []))
     with pytest.raises(RunError, match="--split validation"):
         judged(split="validation")
-    with pytest.raises(ConfigError, match="a local judge has neither"):
-        open_contest(*runs, Judge("m", "local", base_url="http://x"))
+    with pytest.raises(ConfigError, match="^a, b: name two runs"):
+        judged(b=None)
     with pytest.raises(ConfigError, match="max_tokens only, not seed"):
-        open_contest(*runs, Judge("m", "local", request={"seed": 1}))
+        open_judging(JudgeConfig(model="m", backend="local", request={"seed": 1}))
 
 
 def test_the_names_tell_two_runs_apart(tmp_path):
@@ -364,26 +374,80 @@ def test_the_names_tell_two_runs_apart(tmp_path):
 
 
 def test_the_estimate_knows_what_is_paid_for(judged, runs, server, tmp_path):
-    judge = Judge("judge", base_url=server.url, api_key_env=KEY_NAME)
     judged(max_examples=2)
-    contest = open_contest(*runs, judge, criteria=["overall"])
-    text = estimate(contest, tmp_path / "out" / "verdicts.sqlite", Limits(rpm=4))
+    judging = open_judging(settings(runs, server, limits=Limits(rpm=4)))
+    text = estimate(judging, tmp_path / "out")
     assert "24 queries: 6 pairs, 1 criterion, 4 queries each; 8 answered before, 16 to ask" in text
     assert "at least 4.0 minutes" in text
     assert server.num_requests == 8
 
 
+# SHA-256 of judge and prompt, as brim 0.2.0 stored its answers.
+STORED = {
+    "x0": "3b1461950320ab75d60b86ed842248019cead4f11b7b589276bababdda2c366e",
+    "x1": "1ccffba842171b0d3bd60469f2560f49caa17656456c74850d28ce8a06e5c941",
+}
+
+
+def test_answers_of_earlier_versions_are_found_again(write_run):
+    a, b = write_run("ours", ["One\nline.", "Two."]), write_run("theirs", ["Three.", "Four."])
+    url = "http://localhost:8000/v1/"
+    request = {"temperature": None, "seed": 3}
+    judging = open_judging(JudgeConfig(a=a, b=b, model="m", base_url=url, request=request))
+    keys = {id: four[0].key for (id, name), four in judging.queries.items() if name == "overall"}
+    assert keys == STORED
+
+
+# The settings
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("modle: m", "2: modle: unknown key; did you mean model?"),
+        ("request: {temperature: .nan}", "2: request: "),
+        ("limits:\n  rpm: 0", "3: limits.rpm: 0 "),
+        ("backend: local\nbase_url: http://x", "3: base_url: "),
+        ("backend: local\napi_key_env: KEY", "3: api_key_env: "),
+        ("prompts: p.yaml\nkind: translation", "3: kind: "),
+        ("kind: summary", '2: kind: "summary" is not one of summarization, translation'),
+        ("max_examples: 0", "2: max_examples: 0 "),
+    ],
+)
+def test_a_mistake_in_the_settings_has_its_line(tmp_path, monkeypatch, text, place):
+    monkeypatch.chdir(tmp_path)
+    path = Path("judge.yaml")
+    path.write_text(f"model: m\n{text}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(JudgeConfig, path)
+    assert str(caught.value).startswith(f"judge.yaml:{place}")
+
+
+def test_a_secret_in_a_url_is_not_repeated(tmp_path):
+    path = tmp_path / "judge.yaml"
+    path.write_text("model: m\n")
+    settings = load_config(JudgeConfig, path, ["base_url=http://user:pw@host/v1"])
+    with pytest.raises(ConfigError, match="^base_url: ") as caught:
+        open_judging(settings)
+    assert "pw" not in str(caught.value)
+
+
 # The command
 
 
-def brim_judge(*arguments):
-    return CliRunner().invoke(app, ["judge", *map(str, arguments)])
-
-
-def test_a_dry_run_asks_nothing_and_needs_no_key(runs, server, tmp_path, monkeypatch):
+@pytest.fixture
+def brim_judge(runs, server, tmp_path, monkeypatch):
+    """`brim_judge(words…)` runs the command with a file for the server, in an empty folder."""
     monkeypatch.chdir(tmp_path)
+    file = tmp_path / "judge.yaml"
+    text = f"model: m\nbase_url: {server.url}\napi_key_env: {KEY_NAME}\n"
+    file.write_text(text)
+    return lambda *words: CliRunner().invoke(app, ["judge", str(file), *map(str, words)])
+
+
+def test_a_dry_run_asks_nothing_and_needs_no_key(brim_judge, runs, server, monkeypatch):
     monkeypatch.delenv(KEY_NAME)
-    result = brim_judge(*runs, "--model", "m", "--dry-run", "--max-examples", 4)
+    result = brim_judge(*runs, "--dry-run", "max_examples=4")
     assert result.exit_code == 0, result.output
     assert (
         "48 queries: 4 pairs, 3 criteria, 4 queries each; 0 answered before, 48 to ask"
@@ -391,15 +455,14 @@ def test_a_dry_run_asks_nothing_and_needs_no_key(runs, server, tmp_path, monkeyp
     )
     assert "Please evaluate the overall quality of the following summaries" in result.output
     assert server.num_requests == 0
-    assert not (tmp_path / "judge").exists()
+    assert not Path("judge").exists()
 
 
-def test_the_command_judges(runs, server, tmp_path):
+def test_the_command_judges(brim_judge, runs, server, tmp_path):
     out = tmp_path / "out"
     result = brim_judge(
-        *runs, "--model", "m", "--base-url", server.url, "--api-key-env", KEY_NAME,
-        "--criteria", "overall, coherence", "--out", out, "--request", "max_tokens=64",
-        "--request", "temperature=null",
+        "request.max_tokens=64", *runs, "criteria=[overall, coherence]", "--out", out,
+        "request.temperature=null",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "coherence: A wins 100.00 % [60.97 %, 100.00 %] over 6 pairs" in result.stdout
@@ -409,12 +472,30 @@ def test_the_command_judges(runs, server, tmp_path):
         assert KEY.encode() not in path.read_bytes()
 
 
-def test_a_mistake_is_one_line(runs, server, tmp_path):
+def test_runs_of_the_command_line_replace_those_of_the_file(brim_judge, runs, server):
+    in_file = (f"a={runs[1]}", f"b={runs[0]}", "criteria=[overall]")
+    assert "A wins 0.00 %" in brim_judge(*in_file).stdout
+    assert "A wins 100.00 %" in brim_judge(*in_file, *runs, "--out", "turned").stdout
+    assert str(brim_judge(runs[0], "--dry-run").exception).endswith(": name two runs, A and B")
+
+
+def test_a_folder_of_a_seed_is_a_run_and_no_setting(brim_judge, runs):
+    for run in runs:
+        run.rename(f"seed={run.name}")
+    result = brim_judge("seed=ours", "seed=theirs", "seed=3", "--dry-run")
+    assert "seed=ours (A) against seed=theirs (B)" in result.output
+
+
+def test_settings_are_read_back(runs, server, tmp_path):
+    whole = settings(runs, server, request={"temperature": None, "stop": ["x"]}, max_examples=None)
+    path = tmp_path / "judge.yaml"
+    path.write_text(dump_config(whole))
+    assert load_config(JudgeConfig, path) == whole
+
+
+def test_a_mistake_is_one_line(brim_judge, runs, server, tmp_path):
     server.fault = lambda prompt, n: Fault(401, body=f'{{"error": {{"message": "bad {KEY}"}}}}')
-    result = brim_judge(
-        *runs, "--model", "m", "--base-url", server.url, "--api-key-env", KEY_NAME,
-        "--out", tmp_path / "out",
-    )  # fmt: skip
+    result = brim_judge(*runs)
     assert isinstance(result.exception, BrimError)
     assert str(result.exception).startswith("the judge's server answers 401: ")
     assert KEY not in result.output + str(result.exception)

@@ -3,10 +3,9 @@
 import pytest
 
 from brim.errors import ConfigError, ModelError
-from brim.judge import Limits, RejectedError
-from brim.judge.contest import Judge, open_contest
+from brim.judge import JudgeConfig, Limits, judge_runs, open_judging
+from brim.judge.asking import RejectedError
 from brim.judge.local import _example, local_identity, write
-from brim.judge.run import judge_runs
 from brim.models import LanguageModel, build_model, train_tokenizer
 from brim.support.progress import Reporter
 
@@ -37,9 +36,11 @@ def runs(write_run):
 
 
 def judged(runs, model, out, **options):
-    judge = Judge(str(model), "local", request={"max_tokens": 6})
-    contest = open_contest(*runs, judge, criteria=["overall"], **options)
-    return judge_runs(contest, judge, out, limits=Limits(concurrency=3))
+    settings = JudgeConfig(
+        a=runs[0], b=runs[1], model=str(model), backend="local", request={"max_tokens": 6},
+        criteria=["overall"], limits=Limits(concurrency=3),
+    )  # fmt: skip
+    return judge_runs(open_judging(settings), out, **options)
 
 
 def test_replies_of_a_model_that_knows_nothing_are_parse_failures_and_shown_so(
@@ -89,9 +90,7 @@ def test_the_prompt_is_a_users_message_in_the_chat_template(monkeypatch):
 
 def test_a_missing_chat_template_is_told(runs, tmp_path, capsys):
     build("t5", chat=None).save(tmp_path / "plain")
-    judge = Judge(str(tmp_path / "plain"), "local", request={"max_tokens": 2})
-    contest = open_contest(*runs, judge, criteria=["overall"])
-    judge_runs(contest, judge, tmp_path / "out", reporter=Reporter())
+    judged(runs, tmp_path / "plain", tmp_path / "out", reporter=Reporter())
     assert "has no chat template" in capsys.readouterr().err
 
 

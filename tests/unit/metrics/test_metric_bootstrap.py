@@ -132,8 +132,8 @@ def test_options_out_of_bounds(options: dict[str, float], message: str) -> None:
     [
         ([], "return: values have shape"),
         (np.zeros((2, 2)), "return: values have shape"),
-        ([1.0, float("nan")], "return: value of example 1 is nan"),
-        ([float("-inf")], "return: value of example 0 is -inf"),
+        ([1.0, float("nan")], "return: value 1 is nan"),
+        ([float("-inf")], "return: value 0 is -inf"),
     ],
 )
 def test_values_that_have_no_mean(values: list[float], message: str) -> None:

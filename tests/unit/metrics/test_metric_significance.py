@@ -76,9 +76,9 @@ def test_differences_that_never_vary(shift: float) -> None:
     ("a", "b", "message"),
     [
         ([1.0, 2.0], [1.0], "2 values against 1"),
-        ([], [], "one a seed"),
-        ([1.0, float("nan")], [1.0, 2.0], "finite numbers"),
-        ([[1.0]], [[1.0]], "one a seed"),
+        ([], [], "values have shape"),
+        ([1.0, float("nan")], [1.0, 2.0], "value 1 is nan"),
+        ([[1.0]], [[1.0]], "values have shape"),
     ],
 )
 def test_values_that_are_no_pairs(a: list[float], b: list[float], message: str) -> None:
@@ -128,5 +128,5 @@ def test_holm_of_something_else(p_value: float) -> None:
 def test_spread_is_of_a_sample() -> None:
     assert spread([2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]) == pytest.approx((5, np.sqrt(32 / 7)))
     assert spread([3.0]) == (3.0, None)
-    with pytest.raises(DataError, match="one a seed"):
+    with pytest.raises(DataError, match="values have shape"):
         spread([])

@@ -58,7 +58,7 @@ def test_what_is_given_reaches_the_decoding(overrides, expected):
         (["strategy=sampling", "num_beams=4"], "num_beams=4: is for strategy beam, not sampling"),
         (["strategy=beam", "num_samples=3"], r"num_samples=3: is for strategy sampling.*\(1\)"),
         (["strategy=beam", "top_p=0.9"], "top_p=0.9: is for strategy sampling"),
-        (["strategy=beam", "num_beams=0"], "num_beams=0: 0 must be greater than or equal to 1"),
+        (["strategy=beam", "num_beams=0"], "num_beams=0: 0 must be "),
         (["strategy=beam", "length_penalty=.nan"], "length_penalty=.nan: "),
         (["strategy=beams", "num_beams=4"], "strategy=beams: .*did you mean beam"),
     ],

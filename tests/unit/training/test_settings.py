@@ -85,10 +85,20 @@ def test_plan_and_train_refuse_alike(tmp_path, monkeypatch, capsys, command, tex
         (["optim.lr=.inf"], "optim.lr=.inf: "),
         (["evaluation.metric=rouge1"], "evaluation.metric=rouge1: rouge1 is not measured"),
         (["teacher.build.d_modle=3"], "teacher.build.d_modle=3: unknown key; did you mean"),
-        (["evaluation.expected_returns=false"], "evaluation.expected_returns=false: evaluation.m"),
     ],
 )
 def test_on_the_command_line_the_override_is_named(overrides, message):
     with pytest.raises(ConfigError) as caught:
         load_config(RunConfig, find_recipe("cmudict/brim"), overrides, search=find_recipe)
     assert str(caught.value).startswith(f"command line: {message}")
+
+
+def test_what_an_override_contradicts_is_named_with_its_file():
+    with pytest.raises(ConfigError) as caught:
+        load_config(
+            RunConfig, find_recipe("cmudict/brim"), ["evaluation.expected_returns=false"],
+            search=find_recipe,
+        )  # fmt: skip
+    place, _, problem = str(caught.value).partition(": evaluation.metric: ")
+    assert place.endswith("_methods.yaml:8")
+    assert "needs evaluation.expected_returns=true" in problem
