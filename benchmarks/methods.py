@@ -5,7 +5,8 @@
     python benchmarks/methods.py cmudict --methods brim,brim+objective.k=4,brim+optim.lr=1e-3
 
 Each method's recipe is trained into OUT/{method}-{seed}; runs of a seed share the stages before.
-Finished runs are kept and stopped ones go on. The table is printed and written to OUT/results.md.
+Finished runs are kept and stopped ones are resumed. The table is printed and written to
+OUT/results.md.
 """
 
 import argparse
@@ -23,16 +24,21 @@ from transformers.utils.logging import disable_progress_bar
 from brim.config.loading import load_config
 from brim.errors import BrimError
 from brim.recipes import find_recipe
-from brim.report import System
-from brim.report.evidence import Evidence, read_evidence
-from brim.report.table import ABSENT, DIGITS, percent, with_interval
+from brim.report.folders import Run, read_run
 from brim.runs.directory import RunDirectory
 from brim.runs.evaluate import evaluate_stage
 from brim.runs.train import train
 from brim.support.files import atomic_write_text, read_json
 from brim.support.json_lines import JsonLines
 from brim.support.progress import Reporter
-from brim.support.tables import markdown_table
+from brim.support.tables import (
+    ABSENT,
+    DIGITS,
+    as_markdown,
+    interval_text,
+    percent,
+    plain_table,
+)
 from brim.training.settings import RunConfig
 
 TASKS = ("cmudict", "synopsis", "wordproblems")
@@ -43,7 +49,7 @@ METHODS = (
 )
 STAGES = {"teacher": "teacher", "pre-distilled student": "predistill"}
 
-Rows = Mapping[str, Sequence[Evidence]]  # label -> a run a seed
+Rows = Mapping[str, Sequence[Run]]  # label -> a run a seed
 
 
 def measure(args: argparse.Namespace, reporter: Reporter) -> Rows:
@@ -67,14 +73,7 @@ def measure(args: argparse.Namespace, reporter: Reporter) -> Rows:
             if not (stage / "results.json").exists():
                 evaluate_stage(run, name, reporter=reporter)
             directories[label].append(stage)
-    systems = [
-        System(f"{label}, seed {seed}", directory, train=label not in STAGES)
-        for label, found in directories.items()
-        for seed, directory in zip(args.seeds, found, strict=True)
-    ]
-    evidence = read_evidence(systems, metric="length", baseline=systems[0].label, split="test")
-    in_order = iter(evidence)
-    return {label: [next(in_order) for _ in args.seeds] for label in directories}
+    return {label: [read_run(run, "test") for run in runs] for label, runs in directories.items()}
 
 
 def is_finished(run: Path, config: RunConfig) -> bool:
@@ -86,7 +85,7 @@ def is_finished(run: Path, config: RunConfig) -> bool:
     return known.model_dump(exclude=about) == config.model_dump(exclude=about)
 
 
-def as_markdown(args: argparse.Namespace, rows: Rows) -> str:
+def results_page(args: argparse.Namespace, rows: Rows) -> str:
     """The command, the table, and what its numbers are."""
     command = ["python", "benchmarks/methods.py", args.task]
     command += ["--methods", ",".join(args.methods)] if args.methods != list(METHODS) else []
@@ -109,18 +108,19 @@ def as_markdown(args: argparse.Namespace, rows: Rows) -> str:
         "by clip and baseline. Median seconds a step, on the machine of this run. Best step 0 is "
         "the pre-distilled student.\n"
     )
-    return f"```bash\n{shlex.join(command)}\n```\n\n{markdown_table(lines)}\n{caption}"
+    return f"```bash\n{shlex.join(command)}\n```\n\n{as_markdown(plain_table(lines))}\n{caption}"
 
 
-def score_cell(seeds: Sequence[Evidence], name: str) -> str:
+def score_cell(seeds: Sequence[Run], name: str) -> str:
     """A score with its interval, or the mean and standard deviation of several seeds'."""
     scores, digits = [seed.scores[name] for seed in seeds], DIGITS.get(name, 1)
     if len(scores) == 1 and name != "length":
-        return with_interval(scores[0], digits)
+        score = scores[0]
+        return interval_text(score.value, score.low, score.high, spec=f"z.{digits}f")
     return number_cell([score.value for score in scores], digits)
 
 
-def training_cells(seeds: Sequence[Evidence]) -> list[str]:
+def training_cells(seeds: Sequence[Run]) -> list[str]:
     """Variances of return and weight, seconds a step, best step."""
     cells = []
     for key in ("rollout/var_return_k", "rollout/var_advantage"):
@@ -158,7 +158,7 @@ def main() -> None:
     disable_progress_bar()
     try:
         rows = measure(args, Reporter(quiet=args.quiet))
-        table = as_markdown(args, rows)
+        table = results_page(args, rows)
         atomic_write_text(args.out / "results.md", table)
         print(table, end="")
     except BrimError as error:

@@ -6,15 +6,17 @@ import sys
 import time
 from pathlib import Path
 
+from brim.compare import compare_runs
 from brim.config.loading import load_config
 from brim.recipes import find_recipe
-from brim.report import System, write_report
+from brim.report import TaskRuns, write_reports
 from brim.runs.evaluate import StageName, evaluate_stage
 from brim.runs.train import train
 from brim.support.progress import Reporter
+from brim.support.tables import ABSENT, DIGITS, Table, as_text, interval_text, p_text, plain_table
 from brim.training.settings import RunConfig
 
-# A short run checks the set-up, not the method: everything is there, nothing has learnt much.
+# A short run checks the set-up, not the method: everything is there, nothing has learned much.
 SHORT = (
     "task.max_train_examples=4000",
     "task.max_validation_examples=100",
@@ -27,55 +29,78 @@ SHORT = (
     "trainer.evaluate_every=5",
 )
 
-STAGES: dict[StageName, str] = {"teacher": "teacher", "predistill": "pre-distilled student"}
+STAGES: tuple[StageName, ...] = ("teacher", "predistill")
 METHODS = ("llmr", "brim")
+SCORES = ("exact_match", "expected_return", "length")
 
 
 def quickstart(out: Path, *, seed: int, short: bool, reporter: Reporter) -> str:
-    """Train a teacher, pre-distil a student, then LLMR and BRIM from it; compare all four.
+    """Train a teacher, pre-distill a student, then LLMR and BRIM from it; compare all four.
 
     Args:
-        out: folder of the runs, their shared stages and the report; an unfinished one goes on.
+        out: folder of the runs, their shared stages and the report; unfinished runs are resumed.
         seed: of everything random.
         short: everything once, nothing for long.
         reporter: shows progress.
 
     Returns:
-        The results table and what to try next, as text.
+        The results and what to try next, as text.
     """
     started = time.monotonic()
     overrides = [f"seed={seed}", *(SHORT if short else ())]
-    stages = out / "stages"
-    systems: list[System] = []
+    stages: list[Path] = []
     for method in METHODS:
         reporter.say(f"== {method} ==")
         config = load_config(
             RunConfig, find_recipe(f"cmudict/{method}"), overrides, search=find_recipe
         )
         run = out / method
-        train(config, run, stages_dir=stages, reporter=reporter, command=sys.argv)
-        if not systems:
-            for name, label in STAGES.items():
-                directory = evaluate_stage(run, name, reporter=reporter)
-                systems.append(System(label, directory, train=False))
-        k = getattr(config.objective, "k", 1)
-        systems.append(System(f"{method.upper()} (K = {k})", run, train=True))
-    table = write_report(
-        out,
-        systems,
-        title="brim quickstart: letters to phonemes",
-        lead="A T5-type teacher learns CMUdict; a smaller student is pre-distilled on the "
-        "teacher's outputs; LLMR and BRIM train from that same student. Their checkpoints are "
-        "picked by the expected return on the validation split.",
-        metric="exact_match",
-        baseline="pre-distilled student",
+        train(config, run, stages_dir=out / "stages", reporter=reporter, command=sys.argv)
+        stages = stages or [evaluate_stage(run, name, reporter=reporter) for name in STAGES]
+    report = write_reports([out / method for method in METHODS], out / "report", reporter=reporter)
+    [task] = report.tasks
+    return "\n".join(
+        [
+            as_text(results_table(task)),
+            "",
+            "expected return minus the pre-distilled student's, paired by example:",
+            as_text(differences(out, stages[-1])),
+            "",
+            f"report: {out / 'report' / 'report.html'}   ({time.monotonic() - started:.0f} s)",
+            "next:",
+            f"  echo 'd i s t i l' | brim generate {out / 'brim'}",
+            f"  brim compare {out / 'brim'} {out / 'llmr'}",
+            "  brim train cmudict/brim objective.k=4 --out runs/k4",
+            "  brim recipes",
+            "  your own teacher on your own file: docs/own_teacher.md",
+        ]
     )
-    return (
-        f"{table}\n\n"
-        f"report: {out / 'report.html'}   ({time.monotonic() - started:.0f} s)\n"
-        "next:\n"
-        f"  echo 'd i s t i l' | brim generate {out / 'brim'}\n"
-        "  brim train cmudict/brim objective.k=4 --out runs/k4\n"
-        "  brim recipes\n"
-        "  your own teacher on your own file: docs/own_teacher.md"
-    )
+
+
+def results_table(task: TaskRuns) -> Table:
+    """Return a row a system: scores with their intervals over the examples, size and time."""
+    names = [name for name in SCORES if name in task.scores]
+    rows = [["system", *map(task.name_of, names), "parameters", "train seconds"]]
+    for system in task.systems:
+        [run] = system.runs
+        numbers = [
+            interval_text(score.value, score.low, score.high, spec=f"z.{DIGITS.get(name, 1)}f")
+            if (score := run.scores.get(name))
+            else ABSENT
+            for name in names
+        ]
+        facts = [run.results.get(name) for name in ("num_parameters", "seconds")]
+        shown = [ABSENT if fact is None else f"{fact:,.0f}" for fact in facts]
+        rows.append([system.label, *numbers, *shown])
+    return plain_table(rows)
+
+
+def differences(out: Path, student: Path) -> Table:
+    """Return how far each method's expected return is above that of the student before it."""
+    rows = [["method", "difference [95 % interval]", "p"]]
+    for method in METHODS:
+        found = compare_runs(out / method, student, metrics=["expected_return"])
+        metric = found.metrics["expected_return"]
+        difference = interval_text(metric.difference, metric.low, metric.high, spec="+.2f")
+        rows.append([method.upper(), difference, p_text(metric.randomization_p)])
+    return plain_table(rows)

@@ -1,7 +1,9 @@
 """Texts that try to break out of an HTML page, and a page that has each of them in every field."""
 
+from brim.report.outputs import Output
 from brim.report.page import render_report
-from brim.support.tables import Cell, Figure, Output, PartTable
+from brim.support.figures import Figure
+from brim.support.tables import Cell, Table, plain_table
 
 PWN = "alert(1);window.__pwned=1"
 HOSTILE = [
@@ -63,7 +65,7 @@ def hostile_page() -> str:
         title=" ".join(HOSTILE),
         lead="\n\n".join(HOSTILE),
         tables=[
-            PartTable(
+            Table(
                 name=text,
                 title=text,
                 head=("name", text),
@@ -85,6 +87,6 @@ def hostile_page() -> str:
         ],
         systems=HOSTILE,
         settings={text: f"a: 1\n{text}\n" for text in HOSTILE},
-        facts=[["", *HOSTILE], *([text] * (len(HOSTILE) + 1) for text in HOSTILE)],
+        facts=plain_table([["", *HOSTILE], *([text] * (len(HOSTILE) + 1) for text in HOSTILE)]),
         choice=" ".join(HOSTILE),
     )

@@ -5,6 +5,8 @@ with two seeds each, and `stopped`, which ended by a signal after step 3 of 4.
 """
 
 import json
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -70,3 +72,18 @@ def test_readers_say_what_the_runs_hold(runs):
             assert compared["metrics"][name][side]["value"] == pytest.approx(value)
     pairs = pairs_of(*read_systems(Path(RUNS[0]), Path(RUNS[2]), "test"), max_examples=None, seed=0)
     assert len(pairs) == results(RUNS[0])["num_examples"] == 6
+
+
+@pytest.mark.parametrize("command", [["report", ".", "--out", "page"], ["compare", *RUNS[1:3]]])
+def test_reading_them_needs_no_torch(runs, command):
+    code = (
+        "import sys; from brim.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "exact match" in done.stdout.lower()

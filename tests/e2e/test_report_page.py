@@ -15,8 +15,10 @@ from browsing import chromium, complaints, requests
 from hostile import HOSTILE, PWN, hostile_page
 
 from brim.report import page
+from brim.report.outputs import Output
 from brim.report.page import render_report
-from brim.support.tables import Cell, Figure, Output, PartTable
+from brim.support.figures import Figure
+from brim.support.tables import Cell, Table, plain_table
 
 WORDS = ["P", "AH0", "T", "<b>", "λ", "a", "the"]
 SYSTEMS = ["student", "llmr", "brim"]
@@ -42,7 +44,7 @@ SVG = b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='6'><path d='M0
 
 
 def plain_page(**changes) -> str:
-    table = PartTable(
+    table = Table(
         name="table1",
         title="Main results",
         head=("method", "BLEU", "remark"),
@@ -60,7 +62,7 @@ def plain_page(**changes) -> str:
         "outputs": OUTPUTS,
         "systems": SYSTEMS,
         "settings": {"brim": "objective: {k: 2}\n"},
-        "facts": [["", "brim"], ["seed", "19083"]],
+        "facts": plain_table([["", "brim"], ["seed", "19083"]]),
         **changes,
     }
     return render_report(**parts)
@@ -469,7 +471,7 @@ def test_boxes_that_scroll_are_reached_by_the_keyboard(driver, visit):
 
 
 def test_what_may_be_absent(driver, visit):
-    visit(plain_page(tables=[], figures=[], outputs=[], settings={}, facts=[]))
+    visit(plain_page(tables=[], figures=[], outputs=[], settings={}, facts=plain_table([[]])))
     assert all_texts(driver, "h2") == ["Outputs"]
     assert all_texts(driver, ".empty") == ["There are no outputs to show."]
     one = Output("one", "p", (), {"brim": "", "llmr": "text"}, {"brim": {"return": float("nan")}})
@@ -517,7 +519,7 @@ def test_a_narrow_window_does_not_scroll_sideways(driver, visit, make_page):
 def test_a_label_stays_on_one_line_in_a_wide_table(driver, visit, width):
     label = "BRIM (K = 16)"
     row = (Cell(label), Cell("LLMR + Min-Var baseline"), Cell(label), *[Cell("1.00 ± 0.01")] * 12)
-    table = PartTable("wide", "Wide", tuple(f"column {i}" for i in range(15)), (row,), "")
+    table = Table("wide", "Wide", tuple(f"column {i}" for i in range(15)), (row,), "")
     size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:

@@ -219,7 +219,7 @@ def _report(directories: list[Path], out: Path) -> Any:
     """All numbers and texts of a report; notes are what it says of damage."""
     found = gather(directories)
     notes: list[str] = []
-    outputs, _ = choose_outputs(found.tasks, 100, notes)
+    outputs, _ = choose_outputs(found, 100, notes)
     tests = {task.label: all_tests(task) for task in found.tasks}
     numbers = results_of(found, tests, out, "test", "LLMR", 0.05)
     for note in [*notes, *numbers.pop("notes"), *map(str, numbers.pop("unfinished"))]:

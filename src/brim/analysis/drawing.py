@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from brim.support.figures import COLOURS, INK, MARKERS, Images, log_axis, render
+from brim.support.figures import COLORS, INK, MARKERS, Images, log_axis, render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,7 +82,7 @@ def _draw_by_k(ax: Axes, analysis: VarianceAnalysis, name: str, *, log: bool) ->
 
 def _draw_estimates(ax: Axes, points: Sequence[tuple[float, Any]], number: int, line: str) -> None:
     """A line with a band where intervals are known."""
-    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    colour, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
     x = [at for at, _ in points]
     ax.plot(x, [e.value for _, e in points], line, color=colour, marker=marker)
     low = [e.low for _, e in points]
@@ -105,7 +105,7 @@ def draw_theorem1(analysis: Theorem1Analysis) -> Images:
         x = [row["position"] for row in student.positions]
         for number, (name, label) in enumerate({"mean": "mean", "var": "variance"}.items()):
             y = [row[f"{name}_regret"] for row in student.positions]
-            ax.plot(x, y, color=COLOURS[number], marker=MARKERS[number], label=label)
+            ax.plot(x, y, color=COLORS[number], marker=MARKERS[number], label=label)
         ax.legend()
 
     return render((10.5, 7.2), draw)
@@ -119,7 +119,7 @@ def _draw_lengths(ax: Axes, student: StudentTheorem1) -> None:
     log_axis(ax)
     left = np.array([row["remaining"] for row in student.lengths])
     for number, fit in enumerate(student.fits):
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        colour, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
         y = [row["variance"][str(fit.k)] for row in student.lengths]
         ax.plot(left, y, color=colour, marker=marker, label=f"K = {fit.k}")
         ax.plot(left, fit.c.value * ((left - 1) // fit.k + 1), "--", color=colour, linewidth=1)
@@ -153,7 +153,7 @@ def _draw_correlations(ax: Axes, student: StudentTheorem1) -> None:
         _draw_estimates(ax, points, number, "-")
     ax.legend(
         handles=[
-            Line2D([], [], color=COLOURS[i], marker=MARKERS[i], label=name)
+            Line2D([], [], color=COLORS[i], marker=MARKERS[i], label=name)
             for i, name in enumerate(("regret", "reward"))
         ]
     )
@@ -163,7 +163,7 @@ def _handles(students: Sequence[tuple[str, str]], tails: Sequence[tuple[str, str
     from matplotlib.lines import Line2D
 
     colours = [
-        Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=x)
+        Line2D([], [], color=COLORS[i % len(COLORS)], marker=MARKERS[i % len(MARKERS)], label=x)
         for i, (x, _) in enumerate(students)
     ]
     lines = [Line2D([], [], color=INK, linestyle=line, label=label) for label, line in tails]

@@ -34,7 +34,7 @@ def report(
     from brim.report import write_reports
     from brim.support.progress import Reporter
 
-    text = write_reports(
+    written = write_reports(
         directories,
         out,
         split=split.value,
@@ -44,5 +44,5 @@ def report(
         reporter=Reporter(quiet=quiet),
     )
     if not quiet:
-        typer.echo(text)
+        typer.echo(written.text)
         typer.echo(f"report: {out / 'report.html'} · {out / 'summary.md'}")

@@ -51,7 +51,7 @@ class Column:
     def score(
         self, side: Literal["a", "b"], interval: tuple[float, float], confidence: float
     ) -> Score:
-        """The score of one side, with this interval."""
+        """Return the score of one side, with this interval."""
         second = side == "b"
         statistics = self.pair.b if second else self.pair.a
         return Score(
@@ -67,7 +67,7 @@ class Column:
         )
 
     def ahead(self, num_examples: int) -> Array:
-        """(N,) how far A is ahead on each example; 0 where the metric does not count it."""
+        """Return (N,) how far A is ahead on each example; 0 where the metric does not count it."""
         ahead = np.zeros(num_examples)
         difference = self.values_a - self.values_b
         difference[np.isclose(self.values_a, self.values_b, rtol=1e-9, atol=1e-9)] = 0
@@ -78,11 +78,11 @@ class Column:
 def read_columns(
     results: Both, rows: BothWritten, names: Sequence[str] | None
 ) -> tuple[dict[str, Column], dict[str, str]]:
-    """The columns of these metrics, or of all scores of the results, and why some are left out.
+    """Return the columns of these metrics, or of all scores, and why some are left out.
 
     Raises:
         ConfigError: one of `names` is no metric.
-        RunError: one of `names` cannot be had of both, or nothing can.
+        RunError: one of `names` is not there for both, or nothing is.
     """
     wanted = dict.fromkeys(names if names else [*results[0].scores, *results[1].scores])
     columns: dict[str, Column] = {}

@@ -40,7 +40,7 @@ class SeedMetric:
 
 @dataclass(frozen=True, slots=True)
 class SeedComparison:
-    """All that is to say of two methods over several seeds.
+    """Two methods compared over several seeds.
 
     Attributes:
         a, b: the folders.
@@ -64,12 +64,12 @@ class SeedComparison:
     confidence: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return asdict(self)
 
 
 def holds_seeds(directory: Path) -> bool:
-    """Whether this is a folder of runs `seed=*`, and no run itself."""
+    """Return whether this is a folder of runs `seed=*`, and no run itself."""
     return not (directory / "results.json").exists() and bool(_seeds(directory))
 
 
@@ -155,7 +155,7 @@ def _compare(name: str, scores: Sequence[tuple[Score, Score]], confidence: float
 
 
 def _obstacle(name: str, runs: Iterable[Results]) -> str | None:
-    """Why the scores of these runs cannot stand side by side."""
+    """Why the scores of these runs cannot be compared."""
     signatures: dict[str, Path] = {}
     for run in runs:
         if name not in run.scores:

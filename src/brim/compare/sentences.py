@@ -70,7 +70,7 @@ class Sentence:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All that is to say of A and B on the same examples.
+    """A and B compared on the same examples.
 
     Attributes:
         a, b: the directories.
@@ -102,7 +102,7 @@ class Comparison:
     confidence: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return asdict(self)
 
 

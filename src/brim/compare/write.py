@@ -8,20 +8,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from brim.compare import Comparison, MetricComparison, SeedComparison, SeedMetric, Sentence
-from brim.report.table import ABSENT, DIGITS, align, percent, with_interval
+from brim.metrics import Score
 from brim.support.files import atomic_write_json, atomic_write_text, disk_errors
-from brim.support.tables import escape_markdown, markdown_table
+from brim.support.tables import (
+    ABSENT,
+    DIGITS,
+    align,
+    as_markdown,
+    as_text,
+    escape_markdown,
+    interval_text,
+    mean_text,
+    p_text,
+    percent,
+    plain_table,
+)
 
 _LONGEST = 400  # characters of a text in a terminal; Markdown and JSON have all of it
 _MOST_DIGITS = 8  # of a difference
 # These turn the direction of what follows, and so can show another text than there is.
 _BIDIRECTIONAL = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
-Table = list[list[str]]
+Rows = list[list[str]]
+"""Of a table; the first one is its head."""
 
 
 def printable(text: str) -> str:
-    r"""A text on one line whose control characters are written out, such as `\n` and `\x1b`.
+    r"""Return a text on one line whose control characters are written out, such as `\n` and `\x1b`.
 
     A model can write escape sequences, which a terminal would obey.
     """
@@ -35,11 +48,11 @@ def printable(text: str) -> str:
 
 
 def comparison_text(comparison: Comparison | SeedComparison) -> str:
-    """For a terminal: no line of it holds a control character."""
+    """Return text for a terminal: no line of it holds a control character."""
     lines = [f"A  {printable(comparison.a)}", f"B  {printable(comparison.b)}"]
     lines += [printable(line) for line in _facts(comparison)]
     for table in _tables(comparison):
-        lines += ["", *align(table, numbers=range(1, len(table[0])))]
+        lines += ["", as_text(plain_table(table))]
     lines += ["", *_remarks(comparison)]
     if isinstance(comparison, Comparison):
         for title, sentences in _directions(comparison):
@@ -54,7 +67,7 @@ def comparison_text(comparison: Comparison | SeedComparison) -> str:
 
 
 def comparison_markdown(comparison: Comparison | SeedComparison) -> str:
-    """As a page; the texts are shown as they are, whole."""
+    """Return a page in Markdown; the texts are shown as they are, whole."""
     parts = ["# A against B\n"]
     systems = [("", "directory"), ("A", comparison.a), ("B", comparison.b)]
     parts.append(_markdown(systems))
@@ -113,11 +126,11 @@ def _facts(comparison: Comparison | SeedComparison) -> list[str]:
     ]
 
 
-def _tables(comparison: Comparison | SeedComparison) -> list[Table]:
+def _tables(comparison: Comparison | SeedComparison) -> list[Rows]:
     if isinstance(comparison, SeedComparison):
         return _seed_tables(comparison)
-    scores: Table = [["", "A", "B", "A minus B", "better"]]
-    tests: Table = [
+    scores: Rows = [["", "A", "B", "A minus B", "better"]]
+    tests: Rows = [
         ["p-values", "randomization", "bootstrap", "sign test", "A better", "even", "B better"]
     ]
     for name, metric in comparison.metrics.items():
@@ -125,30 +138,30 @@ def _tables(comparison: Comparison | SeedComparison) -> list[Table]:
         scores.append(
             [
                 _name(metric),
-                with_interval(metric.a, digits),
-                with_interval(metric.b, digits),
+                _score(metric.a, digits),
+                _score(metric.b, digits),
                 _interval(metric.difference, metric.low, metric.high, digits + 1),
                 _verdict(metric, metric.difference, metric.randomization_p, comparison.confidence),
             ]
         )
         p_values = (metric.randomization_p, metric.bootstrap_p, count.p_value)
         counts = (count.wins, count.ties, count.losses)
-        tests.append([metric.a.name, *map(_p, p_values), *(f"{n:,}" for n in counts)])
+        tests.append([metric.a.name, *map(p_text, p_values), *(f"{n:,}" for n in counts)])
     return [scores, tests]
 
 
-def _seed_tables(comparison: SeedComparison) -> list[Table]:
-    table: Table = [["", "A", "B", "A minus B", "p", "effect size", "better"]]
-    values: Table = [["by seed", "", *comparison.seeds]]
+def _seed_tables(comparison: SeedComparison) -> list[Rows]:
+    table: Rows = [["", "A", "B", "A minus B", "p", "effect size", "better"]]
+    values: Rows = [["by seed", "", *comparison.seeds]]
     for name, metric in comparison.metrics.items():
         digits, test = DIGITS.get(name, 1), metric.test
         table.append(
             [
                 _name(metric),
-                _spread(metric.mean_a, metric.sd_a, digits),
-                _spread(metric.mean_b, metric.sd_b, digits),
+                mean_text(metric.mean_a, metric.sd_a, digits=digits),
+                mean_text(metric.mean_b, metric.sd_b, digits=digits),
                 _interval(test.difference, test.low, test.high, digits + 1),
-                _p(test.p_value),
+                p_text(test.p_value),
                 ABSENT if test.effect_size is None else f"{test.effect_size:+.2f}",
                 _verdict(metric, test.difference, test.p_value, comparison.confidence),
             ]
@@ -240,19 +253,11 @@ def _interval(value: float, low: float | None, high: float | None, digits: int) 
     # What is not zero does not look like it, unless it is rounding.
     shown = (more for more in range(digits, _MOST_DIGITS) if round(value, more))
     digits = next(shown, digits)
-    if low is None or high is None:
-        return f"{value:+z.{digits}f}"
-    return f"{value:+z.{digits}f} [{low:+z.{digits}f}, {high:+z.{digits}f}]"
+    return interval_text(value, low, high, spec=f"+z.{digits}f")
 
 
-def _spread(mean: float, deviation: float | None, digits: int) -> str:
-    return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return ABSENT
-    return "<0.0001" if value < 0.00005 else f"{value:.4f}"
+def _score(score: Score, digits: int) -> str:
+    return interval_text(score.value, score.low, score.high, spec=f"z.{digits}f")
 
 
 def _short(text: str) -> str:
@@ -266,4 +271,4 @@ def _visible(text: str) -> str:
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    return markdown_table([[_visible(cell) for cell in row] for row in rows])
+    return as_markdown(plain_table([[_visible(cell) for cell in row] for row in rows]))

@@ -1,23 +1,23 @@
-"""The paper's figures from our runs: returns by method, learning curves, PPO."""
+"""The paper's figures from our runs: returns by method, learning curves, PPO, variance and bias."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brim.errors import RunError
 from brim.metrics import spread
 from brim.report.systems import SystemRuns, TaskRuns
-from brim.support import tables as parts
-from brim.support.figures import Style, blocks, draw, draw_mean, handles, log_axis, styles
+from brim.support.figures import Figure, Style, draw_mean, handles, log_axis, render, styles
 from brim.support.files import read_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Canvas
 
 SHORTER = (
     "A return is a sum of negative regrets, so shorter text has the higher one: read it beside the "
@@ -29,7 +29,7 @@ _BAND = (
 )
 _STAGES = ("teacher", "student")  # families
 _VARIANCE = "rollout/var_return_k"
-_FAMILIES = {
+_COLORS = {
     "teacher": "#000000",
     "student": "#7a828b",
     "divergence": "#009E73",
@@ -41,31 +41,28 @@ _FAMILIES = {
 }
 
 
-def returns_figure(tasks: Sequence[TaskRuns]) -> parts.Figure | None:
-    """Figure 1: average return by method, with the length; None where no return is known."""
+def returns_figure(tasks: Sequence[TaskRuns]) -> Figure | None:
+    """Return Figure 1: average return by method, with the length; None without returns."""
     tasks = [task for task in tasks if task.returns]
     if not tasks:
         return None
     heights = [0.9 + 0.24 * len(task.systems) for task in tasks]
 
-    def paint(figure: Figure) -> None:
+    def paint(figure: Canvas) -> None:
         grid = figure.subfigures(len(tasks), 1, squeeze=False, height_ratios=heights)
         for block, task in zip(grid[:, 0], tasks, strict=True):
             names = [*task.returns, "length"]
             axes = block.subplots(1, len(names), sharey=True, squeeze=False)[0]
             for ax, name in zip(axes, names, strict=True):
                 _draw_dots(ax, task, name)
-            if len(tasks) > 1:
-                block.suptitle(task.label, x=0.01, ha="left", fontweight="bold")
+            _name_block(block, task.label, several=len(tasks) > 1)
 
-    return draw(
-        "figure1",
-        "Figure 1: average return by method",
-        f"A large point is the mean over the seeds, its line a standard deviation on each side; "
-        f"small points are the seeds. Expected: of sampled text. {SHORTER}",
-        (10.5, sum(heights)),
-        paint,
+    caption = (
+        "A large point is the mean over the seeds, its line a standard deviation on each side; "
+        f"small points are the seeds. Expected: of sampled text. {SHORTER}"
     )
+    images = render((10.5, sum(heights)), paint)
+    return Figure("figure1", "Figure 1: average return by method", *images, caption)
 
 
 def _draw_dots(ax: Axes, task: TaskRuns, name: str) -> None:
@@ -75,197 +72,198 @@ def _draw_dots(ax: Axes, task: TaskRuns, name: str) -> None:
         if not values:
             continue
         mean, deviation = spread(values)
-        colour = _FAMILIES[system.name.family]
+        color = _COLORS[system.name.family]
         if deviation is not None:
-            ax.plot(values, [place] * len(values), ".", color=colour, alpha=0.45, markersize=5)
-            ax.plot([mean - deviation, mean + deviation], [place, place], "-", color=colour)
-        ax.plot([mean], [place], "o", color=colour, markersize=6)
+            ax.plot(values, [place] * len(values), ".", color=color, alpha=0.45, markersize=5)
+            ax.plot([mean - deviation, mean + deviation], [place, place], "-", color=color)
+        ax.plot([mean], [place], "o", color=color, markersize=6)
     ax.set_yticks(range(len(systems)), [system.label for system in systems])
     ax.set_ylim(len(systems) - 0.5, -0.5)
     ax.set_title(task.example(name).name)
     ax.set_xlabel("tokens" if name == "length" else "in the teacher's logits")
 
 
-def learning_curves(tasks: Sequence[TaskRuns]) -> list[parts.Figure]:
-    """Figure 2, LLMR and BRIM by K; and the same of all other methods."""
-    found = [
-        _curves(
-            tasks,
-            lambda system: system.name.family == "brim" or system.name.stem == "LLMR",
-            name="figure2",
-            title="Figure 2: learning curves of LLMR and BRIM",
-        ),
-        _curves(
-            tasks,
-            lambda system: (
-                system.name.family not in ("brim", *_STAGES) and system.name.stem != "LLMR"
-            ),
-            name="curves",
-            title="Learning curves of the other methods",
-        ),
-    ]
-    return [figure for figure in found if figure is not None]
+def _name_block(block: Canvas, label: str, *, several: bool) -> None:
+    if several:
+        block.suptitle(label, x=0.01, ha="left", fontweight="bold")
 
 
-def stage_curves(tasks: Sequence[TaskRuns]) -> parts.Figure | None:
-    """The learning curves of the teacher and the pre-distilled students.
+# Curves: a block of panels a task, a line a system
 
-    Apart, for they climb from nothing: beside them every method is a flat line.
+
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    """What one panel shows, against training steps.
+
+    Attributes:
+        key: of `metrics.jsonl`.
+        title: above it.
+        log: whether its axis is logarithmic.
+        change: whether each curve begins at zero.
     """
-    return _curves(
-        tasks,
-        lambda system: system.name.family in _STAGES,
-        name="curves_stages",
-        title="Learning curves of the teacher and the pre-distilled student",
+
+    key: str
+    title: str
+    log: bool = False
+    change: bool = False
+
+
+def learning_curves(tasks: Sequence[TaskRuns]) -> list[Figure]:
+    """Return Figures 2 and 3, the other methods' curves, variance and bias in training, stages'.
+
+    The teacher's and the pre-distilled students' are apart, for they climb from nothing: beside
+    them every method is a flat line.
+    """
+    drawn = [_curves(tasks, *figure) for figure in _FIGURES]
+    return [figure for figure in drawn if figure is not None]
+
+
+def _is_llmr_or_brim(system: SystemRuns) -> bool:
+    return system.name.family == "brim" or system.name.stem == "LLMR"
+
+
+def _evaluations(task: TaskRuns) -> tuple[_Panel, ...]:
+    score = [*task.returns, *task.metrics, "length"][0]
+    metric = [*task.metrics, *task.returns, "length"][0]
+    title = f"Validation {task.example(score).name}"
+    return (
+        _Panel(f"eval/{score}", title),
+        _Panel(f"eval/{score}", f"{title}: change since the start", change=True),
+        _Panel(f"eval/{metric}", f"Validation {task.example(metric).name}"),
+        _Panel("eval/length", "Validation output length"),
     )
 
 
+def _ppo(task: TaskRuns) -> tuple[_Panel, ...]:
+    return (
+        _Panel("ppo/td_error", "Squared TD error of the critic", log=True),
+        _Panel("ppo/value_loss", "Value loss", log=True),
+        _Panel("rollout/return", "Average return of the rollouts"),
+        _Panel("rollout/length", "Length of the rollouts"),
+    )
+
+
+def _in_training(task: TaskRuns) -> tuple[_Panel, ...]:
+    return (
+        _Panel(_VARIANCE, "Variance of the K-step return Ĝ over tokens", log=True),
+        _Panel("rollout/bias", "Bias: mean of Ĝ less the one-step return G"),
+    )
+
+
+_Wanted = Callable[[SystemRuns], bool]
+_Panels = Callable[[TaskRuns], tuple[_Panel, ...]]
+# Name, title, which systems, panels, and what the caption says besides: of training batches only.
+_FIGURES: tuple[tuple[str, str, _Wanted, _Panels, str], ...] = (
+    ("figure2", "Figure 2: learning curves of LLMR and BRIM", _is_llmr_or_brim, _evaluations, ""),
+    (
+        "curves",
+        "Learning curves of the other methods",
+        lambda system: not _is_llmr_or_brim(system) and system.name.family not in _STAGES,
+        _evaluations,
+        "",
+    ),
+    (
+        "figure3",
+        "Figure 3: PPO with LLMR and with BRIM",
+        lambda system: system.name.family == "ppo",
+        _ppo,
+        f"PPO with BRIM has no critic. The value loss is in units of the clip range. {SHORTER}",
+    ),
+    (
+        "variance_training",
+        "Variance and bias of the return during training",
+        lambda s: _is_llmr_or_brim(s) and any(run.curve(_VARIANCE) for run in s.runs),
+        _in_training,
+        "LLMR is K = 1, which has no bias.",
+    ),
+    (
+        "curves_stages",
+        "Learning curves of the teacher and the pre-distilled student",
+        lambda system: system.name.family in _STAGES,
+        _evaluations,
+        "",
+    ),
+)
+
+
 def _curves(
-    tasks: Sequence[TaskRuns], wanted: Callable[[SystemRuns], bool], *, name: str, title: str
-) -> parts.Figure | None:
+    tasks: Sequence[TaskRuns], name: str, title: str, wanted: _Wanted, panels: _Panels, more: str
+) -> Figure | None:
     chosen = []
     for task in tasks:
         systems = [s for s in task.systems if wanted(s) and any(run.metrics for run in s.runs)]
         if systems:
-            chosen.append((task, systems))
+            chosen.append((task, systems, panels(task)))
     if not chosen:
         return None
+    smooth = bool(more)  # of every batch there is a point
 
-    def paint(figure: Figure) -> None:
-        for block, (task, systems) in zip(blocks(figure, len(chosen)), chosen, strict=True):
-            axes = block.subplots(2, 2)
+    def paint(figure: Canvas) -> None:
+        blocks = figure.subfigures(len(chosen), 1, squeeze=False, hspace=0.03)[:, 0]
+        for block, (task, systems, shown) in zip(blocks, chosen, strict=True):
             look = styles([system.label for system in systems])
-            score = [*task.returns, *task.metrics, "length"][0]
-            named = f"Validation {task.example(score).name}"
-            _panel(axes[0, 0], systems, f"eval/{score}", look, title=named)
-            gain = f"{named}: change since the start"
-            _panel(axes[0, 1], systems, f"eval/{score}", look, title=gain, change=True)
-            metric = [*task.metrics, *task.returns, "length"][0]
-            named = f"Validation {task.example(metric).name}"
-            _panel(axes[1, 0], systems, f"eval/{metric}", look, title=named)
-            _panel(axes[1, 1], systems, "eval/length", look, title="Validation output length")
-            _legend(block, task, look, several=len(chosen) > 1)
+            axes = block.subplots(len(shown) // 2, 2, squeeze=False)
+            for ax, panel in zip(axes.flat, shown, strict=True):
+                _draw_panel(ax, systems, panel, look, smooth=smooth)
+            _name_block(block, task.label, several=len(chosen) > 1)
+            legend = handles(look, markers=not smooth)
+            block.legend(handles=legend, loc="outside lower left", ncols=6)
 
-    caption = f"Validation split, against training steps. {_BAND} {SHORTER}"
-    return draw(name, title, caption, (10.5, 7 * len(chosen)), paint)
+    text = f"Validation split, against training steps. {_BAND} {SHORTER}"
+    if smooth:
+        text = f"Of training batches, smoothed over a thirtieth of the steps. {_BAND} {more}"
+    height = 1.2 + 2.9 * len(chosen[0][2]) / 2
+    return Figure(name, title, *render((10.5, height * len(chosen)), paint), text)
 
 
-def _panel(
+def _draw_panel(
     ax: Axes,
     systems: Sequence[SystemRuns],
-    key: str,
-    look: dict[str, Style],
+    panel: _Panel,
+    look: Mapping[str, Style],
     *,
-    title: str,
-    smooth: bool = False,
-    log: bool = False,
-    change: bool = False,
+    smooth: bool,
 ) -> None:
     """A line a system, over the seeds that all of those which have the key share."""
     curves = {
-        system.label: {run.seed: c for run in system.runs if (c := run.curve(key))}
+        system.label: {run.seed: c for run in system.runs if (c := run.curve(panel.key))}
         for system in systems
     }
     seeds = [set(by_seed) for by_seed in curves.values() if by_seed]
     shared = set.intersection(*seeds) if seeds else set()
     for label, by_seed in curves.items():
         chosen = [curve for seed, curve in by_seed.items() if seed in shared or not shared]
-        if change:
+        if panel.change:
             chosen = [[(step, value - c[0][1]) for step, value in c] for c in chosen]
         draw_mean(ax, chosen, look[label], smooth=smooth)
     if not seeds:
         ax.text(0.5, 0.5, "not logged", ha="center", va="center", transform=ax.transAxes)
-    elif log:
+    elif panel.log:
         log_axis(ax)
-    ax.set_title(title)
+    ax.set_title(panel.title)
     ax.set_xlabel("training step")
 
 
-def _legend(
-    block: Figure, task: TaskRuns, look: dict[str, Style], *, several: bool, markers: bool = True
-) -> None:
-    if several:
-        block.suptitle(task.label, x=0.01, ha="left", fontweight="bold")
-    block.legend(handles=handles(look, markers=markers), loc="outside lower left", ncols=6)
+# Variance and bias by K, as `brim analyze variance` measured them
 
-
-def ppo_figure(tasks: Sequence[TaskRuns]) -> parts.Figure | None:
-    """Figure 3: the critic's errors, and the return under PPO with LLMR and with BRIM."""
-    chosen = [
-        (task, systems)
-        for task in tasks
-        if (systems := [system for system in task.systems if system.name.family == "ppo"])
-    ]
-    if not chosen:
-        return None
-    panels = (
-        ("ppo/td_error", "Squared TD error of the critic", True),
-        ("ppo/value_loss", "Value loss", True),
-        ("rollout/return", "Average return of the rollouts", False),
-        ("rollout/length", "Length of the rollouts", False),
-    )
-
-    def paint(figure: Figure) -> None:
-        for block, (task, systems) in zip(blocks(figure, len(chosen)), chosen, strict=True):
-            axes = block.subplots(2, 2)
-            look = styles([system.label for system in systems])
-            for ax, (key, title, log) in zip(axes.flat, panels, strict=True):
-                _panel(ax, systems, key, look, title=title, smooth=True, log=log)
-            _legend(block, task, look, several=len(chosen) > 1, markers=False)
-
-    caption = (
-        f"Of training batches, smoothed over a thirtieth of the steps. {_BAND} PPO with BRIM has "
-        f"no critic. The value loss is in units of the clip range. {SHORTER}"
-    )
-    title = "Figure 3: PPO with LLMR and with BRIM"
-    return draw("figure3", title, caption, (10.5, 6.4 * len(chosen)), paint)
-
-
-def training_variance_figure(tasks: Sequence[TaskRuns]) -> parts.Figure | None:
-    """Variance and bias of the K-step return while LLMR and BRIM train."""
-    chosen = []
-    for task in tasks:
-        systems = [s for s in task.systems if s.name.family == "brim" or s.name.stem == "LLMR"]
-        systems = [s for s in systems if s.curves(_VARIANCE)]
-        if systems:
-            chosen.append((task, systems))
-    if not chosen:
-        return None
-
-    def paint(figure: Figure) -> None:
-        for block, (task, systems) in zip(blocks(figure, len(chosen)), chosen, strict=True):
-            variance, bias = block.subplots(1, 2)
-            look = styles([system.label for system in systems])
-            title = "Variance of the K-step return Ĝ over tokens"
-            _panel(variance, systems, _VARIANCE, look, title=title, smooth=True, log=True)
-            title = "Bias: mean of Ĝ less the one-step return G"
-            _panel(bias, systems, "rollout/bias", look, title=title, smooth=True)
-            _legend(block, task, look, several=len(chosen) > 1, markers=False)
-
-    caption = (
-        "Over the tokens of a training batch, smoothed over a thirtieth of the steps. "
-        f"{_BAND} LLMR is K = 1, which has no bias."
-    )
-    title = "Variance and bias of the return during training"
-    return draw("variance_training", title, caption, (10.5, 4.1 * len(chosen)), paint)
-
-
-_PANELS = (
+_BY_K = (
     ("variance_first", "Variance of Ĝ₁ over the rollouts of a prompt", True),
     ("bias_first", "Bias: mean of Ĝ₁ - G₁", False),
 )
 _TAILS = {"one_step": "one-step tail", "none": "no tail", "average": "phase average"}
 
+Lines = list[tuple[str, list[dict[str, Any]]]]
 
-def variance_figure(paths: Sequence[Path], out: Path, notes: list[str]) -> parts.Figure | None:
-    """Variance and bias by K (the paper's section 3.3), a block a file; None without a file.
+
+def variance_figure(paths: Sequence[Path], out: Path, notes: list[str]) -> Figure | None:
+    """Return variance and bias by K (the paper's section 3.3), a block a file, or None.
 
     Args:
         paths: `variance.json` of analyses.
         out: folder of the report; files are named as seen from it.
         notes: takes a sentence about each file that cannot be used.
     """
-    found: list[tuple[str, list[tuple[str, list[dict[str, Any]]]]]] = []
+    found: list[tuple[str, Lines]] = []
     for path in paths:
         try:
             found.append((os.path.relpath(path, out), _lines(read_json(path))))
@@ -274,37 +272,28 @@ def variance_figure(paths: Sequence[Path], out: Path, notes: list[str]) -> parts
     if not found:
         return None
 
-    def paint(figure: Figure) -> None:
-        for block, (name, lines) in zip(blocks(figure, len(found)), found, strict=True):
-            axes = block.subplots(1, 2)
+    def paint(figure: Canvas) -> None:
+        blocks = figure.subfigures(len(found), 1, squeeze=False, hspace=0.03)[:, 0]
+        for block, (name, lines) in zip(blocks, found, strict=True):
             look = styles([label for label, _ in lines])
-            for ax, (key, title, log) in zip(axes, _PANELS, strict=True):
-                for label, rows in lines:
-                    _draw(ax, rows, key, look[label])
+            for ax, (key, title, log) in zip(block.subplots(1, 2), _BY_K, strict=True):
+                _draw_by_k(ax, lines, key, look)
                 ax.set_title(title)
-                ax.set_xlabel("K")
-                ax.set_xscale("log")
-                ks = sorted({row["k"] for _, rows in lines for row in rows})
-                ax.set_xticks(ks, [str(k) for k in ks])
-                ax.set_xticks([], minor=True)
                 if log:
                     log_axis(ax)
-            if len(found) > 1:
-                block.suptitle(name, x=0.01, ha="left", fontweight="bold")
+            _name_block(block, name, several=len(found) > 1)
             block.legend(handles=handles(look), loc="outside lower left", ncols=4)
 
-    return draw(
-        "variance_k",
-        "Variance and bias of the return by K",
+    caption = (
         f"Measured by brim analyze variance ({', '.join(name for name, _ in found)}); bands are "
-        "intervals over prompts. The reverse KL to the teacher, in nats a token, stands beside "
-        "each student.",
-        (10.5, 4.1 * len(found)),
-        paint,
+        "intervals over prompts. Each student is labeled with its reverse KL to the teacher, in "
+        "nats a token."
     )
+    images = render((10.5, 4.1 * len(found)), paint)
+    return Figure("variance_k", "Variance and bias of the return by K", *images, caption)
 
 
-def _lines(analysis: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+def _lines(analysis: Mapping[str, Any]) -> Lines:
     """A label and its rows for each student and tail; K = 1 is in every tail."""
     lines = []
     for student in analysis["students"]:
@@ -318,16 +307,21 @@ def _lines(analysis: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]
     return lines
 
 
-def _draw(ax: Axes, rows: Sequence[Mapping[str, Any]], key: str, style: Any) -> None:
-    points = [(row["k"], row["numbers"][key]) for row in rows if key in row["numbers"]]
-    points = [(k, number) for k, number in points if number["value"] is not None]
-    if not points:
-        return
-    ks = [k for k, _ in points]
-    values = [number["value"] for _, number in points]
-    ax.plot(ks, values, style.line, color=style.colour, marker=style.marker)
-    bounds = [(number.get("low"), number.get("high")) for _, number in points]
-    if all(low is not None and high is not None for low, high in bounds):
-        low, high = zip(*bounds, strict=True)
-        if all(map(math.isfinite, (*low, *high))):
-            ax.fill_between(ks, low, high, color=style.colour, alpha=0.12, linewidth=0)
+def _draw_by_k(ax: Axes, lines: Lines, key: str, look: Mapping[str, Style]) -> None:
+    for label, rows in lines:
+        points = [(row["k"], row["numbers"][key]) for row in rows if key in row["numbers"]]
+        points = [(k, number) for k, number in points if number["value"] is not None]
+        if not points:
+            continue
+        ks, style = [k for k, _ in points], look[label]
+        values = [number["value"] for _, number in points]
+        ax.plot(ks, values, style.line, color=style.color, marker=style.marker)
+        bounds = [number.get(end) for end in ("low", "high") for _, number in points]
+        if all(bound is not None and math.isfinite(bound) for bound in bounds):
+            low, high = bounds[: len(ks)], bounds[len(ks) :]
+            ax.fill_between(ks, low, high, color=style.color, alpha=0.12, linewidth=0)
+    ks = sorted({row["k"] for _, rows in lines for row in rows})
+    ax.set_xlabel("K")
+    ax.set_xscale("log")
+    ax.set_xticks(ks, [str(k) for k in ks])
+    ax.set_xticks([], minor=True)

@@ -11,42 +11,62 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from brim.metrics import spread
-from brim.report.gather import NOT_BEGUN
-from brim.report.more_tables import TestsByTask
-from brim.report.seed_tests import SeedTest, seed_test
-from brim.report.systems import Gathered, SystemRuns, TaskRuns, Unfinished
-from brim.report.tables import best_student, decoded_otherwise, score_text
-from brim.support.tables import Figure, PartTable, as_markdown, escape_markdown, markdown_sentence
+from brim.report.folders import NOT_BEGUN, Unfinished
+from brim.report.seed_tests import SeedTest, TestsByTask, seed_test
+from brim.report.systems import Gathered, SystemRuns, TaskRuns, shared_seeds
+from brim.report.tables import decoded_otherwise
+from brim.support.figures import Figure
+from brim.support.tables import (
+    Table,
+    as_markdown,
+    escape_markdown,
+    markdown_sentence,
+    p_text,
+)
 
 _MOST_NAMES = 2
 _LENGTHS_DIFFER = 0.05  # of the longest text: then a return is as much about length
 
+Lead = list[tuple[str, list[str]]]
+"""For each task what was compared, and what the numbers say."""
+
+
+def lead_of(
+    tasks: Sequence[TaskRuns], tests: TestsByTask, *, split: str, baseline: str, alpha: float
+) -> Lead:
+    """Return the sentences on each task."""
+    return [
+        (compared(task, split), findings(task, tests[task.label], baseline=baseline, alpha=alpha))
+        for task in tasks
+    ]
+
 
 def compared(task: TaskRuns, split: str) -> str:
-    """Which systems of a task were compared, with how many seeds, on what."""
-    runs = [run for system in task.systems for run in system.runs]
-    examples = runs[0].results.get("num_examples", 0)
-    counts = sorted(
-        {len(system.runs) for system in task.systems if system.runs[0].seed is not None}
-    )
+    """Return which systems of a task were compared, with how many seeds, on what."""
+    counts = sorted(len(system.runs) for system in task.systems if system.has_seeds)
     seeds = " to ".join(dict.fromkeys([str(counts[0]), str(counts[-1])]))
-    systems = f"{len(task.systems)} system{'s' if len(task.systems) > 1 else ''}"
+    without = len(task.systems) - len(counts)
+    more = f" and {without} without a seed" if without else ""
+    runs = sum(len(system.runs) for system in task.systems)
     return (
-        f"{task.label}: {systems}, {seeds} seed{'s' if counts[-1] > 1 else ''} each ({len(runs)} "
-        f"runs), on {examples:,} examples of the {split} split."
+        f"{task.label}: {_many(len(counts), 'system')} with {seeds} seed"
+        f"{'s' if counts[-1] > 1 else ''} each{more} ({_many(runs, 'run')}), on "
+        f"{_many(task.num_examples, 'example')} of the {split} split."
     )
 
 
 def findings(
     task: TaskRuns, tests: Sequence[SeedTest], *, baseline: str, alpha: float
 ) -> list[str]:
-    """Sentences about one task: a few on each first-class number, then what else was measured."""
+    """Return sentences about one task: on each first-class number, then what else was measured."""
     chosen = task.best_brim()
     sentences = []
     for name in dict.fromkeys([*task.returns[:1], *task.metrics[:1]]):
         parts = [_leader(task, name, chosen, baseline)]
         parts += _better_than_baseline(task, name, chosen, baseline, alpha)
-        parts += _verdicts(task, tests, chosen, name, baseline=baseline, alpha=alpha)
+        if chosen is not None:
+            mine = [t for t in tests if t.system == chosen.label and t.metric == name]
+            parts += _against_competitors(chosen.label, mine, baseline=baseline, alpha=alpha)
         sentences.append(" ".join(parts))
     sentences += _ppo(task, tests, alpha)
     sentences += _choice_of_k(task, chosen)
@@ -57,17 +77,17 @@ def findings(
 
 
 def _leader(task: TaskRuns, name: str, chosen: SystemRuns | None, baseline: str) -> str:
-    """Who has the best score, and what BRIM and the baseline have."""
-    best = best_student(task, name, task.systems)
+    """Which system has the best score, and what BRIM and the baseline have."""
+    best = task.best_student(name, task.systems)
     others = [s for s in dict.fromkeys([chosen, task.find(baseline)]) if s is not None]
     others = [s for s in others if s is not best and s.values(name)]
     if best is None and not others:
         others = [s for s in task.systems if s.is_student and s.values(name)][:3]
     parts = [f"{best.label} is the best student, {_score(task, best, name)}"] if best else []
     if others:
-        scores = (f"{s.label} has {_score(task, s, name)}" for s in others)
-        parts.append(", ".join(scores))
-    text = f"{_sentence(_name(task, name))}: {'; '.join(parts)}"
+        parts.append(", ".join(f"{s.label} has {_score(task, s, name)}" for s in others))
+    printed = task.name_of(name)
+    text = f"{printed[:1].upper()}{printed[1:]}: {'; '.join(parts)}"
     lengths = [spread(s.values("length"))[0] for s in [best, *others] if s and s.values("length")]
     if name in task.returns and lengths and min(lengths) < (1 - _LENGTHS_DIFFER) * max(lengths):
         counts = ", ".join(f"{length:.1f}" for length in lengths)
@@ -78,8 +98,8 @@ def _leader(task: TaskRuns, name: str, chosen: SystemRuns | None, baseline: str)
 def _score(task: TaskRuns, system: SystemRuns, name: str) -> str:
     """With the number of seeds, where others have more."""
     count = len(system.values(name))
-    fewer = count < task.num_seeds and system.runs[0].seed is not None
-    return f"{score_text(system, name)}{f' (n = {count})' if fewer else ''}"
+    fewer = count < task.num_seeds and system.has_seeds
+    return f"{system.score_text(name)}{f' (n = {count})' if fewer else ''}"
 
 
 def _better_than_baseline(
@@ -89,62 +109,51 @@ def _better_than_baseline(
     base = task.find(baseline)
     if base is None:
         return []
-    tests = [
-        test
-        for system in task.systems
-        if system.is_student and system not in (base, chosen)
-        if (test := seed_test(task, system, base, name))
-    ]
+    others = [s for s in task.systems if s.is_student and s not in (base, chosen)]
+    tests = [test for system in others if (test := seed_test(task, system, base, name))]
     better = [test for test in tests if test.better and test.significant(alpha)]
     if not better:
         return []
-    return [f"Better than {baseline}: {_and([t.system for t in better])} ({_largest(better)})."]
+    names = _and([t.system for t in better])
+    return [f"Better than {baseline}: {names} ({_bound(better, largest=True)})."]
 
 
-def _largest(tests: Sequence[SeedTest]) -> str:
-    largest = max(test.test.p_value or 0.0 for test in tests)
-    return f"p {'=' if len(tests) == 1 else '≤'} {largest:.2g}"
+def _bound(tests: Sequence[SeedTest], *, largest: bool) -> str:
+    """The largest p-value of several, or the smallest."""
+    p_values = [test.test.p_value or 0.0 for test in tests]
+    sign = "=" if len(tests) == 1 else "≤" if largest else "≥"
+    return f"p {sign} {p_text(max(p_values) if largest else min(p_values))}"
 
 
-def _verdicts(
-    task: TaskRuns,
-    tests: Sequence[SeedTest],
-    chosen: SystemRuns | None,
-    name: str,
-    *,
-    baseline: str,
-    alpha: float,
+def _against_competitors(
+    label: str, tests: Sequence[SeedTest], *, baseline: str, alpha: float
 ) -> list[str]:
-    """How BRIM fares against its competitors: their names, and the p-value nearest to alpha."""
-    if chosen is None:
-        return []
-    mine = [t for t in tests if t.system == chosen.label and t.metric == name]
-    tested = [t for t in mine if t.test.p_value is not None]
+    """How BRIM compares: the names, and the p-value nearest to alpha."""
+    tested = [t for t in tests if t.test.p_value is not None]
     if not tested:
-        reason = "no competitor shares two seeds with it"
-        return [f"No test of {chosen.label}, for {reason}."] if mine else []
+        return [f"No test of {label}: no competitor shares two seeds with it."] if tests else []
     groups = []
-    for word, better in (("better than", True), ("worse than", False)):
+    for better in (True, False):
         found = [t for t in tested if t.better is better and t.significant(alpha)]
         if found:
-            bound = _largest(found)
+            bound = _bound(found, largest=True)
             lost = [t.against for t in found if t.holm is not None and t.holm >= alpha]
             if lost:
                 which = "" if len(lost) == len(found) else f" for {_and(lost)}"
                 bound += f", not after Holm's correction{which}"
-            groups.append(f"{word} {_and([t.against for t in found])} ({bound})")
+            word = "better" if better else "worse"
+            groups.append(f"{word} than {_and([t.against for t in found])} ({bound})")
     even = [t for t in tested if not t.significant(alpha)]
     if even:
-        smallest = min(t.test.p_value or 0.0 for t in even)
-        bound = f"p {'=' if len(even) == 1 else '≥'} {smallest:.2g}"
         names = [t.against for t in even]
         if len(names) > _MOST_NAMES:  # all that is not named elsewhere: it can be counted
             first = [name for name in names if name == baseline]
             names = [*first, f"{len(names) - len(first)} others"]
-        groups.append(f"not told apart from {_and(names)} ({bound})")
+        bound = _bound(even, largest=False)
+        groups.append(f"not significantly different from {_and(names)} ({bound})")
     pairs = sorted({t.test.num_pairs for t in tested})
-    count = str(pairs[0]) if len(pairs) == 1 else f"{pairs[0]} to {pairs[-1]}"
-    return [f"{chosen.label} is {'; '.join(groups)}, over {count} shared seeds."]
+    count = " to ".join(dict.fromkeys([str(pairs[0]), str(pairs[-1])]))
+    return [f"{label} is {'; '.join(groups)}, over {count} shared seeds."]
 
 
 def _ppo(task: TaskRuns, tests: Sequence[SeedTest], alpha: float) -> list[str]:
@@ -158,14 +167,13 @@ def _ppo(task: TaskRuns, tests: Sequence[SeedTest], alpha: float) -> list[str]:
         if p_value is None:
             verdict = "cannot be tested against"
         elif not found.significant(alpha):
-            verdict = "is not told apart from"
+            verdict = "is not significantly different from"
         else:
             verdict = f"is {'better' if found.better else 'worse'} than"
-        p = "" if p_value is None else f"p = {p_value:.2g}, "
-        num = found.test.num_pairs
+        p = "" if p_value is None else f"p = {p_text(p_value)}, "
         sentences.append(
-            f"{found.system} {verdict} {found.against} in {_name(task, found.metric)} ({p}"
-            f"{found.test.difference:+.2f}, {num} seed{'s' if num > 1 else ''})."
+            f"{found.system} {verdict} {found.against} in {task.name_of(name)} ({p}"
+            f"{found.test.difference:+.2f}, {_many(found.test.num_pairs, 'seed')})."
         )
     return sentences
 
@@ -178,8 +186,8 @@ def _choice_of_k(task: TaskRuns, chosen: SystemRuns | None) -> list[str]:
             "No K is chosen: some K is there twice, the K share no seed, or a validation score is "
             "not known."
         ]
-    on_test = best_student(task, task.criterion, task.brims)
-    text = f"K = {chosen.name.k} is chosen, by the validation {_name(task, task.criterion)}"
+    on_test = task.best_student(task.criterion, task.brims)
+    text = f"K = {chosen.name.k} is chosen, by the validation {task.name_of(task.criterion)}"
     if on_test is None or on_test is chosen:
         return [f"{text}."]
     return [f"{text}; the {chosen.runs[0].split} split would have chosen K = {on_test.name.k}."]
@@ -195,8 +203,7 @@ def _training(task: TaskRuns) -> list[str]:
     systems = base + task.brims
     if len({system.name.k for system in systems}) < len(systems):
         return []  # some K is there twice, with other settings
-    seeds = [{run.seed for run in system.runs} for system in systems]
-    shared = set.intersection(*seeds) if seeds else set()
+    shared = shared_seeds(systems)
     found = {}
     for system in systems:
         variance, bias = (
@@ -215,108 +222,76 @@ def _training(task: TaskRuns) -> list[str]:
     ]
 
 
-def _name(task: TaskRuns, metric: str) -> str:
-    return task.example(metric).name if metric in task.scores else metric
-
-
 def _and(names: Sequence[str]) -> str:
     *most, last = names
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _many(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' if number != 1 else ''}"
 
 
 MISSING = "Missing, unfinished and failed"
 _MAX_GAPS = 10  # in a terminal
 
-Lead = list[tuple[str, list[str]]]
-"""For each task what was compared, and what the numbers say."""
-
-
-def lead_of(
-    tasks: Sequence[TaskRuns], tests: TestsByTask, *, split: str, baseline: str, alpha: float
-) -> Lead:
-    """The sentences on each task."""
-    return [
-        (
-            compared(task, split),
-            findings(task, tests[task.label], baseline=baseline, alpha=alpha),
-        )
-        for task in tasks
-    ]
-
 
 def as_plain(lead: Lead) -> str:
-    """Paragraphs, and lists of lines that begin with a dash."""
-    return "\n\n".join(
-        part
-        for about, found in lead
-        for part in (about, "\n".join(f"- {s}" for s in found))
-        if part
-    )
+    """Return paragraphs, and lists of lines that begin with a dash."""
+    lists = ((about, "\n".join(f"- {sentence}" for sentence in found)) for about, found in lead)
+    return "\n\n".join(part for parts in lists for part in parts if part)
 
 
 def for_page(lead: Lead, gaps: str) -> str:
-    """The same with what is missing in a sentence; no line ends within `K = 2` or `p < 0.05`."""
+    """Add what is missing in a sentence; no line ends within `K = 2` or `p < 0.05`."""
     return re.sub(r" ([=≤≥<±]) ", "\u00a0\\1\u00a0", f"{as_plain(lead)}\n\n{gaps}")
 
 
 def for_terminal(lead: Lead, gaps: Sequence[str]) -> str:
-    """The same, and the first things that are missing."""
+    """Add the first things that are missing."""
     shown = list(gaps[:_MAX_GAPS])
     if len(gaps) > len(shown):
         shown.append(f"… and {len(gaps) - len(shown):,} more in summary.md")
     return "\n".join([as_plain(lead), *(["", f"{MISSING}:", *shown] if shown else [])])
 
 
-def summary(
+def summary_page(
     title: str,
     lead: Lead,
     gaps: Sequence[str],
-    tables: Sequence[PartTable],
+    tables: Sequence[Table],
     figures: Sequence[Figure],
 ) -> str:
-    """Everything but the outputs as Markdown."""
+    """Return everything but the outputs as Markdown."""
 
     def bullets(lines: Sequence[str]) -> str:
         return "".join(f"- {markdown_sentence(line)}\n" for line in lines)
 
     parts = [f"# {escape_markdown(title)}\n", "## Findings\n"]
-    parts += [
-        part for about, found in lead for part in (f"{markdown_sentence(about)}\n", bullets(found))
-    ]
+    for about, found in lead:
+        parts += [f"{markdown_sentence(about)}\n", bullets(found)]
     if gaps:
         parts += [f"## {MISSING}\n", bullets(gaps)]
     parts += map(as_markdown, tables)
-    parts += [
-        f"## {escape_markdown(figure.title)}\n\n"
-        f"![{escape_markdown(figure.title)}]({figure.name}.png)\n\n"
-        f"{escape_markdown(figure.caption)}\n"
-        for figure in figures
-    ]
+    for figure in figures:
+        name = escape_markdown(figure.title)
+        image = f"![{name}]({figure.name}.png)"
+        parts.append(f"## {name}\n\n{image}\n\n{escape_markdown(figure.caption)}\n")
     return "\n".join(parts)
 
 
 def missing(found: Gathered) -> list[str]:
-    """Unfinished and failed runs, then what else is not there or was left out."""
+    """Return unfinished and failed runs, then what else is not there or was left out."""
     lines = []
-    waiting = [run for run in found.unfinished if run.state == NOT_BEGUN]
+    sweeps: dict[Path, list[Unfinished]] = {}
     for run in found.unfinished:
-        if run.state != NOT_BEGUN:
+        if run.state == NOT_BEGUN:
+            sweeps.setdefault(run.directory.parents[1], []).append(run)
+        else:
             seed = "" if run.seed is None else f", seed {run.seed}"
             lines.append(f"{run.label}{seed}: no results: {run.state} ({run.directory}).")
-    folders: dict[Path, list[Unfinished]] = {}
-    for run in waiting:
-        folders.setdefault(run.directory.parents[1], []).append(run)
-    lines += [_not_begun(folder, runs) for folder, runs in folders.items()]
+    lines += [_not_begun(folder, runs) for folder, runs in sweeps.items()]
     for task in found.tasks:
-        few = [
-            f"{system.label} ({len(system.runs)})"
-            for system in task.systems
-            if system.runs[0].seed is not None and len(system.runs) < task.num_seeds
-        ]
+        few = [f"{system.label} ({len(system.runs)})" for system in task.with_fewer_seeds]
         if few:
             lines.append(
                 f"{task.label}: fewer than {task.num_seeds} seeds, so their means are not over the "
@@ -326,32 +301,27 @@ def missing(found: Gathered) -> list[str]:
 
 
 def gaps_in_short(found: Gathered) -> str:
-    """One sentence for the head of a report; "" where nothing is missing."""
+    """Return one sentence for the head of a report; "" where nothing is missing."""
     states = Counter(
         NOT_BEGUN if run.state == NOT_BEGUN else "failed" if run.state.startswith("failed")
         else "unfinished"
         for run in found.unfinished
     )  # fmt: skip
     parts = [
-        f"{states[state]:,} run{'s' if states[state] > 1 else ''} {state}"
+        f"{_many(states[state], 'run')} {state}"
         for state in ("failed", "unfinished", NOT_BEGUN)
         if states[state]
     ]
-    few = sum(
-        system.runs[0].seed is not None and len(system.runs) < task.num_seeds
-        for task in found.tasks
-        for system in task.systems
-    )
+    few = sum(len(task.with_fewer_seeds) for task in found.tasks)
     if few:
-        parts.append(f"{few:,} system{'s' if few > 1 else ''} with fewer seeds than others")
+        parts.append(f"{_many(few, 'system')} with fewer seeds than others")
     if found.notes:
-        num = len(found.notes)
-        parts.append(f"{num:,} note{'s' if num > 1 else ''} on what was left out")
+        parts.append(f"{_many(len(found.notes), 'note')} on what was left out")
     return f"Missing: {', '.join(parts)}; see the list below." if parts else ""
 
 
 def _not_begun(sweep: Path, runs: Sequence[Unfinished]) -> str:
-    """The points of one sweep; systems that lack the same seeds stand together."""
+    """The points of one sweep; systems that lack the same seeds are named together."""
     seeds: dict[str, list[str]] = {}
     for run in runs:
         seeds.setdefault(run.directory.parent.name, []).append(str(run.seed))
@@ -362,5 +332,4 @@ def _not_begun(sweep: Path, runs: Sequence[Unfinished]) -> str:
         f"{', '.join(systems)} with seed{'s' if len(lacking) > 1 else ''} {', '.join(lacking)}"
         for lacking, systems in groups.items()
     ]
-    number = f"{len(runs):,} run{'s' if len(runs) > 1 else ''}"
-    return f"{sweep}: {number} of the sweep not begun: {'; '.join(parts)}."
+    return f"{sweep}: {_many(len(runs), 'run')} of the sweep not begun: {'; '.join(parts)}."

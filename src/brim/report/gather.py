@@ -1,35 +1,32 @@
-"""Group the runs under some folders: by task and models, then by settings, then by seed."""
+"""Group the runs under some folders: by task and models, then by settings, decoding and seed."""
 
 from __future__ import annotations
 
-import os
+import json
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from brim.config.loading import config_hash
-from brim.errors import BrimError, RunError
-from brim.report.decodings import part_by_decoding
-from brim.report.labels import Name, flatten, name_of, tell_apart
-from brim.report.systems import (
-    Gathered,
+from brim.errors import RunError
+from brim.report.folders import (
+    SWEEP_FILE,
     Run,
-    SystemRuns,
-    TaskRuns,
     Unfinished,
-    failure,
     folders,
-    in_seed_order,
     is_run,
-    not_begun,
+    kind_of_student,
+    not_trained,
+    points_not_begun,
     read_run,
     unfinished,
 )
-from brim.runs.directory import RunDirectory
-from brim.support.files import read_json
-from brim.support.seals import find_damage, is_sealed
+from brim.report.labels import Decoding, Name, distinct, flatten, name_of, other_decoding
+from brim.report.paper_numbers import SEEDS
+from brim.report.systems import Gathered, SystemRuns, TaskRuns
+from brim.runs.directory import decoding_in_words
 
 # What a report is made of besides runs: a judge's verdicts, and variance and bias against K.
 EXTRAS = ("judge.json", "variance.json")
@@ -43,15 +40,18 @@ _STAGES = {
     "student": Name("Student", "student", "Student"),
     "predistill": Name("Pre-distilled student", "student", "Pre-distilled student"),
 }
+_LIMITS = ("max_tokens", "max_prompt_tokens")
 
 Identity = dict[str, Any]
+Found = list[tuple[SystemRuns, Identity]]
+"""Systems, and what makes each of them what it is."""
 
 
 def gather(directories: Sequence[Path], *, split: str = "test") -> Gathered:
     """Read every run under the folders.
 
     Runs of the same settings but for the seed are one system; systems of the same task, teacher
-    and student stand side by side. So do the teacher and the students that the runs began with,
+    and student are one comparison. So are the teacher and the students that the runs began with,
     loaded and pre-distilled, where they were evaluated, and a model that `brim evaluate --model …
     --out FOLDER` left under the folders, named by its folder (`teacher` and `student` are the
     paper's).
@@ -68,23 +68,23 @@ def gather(directories: Sequence[Path], *, split: str = "test") -> Gathered:
     models: list[Run] = []
     open_runs: list[Unfinished] = []
     notes: list[str] = []
-    extras: dict[str, list[Path]] = {name: [] for name in EXTRAS}
+    extras: dict[str, list[Path]] = {}
     sweeps: list[Path] = []
     for directory, files in folders(directories):
         for name in files & set(EXTRAS):
-            extras[name].append(directory / name)
+            extras.setdefault(name, []).append(directory / name)
         if is_run(directory, files):
             run = read_run(directory, split)
-            if run.scores and not RunDirectory(directory).stopped_at(run.results):
+            if run.scores and not run.stopped_at:
                 runs.append(run)
             else:
                 open_runs.append(unfinished(run))
         elif files == {".lock"}:
-            open_runs.append(not_begun(directory))
+            open_runs.append(not_trained(directory))
         elif "results.json" in files:
             model = read_run(directory, split)
-            stop = RunDirectory(directory).stopped_at(model.results)
-            if stop:
+            if model.stopped_at:
+                stop = model.stopped_at
                 notes.append(f"{directory}: left out, since its model is of {stop} of a training.")
             elif model.scores:
                 models.append(model)
@@ -101,8 +101,7 @@ def gather(directories: Sequence[Path], *, split: str = "test") -> Gathered:
         open_runs += points_not_begun(directory, places, notes)
     tasks = _group(runs, models, notes)
     notes += _untrained(tasks)
-    found = {name: tuple(paths) for name, paths in extras.items() if paths}
-    return Gathered(tasks, tuple(open_runs), tuple(notes), found)
+    return Gathered(tasks, tuple(open_runs), tuple(notes), {n: tuple(p) for n, p in extras.items()})
 
 
 def _group(runs: Sequence[Run], models: Sequence[Run], notes: list[str]) -> tuple[TaskRuns, ...]:
@@ -111,32 +110,25 @@ def _group(runs: Sequence[Run], models: Sequence[Run], notes: list[str]) -> tupl
     own = identities([run.settings for run in runs], kinds)
     members: dict[str, list[int]] = {}
     for i, identity in enumerate(shared):
-        members.setdefault(config_hash(identity), []).append(i)
+        members.setdefault(_key(identity), []).append(i)
     groups = list(members.values())
-    labels = tell_apart([_task(runs[g[0]]) for g in groups], [shared[g[0]] for g in groups])
+    labels = distinct([_task(runs[g[0]]) for g in groups], [shared[g[0]] for g in groups])
     tasks = []
     for label, group in zip(labels, groups, strict=True):
         mine = [runs[i] for i in group]
-        systems, settings = _systems(mine, [own[i] for i in group], notes)
-        added = _stages(mine, notes)
-        added += [_model(model) for model in models if _data(model) == _data(mine[0]) is not None]
-        parted, usual = part_by_decoding(systems + added)
-        settings = [
-            identity
-            for parts, identity in zip(parted, settings + [{}] * len(added), strict=True)
-            for _ in parts
-        ]
-        systems = [system for parts in parted for system in parts]
-        told = tell_apart([system.label for system in systems], settings)
-        systems = [replace(s, label=text) for s, text in zip(systems, told, strict=True)]
+        found = _systems(mine, [own[i] for i in group], notes)
+        found += [(system, {}) for system in _stages(mine, notes)]
+        found += [(_model(m), {}) for m in models if _data(m) == _data(mine[0]) is not None]
+        found, usual = _part_by_decoding(found)
+        names = distinct([system.label for system, _ in found], [own for _, own in found])
+        systems = [replace(s, label=name) for (s, _), name in zip(found, names, strict=True)]
         systems.sort(key=lambda system: (system.name.place, system.label))
         criterion = mine[0].settings.get("evaluation", {}).get("metric")
         tasks.append(
             TaskRuns(
                 label=label,
                 name=_task(mine[0]),
-                kind=_kind(mine[0]),
-                settings=_shared(mine[0]),
+                kind=kind_of_student(mine[0]),
                 systems=tuple(systems),
                 criterion=criterion or next(iter(mine[0].scores)),
                 decoding=usual,
@@ -146,7 +138,7 @@ def _group(runs: Sequence[Run], models: Sequence[Run], notes: list[str]) -> tupl
 
 
 def identities(settings: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> list[Identity]:
-    """What makes each of some settings what it is, as a mapping with dotted keys.
+    """Return what makes each of some settings what it is, as a mapping with dotted keys.
 
     A setting that some of a kind do not have, being older than it, is left out where all that have
     it agree: it is the default then, and what they did before there was a setting.
@@ -174,6 +166,10 @@ def _essentials(nested: Mapping[str, Any]) -> Identity:
     return kept | dict.fromkeys(sorted(prefixes), "…")
 
 
+def _key(settings: Mapping[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True)
+
+
 def _shared(run: Run) -> dict[str, Any]:
     """Settings of task and models, and which data was tested on."""
     settings = {key: run.settings.get(key) for key in _SHARED}
@@ -190,27 +186,32 @@ def _data(run: Run) -> str | None:
     return data.get("sha256") if isinstance(data, dict) else None
 
 
-def _systems(
-    runs: Sequence[Run], identities: Sequence[Identity], notes: list[str]
-) -> tuple[list[SystemRuns], list[Identity]]:
-    """The systems, and what makes each of them what it is."""
-    groups: dict[str, dict[int | None, Run]] = {}
-    settings: dict[str, Identity] = {}
+def _systems(runs: Sequence[Run], identities: Sequence[Identity], notes: list[str]) -> Found:
+    groups: dict[str, tuple[Identity, dict[int | None, Run]]] = {}
     for run, identity in zip(runs, identities, strict=True):
-        key = config_hash(identity)
-        settings[key] = identity
-        first = groups.setdefault(key, {}).setdefault(run.seed, run)
+        _, by_seed = groups.setdefault(_key(identity), (identity, {}))
+        first = by_seed.setdefault(run.seed, run)
         if first is not run:
             notes.append(
                 f"{run.directory}: left out, since {first.directory} has the same settings and "
                 "seed."
             )
-    systems = []
-    for by_seed in groups.values():
-        ordered = tuple(in_seed_order(by_seed.values()))
+    found = []
+    for identity, by_seed in groups.values():
+        ordered = tuple(_in_seed_order(by_seed.values()))
         name = name_of(ordered[0].settings.get("objective", {}))
-        systems.append(SystemRuns(name.label, name, ordered))
-    return systems, [settings[key] for key in groups]
+        found.append((SystemRuns(name.label, name, ordered), identity))
+    return found
+
+
+def _in_seed_order(runs: Iterable[Run]) -> list[Run]:
+    """The paper's five seeds first and in its order, then others ascending."""
+
+    def place(run: Run) -> tuple[int, int]:
+        seed = -1 if run.seed is None else run.seed
+        return (SEEDS.index(seed) if seed in SEEDS else len(SEEDS)), seed
+
+    return sorted(runs, key=place)
 
 
 def _stages(runs: Sequence[Run], notes: list[str]) -> list[SystemRuns]:
@@ -218,8 +219,8 @@ def _stages(runs: Sequence[Run], notes: list[str]) -> list[SystemRuns]:
     systems = []
     for stage, name in _STAGES.items():
         found: dict[Path, Run] = {}
-        for run in in_seed_order(runs):
-            directory = _stage_directory(run, stage)
+        for run in _in_seed_order(runs):
+            directory = run.stage(stage)
             if directory is None or directory in found:
                 continue
             tested = replace(read_run(directory, run.split), seed=_seed_of(run, stage))
@@ -227,7 +228,7 @@ def _stages(runs: Sequence[Run], notes: list[str]) -> list[SystemRuns]:
                 continue  # made with another budget of memory
             found[directory] = tested
             if not tested.scores:
-                notes.append(_how_to_evaluate(run, stage, directory, name, tested.seed))
+                notes.append(_how_to_evaluate(run, stage, directory, tested.seed))
         with_scores = tuple(run for run in found.values() if run.scores)
         if with_scores:
             systems.append(SystemRuns(name.label, name, with_scores))
@@ -245,6 +246,68 @@ def _same_test(a: Run, b: Run) -> bool:
     return a.seed == b.seed and a.results.get("decoding") == b.results.get("decoding")
 
 
+def _how_to_evaluate(run: Run, stage: str, directory: Path, seed: int | None) -> str:
+    label = _STAGES[stage].label
+    which = label if seed is None else f"{label} of seed {seed}"
+    if not directory.is_dir():
+        return f"{which}: not in the tables, for its folder {directory} is missing."
+    command = ["brim", "evaluate", str(run.directory), "--stage", stage, "--split", run.split]
+    return f"{which}: not evaluated, so not in the tables; evaluate by `{shlex.join(command)}`."
+
+
+def _model(run: Run) -> SystemRuns:
+    """A model that was evaluated into a folder of its own."""
+    folder = run.directory.name
+    name = _STAGES.get(folder, Name(folder, "other", folder))
+    return SystemRuns(name.label, name, (run,))
+
+
+def _part_by_decoding(found: Found) -> tuple[Found, str]:
+    """Make systems of one decoding each; all but the most common one is in the label.
+
+    Returns:
+        The systems, and the most common decoding in words.
+    """
+    limits = _known_limits([run for system, _ in found for run in system.runs])
+    parts: list[tuple[SystemRuns, Identity, str]] = []
+    known: dict[str, Decoding] = {}
+    for system, identity in found:
+        groups: dict[str, list[Run]] = {}
+        for run in system.runs:
+            decoding = _decoding(run, limits)
+            key = _key(decoding)
+            known[key] = decoding
+            groups.setdefault(key, []).append(run)
+        parts += [(replace(system, runs=tuple(r)), identity, key) for key, r in groups.items()]
+    counts = Counter(key for _, _, key in parts)
+    usual = max(counts, key=lambda key: (counts[key], known[key]["strategy"] == "greedy"))
+    marks = {key: other_decoding(decoding, known[usual]) for key, decoding in known.items()}
+    marked = [
+        (replace(s, label=f"{s.label} [{marks[key]}]" if marks[key] else s.label,
+                 decoding=marks[key]), identity)
+        for s, identity, key in parts
+    ]  # fmt: skip
+    return marked, decoding_in_words(known[usual])
+
+
+def _known_limits(runs: Sequence[Run]) -> Decoding:
+    """Of the first run that knows them: those of a stage or model from before they were kept."""
+    for run in runs:
+        for place in (run.results.get("decoding"), run.settings.get("decoding")):
+            if isinstance(place, Mapping):
+                return {name: place.get(name) for name in _LIMITS}
+    return dict.fromkeys(_LIMITS)
+
+
+def _decoding(run: Run, limits: Decoding) -> Decoding:
+    kept = run.results.get("decoding")
+    if isinstance(kept, Mapping):
+        return {**limits, "strategy": "greedy", **kept}
+    # Results that do not say it are from the time when there was greedy text only.
+    own = run.settings.get("decoding") or {}
+    return {"strategy": "greedy", **{name: own.get(name, limits[name]) for name in _LIMITS}}
+
+
 def _untrained(tasks: Sequence[TaskRuns]) -> list[str]:
     """Who was trained, and is best before it: what was tested is what it began with."""
     notes = []
@@ -259,83 +322,3 @@ def _untrained(tasks: Sequence[TaskRuns]) -> list[str]:
                     "tested there."
                 )
     return notes
-
-
-def _stage_directory(run: Run, stage: str) -> Path | None:
-    folder = run.manifest.get("stages", {}).get(stage)
-    if folder is None:
-        return None
-    place = Path(run.directory, run.manifest.get("stages_dir", "stages"), folder)
-    return Path(os.path.normpath(place))
-
-
-def _how_to_evaluate(run: Run, stage: str, directory: Path, name: Name, seed: int | None) -> str:
-    which = name.label if seed is None else f"{name.label} of seed {seed}"
-    if not directory.is_dir():
-        return f"{which}: not in the tables, for its folder {directory} is missing."
-    command = ["brim", "evaluate", str(run.directory), "--stage", stage, "--split", run.split]
-    return f"{which}: not evaluated, so not in the tables; evaluate by `{shlex.join(command)}`."
-
-
-def _model(run: Run) -> SystemRuns:
-    """A model that was evaluated into a folder of its own."""
-    folder = run.directory.name
-    name = _STAGES.get(folder, Name(folder, "other", folder))
-    return SystemRuns(name.label, name, (run,))
-
-
-def _kind(run: Run) -> str:
-    """Whether the student is an encoder-decoder, as its saved configuration says."""
-    best = run.directory / "best"
-    if (best / "config.json").exists():
-        damage = find_damage(best, lambda name: name == "config.json") if is_sealed(best) else None
-        if damage is not None:
-            raise RunError(
-                f"{best}: damaged: {damage}; start again the brim train that wrote it, which makes "
-                "it again where it can"
-            )
-        encoder_decoder = bool(read_json(best / "config.json").get("is_encoder_decoder"))
-    else:
-        student, teacher = (run.settings.get(role) or {} for role in ("student", "teacher"))
-        family = (student.get("build") or {}).get("family")
-        named = str(family or student.get("path") or teacher.get("path"))
-        encoder_decoder = any(part in named.lower() for part in ("t5", "bart"))
-    return "encoder-decoder" if encoder_decoder else "decoder-only"
-
-
-SWEEP_FILE = "sweep.yaml"  # as `brim sweep` keeps it in its folder
-NOT_BEGUN = "not begun"
-
-
-def points_not_begun(
-    directory: Path, found: Collection[Path], notes: list[str]
-) -> list[Unfinished]:
-    """The points of the sweep in this folder of which there is no run.
-
-    Args:
-        directory: has a `sweep.yaml`.
-        found: the run directories that there are, resolved.
-        notes: takes a sentence where the file cannot be used, say because a recipe is elsewhere.
-    """
-    # With the settings comes torch: only where there is a sweep to expand.
-    from brim.sweep.grid import points
-    from brim.sweep.spec import load_sweep
-
-    path = directory / SWEEP_FILE
-    begun = any((directory / name).is_dir() for name in ("logs", "stages"))
-    try:
-        planned = points(load_sweep(path), str(path))
-    except BrimError as error:
-        if begun:
-            notes.append(f"{path}: which of its runs have not begun is not known: {error}.")
-        return []
-    if not begun and not any((directory / point.name).is_dir() for point in planned):
-        return []  # a file of a sweep that is elsewhere
-    missing = []
-    for point in planned:
-        place = directory / point.name
-        if place.resolve() not in found:
-            label = name_of(point.config.objective.model_dump()).label
-            state = failure(place) or NOT_BEGUN
-            missing.append(Unfinished(place, label, point.seed, state))
-    return missing

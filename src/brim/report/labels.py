@@ -1,4 +1,4 @@
-"""What a system is called, read off its settings, and in which order systems stand."""
+"""What a system is called: by its settings, by its decoding; and the order of systems."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ class Name:
 
     @property
     def place(self) -> tuple[int, float, str]:
-        """Sorts systems as the paper does; K ascending, then `auto`."""
+        """The key that sorts systems as the paper does; K ascending, then `auto`."""
         position = ORDER.index(self.stem) if self.stem in ORDER else len(ORDER)
         return position, self.k or float("inf"), self.label
 
 
 def name_of(objective: Mapping[str, Any]) -> Name:
-    """The name of what `objective`, of a run's settings, describes."""
+    """Return the name of what `objective`, of a run's settings, describes."""
     kind = str(objective.get("name"))
     if kind in _DIVERGENCES:
         return Name(_DIVERGENCES[kind], "divergence", _DIVERGENCES[kind])
@@ -92,8 +92,8 @@ def name_of(objective: Mapping[str, Any]) -> Name:
     return Name(f"BRIM ({shown}){suffix}{extra}", family, "BRIM", number)
 
 
-def tell_apart(labels: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The labels; equal ones with the settings in brackets in which they differ.
+def distinct(labels: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the labels; equal ones with the settings in brackets in which they differ.
 
     Args:
         labels: one a thing.
@@ -103,7 +103,7 @@ def tell_apart(labels: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> 
     groups: dict[str, list[int]] = {}
     for i, label in enumerate(labels):
         groups.setdefault(label, []).append(i)
-    told = list(labels)
+    unique = list(labels)
     for members in groups.values():
         if len(members) == 1:
             continue
@@ -112,12 +112,12 @@ def tell_apart(labels: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> 
         names = _short_names(list(keys))
         for number, i in enumerate(members, start=1):
             parts = [f"{names[key]} = {_shown(flat[i][key])}" for key in keys if key in flat[i]]
-            told[i] = f"{labels[i]} [{', '.join(parts) or number}]"
-    return told
+            unique[i] = f"{labels[i]} [{', '.join(parts) or number}]"
+    return unique
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one mapping with dotted keys."""
+    """Return nested settings as one mapping with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
@@ -138,6 +138,19 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
                 names[key] = name
                 break
     return names
+
+
+Decoding = Mapping[str, Any]
+
+
+def other_decoding(decoding: Decoding, usual: Decoding) -> str:
+    """Return what of a decoding is not as usual, in words; "" where nothing is."""
+    other = {key: value for key, value in decoding.items() if value != usual.get(key)}
+    strategy = other.pop("strategy", None)
+    if strategy is not None:  # then with all that is its own, for nothing of it is the usual one's
+        other = {key: value for key, value in other.items() if value is not None or key in usual}
+    parts = [f"{key} = {_shown(value)}" for key, value in other.items()]
+    return ", ".join(parts if strategy is None else [str(strategy), *parts])
 
 
 def _shown(value: Any) -> str:

@@ -1,6 +1,6 @@
 """One HTML page that needs nothing but itself: no network, no server, light and dark.
 
-Every text of it may come from a model or a data set. jinja2 escapes what stands in the HTML; the
+Every text of it may come from a model or a data set. jinja2 escapes what is in the HTML; the
 outputs are an inert block of JSON, which the page's one script turns into text nodes; and the
 page's own policy lets no other script run and nothing be loaded.
 """
@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from brim._version import __version__
-from brim.report.outputs import evenly_spaced
-from brim.support.tables import Cell, Figure, Output, PartTable, numeric_columns
+from brim.report.outputs import Output, evenly_spaced
+from brim.support.figures import Figure
+from brim.support.tables import Table, numeric_columns
 
 FOLDER = Path(__file__).parent
 NUM_WITHOUT_SCRIPT = 5
@@ -34,15 +35,15 @@ def render_report(
     *,
     title: str,
     lead: str,
-    tables: Sequence[PartTable],
+    tables: Sequence[Table],
     figures: Sequence[Figure],
     outputs: Sequence[Output],
     systems: Sequence[str],
     settings: Mapping[str, str],
-    facts: Sequence[Sequence[str]],
+    facts: Table,
     choice: str = "",
 ) -> str:
-    """The report as one HTML text; the same input gives the same text.
+    """Return the report as one HTML text; the same input gives the same text.
 
     Args:
         title: of the page.
@@ -53,7 +54,7 @@ def render_report(
         outputs: the examples of the browser of outputs, in the order of the data.
         systems: labels, the keys of the outputs' texts that are shown, in this order.
         settings: YAML by the label of what was run with it.
-        facts: of provenance: a head, and a row a fact; may be empty.
+        facts: of provenance; may be without rows.
         choice: how the outputs were chosen, where they are not all that there are.
     """
     from jinja2 import Environment, StrictUndefined
@@ -74,7 +75,6 @@ def render_report(
     names = list(
         dict.fromkeys(n for o in outputs for numbers in o.numbers.values() for n in numbers)
     )
-    head, *rows = facts or [()]
     return environment.from_string(template).render(
         title=title,
         policy=_policy(script),
@@ -90,7 +90,7 @@ def render_report(
         data=Markup(_data(outputs, systems, names)),
         choice=choice,
         settings=settings,
-        facts=PartTable("facts", "", tuple(head), tuple(tuple(map(Cell, row)) for row in rows), ""),
+        facts=facts,
         version=__version__,
     )
 
@@ -126,7 +126,7 @@ def _source(figure: Figure) -> str:
 
 
 def _data(outputs: Sequence[Output], systems: Sequence[str], names: Sequence[str]) -> str:
-    """The outputs as JSON that can stand in a script element.
+    """The outputs as JSON that is safe in a script element.
 
     Texts and numbers are lists in the order of `systems`, numbers one list a name; null where a
     system has none, or one that is not finite.

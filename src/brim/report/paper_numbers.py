@@ -1,4 +1,4 @@
-"""The numbers that the BRIM paper prints in its Tables 1, 3, 7 and 8, to stand beside ours."""
+"""The numbers that the BRIM paper prints in its Tables 1, 3, 7 and 8, for comparison with ours."""
 
 from __future__ import annotations
 
@@ -70,29 +70,31 @@ ALPHA = 0.035
 SEEDS = (19083, 34007, 84122, 310, 55080)
 
 
-def table1(task: str, metric: str, label: str) -> float | None:
-    """The number of Table 1, or None where it has none."""
-    return _find(TABLE1, TABLE1_COLUMNS, (task, metric), label)
+def table1(task: str, metric: str) -> dict[str, float]:
+    """Return a column of Table 1 by label; empty where it has none."""
+    return _column(TABLE1, TABLE1_COLUMNS, (task, metric))
 
 
-def table7(task: str, metric: str, label: str) -> float | None:
-    """The number of Table 7, or None where it has none."""
-    return _find(TABLE7, TABLE7_COLUMNS, (task, metric), label)
+def table7(task: str, metric: str) -> dict[str, float]:
+    """Return a column of Table 7 by label; empty where it has none."""
+    return _column(TABLE7, TABLE7_COLUMNS, (task, metric))
 
 
-def table3(task: str, criterion: str, label: str) -> float | None:
-    """The number of Table 3, or None where it has none."""
-    return _find(TABLE3.get(task, {}), TABLE3_CRITERIA, criterion, label)
+def table3(task: str, criterion: str) -> dict[str, float]:
+    """Return the win rates of Table 3 by label; empty where it has none."""
+    return _column(TABLE3.get(task, {}), TABLE3_CRITERIA, criterion)
 
 
 def table8(task: str, kind: str) -> int | None:
-    """The best K of Table 8, or None where it has none."""
-    return TABLE8[kind][TABLE8_COLUMNS.index(task)] if task in TABLE8_COLUMNS else None
+    """Return the best K of Table 8, or None where it has none."""
+    known = task in TABLE8_COLUMNS and kind in TABLE8
+    return TABLE8[kind][TABLE8_COLUMNS.index(task)] if known else None
 
 
-def _find(
-    rows: Mapping[str, tuple[float, ...]], columns: tuple[object, ...], column: object, label: str
-) -> float | None:
-    if column not in columns or label not in rows:
-        return None
-    return rows[label][columns.index(column)]
+def _column(
+    rows: Mapping[str, tuple[float, ...]], columns: tuple[object, ...], column: object
+) -> dict[str, float]:
+    if column not in columns:
+        return {}
+    place = columns.index(column)
+    return {label: numbers[place] for label, numbers in rows.items()}

@@ -3,46 +3,50 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from brim.report.more_tables import TestsByTask, test_row
-from brim.report.stability import stability
-from brim.report.systems import Gathered, Run, TaskRuns
-from brim.report.table import ABSENT
+from brim.metrics import Score
+from brim.report.folders import Run
+from brim.report.seed_tests import TestsByTask, test_row
+from brim.report.systems import Gathered, TaskRuns
+from brim.report.tables import stability
 from brim.runs.directory import decoding_in_words
+from brim.support.tables import ABSENT, DIGITS, Cell, Table, align, interval_text, percent
 
 
-def settings_of(tasks: Sequence[TaskRuns]) -> dict[str, str]:
-    """Of the first seed of each system that has some."""
+def settings_of(found: Gathered) -> dict[str, str]:
+    """Return the settings of the first seed of each system that has some."""
     return {
-        f"{_prefix(task, tasks)}{system.label}": system.runs[0].text
-        for task in tasks
+        f"{found.prefix(task)}{system.label}": system.runs[0].text
+        for task in found.tasks
         for system in task.systems
         if system.runs[0].text
     }
 
 
-def facts_of(tasks: Sequence[TaskRuns], out: Path) -> list[list[str]]:
-    """A head and a row a run: where it is, how it was made."""
-    rows = [
-        [f"{_prefix(task, tasks)}{system.label}", *_provenance(run, out).values()]
-        for task in tasks
+def facts_of(found: Gathered, out: Path) -> Table:
+    """Return a row a run: where it is, how it was made."""
+    facts = [
+        {"system": f"{found.prefix(task)}{system.label}", **_provenance(run, out)}
+        for task in found.tasks
         for system in task.systems
         for run in system.runs
     ]
-    names = list(_provenance(tasks[0].systems[0].runs[0], out))
-    return [["system", *names], *rows]
+    rows = tuple(tuple(map(Cell, fact.values())) for fact in facts)
+    return Table("facts", "", tuple(facts[0]), rows, "")
 
 
 def _provenance(run: Run, out: Path) -> dict[str, str]:
     versions, decoding = run.manifest.get("versions", {}), run.results.get("decoding")
+    size = run.results.get("num_parameters")
     facts = {
         "seed": run.seed,
         "directory": os.path.relpath(run.directory, out),
         "steps": run.results.get("steps"),
         "tested step": run.results.get("best_step"),
+        "parameters": None if not size else f"{size:,}",
         "seconds": None if "seconds" not in run.results else f"{run.results['seconds']:,.0f}",
         "decoding": decoding_in_words(decoding) if isinstance(decoding, dict) else None,
         "started": run.manifest.get("started"),
@@ -61,7 +65,7 @@ def results_of(
     baseline: str,
     alpha: float,
 ) -> dict[str, Any]:
-    """All scores by run and all tests, for other programs."""
+    """Return all scores by run and all tests, for other programs."""
     return {
         "split": split,
         "baseline": baseline,
@@ -116,5 +120,24 @@ def _run_results(run: Run, task: TaskRuns, out: Path) -> dict[str, Any]:
     }
 
 
-def _prefix(task: TaskRuns, tasks: Sequence[TaskRuns]) -> str:
-    return f"{task.label}: " if len(tasks) > 1 else ""
+def summary(results: Mapping[str, Any]) -> str:
+    """Return the results of one split, as `evaluate_model` returns them, for a terminal.
+
+    Each score has its interval and its signature, which says what the number depends on.
+    """
+    scores = {name: Score(**fields) for name, fields in results["scores"].items()}
+    rows = []
+    for name, score in scores.items():
+        spec = f"z.{DIGITS.get(name, 1)}f"
+        more = [f"{key.replace('_', ' ')} {value:.3g}" for key, value in score.details.items()]
+        numbers = ", ".join([interval_text(score.value, score.low, score.high, spec=spec), *more])
+        rows.append([score.name, numbers, score.signature])
+    prompts, completions = results["num_truncated_prompts"], results["num_truncated_completions"]
+    rows.append(["truncated", f"{prompts:,} prompts, {completions:,} completions", ""])
+    rows.append(["parameters", f"{results['num_parameters']:,}", ""])
+    if "seconds" in results:
+        steps = f"{results['steps']:,} steps in {results['seconds']:,.0f} s"
+        rows.append(["training", f"{steps}, best at step {results['best_step']:,}", ""])
+    confidence = {f", {percent(score.confidence)} intervals" for score in scores.values()}
+    heading = f"{results['split']} split, {results['num_examples']:,} examples"
+    return "\n".join([heading + "".join(sorted(confidence)[:1]), *align(rows)])

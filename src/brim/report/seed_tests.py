@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from brim.metrics import PairedTest, holm, paired_t_test
-from brim.report.systems import SystemRuns, TaskRuns
+from brim.report import paper_numbers as paper
+from brim.report.systems import SystemRuns, TaskRuns, by_task
+from brim.support.tables import ABSENT, Cell, Table, interval_text, p_text
+
+TestsByTask = Mapping[str, Sequence["SeedTest"]]  # by the label of the task
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +35,11 @@ class SeedTest:
     better: bool
 
     def significant(self, alpha: float) -> bool:
-        """Whether the uncorrected p-value is below alpha, as in the paper."""
+        """Return whether the uncorrected p-value is below alpha, as in the paper."""
         return self.test.p_value is not None and self.test.p_value < alpha
 
     def verdict(self, alpha: float) -> str:
-        """In a word or two, for a table."""
+        """Return better, worse or not significant, for a table."""
         if self.test.p_value is None:
             return "too few seeds"
         if not self.significant(alpha):
@@ -46,7 +52,10 @@ class SeedTest:
 def seed_test(
     task: TaskRuns, system: SystemRuns, against: SystemRuns, metric: str
 ) -> SeedTest | None:
-    """One test, uncorrected; None where the two share no seed or were decoded differently."""
+    """Return one test, uncorrected.
+
+    None where the two share no seed or were decoded differently.
+    """
     if system.decoding != against.decoding:
         return None
     ours, theirs = system.by_seed(metric), against.by_seed(metric)
@@ -59,7 +68,7 @@ def seed_test(
 
 
 def all_tests(task: TaskRuns) -> list[SeedTest]:
-    """Each BRIM against each competitor on each score but the length; and PPO's two kinds.
+    """Test each BRIM against each competitor on each score but the length; and PPO's two kinds.
 
     Holm's correction is over the competitors of one system on one score.
     """
@@ -77,7 +86,7 @@ def all_tests(task: TaskRuns) -> list[SeedTest]:
 
 
 def competitors(task: TaskRuns, system: SystemRuns) -> list[SystemRuns]:
-    """Those that a system is tested against; none of a system that is no kind of BRIM."""
+    """Return what a system is tested against: nothing if it is no kind of BRIM."""
     stem = system.name.stem
     if stem == "PPO with BRIM":
         return [s for s in task.systems if s.name.stem == "PPO with LLMR"]
@@ -88,3 +97,81 @@ def competitors(task: TaskRuns, system: SystemRuns) -> list[SystemRuns]:
         for s in task.systems
         if s.name.family in ("student", "divergence", "llmr") and s is not system
     ]
+
+
+def significance_tables(
+    tasks: Sequence[TaskRuns], tests: TestsByTask, *, alpha: float
+) -> list[Table]:
+    """Return BRIM, with the K of the validation split, against each competitor; all other tests.
+
+    Empty where nothing was tested.
+    """
+    main: list[tuple[TaskRuns, SeedTest]] = []
+    others: list[tuple[TaskRuns, SeedTest]] = []
+    for task in tasks:
+        chosen = task.best_brim()
+        shown = {*task.metrics[:1], *task.returns[:1]}
+        for test in tests[task.label]:
+            if test.test.p_value is not None:  # one pair is no test
+                first = chosen and test.system == chosen.label and test.metric in shown
+                (main if first else others).append((task, test))
+    title = "Significance: BRIM, with the K of the validation split"
+    tables = [_table("significance", title, tasks, main, alpha)]
+    tables += [_table("significance_all", "Significance: every other test", tasks, others, alpha)]
+    return [table for table in tables if table.rows]
+
+
+def _table(
+    name: str,
+    title: str,
+    tasks: Sequence[TaskRuns],
+    tests: Sequence[tuple[TaskRuns, SeedTest]],
+    alpha: float,
+) -> Table:
+    head = ["system", "against", "score", "difference", "p", "p (Holm)", "d_z", "pairs", "verdict"]
+    rows = []
+    for task, found in tests:
+        test = found.test
+        difference = interval_text(test.difference, test.low, test.high, spec="+.2f")
+        rows.append(
+            (
+                Cell(task.label),
+                Cell(found.system),
+                Cell(found.against),
+                Cell(task.name_of(found.metric)),
+                Cell(difference, significant=found.better and found.significant(alpha)),
+                Cell(p_text(test.p_value)),
+                Cell(p_text(found.holm)),
+                Cell(ABSENT if test.effect_size is None else f"{test.effect_size:+.2f}"),
+                Cell(str(test.num_pairs)),
+                Cell(found.verdict(alpha)),
+            )
+        )
+    caption = (
+        f"Paired two-sided t-tests over shared seeds, difference with its 95 % interval; * better "
+        f"with p < {alpha:g} (the paper: p < {paper.ALPHA}). Holm: corrected for all competitors "
+        "of one system on one score. d_z: mean difference over its standard deviation."
+    )
+    data = [test_row(task.label, test, alpha) for task, test in tests]
+    return Table(name, title, *by_task(tasks, head, rows), caption, data)
+
+
+def test_row(task: str, found: SeedTest, alpha: float) -> dict[str, Any]:
+    """Return a test as plain values."""
+    test = found.test
+    return {
+        "task": task,
+        "system": found.system,
+        "against": found.against,
+        "score": found.metric,
+        "difference": test.difference,
+        "low": test.low,
+        "high": test.high,
+        "confidence": test.confidence,
+        "p": test.p_value,
+        "p_holm": found.holm,
+        "d_z": test.effect_size,
+        "num_pairs": test.num_pairs,
+        "better": found.better,
+        "verdict": found.verdict(alpha),
+    }

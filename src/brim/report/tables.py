@@ -1,34 +1,28 @@
-"""The tables of a report, in the layout of the paper's, with its numbers beside ours."""
+"""The tables of a report, in the layout of the paper's, with its numbers for comparison."""
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from brim.metrics import spread
 from brim.report import paper_numbers as paper
+from brim.report.folders import Run
 from brim.report.labels import Name
 from brim.report.seed_tests import SeedTest, seed_test
-from brim.report.systems import SystemRuns, TaskRuns
-from brim.report.table import ABSENT, with_interval
-from brim.support.tables import Cell, PartTable
+from brim.report.systems import SystemRuns, TaskRuns, by_task
+from brim.support.tables import ABSENT, Cell, Table, mean_text
 
 Row = dict[str, Any]
-Published = Callable[[str, str, str], float | None]
+Published = Callable[[str, str], Mapping[str, float]]
+"""Task and metric to the paper's numbers by label."""
 
 
-@dataclass(frozen=True, slots=True)
-class BuiltTable:
-    """A table to look at, and the same numbers unrounded, a row a number."""
-
-    part: PartTable
-    rows: list[Row]
-
-
-def main_table(tasks: Sequence[TaskRuns], *, baseline: str, alpha: float) -> BuiltTable | None:
-    """Table 1: every metric of every task for every system; None without metrics."""
+def main_table(tasks: Sequence[TaskRuns], *, baseline: str, alpha: float) -> Table | None:
+    """Return Table 1: every metric of every task for every system; None without metrics."""
     columns = [(c, metric) for c in tasks for metric in c.metrics]
     return _score_table(
         columns,
@@ -40,10 +34,8 @@ def main_table(tasks: Sequence[TaskRuns], *, baseline: str, alpha: float) -> Bui
     )
 
 
-def decoder_only_table(
-    tasks: Sequence[TaskRuns], *, baseline: str, alpha: float
-) -> BuiltTable | None:
-    """Table 7: the first metric of every task for decoder-only students; None without any."""
+def decoder_only_table(tasks: Sequence[TaskRuns], *, baseline: str, alpha: float) -> Table | None:
+    """Return Table 7: the first metric of tasks with decoder-only students; None without any."""
     columns = [(c, c.metrics[0]) for c in tasks if c.kind == "decoder-only" and c.metrics]
     return _score_table(
         columns,
@@ -52,19 +44,18 @@ def decoder_only_table(
         published=paper.table7,
         baseline=baseline,
         alpha=alpha,
-        one_brim=True,
     )
 
 
-def return_table(tasks: Sequence[TaskRuns], *, baseline: str, alpha: float) -> BuiltTable | None:
-    """The numbers of Figure 1: returns, and the length beside them; None without either."""
+def return_table(tasks: Sequence[TaskRuns], *, baseline: str, alpha: float) -> Table | None:
+    """Return the numbers of Figure 1: returns, and the length; None without either."""
     wanted = ("expected_return", "return", "length")
     columns = [(c, name) for c in tasks for name in wanted if name in c.scores]
     return _score_table(
         columns,
         name="returns",
         title="Figure 1 in numbers: average return by method",
-        published=lambda task, metric, label: None,
+        published=None,
         baseline=baseline,
         alpha=alpha,
         more="Return is Eq 10 in the teacher's logits: of greedy text, or, expected, of sampled "
@@ -77,15 +68,15 @@ def _score_table(
     *,
     name: str,
     title: str,
-    published: Published,
+    published: Published | None,
     baseline: str,
     alpha: float,
-    one_brim: bool = False,
     more: str = "",
-) -> BuiltTable | None:
+) -> Table | None:
     """A row a system, a column a score of a task; None without columns."""
     if not columns:
         return None
+    one_brim = published is paper.table7
     several = len({c.label for c, _ in columns}) > 1
     head = ["system"]
     grid: list[dict[str, tuple[Cell, Row]]] = []
@@ -104,7 +95,8 @@ def _score_table(
             label: Name(label, s.name.family, s.name.stem, None if label == "BRIM" else s.name.k)
             for label, s in systems.items()
         }
-        numbers = _published(task, metric, published)
+        kind = "decoder-only" if one_brim else "encoder-decoder"
+        numbers = published(task.name, metric) if published and task.kind == kind else {}
         names |= {label: _paper_name(label) for label in numbers if label not in names}
         grid.append(
             _column(task, metric, systems, numbers, baseline=baseline, alpha=alpha, table=name)
@@ -114,30 +106,28 @@ def _score_table(
         (Cell(label), *(column.get(label, (Cell(ABSENT), {}))[0] for column in grid))
         for label in labels
     ]
-    tidy = [column[label][1] for column in grid for label in labels if label in column]
+    data = [column[label][1] for column in grid for label in labels if label in column]
     caption = _caption([c for c, _ in columns], baseline, alpha)
-    if any("paper" in row and row["paper"] != "" for row in tidy):
+    if any(row["paper"] is not None for row in data):
         pair = "Qwen1.5-4B into Qwen1.5-0.5B" if one_brim else "FLAN-T5-XL into T5-base"
         caption += f" In small print the paper's number ({pair})."
     if one_brim:
         caption += " BRIM is the K that is best on the validation split."
-    return BuiltTable(
-        PartTable(name, title, tuple(head), tuple(rows), f"{caption} {more}".strip()), tidy
-    )
+    return Table(name, title, tuple(head), tuple(rows), f"{caption} {more}".strip(), data)
 
 
 def _column(
     task: TaskRuns,
     metric: str,
-    systems: dict[str, SystemRuns],
-    numbers: dict[str, float],
+    systems: Mapping[str, SystemRuns],
+    numbers: Mapping[str, float],
     *,
     baseline: str,
     alpha: float,
     table: str,
 ) -> dict[str, tuple[Cell, Row]]:
     """Cell and unrounded numbers of each system."""
-    best = best_student(task, metric, systems.values())
+    best = task.best_student(metric, systems.values())
     base = task.find(baseline)
     column: dict[str, tuple[Cell, Row]] = {}
     for label in dict.fromkeys([*systems, *numbers]):
@@ -145,95 +135,51 @@ def _column(
         notes = [] if number is None else [f"paper {number:.2f}"]
         row: Row = {"table": table, "task": task.label, "system": label, "score": metric}
         if system is None or not system.values(metric):
-            column[label] = (Cell(ABSENT, note=", ".join(notes)), {**row, "paper": number or ""})
+            column[label] = (Cell(ABSENT, note=", ".join(notes)), {**row, "paper": number})
             continue
-        values = system.values(metric)
-        if len(values) < task.num_seeds and system.runs[0].seed is not None:
-            notes.insert(0, f"n = {len(values)}")
+        count = len(system.values(metric))
+        if count < task.num_seeds and system.has_seeds:
+            notes.insert(0, f"n = {count}")
         if label == "BRIM" and system.name.k is not None:
             notes.insert(0, f"K = {system.name.k}")
         test = None
         if base is not None and system is not base and system.is_student and metric != "length":
             test = seed_test(task, system, base, metric)
-        marked = test is not None and test.better and test.significant(alpha)
         cell = Cell(
-            score_text(system, metric),
+            system.score_text(metric),
             best=system is best,
-            significant=marked,
+            significant=test is not None and test.better and test.significant(alpha),
             note=", ".join(notes),
         )
-        row |= {**numbers_of(system, metric), "paper": "" if number is None else number}
+        row |= {**_numbers_of(system, metric), "paper": number}
         column[label] = (cell, {**row, "best": system is best, **_test_columns(test, baseline)})
     return column
 
 
-def best_student(task: TaskRuns, metric: str, systems: Iterable[SystemRuns]) -> SystemRuns | None:
-    """The best student of those with the most seeds; None where it has no rival.
-
-    What was decoded unlike the others does not compete.
-    """
-    if metric == "length":
-        return None
-    students = [s for s in systems if s.is_student and not s.decoding and s.values(metric)]
-    most = max((len(s.values(metric)) for s in students), default=0)
-    rivals = [s for s in students if len(s.values(metric)) == most]
-    if len(rivals) < 2:
-        return None
-    choose = max if task.example(metric).higher_is_better else min
-    return choose(rivals, key=lambda s: spread(s.values(metric))[0])
-
-
-def score_text(system: SystemRuns, metric: str) -> str:
-    """`mean ± standard deviation` over the seeds, or one run's score with its interval."""
+def _numbers_of(system: SystemRuns, metric: str) -> Row:
+    """Unrounded; the interval is that of one run."""
     values, score = system.values(metric), system.score(metric)
-    if not values:
-        return ABSENT
+    alone = score if len(values) == 1 else None
     mean, deviation = spread(values)
-    digits = 1 if metric == "length" else 2
-    if deviation is None:
-        return with_interval(score, digits)
-    return f"{mean:z.{digits}f} ± {deviation:.{digits}f}"
-
-
-def numbers_of(system: SystemRuns, metric: str) -> Row:
-    """The same unrounded; the interval is that of one run."""
-    values, score = system.values(metric), system.score(metric)
-    if not values or score is None:
-        return {}
-    mean, deviation = spread(values)
-    alone = len(values) == 1
     return {
         "mean": mean,
-        "sd": "" if deviation is None else deviation,
-        "low": score.low if alone else "",
-        "high": score.high if alone else "",
+        "sd": deviation,
+        "low": alone and alone.low,
+        "high": alone and alone.high,
         "num_runs": len(values),
         "seeds": " ".join(str(run.seed) for run in system.runs if run.seed is not None),
     }
 
 
-def _test_columns(test: SeedTest | None, baseline: str) -> Row:
-    if test is None:
-        return {"baseline": "", "difference": "", "p": "", "d_z": "", "num_pairs": ""}
-    found = test.test
+def _test_columns(found: SeedTest | None, baseline: str) -> Row:
+    test = found and found.test
     return {
-        "baseline": baseline,
-        "difference": found.difference,
-        "p": "" if found.p_value is None else found.p_value,
-        "d_z": "" if found.effect_size is None else found.effect_size,
-        "num_pairs": found.num_pairs,
+        "baseline": test and baseline,
+        "difference": test and test.difference,
+        "p": test and test.p_value,
+        "d_z": test and test.effect_size,
+        "num_pairs": test and test.num_pairs,
     }
-
-
-def _published(task: TaskRuns, metric: str, published: Published) -> dict[str, float]:
-    """The paper's numbers of a column, if the task and the kind of student are the paper's."""
-    table, kind = paper.TABLE1, "encoder-decoder"
-    if published is paper.table7:
-        table, kind = paper.TABLE7, "decoder-only"
-    if task.kind != kind:
-        return {}
-    found = {label: published(task.name, metric, label) for label in table}
-    return {label: number for label, number in found.items() if number is not None}
 
 
 def _paper_name(label: str) -> Name:
@@ -244,16 +190,14 @@ def _paper_name(label: str) -> Name:
 
 def _caption(tasks: Sequence[TaskRuns], baseline: str, alpha: float) -> str:
     tasks = list({c.label: c for c in tasks}.values())
-    run = tasks[0].systems[0].runs[0]
-    counts = [f"{c.systems[0].runs[0].results.get('num_examples', 0):,}" for c in tasks]
-    sizes = counts[0]
-    if len(set(counts)) > 1:
-        sizes = ", ".join(f"{n} ({c.label})" for n, c in zip(counts, tasks, strict=True))
+    sizes = f"{tasks[0].num_examples:,}"
+    if len({c.num_examples for c in tasks}) > 1:
+        sizes = ", ".join(f"{c.num_examples:,} ({c.label})" for c in tasks)
     most = max(c.num_seeds for c in tasks)
-    spread_text = f"mean ± standard deviation over {most} seeds" if most > 1 else "one seed"
+    seeds = f"mean ± standard deviation over {most} seeds" if most > 1 else "one seed"
     text = (
-        f"{run.split.capitalize()} split, {sizes} examples; {spread_text}; a single run with its "
-        "bootstrap interval over examples. Best student in bold."
+        f"{tasks[0].systems[0].runs[0].split.capitalize()} split, {sizes} examples; {seeds}; a "
+        "single run with its bootstrap interval over examples. Best student in bold."
     )
     if any(c.find(baseline) for c in tasks) and most > 1:
         text += (
@@ -268,9 +212,157 @@ def _caption(tasks: Sequence[TaskRuns], baseline: str, alpha: float) -> str:
 
 
 def decoded_otherwise(task: TaskRuns) -> str:
-    """A sentence on systems whose texts were decoded unlike those of most."""
+    """Return a sentence on systems whose texts were decoded unlike those of most."""
     labels = ", ".join(system.label for system in task.systems if system.decoding)
     return (
         f"{labels}: decoded otherwise than the rest ({task.decoding}), so not tested against them, "
         "and never the best."
     )
+
+
+def best_k_table(tasks: Sequence[TaskRuns]) -> Table | None:
+    """Return Table 8: the best K by task, chosen on the validation split; None without BRIM."""
+    columns = [c for c in tasks if c.brims]
+    if not columns:
+        return None
+    rows: list[tuple[Cell, ...]] = []
+    for kind, name in (("encoder-decoder", "T5"), ("decoder-only", "Qwen")):
+        if any(c.kind == kind for c in columns):
+            cells = (_best_k_cell(c, kind, name) for c in columns)
+            rows.append((Cell(f"best K, {kind}"), *cells))
+    metrics = [c.metrics[0] if c.metrics else c.criterion for c in columns]
+    if any(m != c.criterion for m, c in zip(metrics, columns, strict=True)):
+        best = [(c.best_brim(m), c.name_of(m)) for c, m in zip(columns, metrics, strict=True)]
+        cells = (Cell(str(s.name.k), note=name) if s else Cell(ABSENT) for s, name in best)
+        rows.append((Cell("best K by the task's first metric"), *cells))
+    rows += [
+        (Cell(f"validation score, K = {k}"), *(_validation(c, k) for c in columns))
+        for k in sorted({s.name.k for c in columns for s in c.brims if s.name.k is not None})
+    ]
+    head = ("", *(f"{c.label}: validation {c.name_of(c.criterion)}" for c in columns))
+    caption = (
+        "The K whose mean validation score, of the checkpoints that are tested and over the seeds "
+        "that all K have, is best; the test split has no say. The score is the one that picks "
+        "checkpoints."
+    )
+    data = [
+        {
+            "table": "table8",
+            "task": c.label,
+            "kind": c.kind,
+            "k": s.name.k,
+            "system": s.label,
+            "criterion": c.criterion,
+            "validation": c.validation_by_k(c.criterion).get(s.name.k or 0),
+            "best": s is c.best_brim(),
+            "paper": paper.table8(c.name, c.kind),
+        }
+        for c in columns
+        for s in c.brims
+    ]
+    return Table("table8", "Table 8: the best K", head, tuple(rows), caption, data)
+
+
+def _best_k_cell(task: TaskRuns, kind: str, name: str) -> Cell:
+    number = paper.table8(task.name, kind)
+    note = "" if number is None else f"paper, {name}: {number}"
+    best = task.best_brim() if task.kind == kind else None
+    return Cell(ABSENT if best is None else str(best.name.k), note=note)
+
+
+def _validation(task: TaskRuns, k: int) -> Cell:
+    values, best = task.validation_by_k(task.criterion), task.best_brim()
+    if k not in values:
+        return Cell(ABSENT)
+    return Cell(f"{values[k]:.2f}", best=best is not None and best.name.k == k)
+
+
+_FALLS = {
+    "largest_fall": "largest fall",
+    "final_fall": "fall at the end",
+    "rise": "rise to the best",
+    "skipped_share": "skipped updates, %",
+}
+
+
+def stability_table(tasks: Sequence[TaskRuns]) -> Table | None:
+    """Return a row a system that has a learning curve; None without any."""
+    rows: list[tuple[Cell, ...]] = []
+    data: list[Row] = []
+    names: dict[str, str] = {}  # of the score, by the label of the task
+    for task in tasks:
+        for system in task.systems:
+            found = {run.seed: n for run in system.runs if (n := stability(run, system, task))}
+            if not found:
+                continue
+            metric = _stability_score(task)
+            names[task.label] = task.name_of(metric)
+            lost = sum(numbers["not_finite"] for numbers in found.values())
+            cells: list[Cell] = []
+            for column in _FALLS:
+                values = [numbers[column] for numbers in found.values() if column in numbers]
+                note = f"{lost:,.0f} not finite" if lost and not cells else ""
+                cells.append(Cell(mean_text(*spread(values)) if values else ABSENT, note=note))
+                if values:
+                    mean, deviation = spread(values)
+                    data.append(
+                        {
+                            "table": "stability",
+                            "task": task.label,
+                            "system": system.label,
+                            "score": metric,
+                            "number": column,
+                            "mean": mean,
+                            "sd": deviation,
+                            "num_runs": len(values),
+                            "seeds": " ".join(str(seed) for seed in found if seed is not None),
+                        }
+                    )
+            rows.append((Cell(task.label), Cell(system.label), *cells, Cell(str(len(found)))))
+    same = len(set(names.values())) == 1
+    score = [name if same else f"{name} ({label})" for label, name in names.items()]
+    caption = (
+        f"Of the validation split's {', '.join(dict.fromkeys(score))} while training, mean ± "
+        "standard deviation over n seeds. Largest fall: below the best value before it. Fall at "
+        "the end: of the last value below the best one. Rise: of the best value above the first "
+        "one; what learns nothing never falls. Skipped: updates whose loss or gradient was not "
+        "finite."
+    )
+    head = ("system", *_FALLS.values(), "n")
+    title = "Stability: falls of the learning curves"
+    return Table("stability", title, *by_task(tasks, head, rows), caption, data) if rows else None
+
+
+def _stability_score(task: TaskRuns) -> str:
+    """The score whose falls are taken: the expected return, or the first that there is."""
+    return next(iter((*task.returns, *task.metrics, *task.scores)))
+
+
+def stability(run: Run, system: SystemRuns, task: TaskRuns) -> Mapping[str, float]:
+    """Return how far the validation score fell in one training.
+
+    Empty without a learning curve, and for the stages, whose curves are of other steps and losses.
+
+    Returns:
+        In units of the score, and never below 0: `largest_fall`, max over t of max_{s ≤ t} v_s −
+        v_t; `final_fall`, max_t v_t − v_T; `rise`, max_t v_t − v_0. Where a lower score is better,
+        v is its negative. `not_finite`: evaluations that are no finite number, and left out.
+        `skipped_share`: updates of those that were logged, in per cent, where that is known.
+    """
+    metric = _stability_score(task)
+    key = f"eval/{metric}"
+    sign = 1.0 if task.example(metric).higher_is_better else -1.0
+    values = [sign * value for _, value in run.curve(key)]
+    if len(values) < 2 or system.name.family in ("teacher", "student"):
+        return {}
+    best = list(itertools.accumulate(values, max))
+    numbers = {
+        "largest_fall": max(top - value for top, value in zip(best, values, strict=True)),
+        "final_fall": best[-1] - values[-1],
+        "rise": best[-1] - values[0],
+        "not_finite": float(sum(key in row for row in run.metrics) - len(values)),
+    }
+    skipped = [value for _, value in run.curve("optim/skipped")]
+    if skipped:
+        numbers["skipped_share"] = 100 * math.fsum(skipped) / len(skipped)
+    return numbers

@@ -11,10 +11,8 @@ from brim.errors import RunError
 from brim.metrics import spread
 from brim.report import paper_numbers as paper
 from brim.report.systems import TaskRuns
-from brim.report.table import ABSENT
-from brim.report.tables import BuiltTable, Row
 from brim.support.files import read_json
-from brim.support.tables import Cell, PartTable
+from brim.support.tables import ABSENT, Cell, Table, interval_text, mean_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +36,7 @@ class Verdicts:
 def read_verdicts(
     paths: Sequence[Path], tasks: Sequence[TaskRuns], split: str, notes: list[str]
 ) -> list[Verdicts]:
-    """Those about systems of the report on its split; `notes` says of the others why not."""
+    """Read those about systems of the report on its split; `notes` says of the others why not."""
     places = {
         run.directory.resolve(): (task.label, system.label)
         for task in tasks
@@ -90,8 +88,8 @@ def _numbers(fields: Mapping[str, Any], turned: bool) -> dict[str, Any]:
     }
 
 
-def judge_table(found: Sequence[Verdicts], tasks: Sequence[TaskRuns]) -> BuiltTable | None:
-    """Win rates by criterion, the mean over the seeds that were judged; None without verdicts."""
+def judge_table(found: Sequence[Verdicts], tasks: Sequence[TaskRuns]) -> Table | None:
+    """Return win rates by criterion, means over the judged seeds; None without verdicts."""
     if not found:
         return None
     names = list(dict.fromkeys(name for verdicts in found for name in verdicts.criteria))
@@ -102,13 +100,13 @@ def judge_table(found: Sequence[Verdicts], tasks: Sequence[TaskRuns]) -> BuiltTa
         key = (verdicts.task, verdicts.system, verdicts.against)
         groups.setdefault(key, []).append(verdicts)
     by_label = {task.label: task for task in tasks}
-    rows, tidy = [], []
+    rows, data = [], []
     for (label, system, against), group in groups.items():
         cells = []
         for name in names:
             cell, row = _cell(by_label[label], system, against, name, group)
             cells.append(cell)
-            tidy.append({"table": "table3", "task": label, "system": system, **row})
+            data.append({"table": "table3", "task": label, "system": system, **row})
         rows.append((Cell(label), Cell(system), Cell(against), *cells))
     judges = ", ".join(dict.fromkeys(verdicts.judge for verdicts in found))
     caption = (
@@ -118,34 +116,28 @@ def judge_table(found: Sequence[Verdicts], tasks: Sequence[TaskRuns]) -> BuiltTa
         "place or an ID is marked."
     )
     head = ("dataset", "method", "against", *(name.capitalize() for name in names))
-    part = PartTable("table3", "Table 3: judged by a model", head, tuple(rows), caption)
-    return BuiltTable(part, tidy)
+    return Table("table3", "Table 3: judged by a model", head, tuple(rows), caption, data)
 
 
 def _cell(
     task: TaskRuns, system: str, against: str, name: str, group: Sequence[Verdicts]
-) -> tuple[Cell, Row]:
+) -> tuple[Cell, dict[str, Any]]:
     found = [v.criteria[name] for v in group if name in v.criteria]
     rates = [numbers["rate"] for numbers in found if numbers["rate"] is not None]
     notes = list(dict.fromkeys(flag for numbers in found for flag in numbers["warnings"]))
     best = task.best_brim()
     printed = "BRIM" if best is not None and system == best.label else system
-    number = None
-    if against == paper.TABLE3_BASELINE:
-        number = paper.table3(task.name, name, printed)
+    is_paper = against == paper.TABLE3_BASELINE
+    number = paper.table3(task.name, name).get(printed) if is_paper else None
     if number is not None:
         notes.append(f"paper {number:.2f}")
-    row: Row = {"against": against, "criterion": name, "num_runs": len(rates)}
-    row |= {"mean": "", "sd": "", "low": "", "high": "", "paper": "" if number is None else number}
+    row: dict[str, Any] = {"against": against, "criterion": name, "num_runs": len(rates)}
+    row |= {"mean": None, "sd": None, "low": None, "high": None, "paper": number}
     if not rates:
         return Cell(ABSENT, note=", ".join(notes)), row
-    mean, deviation = spread(rates)
-    row["mean"] = mean
-    text = f"{mean:.2f}"
-    if deviation is not None:
-        row["sd"] = deviation
-        text += f" ± {deviation:.2f}"
-    elif found[0]["low"] is not None:
-        row |= {"low": found[0]["low"], "high": found[0]["high"]}
-        text += f" [{found[0]['low']:.2f}, {found[0]['high']:.2f}]"
+    row["mean"], row["sd"] = mean, deviation = spread(rates)
+    text = mean_text(mean, deviation)
+    if deviation is None:
+        row |= {end: found[0][end] for end in ("low", "high")}
+        text = interval_text(mean, found[0]["low"], found[0]["high"])
     return Cell(text, note=", ".join(notes)), row

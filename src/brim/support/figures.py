@@ -1,23 +1,21 @@
-"""What all figures have in common: colours, settings, two files of bytes; no pyplot."""
+"""What all figures have in common: colors, settings, two files of bytes; no pyplot."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-
-from brim.support import tables as parts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Canvas
     from matplotlib.lines import Line2D
 
-# Okabe and Ito's colours, which colour-blind eyes tell apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# The colors of Okabe and Ito, which color-blind readers can distinguish.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^Dv<>P"
 INK = "#24292f"
 _SETTINGS = {
@@ -51,8 +49,26 @@ class Images(NamedTuple):
     svg: bytes
 
 
-def render(size: tuple[float, float], paint: Callable[[Figure], None]) -> Images:
-    """What `paint` makes of an empty figure; the same input gives the same bytes.
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A drawing as the bytes of two image files; the same input gives the same bytes.
+
+    Attributes:
+        name: of its files, such as `curves`.
+        title: above it.
+        png, svg: the images.
+        caption: what is drawn, and how.
+    """
+
+    name: str
+    title: str
+    png: bytes
+    svg: bytes
+    caption: str
+
+
+def render(size: tuple[float, float], paint: Callable[[Canvas], None]) -> Images:
+    """Return what `paint` makes of an empty figure; the same input gives the same bytes.
 
     Matplotlib's settings are the user's again when it is done, and no state outlives the figure.
 
@@ -61,12 +77,12 @@ def render(size: tuple[float, float], paint: Callable[[Figure], None]) -> Images
         paint: draws into the figure.
     """
     import matplotlib
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Canvas
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
         matplotlib.rcParams.update(_SETTINGS)
-        figure = Figure(figsize=size, dpi=150, layout="constrained")
+        figure = Canvas(figsize=size, dpi=150, layout="constrained")
         paint(figure)
         png, svg = io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png")
@@ -76,7 +92,7 @@ def render(size: tuple[float, float], paint: Callable[[Figure], None]) -> Images
 
 
 def log_axis(ax: Axes) -> None:
-    """A logarithmic vertical axis whose numbers need no mathtext."""
+    """Make the vertical axis logarithmic, with numbers that need no mathtext."""
     from matplotlib.ticker import LogFormatter
 
     ax.set_yscale("log")
@@ -85,22 +101,21 @@ def log_axis(ax: Axes) -> None:
 
 
 # LLMR comes first where it is drawn, and is orange everywhere.
-_ORDER = (COLOURS[1], COLOURS[0], *COLOURS[2:])
+_ORDER = (COLORS[1], COLORS[0], *COLORS[2:])
 
-Array = npt.NDArray[np.float64]
 Curve = Sequence[tuple[int, float]]
 
 
 class Style(NamedTuple):
     """How a system is drawn, the same in every panel."""
 
-    colour: str
+    color: str
     marker: str
     line: str
 
 
 def styles(labels: Sequence[str]) -> dict[str, Style]:
-    """A style a label; beyond the colours there are, they come again with another line."""
+    """Return a style a label; where there are more labels than colors, lines differ."""
     lines = ("-", "--", ":")
     return {
         label: Style(
@@ -112,28 +127,8 @@ def styles(labels: Sequence[str]) -> dict[str, Style]:
     }
 
 
-def draw(
-    name: str,
-    title: str,
-    caption: str,
-    size: tuple[float, float],
-    paint: Callable[[Figure], None],
-) -> parts.Figure:
-    """The figure that `paint` makes of an empty one; the same input gives the same bytes.
-
-    Args:
-        name: of its files.
-        title: above it.
-        caption: below it.
-        size: width and height in inches.
-        paint: draws into it.
-    """
-    images = render(size, paint)
-    return parts.Figure(name, title, images.png, images.svg, caption)
-
-
 def draw_mean(ax: Axes, curves: Sequence[Curve], style: Style, *, smooth: bool = False) -> None:
-    """The mean over the curves' common steps, with a band of a standard deviation on each side.
+    """Draw the mean over the curves' common steps, with a band of a standard deviation.
 
     Args:
         ax: drawn into.
@@ -153,26 +148,18 @@ def draw_mean(ax: Axes, curves: Sequence[Curve], style: Style, *, smooth: bool =
         values = np.array([np.convolve(row, kernel, "valid") for row in values])
     mean = values.mean(axis=0)
     marker = "" if smooth else style.marker
-    ax.plot(at, mean, style.line, color=style.colour, marker=marker)
+    ax.plot(at, mean, style.line, color=style.color, marker=marker)
     if len(values) > 1:
         deviation = values.std(axis=0, ddof=1)
         low, high = mean - deviation, mean + deviation
-        ax.fill_between(at, low, high, color=style.colour, alpha=0.12, linewidth=0)
+        ax.fill_between(at, low, high, color=style.color, alpha=0.12, linewidth=0)
 
 
-def handles(chosen: dict[str, Style], *, markers: bool = True) -> list[Line2D]:
-    """What a legend shows."""
+def handles(chosen: Mapping[str, Style], *, markers: bool = True) -> list[Line2D]:
+    """Return what a legend shows."""
     from matplotlib.lines import Line2D
 
-    lines = [
-        Line2D([], [], color=style.colour, linestyle=style.line, label=label)
-        for label, style in chosen.items()
+    return [
+        Line2D([], [], color=s.color, linestyle=s.line, marker=s.marker * markers, label=label)
+        for label, s in chosen.items()
     ]
-    for line, style in zip(lines, chosen.values(), strict=True):
-        line.set_marker(style.marker if markers else "")
-    return lines
-
-
-def blocks(figure: Figure, number: int) -> list[Any]:
-    """The figure in so many parts, one below the other."""
-    return list(figure.subfigures(number, 1, squeeze=False, hspace=0.03)[:, 0])

@@ -1,4 +1,4 @@
-"""What a report is made of, whatever it is about: tables, figures, outputs side by side."""
+"""One kind of table, as Markdown, LaTeX, CSV and text, and how numbers are written in it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import csv
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+ABSENT = "—"
+DIGITS = {"expected_return": 2, "return": 2}  # others have one: metrics go from 0 to 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +31,8 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class PartTable:
-    """A table as rows of cells.
+class Table:
+    """Rows of cells to look at, and the same numbers unrounded.
 
     Attributes:
         name: of its files, such as `table1`.
@@ -37,6 +40,7 @@ class PartTable:
         head: the names of the columns, the first one that of the rows.
         rows: as long as the head each.
         caption: what the numbers and marks are.
+        data: a mapping a number, the lines of the CSV file.
     """
 
     name: str
@@ -44,51 +48,68 @@ class PartTable:
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     caption: str
+    data: Sequence[Mapping[str, Any]] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A drawing as the bytes of two image files; the same input gives the same bytes.
-
-    Attributes:
-        name: of its files, such as `curves`.
-        title: above it.
-        png, svg: the images.
-        caption: what is drawn, and how.
-    """
-
-    name: str
-    title: str
-    png: bytes
-    svg: bytes
-    caption: str
+def plain_table(rows: Sequence[Sequence[str]]) -> Table:
+    """Return a table without name and marks; the first of the rows is its head."""
+    head, *body = rows
+    return Table("", "", tuple(head), tuple(tuple(map(Cell, row)) for row in body), "")
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
-    """One example with the text of each system.
+def interval_text(
+    value: float, low: float | None = None, high: float | None = None, *, spec: str = ".2f"
+) -> str:
+    """Return `value [low, high]`, or the value alone; `spec` is the format of each number."""
+    ends = f" [{low:{spec}}, {high:{spec}}]" if low is not None and high is not None else ""
+    return f"{value:{spec}}{ends}"
 
-    Attributes:
-        id, prompt, references: of the example.
-        texts: by the label of the system.
-        numbers: by the label of the system, numbers of its text by name (`return`, `bleu`, …).
-    """
 
-    id: str
-    prompt: str
-    references: tuple[str, ...]
-    texts: Mapping[str, str]
-    numbers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+def mean_text(mean: float, deviation: float | None, *, digits: int = 2) -> str:
+    """Return `mean ± standard deviation`, or the mean of a single value."""
+    text = f"{mean:z.{digits}f}"
+    return text if deviation is None else f"{text} ± {deviation:.{digits}f}"
+
+
+def p_text(p_value: float | None) -> str:
+    """Return a p-value with three digits, or in powers of ten below 0.001."""
+    if p_value is None:
+        return ABSENT
+    return f"{p_value:.3f}" if p_value >= 0.001 else f"{p_value:.1e}"
+
+
+def percent(confidence: float) -> str:
+    """Return 0.95 as `95 %`."""
+    return f"{100 * confidence:.4g} %"
 
 
 _NUMBER = re.compile(r"[-+\u2212±]?\d.*|[—-]?")
 
 
-def numeric_columns(table: PartTable) -> list[bool]:
-    """For each column of the table whether all its cells are numbers, or dashes for none."""
+def numeric_columns(table: Table) -> list[bool]:
+    """Return for each column whether all its cells are numbers, or dashes for none."""
     return [
         i > 0 and all(_NUMBER.fullmatch(row[i].text) for row in table.rows)
         for i in range(len(table.head))
+    ]
+
+
+def as_text(table: Table) -> str:
+    """Return head and rows in aligned columns, for a terminal."""
+    rows = [table.head, *([cell.text for cell in row] for row in table.rows)]
+    return "\n".join(align(rows, numeric_columns(table)))
+
+
+def align(rows: Sequence[Sequence[str]], numeric: Sequence[bool] = ()) -> list[str]:
+    """Return lines with two spaces between columns; numeric ones are set to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = [*numeric, *[False] * (len(widths) - len(numeric))]
+    return [
+        "  ".join(
+            cell.rjust(width) if to_the_right else cell.ljust(width)
+            for cell, width, to_the_right in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in rows
     ]
 
 
@@ -119,29 +140,12 @@ _LATEX = {
 
 
 def escape_latex(text: str) -> str:
-    """Text that LaTeX sets as it is, on one line."""
+    """Return text that LaTeX sets as it is, on one line."""
     return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
 
 
-def as_markdown(table: PartTable) -> str:
-    """Heading, table and caption; best in bold, significant with a star."""
-    rules = ["---:" if numeric else "---" for numeric in numeric_columns(table)]
-    lines = [list(map(escape_markdown, table.head)), rules]
-    lines += [[_markdown_cell(cell) for cell in row] for row in table.rows]
-    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"## {escape_markdown(table.title)}\n\n{body}\n\n{escape_markdown(table.caption)}\n"
-
-
-def _markdown_cell(cell: Cell) -> str:
-    text = escape_markdown(cell.text)
-    text = f"**{text}**" if cell.best else text
-    star = r"\*" if cell.significant else ""
-    note = f" ({escape_markdown(cell.note)})" if cell.note else ""
-    return f"{text}{star}{note}"
-
-
-def as_latex(table: PartTable) -> str:
-    """A `table` with rules of booktabs; best in bold, significant with a star."""
+def as_latex(table: Table) -> str:
+    """Return a `table` with rules of booktabs; best in bold, significant with a star."""
     rows = [" & ".join(map(_latex_cell, row)) + r" \\" for row in table.rows]
     columns = "".join("r" if numeric else "l" for numeric in numeric_columns(table))
     lines = [
@@ -171,7 +175,7 @@ def _latex_cell(cell: Cell) -> str:
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One line a row, numbers unrounded; a cell is empty where there is no value."""
+    """Return one line a row, numbers unrounded; a cell is empty where there is no value."""
     text = io.StringIO()
     columns = list(dict.fromkeys(column for row in rows for column in row))
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
@@ -184,17 +188,30 @@ _SPECIAL = re.compile(r"([\\`*_<>|~$&]|\](?=\())")
 
 
 def escape_markdown(text: str) -> str:
-    """One line of Markdown, fit for a table's cell, that renders as `text`, line breaks too."""
+    """Return a line of Markdown for a table's cell that renders as `text`, line breaks too."""
     return "<br>".join(_SPECIAL.sub(r"\\\1", line) for line in text.splitlines())
 
 
 def markdown_sentence(text: str) -> str:
-    """A sentence of ours that may hold code between backticks, which is to be copied as it is."""
+    """Escape a sentence of ours, but for code between backticks, which is copied as it is."""
     pieces = re.split(r"(`[^`\n\r]+`)", text)
     return "".join(p if i % 2 else escape_markdown(p) for i, p in enumerate(pieces))
 
 
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first row is its head, from cells of plain text."""
-    head, *body = [f"| {' | '.join(map(escape_markdown, row))} |" for row in rows]
-    return "\n".join([head, "|---" * len(rows[0]) + "|", *body, ""])
+def as_markdown(table: Table) -> str:
+    """Return heading, table and caption; best in bold, significant with a star."""
+    rules = ["---:" if numeric else "---" for numeric in numeric_columns(table)]
+    rows = [list(map(escape_markdown, table.head)), rules]
+    rows += [list(map(_markdown_cell, row)) for row in table.rows]
+    body = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    heading = f"## {escape_markdown(table.title)}\n\n" if table.title else ""
+    caption = f"\n{escape_markdown(table.caption)}\n" if table.caption else ""
+    return heading + body + caption
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = escape_markdown(cell.text)
+    text = f"**{text}**" if cell.best else text
+    star = r"\*" if cell.significant else ""
+    note = f" ({escape_markdown(cell.note)})" if cell.note else ""
+    return f"{text}{star}{note}"

@@ -13,6 +13,7 @@ from brim.cli import app
 from brim.compare import compare
 from brim.compare.write import comparison_markdown, comparison_text, printable, write_comparison
 from brim.errors import RunError
+from brim.support.tables import p_text
 
 HOSTILE = [
     "\x1b[31mred\x1b[0m", "\x1b]0;title\x07", "\x9b31m", "a\rb", "a\x08b", "a\nb\n\n# c", "\x00",
@@ -57,9 +58,9 @@ def test_text_has_every_number(two) -> None:
     assert scores[7] == f"{bleu.difference:+.2f}"
     assert scores[-1] == "A"
     assert p_values[1:] == [
-        f"{bleu.randomization_p:.4f}",
-        f"{bleu.bootstrap_p:.4f}",
-        f"{bleu.sentences.p_value:.4f}" if bleu.sentences.p_value >= 5e-5 else "<0.0001",
+        p_text(bleu.randomization_p),
+        p_text(bleu.bootstrap_p),
+        p_text(bleu.sentences.p_value),
         *(str(n) for n in (bleu.sentences.wins, bleu.sentences.ties, bleu.sentences.losses)),
     ]
     ter = next(line for line in lines if line[:1] == ["TER"])

@@ -81,17 +81,13 @@ def test_what_is_decoded_otherwise_is_never_the_best_nor_better(tmp_path):
         make_folder(tmp_path / "top" / f"seed={seed}", {"name": "rkl"}, seed, scores_of(99 + seed))
     decode_all(tmp_path / "top", BEAM)
     (task,) = gather([tmp_path]).tasks
-    rows = {
-        row[0].text: row[1] for row in main_table([task], baseline="LLMR", alpha=0.05).part.rows
-    }
+    rows = {row[0].text: row[1] for row in main_table([task], baseline="LLMR", alpha=0.05).rows}
     best = [label for label, cell in rows.items() if cell.best]
     assert best == ["LLMR"]
     assert not any(cell.significant for cell in rows.values())
     decode_all(tmp_path / "top", GREEDY)
     (task,) = gather([tmp_path]).tasks
-    rows = {
-        row[0].text: row[1] for row in main_table([task], baseline="LLMR", alpha=0.05).part.rows
-    }
+    rows = {row[0].text: row[1] for row in main_table([task], baseline="LLMR", alpha=0.05).rows}
     assert rows["RKL"].best
 
 
@@ -122,7 +118,7 @@ def test_the_reader_is_told(tmp_path):
     decode_all(tmp_path / "runs", GREEDY)
     decode_all(tmp_path / "runs" / "llmr", {**GREEDY, "max_tokens": 40})
     out = tmp_path / "out"
-    text = write_reports([tmp_path / "runs"], out, max_outputs=0)
+    text = write_reports([tmp_path / "runs"], out, max_outputs=0).text
     label = "LLMR [max_tokens = 40]"
     sentence = f"{label}: decoded otherwise than the rest (greedy, max_tokens = 20)"
     for place in (text, *((out / name).read_text() for name in ("summary.md", "table1.md"))):

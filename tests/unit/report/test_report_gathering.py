@@ -260,3 +260,37 @@ def test_what_cannot_be_read_is_named_on_one_line(tmp_path):
     (run / "results.json").unlink()
     with pytest.raises(RunError, match=r"config.yaml:2: seed: given twice"):
         gather([tmp_path])
+
+
+def kind_of(root: Path) -> str:
+    return gather([root]).tasks[0].kind
+
+
+def test_the_kind_of_student_is_read_and_never_guessed_from_a_name(tmp_path):
+    stages = {"stages_dir": "../stages", "stages": {"predistill": "predistill-1"}}
+    loaded = {"path": str(tmp_path / "t5-like"), "build": None}
+    run = make_folder(
+        tmp_path / "run", LLMR, 1, SCORES, student=loaded, manifest=stages, predictions=False
+    )
+    assert kind_of(run) == "unknown"
+    # The nearest saved configuration decides: of the student, of its pre-distilled, of its own.
+    for place, both in (
+        (tmp_path / "t5-like", True),
+        (tmp_path / "stages" / "predistill-1" / "best", False),
+        (run / "best", True),
+    ):
+        place.mkdir(parents=True)
+        (place / "config.json").write_text(json.dumps({"is_encoder_decoder": both}))
+        assert kind_of(run) == ("encoder-decoder" if both else "decoder-only")
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("t5", "encoder-decoder"), ("mt5", "encoder-decoder"), ("qwen2", "decoder-only")],
+)
+def test_the_kind_of_a_student_that_was_built_is_its_familys(tmp_path, family, kind):
+    cut = {"path": None, "build": None, "keep_layers": 2}  # of the teacher's layers
+    build = {"family": family}
+    make_folder(tmp_path / "built", LLMR, 1, SCORES, student__build=build)
+    make_folder(tmp_path / "cut", LLMR, 1, SCORES, student=cut, teacher__build=build)
+    assert kind_of(tmp_path / "built") == kind_of(tmp_path / "cut") == kind

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from brim.report import paper_numbers as paper
-from brim.report.labels import ORDER, name_of, tell_apart
+from brim.report.labels import ORDER, distinct, name_of
 
 BRIM = {"name": "brim", "k": 4, "phase": "aligned", "immediate": "sampled", "tail": "one_step"}
 PLUS = {**BRIM, "phase": "average", "immediate": "expected", "baseline": "time_mean"}
@@ -52,21 +52,21 @@ def test_methods_stand_in_the_order_of_the_papers_table():
     ]  # fmt: skip
 
 
-def test_equal_labels_are_told_apart_by_what_differs_and_nothing_else():
+def test_equal_labels_differ_by_what_differs_and_nothing_else():
     settings = [
         {"optim": {"lr": 1e-3, "eps": 1e-8}, "student": {"d": 8}, "teacher": {"d": 9}},
         {"optim": {"lr": 1e-4, "eps": 1e-8}, "student": {"d": 8}, "teacher": {"d": 9}},
         {"optim": {"lr": 1e-3, "eps": 1e-8}, "student": {"d": 4}, "teacher": {"d": 5}},
         {"optim": {"lr": 1.0}},
     ]
-    assert tell_apart(["A", "A", "A", "B"], settings) == [
+    assert distinct(["A", "A", "A", "B"], settings) == [
         "A [lr = 0.001, student.d = 8, teacher.d = 9]",
         "A [lr = 0.0001, student.d = 8, teacher.d = 9]",
         "A [lr = 0.001, student.d = 4, teacher.d = 5]",
         "B",
     ]
-    assert tell_apart(["A", "A"], [{"b": True}, {"b": None}]) == ["A [b = true]", "A [b = null]"]
-    assert tell_apart(["A", "A"], [{}, {}]) == ["A [1]", "A [2]"]
+    assert distinct(["A", "A"], [{"b": True}, {"b": None}]) == ["A [b = true]", "A [b = null]"]
+    assert distinct(["A", "A"], [{}, {}]) == ["A [1]", "A [2]"]
 
 
 def test_rows_of_the_papers_tables_are_labels_of_ours():

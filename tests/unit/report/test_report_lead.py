@@ -1,4 +1,4 @@
-"""The sentences that stand first, what is missing, and Markdown that can be copied from."""
+"""The sentences that come first, what is missing, and Markdown that can be copied from."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from run_folders import OBJECTIVES, SCORES, SEEDS, make_folder, make_grid, scores_of
+from run_folders import OBJECTIVES, SCORES, SEEDS, make_folder, make_grid, results_of, scores_of
 
-from brim.report.findings import findings, for_page, for_terminal, gaps_in_short, missing
+from brim.report.findings import compared, findings, for_page, for_terminal, gaps_in_short, missing
+from brim.report.folders import Unfinished
 from brim.report.gather import gather
 from brim.report.report import write_reports
 from brim.report.seed_tests import all_tests
-from brim.report.systems import Unfinished
 from brim.support.tables import markdown_sentence
 
 OTHERS = {
@@ -23,7 +23,7 @@ OTHERS = {
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
-    """BRIM against nine: some far above it, some below, some not told apart."""
+    """BRIM against nine: some far above it, some below, some not significantly different."""
     root = make_grid(tmp_path_factory.mktemp("runs"))
     for name, shift in OTHERS.items():
         llmr = {"name": "llmr", "baseline": name}
@@ -59,7 +59,7 @@ def test_each_competitor_is_on_the_side_where_its_test_is(task, alpha):
             assert float(found[2]) == pytest.approx(max(t.test.p_value for t in expected), rel=0.05)
             assert float(found[2]) < alpha * 1.05
     even = [t for t in tests if not t.significant(alpha)]
-    found = re.search(r"not told apart from (.*?) \(p [=≥] ([\d.e-]+)\)", text)
+    found = re.search(r"not significantly different from (.*?) \(p [=≥] ([\d.e-]+)\)", text)
     assert float(found[2]) == pytest.approx(min(t.test.p_value for t in even), rel=0.05)
     if len(even) > 2:
         named = [t.against for t in even if t.against == "LLMR"]
@@ -110,6 +110,18 @@ def test_a_method_alone_has_its_numbers(tmp_path):
     make_grid(tmp_path, systems=("kl",))
     (task,) = gather([tmp_path]).tasks
     assert sentences(task)[-1] == "Exact match: KL has 21.00 ± 1.00."
+
+
+def test_systems_without_a_seed_are_not_counted_among_those_with_seeds(tmp_path):
+    make_grid(tmp_path, systems=("kl", "llmr"))
+    (tmp_path / "teacher").mkdir()
+    results = json.dumps({"test": results_of(scores_of(30.0))})
+    (tmp_path / "teacher" / "results.json").write_text(results)
+    (task,) = gather([tmp_path]).tasks
+    assert compared(task, "test") == (
+        "cmudict: 2 systems with 3 seeds each and 1 without a seed (7 runs), on 6 examples of the "
+        "test split."
+    )
 
 
 def test_variance_in_training_is_over_the_seeds_that_all_have(tmp_path):

@@ -22,11 +22,10 @@ from run_folders import (
 
 from brim.judge import VARIANTS, Verdict, summarize
 from brim.report.gather import gather
-from brim.report.more_tables import best_k_table, significance_tables
-from brim.report.seed_tests import all_tests
-from brim.report.tables import decoder_only_table, main_table, return_table
+from brim.report.seed_tests import all_tests, significance_tables
+from brim.report.tables import best_k_table, decoder_only_table, main_table, return_table
 from brim.report.verdicts import judge_table, read_verdicts
-from brim.support.tables import Cell, PartTable
+from brim.support.tables import Cell, Table
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +39,12 @@ def task(grid):
     return found
 
 
-def cells(table: PartTable) -> dict[str, dict[str, Cell]]:
+def cells(table: Table) -> dict[str, dict[str, Cell]]:
     return {row[0].text: dict(zip(table.head, row, strict=True)) for row in table.rows}
 
 
 def test_a_cell_is_mean_and_standard_deviation_over_the_seeds(task):
-    table = cells(main_table([task], baseline="LLMR", alpha=0.05).part)
+    table = cells(main_table([task], baseline="LLMR", alpha=0.05))
     assert list(table) == [
         "KL", "LLMR", "BRIM (K = 2)", "BRIM (K = 4)", "PPO with LLMR", "PPO with BRIM",
     ]  # fmt: skip
@@ -53,7 +52,7 @@ def test_a_cell_is_mean_and_standard_deviation_over_the_seeds(task):
     assert table["KL"]["exact match ↑"].text == "21.00 ± 1.00"
     assert table["LLMR"]["exact match ↑"].text == f"23.33 ± {math.sqrt(42 / 9 / 2):.2f}"
     assert table["LLMR"]["TER ↓"].text == f"36.67 ± {math.sqrt(42 / 9 / 2):.2f}"
-    returns = cells(return_table([task], baseline="LLMR", alpha=0.05).part)
+    returns = cells(return_table([task], baseline="LLMR", alpha=0.05))
     assert returns["KL"]["return ↑"].text == "10.50 ± 0.50"
     assert returns["KL"]["length"].text == "7.0 ± 0.0"
 
@@ -99,14 +98,14 @@ def test_ppo_is_tested_against_ppo_only(task):
 
 def test_k_is_chosen_on_validation_and_never_on_test(task):
     assert task.best_brim().label == "BRIM (K = 4)"
-    table = cells(best_k_table([task]).part)
+    table = cells(best_k_table([task]))
     column = "cmudict: validation exact match"
     assert table["best K, encoder-decoder"][column].text == "4"
     assert table["validation score, K = 2"][column] == Cell("30.00")
     assert table["validation score, K = 4"][column] == Cell("31.00", best=True)
     first, others = significance_tables([task], {"cmudict": all_tests(task)}, alpha=0.05)
-    assert {row[0].text for row in first.part.rows} == {"BRIM (K = 4)"}
-    assert {row["system"] for row in others.rows} >= {"BRIM (K = 2)", "PPO with BRIM"}
+    assert {row[0].text for row in first.rows} == {"BRIM (K = 4)"}
+    assert {row["system"] for row in others.data} >= {"BRIM (K = 2)", "PPO with BRIM"}
     # A K with no validation score, or with seeds of its own only, leaves the choice open.
     assert task.best_brim("bleu") is None
 
@@ -121,16 +120,16 @@ def test_k_is_chosen_over_the_seeds_that_all_k_have(tmp_path):
 
 
 def test_best_is_bold_and_only_what_beats_the_baseline_has_a_star(task):
-    table = cells(main_table([task], baseline="LLMR", alpha=0.05).part)
+    table = cells(main_table([task], baseline="LLMR", alpha=0.05))
     marks = {label: row["exact match ↑"] for label, row in table.items()}
     assert [label for label, cell in marks.items() if cell.significant] == ["BRIM (K = 2)"]
     # Both means are 2 above LLMR's: one of them is the best, and the same one in the other column.
     assert sum(cell.best for cell in marks.values()) == 1
     assert marks["PPO with LLMR"].significant is False  # significantly worse
-    loose = cells(main_table([task], baseline="LLMR", alpha=0.08).part)
+    loose = cells(main_table([task], baseline="LLMR", alpha=0.08))
     starred = [label for label, row in loose.items() if row["exact match ↑"].significant]
     assert starred == ["BRIM (K = 2)", "BRIM (K = 4)"]
-    none = main_table([task], baseline="nobody", alpha=0.05).part
+    none = main_table([task], baseline="nobody", alpha=0.05)
     assert not any(cell.significant for row in none.rows for cell in row)
     assert "better than" not in none.caption
 
@@ -139,8 +138,8 @@ def test_one_seed_has_the_interval_of_its_examples_and_no_test(tmp_path):
     make_grid(tmp_path, systems=("llmr", "brim-k=2"), seeds=SEEDS[:1])
     (task,) = gather([tmp_path]).tasks
     table = main_table([task], baseline="LLMR", alpha=0.05)
-    assert cells(table.part)["LLMR"]["exact match ↑"].text == "23.00 [22.00, 24.00]"
-    assert not any(cell.significant for row in table.part.rows for cell in row)
+    assert cells(table)["LLMR"]["exact match ↑"].text == "23.00 [22.00, 24.00]"
+    assert not any(cell.significant for row in table.rows for cell in row)
     tests = all_tests(task)
     assert {test.verdict(0.05) for test in tests} == {"too few seeds"}
     assert significance_tables([task], {"cmudict": tests}, alpha=0.05) == []
@@ -150,7 +149,7 @@ def test_fewer_seeds_are_counted_in_the_cell(tmp_path):
     make_grid(tmp_path, systems=("llmr",))
     make_grid(tmp_path, systems=("brim-k=2",), seeds=SEEDS[:2])
     (task,) = gather([tmp_path]).tasks
-    table = cells(main_table([task], baseline="LLMR", alpha=0.05).part)
+    table = cells(main_table([task], baseline="LLMR", alpha=0.05))
     assert table["BRIM (K = 2)"]["exact match ↑"].note == "n = 2"
     assert table["LLMR"]["exact match ↑"].note == ""
     assert not table["BRIM (K = 2)"]["exact match ↑"].best  # its seeds may have been the easy ones
@@ -181,31 +180,31 @@ def paper_task(root: Path, family: str, name: str = "xsum"):
 
 def test_the_papers_numbers_stand_beside_ours_and_for_themselves(tmp_path):
     task = paper_task(tmp_path, "t5")
-    table = cells(main_table([task], baseline="LLMR", alpha=0.05).part)
+    table = cells(main_table([task], baseline="LLMR", alpha=0.05))
     assert table["BRIM (K = 2)"]["ROUGE-L ↑"].note == "paper 29.29"
     assert table["LLMR"]["ROUGE-2 ↑"].text == "10.00 [9.00, 11.00]"
     assert table["TVD"]["ROUGE-1 ↑"] == Cell("—", note="paper 35.17")
     assert list(table)[:3] == ["Teacher", "Student", "SeqKD"]
     assert len(table) == 13
     assert decoder_only_table([task], baseline="LLMR", alpha=0.05) is None
-    best = cells(best_k_table([task]).part)["best K, encoder-decoder"]
+    best = cells(best_k_table([task]))["best K, encoder-decoder"]
     assert best["xsum: validation ROUGE-1"] == Cell("4", note="paper, T5: 2")
 
 
 def test_decoder_only_students_have_table_7_with_one_brim(tmp_path):
     task = paper_task(tmp_path, "llama")
-    table = cells(decoder_only_table([task], baseline="LLMR", alpha=0.05).part)
+    table = cells(decoder_only_table([task], baseline="LLMR", alpha=0.05))
     assert list(table) == ["Teacher", "Student", "KL", "TVD", "LLMR", "BRIM"]
     assert table["BRIM"]["ROUGE-1 ↑"].note == "K = 4, paper 32.28"
     assert table["LLMR"]["ROUGE-1 ↑"].note == "paper 31.61"
     first = main_table([task], baseline="LLMR", alpha=0.05)
-    assert not any("paper" in cell.note for row in first.part.rows for cell in row)
+    assert not any("paper" in cell.note for row in first.rows for cell in row)
 
 
 def test_other_tasks_have_the_layout_without_the_papers_numbers(task):
     assert not any(
         "paper" in cell.note
-        for row in main_table([task], baseline="LLMR", alpha=0.05).part.rows
+        for row in main_table([task], baseline="LLMR", alpha=0.05).rows
         for cell in row
     )
 
@@ -254,7 +253,7 @@ def test_verdicts_become_table_3(grid, task, tmp_path):
     assert len(notes) == 2
     assert str(foreign) in notes[0]
     assert str(broken) in notes[1]
-    table = judge_table(found, [task]).part
+    table = judge_table(found, [task])
     assert table.head == ("dataset", "method", "against", "Overall", "Coherence")
     rates = {(row[1].text, row[2].text): row[3].text.split()[0] for row in table.rows}
     # KL as A won three of four against LLMR, as BRIM did against KL.
@@ -274,6 +273,6 @@ def test_models_without_training_compete_and_have_no_seed(tmp_path):
     (tmp_path / "student" / "results.json").write_text(json.dumps({"test": results}))
     write_predictions(tmp_path / "student", "student")
     (task,) = gather([tmp_path]).tasks
-    table = cells(main_table([task], baseline="LLMR", alpha=0.05).part)
+    table = cells(main_table([task], baseline="LLMR", alpha=0.05))
     assert table["Student"]["exact match ↑"] == Cell("1.00 [0.00, 2.00]")
     assert not [t for t in all_tests(task) if t.against == "Student"]

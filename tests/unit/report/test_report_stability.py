@@ -13,7 +13,7 @@ from run_folders import OBJECTIVES, SEEDS, make_folder, scores_of
 
 from brim.report.gather import gather
 from brim.report.report import write_reports
-from brim.report.stability import stability, stability_table
+from brim.report.tables import stability, stability_table
 from brim.support.tables import as_csv
 
 COLUMNS = ("largest fall", "fall at the end", "rise to the best", "skipped updates, %", "n")
@@ -82,20 +82,20 @@ def test_the_table_has_mean_and_deviation_over_the_seeds(tmp_path):
         skipped = [float(seed == 1 and i == 2) for i in range(4)]
         run_of(tmp_path / "llmr" / f"{seed}", values, seed=seed, **{"optim/skipped": skipped})
     table = stability_table(gather([tmp_path]).tasks)
-    assert table.part.head == ("system", *COLUMNS)
-    (row,) = table.part.rows
+    assert table.head == ("system", *COLUMNS)
+    (row,) = table.rows
     # Largest falls 3, 2, 1; at the end 1, 0, 0; rises 4, 6, 1; skipped 25, 0, 0 per cent.
     expected = [(3, 2, 1), (1, 0, 0), (4, 6, 1), (25, 0, 0)]
     texts = [f"{statistics.mean(v):.2f} ± {statistics.stdev(v):.2f}" for v in expected]
     assert [cell.text for cell in row] == ["LLMR", *texts, "3"]
-    unrounded = {r["number"]: r for r in csv.DictReader(io.StringIO(as_csv(table.rows)))}
+    unrounded = {r["number"]: r for r in csv.DictReader(io.StringIO(as_csv(table.data)))}
     assert float(unrounded["final_fall"]["mean"]) == 1 / 3
     assert unrounded["final_fall"]["seeds"] == "1 2 3"
 
 
 def test_numbers_that_are_not_finite_are_left_out_and_counted(tmp_path):
     run_of(tmp_path / "llmr", [1.0, "nan", 3.0, "-inf", 2.0])
-    (row,) = stability_table(gather([tmp_path]).tasks).part.rows
+    (row,) = stability_table(gather([tmp_path]).tasks).rows
     assert (row[1].text, row[1].note) == ("1.00", "2 not finite")
     assert row[4].text == "—"  # no update is known to have been made
 
@@ -113,7 +113,7 @@ def test_stages_and_runs_without_a_curve_have_no_row(tmp_path):
     make_folder(tmp_path / "kl", {"name": "kl"}, 1, scores_of(1.0), metrics=[], predictions=False)
     (task,) = gather([tmp_path]).tasks
     assert [system.label for system in task.systems] == ["Pre-distilled student", "KL", "LLMR"]
-    assert [row[0].text for row in stability_table([task]).part.rows] == ["LLMR"]
+    assert [row[0].text for row in stability_table([task]).rows] == ["LLMR"]
     assert stability_table([]) is None
 
 
