@@ -364,7 +364,7 @@ class Trainer:
 
 
 def name_suspects(rollout: Rollout) -> str:
-    """Return ids of the examples whose returns or weights are not finite; of all, if it is neither."""
+    """Return ids of the examples whose returns or weights are not finite; of all, if none is."""
     ids = [example.id for example in rollout.batch.examples]
     # Returns first: one of them that is not finite spoils the baseline, and so all weights.
     for numbers in (rollout.returns, rollout.advantages):

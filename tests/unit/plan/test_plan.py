@@ -534,7 +534,9 @@ def test_passes_are_those_that_are_made(name, settings):
     before = (len(judged), len(read), len(copied))
     for _ in range(objective.settings.updates.num_epochs):
         for i in range(objective.settings.updates.num_minibatches):
-            part = rollout.select(range(i, len(rollout), objective.settings.updates.num_minibatches))
+            part = rollout.select(
+                range(i, len(rollout), objective.settings.updates.num_minibatches)
+            )
             objective.loss(module, part, teacher)
 
     passes = passes_of(objective_config)
