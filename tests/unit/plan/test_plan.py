@@ -425,6 +425,28 @@ def test_memory_of_an_update(name):
 # -- operations ------------------------------------------------------------------------------------
 
 
+# By the formulas of docs/plan.md, as they were counted by hand: reading, writing one completion and
+# two of a prompt, an update.
+BY_FORMULA = {
+    "t5": (8_036_352, 7_934_976, 6_263_808, 24_305_664),
+    "gpt2": (5_465_088, 5_138_432, 3_467_264, 16_591_872),
+    "llama": (6_325_248, 5_998_592, 4_032_512, 19_172_352),
+    "qwen2": (5_751_808, 5_425_152, 3_655_680, 17_452_032),
+}
+
+
+@pytest.mark.parametrize("name", BY_FORMULA)
+def test_operations_are_those_of_the_formulas(name):
+    shape = on_paper(build(name))
+    found = (
+        read_operations(shape, SIZE),
+        generate_operations(shape, SIZE),
+        generate_operations(shape, SIZE, generations=2),
+        update_operations(shape, SIZE),
+    )
+    assert found == pytest.approx(BY_FORMULA[name], rel=0.01)
+
+
 # The counter knows no operation of the CPU's fused attention.
 def count(run) -> int:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
