@@ -11,7 +11,7 @@ from brim.models.features import BUFFERS, PAIR_BYTES
 from brim.models.head import CHUNK_BYTES
 from brim.plan.models import ModelShape, Size
 from brim.plan.passes import Passes
-from brim.plan.peaks import pass_bytes, peak_bytes, writing_bytes
+from brim.plan.peaks import pass_cost, writing_cost
 
 # Of a chunk's float32 logits, and of those of the rows that write: the logits and what is made of
 # them.
@@ -226,7 +226,7 @@ class Room:
         """`shape` writes so many completions a prompt; `training` if that is part of a step."""
         autocast = self.autocast if training else None
         num_prompts = -(-size.rows // generations)
-        peak = writing_bytes(shape, size, num_prompts=num_prompts, autocast=autocast)
+        peak = writing_cost(shape, size, num_prompts=num_prompts, autocast=autocast).peak
         cache = shape.cache_bytes(size, itemsize=None if autocast is None else autocast.itemsize)
         return replace(
             self._with(shape, whole=True),
@@ -240,7 +240,8 @@ class Room:
         autocast = self.autocast if training else None
         return replace(
             self._with(shape),
-            activations=peak_bytes(shape, size, autocast=autocast) + self._casts(shape, autocast),
+            activations=pass_cost(shape, size, autocast=autocast).peak
+            + self._casts(shape, autocast),
             head=_chunk(shape, size),
         )
 
@@ -249,7 +250,7 @@ class Room:
         learner = self.learner
         assert learner is not None
         shape, size = learner.shape, learner.micro_batch
-        kept, activations = pass_bytes(
+        cost = pass_cost(
             shape,
             size,
             gradient=True,
@@ -258,8 +259,8 @@ class Room:
             checkpointing=learner.checkpointing,
         )
         # With checkpointing the head is done with its logits before layers are passed again.
-        free = activations - kept if learner.checkpointing else 0
-        activations *= learner.num_trained
+        free = cost.peak - cost.kept if learner.checkpointing else 0
+        activations = cost.peak * learner.num_trained
         head = _chunk(shape, size)
         held = self._with(shape)
         exchange, gradients = held.exchange, learner.gradients
@@ -272,8 +273,8 @@ class Room:
         if learner.passes.compared and self.teacher is not None:
             # The teacher reads first; its features stay.
             if not self.devices.teacher_apart:
-                read = peak_bytes(self.teacher, size, autocast=self.autocast)
-                activations = max(activations, read)
+                read = pass_cost(self.teacher, size, autocast=self.autocast)
+                activations = max(activations, read.peak)
                 exchange += self._gathered(self.teacher)
             activations += _features(self.teacher, size)
             head = _chunk(shape, size, budget=PAIR_BYTES // BUFFERS, buffers=BUFFERS)
@@ -301,8 +302,7 @@ class Room:
         """Autocast keeps its copies of weights that are trained until the rollout is judged."""
         if autocast is None or shape is self.teacher or shape.model.dtype == autocast:
             return 0
-        trained = shape.products(trainable=True)
-        return autocast.itemsize * (trained.encoder + trained.cross + trained.decoder)
+        return autocast.itemsize * shape.num_cast
 
 
 def phases(room: Room, rows: int, sizes: Sizes, *, returns: bool) -> dict[str, Memory]:

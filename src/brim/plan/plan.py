@@ -11,9 +11,8 @@ import torch
 from brim.errors import BrimError, ModelError, first_line
 from brim.plan.flops import generate_operations, read_operations, step_operations, step_traffic
 from brim.plan.memory import Devices, Learner, Room, Sizes, phases
-from brim.plan.models import ModelShape, Size
+from brim.plan.models import ModelShape, Size, student_shape, teacher_shape
 from brim.plan.passes import Passes, passes_of
-from brim.plan.sources import student_shape, teacher_shape
 from brim.plan.types import GIB, ModelPlan, Plan, StagePlan
 from brim.tasks import FilesConfig, PublishedSettings, TaskConfig, WordProblemsConfig
 from brim.training.optimizer import check_trainable, count_steps, learning_rate

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
-from brim.plan.flops import Operations, Traffic
 from brim.plan.memory import Memory
-from brim.plan.passes import Passes
+from brim.plan.passes import ByPhase, Passes
 
 GIB = 2**30
 
@@ -65,11 +64,11 @@ class StagePlan:
     num_completions: int | None
     max_tokens: int | None
     memory: dict[str, Memory]
-    operations: Operations | None
+    operations: ByPhase | None
     total_operations: int | None
     checkpoint_bytes: int = 0
     kept_bytes: int = 0
-    traffic: Traffic | None = None
+    traffic: ByPhase | None = None
     compute_seconds: float | None = None
     network_seconds: float | None = None
 

@@ -21,6 +21,7 @@ from brim.plan.flops import step_traffic
 from brim.plan.memory import ONE_DEVICE, Devices, Learner, Room, Sizes, at_work, phases
 from brim.plan.models import ModelShape, Size, stacks_of
 from brim.plan.passes import Passes
+from brim.plan.peaks import Cost
 from brim.recipes import find_recipe
 from brim.training.settings import RunConfig
 
@@ -65,7 +66,8 @@ def configure(recipe: str, *overrides: str) -> RunConfig:
 
 @pytest.fixture
 def without_peaks(monkeypatch):
-    monkeypatch.setattr("brim.plan.memory.peak_bytes", lambda *args, **kwargs: 0)
+    none = Cost(0, 0, 0)
+    monkeypatch.setattr("brim.plan.memory.pass_cost", lambda *args, **kwargs: none)
 
 
 # -- memory ----------------------------------------------------------------------------------------
