@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -48,6 +49,13 @@ Overrides = Annotated[
     typer.Argument(metavar="KEY.SUB=VALUE", help="Settings to change.", show_default=False),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse `nan` and `inf`, which a `min` lets through: the callback of options for numbers."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number")
+    return value
 
 
 def _show_version(value: bool) -> None:

@@ -67,7 +67,7 @@ def ray_launcher(
         import ray
     except ImportError:
         raise ConfigError("--ray: needs Ray; pip install 'brim-distill[ray]'") from None
-    _knock(address)
+    _check_reachable(address)
     try:
         ray.init(address, log_to_driver=False, configure_logging=False, include_dashboard=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -85,7 +85,7 @@ def ray_launcher(
     return RayLauncher(slots, cpus, gpus)
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """Whether anything listens at `host:port`; Ray itself would try for many minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
