@@ -27,7 +27,7 @@ import torch
 from brim.analysis.results import Fit, StudentTheorem1, Theorem1Analysis
 from brim.analysis.sampling import Estimate, Resamples, Samples, pooled_variance
 from brim.analysis.steps import MIN_TOKENS, Steps, fit_laws
-from brim.analysis.subjects import Opened, Analysis, AnalyzedModel, check_ks
+from brim.analysis.subjects import Analysis, AnalyzedModel, Opened, check_ks
 from brim.errors import ConfigError
 from brim.returns import block_returns
 from brim.tasks import Split

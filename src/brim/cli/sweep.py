@@ -64,12 +64,13 @@ def sweep(
     check_files(file, search=find_recipe)
     from brim.support.progress import Reporter
     from brim.sweep import running as work
+    from brim.sweep.cluster import Resources, launcher_of
     from brim.sweep.states import status_table
 
     _check_one({"--status": status, "--dry-run": dry_run, "--sbatch": sbatch,
                 "--point": point is not None, "--ray": ray is not None})  # fmt: skip
     chosen, reporter = work.choose(file, out, only), Reporter(quiet=quiet)
-    resources = work.Resources(jobs, threads, ray, cpus, gpus)
+    resources = Resources(jobs, threads, ray, cpus, gpus)
     if status:
         typer.echo(status_table(chosen.points, chosen.out))
     elif dry_run:
@@ -82,7 +83,7 @@ def sweep(
             if point is not None:
                 text = work.run_one(chosen, point, reporter, sys.argv)
             else:
-                launcher = work.launcher_of(resources, len(chosen.points), reporter)
+                launcher = launcher_of(resources, len(chosen.points), reporter)
                 outcome = work.run_sweep(
                     chosen.points, chosen.out, sweep=chosen.sweep, launcher=launcher, retry=retry,
                     fail_fast=fail_fast, reporter=reporter,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from brim.plan.memory import Devices, Learner, Sizes
 from brim.plan.models import ModelShape, Size
-from brim.plan.passes import ByPhase, Passes
+from brim.plan.passes import ByPhase
 from brim.plan.peaks import pass_cost, writing_cost
 
 
@@ -23,45 +23,39 @@ def generate_operations(shape: ModelShape, size: Size, *, generations: int = 1) 
     return size.rows // generations * once.operations + _head(shape, size)
 
 
-def update_operations(
-    shape: ModelShape, size: Size, *, with_head: bool = True, checkpointing: bool = False
-) -> int:
-    """A forward and a backward pass; the head's logits are made again before the latter."""
+def update_operations(shape: ModelShape, size: Size, *, checkpointing: bool = False) -> int:
+    """A forward and a backward pass."""
     once = pass_cost(shape, size.at_most(1), gradient=True, checkpointing=checkpointing)
-    heads = (3 + shape.head.requires_grad) if with_head else 0
-    return size.rows * once.operations + heads * _head(shape, size)
+    return size.rows * once.operations + _update_heads(shape, size)
 
 
-def step_operations(
-    passes: Passes,
-    student: ModelShape,
-    teacher: ModelShape | None,
-    size: Size,
-    *,
-    checkpointing: bool = False,
-) -> ByPhase:
+def step_operations(learner: Learner, teacher: ModelShape | None, size: Size) -> ByPhase:
     """One step of a stage; `size` is that of all its completions."""
-    rollout = 0
+    passes, student = learner.passes, learner.shape
+    rollout = teacher_pass = 0
     if passes.written:
         written = size.at_most(round(passes.written * size.rows))
         rollout = generate_operations(student, written, generations=passes.generations)
-    update = update_operations(student, size, checkpointing=checkpointing)
-    if passes.critic == "separate":
-        update += update_operations(student, size, with_head=False, checkpointing=checkpointing)
+    update = update_operations(student, size, checkpointing=learner.checkpointing)
+    # A critic of its own has no output head.
+    update += (passes.num_trained - 1) * (update - _update_heads(student, size))
     update *= passes.updates
-    asked = 0
     if teacher is not None:
-        once = read_operations(teacher, size)
-        asked = passes.teacher_reads * once
+        teacher_pass = read_operations(teacher, size)
         # Its logits are made again in the backward pass, like the student's.
-        update += passes.compared * (once + _head(teacher, size))
-    reads = passes.student_reads + passes.copy_reads + (passes.critic == "separate")
+        update += passes.compared * (teacher_pass + _head(teacher, size))
+    reads = passes.student_reads + passes.copy_reads + passes.num_trained - 1
     return ByPhase(
         rollout=rollout,
-        teacher=asked,
+        teacher=passes.teacher_reads * teacher_pass,
         student=reads * read_operations(student, size) if reads else 0,
         update=update,
     )
+
+
+def _update_heads(shape: ModelShape, size: Size) -> int:
+    """Logits, the same again before the backward pass, and gradients of features and weights."""
+    return (3 + shape.head.requires_grad) * _head(shape, size)
 
 
 def _head(shape: ModelShape, size: Size) -> int:
@@ -79,13 +73,13 @@ def step_traffic(
 
     Args:
         learner: the model that is trained.
-        teacher: the model that is asked, if it is asked.
+        teacher: whose logits are the Q-values; None where it is not used.
         devices: over which the run is shared out.
         rows: completions of a step that one device has.
         sizes: how many of them pass a model at once.
     """
     passes, shape = learner.passes, learner.shape
-    judged = 0 if teacher is None or devices.teacher != "fsdp" else teacher.weight_bytes
+    gathered = 0 if teacher is None or devices.teacher != "fsdp" else teacher.weight_bytes
     updates = passes.updates * passes.minibatches
     micro_batches = -(-rows // (passes.minibatches * learner.micro_batch.rows))
     rollout = student = 0
@@ -93,13 +87,13 @@ def step_traffic(
         update = 2 * learner.gradients * updates
     else:
         # Forward, and backward but for what stayed.
-        fetched = 2 * learner.trained - learner.num_trained * shape.outside_bytes()
+        fetched = 2 * learner.trained - passes.num_trained * shape.outside_bytes()
         update = (fetched + learner.gradients) * micro_batches * updates
         rollout = shape.weight_bytes if passes.written else 0
-        reads = passes.student_reads + (passes.critic == "separate")
+        reads = passes.student_reads + passes.num_trained - 1
         student = reads * -(-rows // sizes.reread.rows) * shape.weight_bytes
-    update += passes.compared * passes.minibatches * micro_batches * judged
-    asked = passes.teacher_reads * -(-rows // sizes.judged.rows) * judged
+    update += passes.compared * passes.minibatches * micro_batches * gathered
+    asked = passes.teacher_reads * -(-rows // sizes.scored.rows) * gathered
     return ByPhase(*(_sent(amount, devices) for amount in (rollout, asked, student, update)))
 
 

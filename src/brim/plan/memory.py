@@ -82,13 +82,8 @@ class Devices:
 
     def teacher_bytes(self, teacher: ModelShape) -> int:
         """Of its weights that stay on a device."""
-        match self.teacher:
-            case "none":
-                return teacher.weight_bytes
-            case "fsdp":
-                return self.share(teacher.weight_bytes)
-            case "offload":
-                return 0
+        whole = teacher.weight_bytes
+        return {"none": whole, "fsdp": self.share(whole), "offload": 0}[self.teacher]
 
 
 ONE_DEVICE = Devices()
@@ -127,25 +122,15 @@ class Learner:
     moments_8bit: bool = False
 
     @property
-    def num_trained(self) -> int:
-        """The student, and the critic if it is a model of its own."""
-        return 1 + (self.passes.critic == "separate")
-
-    @property
     def trained(self) -> int:
         """Bytes of their weights, the value head's included."""
-        return self.num_trained * self.shape.weight_bytes + self._value_head
-
-    @property
-    def copies(self) -> int:
-        """Bytes of the frozen copies of the student."""
-        return self.passes.copies * self.shape.weight_bytes
+        return self.passes.num_trained * self.shape.weight_bytes + self._value_head
 
     @property
     def gradients(self) -> int:
         """Also of the critic, whose output head is not trained if it is its own."""
         trained = self.shape.trainable_bytes
-        if self.passes.critic == "separate":
+        if self.passes.num_trained > 1:
             head, embedding = self.shape.head, self.shape.model.get_input_embeddings().weight
             own = head.requires_grad and head is not embedding
             trained = 2 * trained - (head.nbytes if own else 0)
@@ -174,13 +159,13 @@ class Sizes:
 
     Attributes:
         written: rows that the student writes in a step.
-        judged: rows that the teacher reads.
+        scored: rows that the teacher reads.
         reread: rows that the student reads without gradient.
         evaluated: rows that are written in an evaluation.
     """
 
     written: Size
-    judged: Size
+    scored: Size
     reread: Size
     evaluated: Size
 
@@ -191,7 +176,7 @@ class Room:
 
     Attributes:
         learner: the model that is trained; None where nothing is.
-        teacher: the model that is asked, if it is asked.
+        teacher: whose logits are the Q-values; None where it is not used.
         beside: bytes of models that are there and have no part in this.
         autocast: the type of matrix products in training steps; evaluations have none.
         devices: over which the run is shared out.
@@ -212,7 +197,7 @@ class Room:
             weights += devices.teacher_bytes(self.teacher)
         if learner is None:
             return Memory(weights=weights)
-        weights += learner.copies
+        weights += learner.passes.copies * learner.shape.weight_bytes  # frozen
         if devices.student == "fsdp":
             trained, optimizer = devices.share(learner.trained), devices.share(learner.optimizer)
             return Memory(weights=weights + trained, optimizer=optimizer)
@@ -260,14 +245,14 @@ class Room:
         )
         # With checkpointing the head is done with its logits before layers are passed again.
         free = cost.peak - cost.kept if learner.checkpointing else 0
-        activations = cost.peak * learner.num_trained
+        activations = cost.peak * learner.passes.num_trained
         head = _chunk(shape, size)
         held = self._with(shape)
         exchange, gradients = held.exchange, learner.gradients
         if self.devices.shards_student:
             # Of each model its own, and the gradients of what is at work.
             exchange += at_work(shape, trainable=True)
-            exchange *= learner.num_trained
+            exchange *= learner.passes.num_trained
         if self.devices.student == "fsdp":
             gradients = self.devices.share(gradients)
         if learner.passes.compared and self.teacher is not None:
@@ -293,13 +278,13 @@ class Room:
 
     def _gathered(self, shape: ModelShape, *, whole: bool = False) -> int:
         devices = self.devices
-        asked = shape is self.teacher
-        if not (devices.gathers_teacher if asked else devices.shards_student):
+        gathers = devices.gathers_teacher if shape is self.teacher else devices.shards_student
+        if not gathers:
             return 0
         return shape.weight_bytes if whole else at_work(shape)
 
     def _casts(self, shape: ModelShape, autocast: torch.dtype | None) -> int:
-        """Autocast keeps its copies of weights that are trained until the rollout is judged."""
+        """Autocast keeps its copies of weights that are trained until the rollout is scored."""
         if autocast is None or shape is self.teacher or shape.model.dtype == autocast:
             return 0
         return autocast.itemsize * shape.num_cast
@@ -312,7 +297,7 @@ def phases(room: Room, rows: int, sizes: Sizes, *, returns: bool) -> dict[str, M
         room: the stage.
         rows: completions of a step that one device has.
         sizes: how many of them pass a model at once.
-        returns: whether evaluations ask the teacher.
+        returns: whether evaluations use the teacher.
     """
     learner, teacher = room.learner, room.teacher
     assert learner is not None
@@ -325,13 +310,13 @@ def phases(room: Room, rows: int, sizes: Sizes, *, returns: bool) -> dict[str, M
             generations=learner.passes.generations,
         )
     if learner.passes.teacher_reads and teacher is not None:
-        found["teacher"] = room.read(teacher, sizes.judged.at_most(rows), training=True)
+        found["teacher"] = room.read(teacher, sizes.scored.at_most(rows), training=True)
     if learner.passes.student_reads + learner.passes.copy_reads:
         found["student"] = room.read(learner.shape, sizes.reread.at_most(rows), training=True)
     found["update"] = room.update()
     evaluations = [room.write(learner.shape, sizes.evaluated)]
     if returns and teacher is not None:
-        evaluations.append(room.read(teacher, sizes.judged))
+        evaluations.append(room.read(teacher, sizes.scored))
     found["evaluation"] = max(evaluations, key=lambda memory: memory.total)
     return found
 

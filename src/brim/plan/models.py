@@ -124,11 +124,6 @@ class ModelShape:
         return _bytes((p for p in self.model.parameters() if id(p) not in inside), trainable)
 
     @cached_property
-    def adapter_bytes(self) -> int:
-        """Of the adapters."""
-        return sum(p.nbytes for p in self._parameters(adapters=True))
-
-    @cached_property
     def stored_bytes(self) -> int:
         """Of the weights in a file, adapters merged."""
         return sum(p.nbytes for p in self._parameters(adapters=False))
@@ -136,7 +131,8 @@ class ModelShape:
     @cached_property
     def weight_bytes(self) -> int:
         """Of the weights in memory, adapters included."""
-        return self.stored_bytes + self.adapter_bytes - self._saved_bytes()
+        whole: int = sum(p.nbytes for p in self.model.parameters())
+        return whole - self._saved_bytes()
 
     @property
     def _layers(self) -> list[nn.Module]:
@@ -148,9 +144,9 @@ class ModelShape:
         That one is never read; an encoder-decoder reads one before the first.
         """
         config = self.model.config
-        num_heads = config.num_attention_heads
-        key_heads = getattr(config, "num_key_value_heads", None) or num_heads
-        head_width = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+        num_heads: int = config.num_attention_heads
+        key_heads: int = getattr(config, "num_key_value_heads", None) or num_heads
+        head_width: int = getattr(config, "head_dim", None) or config.hidden_size // num_heads
         length = size.num_prompt_tokens + size.num_tokens - (not self.is_encoder_decoder)
         width = 2 * len(layers_of(self.model.get_decoder())) * key_heads * head_width
         return size.rows * length * width * (itemsize or self.model.dtype.itemsize)

@@ -11,6 +11,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry
 
 from brim.models import set_dropout
 from brim.models.cache import (
@@ -36,16 +37,14 @@ from brim.plan.models import ModelShape, Size
 _PRODUCTS = (F.linear, torch.matmul, torch.addmm, F.scaled_dot_product_attention)
 
 
-_aten = torch.ops.aten
+_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 # Torch's formulas, and those of its CPU kernel for attention, which it lacks: two products, and
 # four backward. The scores that the kernel makes again do not count, as in plain attention.
-_FORMULAS = {
+_FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
-    _aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
-        q.shape, k.shape, v.shape
-    ),
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda _, q, k, v, *__, **___: (
-        2 * sdpa_flop_count(q.shape, k.shape, v.shape)
+    getattr(torch.ops.aten, _ATTENTION): lambda q, k, *_, **__: 4 * q.numel() * k.shape[-2],
+    getattr(torch.ops.aten, f"{_ATTENTION}_backward"): lambda _, q, k, *__, **___: (
+        8 * q.numel() * k.shape[-2]
     ),
 }
 
@@ -176,14 +175,13 @@ def pass_cost(
         contexts = {"context_fn": lambda: (nullcontext(), AsOnDevice(autocast))}
         model.activation_checkpointing_enable({"use_reentrant": False, **contexts})
     model.train(gradient)
-    run = _encode_and_decode if shape.is_encoder_decoder else _decode
     trained = [p for p in model.parameters() if p.requires_grad and gradient]
     for parameter in trained:
         parameter.grad = torch.empty_like(parameter)
     known = [*model.parameters(), *model.buffers(), *(p.grad for p in trained)]
     with torch.set_grad_enabled(gradient), CostCounter(known) as live:
         with AsOnDevice(autocast):
-            hidden = run(model, size)
+            hidden = _read(replace(shape, model=model), size)
         kept, peak = live.now, live.peak
         if gradient:
             torch.autograd.backward([hidden], [torch.empty_like(hidden)])
@@ -213,12 +211,11 @@ def writing_cost(
     """
     model = shape.model
     model.eval()
-    start = _start_encoder_decoder if shape.is_encoder_decoder else _start_decoder
     live = CostCounter([*model.parameters(), *model.buffers()])
     num_steps = size.num_tokens - 1
     with torch.no_grad(), AsOnDevice(autocast):
         with live:
-            layers, step = start(model, size, num_prompts or size.rows)
+            layers, step = _start(shape, size, num_prompts or size.rows)
         counts = [live.operations]
         for number in sorted({1, num_steps} if num_steps else ()):
             for layer in layers if number > 1 else ():
@@ -237,75 +234,65 @@ def writing_cost(
 # The passes of `brim.models.backbone`, with masks that need no look at numbers.
 
 
-def _decode(model: Any, size: Size) -> Tensor:
-    length = size.num_prompt_tokens + size.num_tokens - 1
-    hidden: Tensor = model.get_decoder()(
-        input_ids=_ids(size.rows, length),
-        attention_mask=_mask(size.rows, length, length),
-        use_cache=False,
-    ).last_hidden_state
-    return hidden
+def _read(shape: ModelShape, size: Size) -> Tensor:
+    """Hidden states of whole rows."""
+    model, rows, prompt = shape.model, size.rows, size.num_prompt_tokens
+    if shape.is_encoder_decoder:
+        return _decode(model, rows, size.num_tokens, prompt, encoded=_encode(model, rows, prompt))
+    length = prompt + size.num_tokens - 1
+    return _decode(model, rows, length, length)
 
 
-def _encode_and_decode(model: Any, size: Size) -> Tensor:
-    rows, prompt = size.rows, size.num_prompt_tokens
-    encoded = model.get_encoder()(
-        input_ids=_ids(rows, prompt), attention_mask=_mask(rows, prompt, prompt)
-    ).last_hidden_state
-    hidden: Tensor = model.get_decoder()(
-        input_ids=_ids(rows, size.num_tokens),
-        encoder_hidden_states=encoded,
-        encoder_attention_mask=_mask(rows, size.num_tokens, prompt),
-        use_cache=False,
-    ).last_hidden_state
-    return hidden
+def _start(
+    shape: ModelShape, size: Size, num_prompts: int
+) -> tuple[list[Any], Callable[[int], Tensor]]:
+    """Read the prompts: the layers of the cache that grow, and what reads a token, from 1."""
+    model, rows, prompt = shape.model, size.rows, size.num_prompt_tokens
+    several = num_prompts < rows
+    if not shape.is_encoder_decoder:
+        cache = decoder_cache(model.config, prompt + size.num_tokens - 1)
+        _decode(model, num_prompts, prompt, prompt, cache=cache)
+        if several:
+            expand_rows(cache, _ids(1, rows)[0])
+        return cache.layers, lambda number: _decode(model, rows, 1, prompt + number, cache=cache)
+    encoded = _encode(model, num_prompts, prompt)
+    encoded = encoded[_ids(1, rows)[0]] if several else encoded
+    both = encoder_decoder_cache(model.get_decoder().config, size.num_tokens)
 
-
-# Both read the prompts. They return the layers of the cache that grow, and what reads one token.
-
-
-def _start_decoder(
-    model: Any, size: Size, num_prompts: int
-) -> tuple[list[Any], Callable[[int], Any]]:
-    prompt = size.num_prompt_tokens
-    cache = decoder_cache(model.config, prompt + size.num_tokens - 1)
-
-    def read(rows: int, num_queries: int, num_keys: int) -> None:
-        model.get_decoder()(
-            input_ids=_ids(rows, num_queries),
-            attention_mask=_mask(rows, num_queries, num_keys),
-            past_key_values=cache,
-            use_cache=True,
-        )
-
-    read(num_prompts, prompt, prompt)
-    if num_prompts < size.rows:
-        expand_rows(cache, _ids(1, size.rows)[0])
-    return cache.layers, lambda number: read(size.rows, 1, prompt + number)
-
-
-def _start_encoder_decoder(
-    model: Any, size: Size, num_prompts: int
-) -> tuple[list[Any], Callable[[int], Any]]:
-    rows, prompt = size.rows, size.num_prompt_tokens
-    encoded = model.get_encoder()(
-        input_ids=_ids(num_prompts, prompt), attention_mask=_mask(num_prompts, prompt, prompt)
-    ).last_hidden_state
-    if num_prompts < rows:
-        encoded = encoded[_ids(1, rows)[0]]
-    cache = encoder_decoder_cache(model.get_decoder().config, size.num_tokens)
-
-    def read(number: int) -> None:
-        model.get_decoder()(
-            input_ids=_ids(rows, 1),
-            encoder_hidden_states=encoded,
-            encoder_attention_mask=_mask(rows, 1, prompt),
-            past_key_values=cache,
-            use_cache=True,
-        )
+    def read(number: int) -> Tensor:
+        return _decode(model, rows, 1, prompt, encoded=encoded, cache=both)
 
     read(0)
-    return cache.self_attention_cache.layers, read
+    return both.self_attention_cache.layers, read
+
+
+def _encode(model: Any, rows: int, length: int) -> Tensor:
+    mask = _mask(rows, length, length)
+    hidden: Tensor = model.get_encoder()(
+        input_ids=_ids(rows, length), attention_mask=mask
+    ).last_hidden_state
+    return hidden
+
+
+def _decode(
+    model: Any,
+    rows: int,
+    num_queries: int,
+    num_keys: int,
+    *,
+    encoded: Tensor | None = None,
+    cache: Any = None,
+) -> Tensor:
+    mask: dict[str, Any] = {"attention_mask": _mask(rows, num_queries, num_keys)}
+    if encoded is not None:
+        mask = {"encoder_attention_mask": mask["attention_mask"], "encoder_hidden_states": encoded}
+    hidden: Tensor = model.get_decoder()(
+        input_ids=_ids(rows, num_queries),
+        past_key_values=cache,
+        use_cache=cache is not None,
+        **mask,
+    ).last_hidden_state
+    return hidden
 
 
 def _ids(rows: int, length: int) -> Tensor:
@@ -329,6 +316,6 @@ def _fused_attention(
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     if mask is not None:
         mask = mask.to(query.dtype)
-    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    attend = getattr(torch.ops.aten, _ATTENTION)
     output: Tensor = attend(query, key, value, 0.0, causal, attn_mask=mask)[0]
     return output

@@ -19,7 +19,7 @@ from brim.errors import ConfigError, RunError
 from brim.runs.train import changed_settings
 from brim.support.files import disk_errors
 from brim.support.progress import Meter, Reporter
-from brim.sweep.cluster import ray_launcher, sbatch_script
+from brim.sweep.cluster import Resources, sbatch_script
 from brim.sweep.grid import Point, Task, points, run_point
 from brim.sweep.launching import Job, Launcher, local_launcher
 from brim.sweep.spec import SweepConfig, keep_sweep, load_sweep
@@ -314,24 +314,6 @@ class Chosen:
         return [point for point in self.points if state_of(point, self.out) != "done"]
 
 
-@dataclass(frozen=True)
-class Resources:
-    """What runs get of a machine or of a cluster; None for what its launcher takes by default.
-
-    Attributes:
-        jobs: runs at a time.
-        threads: `OMP_NUM_THREADS` of each, on this machine.
-        ray: the address of a Ray cluster; None to run here.
-        cpus, gpus: of each, on a cluster.
-    """
-
-    jobs: int | None = None
-    threads: int | None = None
-    ray: str | None = None
-    cpus: int | None = None
-    gpus: float | None = None
-
-
 def choose(file: Path, out: Path | None = None, only: str = "*") -> Chosen:
     """Read a sweep and check every setting of every point.
 
@@ -365,8 +347,15 @@ def sbatch(chosen: Chosen, resources: Resources) -> str:
     if not todo:
         raise ConfigError(f"--sbatch: {chosen.out}: all runs are done")
     kept = keep_sweep(chosen.sweep, chosen.out)
-    size = {"cpus": resources.cpus, "gpus": resources.gpus, "jobs": resources.jobs}
-    return sbatch_script(todo, kept, chosen.out, name=chosen.name, **size)
+    return sbatch_script(
+        todo,
+        kept,
+        chosen.out,
+        name=chosen.name,
+        cpus=resources.cpus,
+        gpus=resources.gpus,
+        jobs=resources.jobs,
+    )
 
 
 def run_one(chosen: Chosen, number: int, reporter: Reporter, command: Sequence[str]) -> str:
@@ -377,28 +366,3 @@ def run_one(chosen: Chosen, number: int, reporter: Reporter, command: Sequence[s
     if state_of(point, chosen.out) != "done":
         run_point(point, chosen.out, reporter=reporter, command=command)
     return f"{point.name}: {first_scores(chosen.out / point.name)}"
-
-
-def launcher_of(resources: Resources, num_runs: int, reporter: Reporter) -> Launcher:
-    """Return what starts the runs, here or on Ray.
-
-    Raises:
-        ConfigError: an option that has no meaning beside the others.
-    """
-    if resources.ray is None and not (resources.cpus is None and resources.gpus is None):
-        raise ConfigError(
-            "--cpus-per-job and --gpus-per-job are for --ray and --sbatch; "
-            "here it is --threads-per-job, and CUDA_VISIBLE_DEVICES"
-        )
-    if resources.ray is not None and resources.threads is not None:
-        raise ConfigError("--threads-per-job: with --ray it is --cpus-per-job; use that")
-    if resources.ray is not None:
-        return ray_launcher(
-            resources.ray,
-            slots=resources.jobs or num_runs,
-            cpus=resources.cpus,
-            gpus=resources.gpus,
-        )
-    local = local_launcher(resources.jobs, resources.threads)
-    reporter.say(f"{num_runs} runs, {local.slots} at a time with {local.threads} threads")
-    return local
