@@ -33,7 +33,7 @@ from pathlib import Path
 
 from brim.config.loading import load_config
 from brim.plan import plan
-from brim.plan.peaks import LiveBytes
+from brim.plan.peaks import CostCounter
 from brim.recipes import find_recipe
 from brim.runs.train import train
 from brim.training.predictions import BLOCK
@@ -227,7 +227,7 @@ def tensor_bytes(recipe: str, settings: list[str], out: Path) -> int:
 def count_tensors(recipe: str, settings: list[str], out: Path) -> int:
     config = load_config(RunConfig, find_recipe(recipe), settings, search=find_recipe)
     logging.disable(logging.WARNING)
-    with contextlib.redirect_stderr(io.StringIO()), LiveBytes() as live:
+    with contextlib.redirect_stderr(io.StringIO()), CostCounter() as live:
         train(config, out)
     return live.peak
 

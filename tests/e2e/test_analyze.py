@@ -5,8 +5,8 @@ import pytest
 from pairs import GPT2, LLAMA, T5
 
 import brim.cli.analyze
-from brim.analysis import Subject, analyze_variance, find_students, open_run
-from brim.analysis.subjects import Study, analyzed_objective, load_subject
+from brim.analysis import AnalyzedModel, analyze_variance, find_students, open_run
+from brim.analysis.subjects import Analysis, analyzed_objective, load_analyzed
 from brim.cli import app
 from brim.errors import ConfigError, RunError
 from brim.runs.train import train
@@ -126,7 +126,7 @@ def test_adapters_are_added_to_a_model_of_its_own(make_config, tmp_path):
     train(config, tmp_path / "run")
     opened = open_run(tmp_path / "run")
     for _ in range(2):
-        student = load_subject(opened, Subject("it"))
+        student = load_analyzed(opened, AnalyzedModel("it"))
         assert student.num_trainable < opened.student().num_parameters
 
 
@@ -134,7 +134,7 @@ def test_rollouts_do_not_depend_on_how_many_are_written_at_once(run, monkeypatch
     from brim.analysis import sampling
 
     opened = open_run(run)
-    student = load_subject(opened, Subject("it"))
+    student = load_analyzed(opened, AnalyzedModel("it"))
 
     def draw():
         return sampling.draw_samples(
@@ -183,7 +183,7 @@ def test_folders_that_cannot_be_written_and_prompts_that_are_not_there_are_said_
     monkeypatch.setattr("brim.analysis.subjects.draw_samples", None)  # nothing is written before
     with pytest.raises(RunError, match="cannot write"):
         brim("analyze", "theorem1", run, "--out", tmp_path / "file" / "out", "--quiet")
-    study = Study.plan(
+    study = Analysis.plan(
         open_run(run, reporter=Reporter()), split="test", num_prompts=9999, num_samples=2, seed=0
     )
     assert f"test has {len(study.examples)}; all are taken" in capsys.readouterr().err

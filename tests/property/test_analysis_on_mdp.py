@@ -9,7 +9,7 @@ from mdp import PrefixMDP, TabularModel, expectation, gradients_by_row, make_bat
 
 from brim.analysis.gradients import GradientSketch, gradient_moments, measure_gradients
 from brim.analysis.sampling import Resamples, draw_samples, token_divergences
-from brim.analysis.subjects import Subject
+from brim.analysis.subjects import AnalyzedModel
 from brim.analysis.variance import Estimator, describe_student, weigh
 from brim.divergences import forward_kl, reverse_kl
 from brim.errors import ConfigError
@@ -84,7 +84,7 @@ def many():
 def describe(setting, gradients, num_resamples=200):
     divergences = token_divergences(setting.samples, setting.student, setting.teacher)
     return describe_student(
-        Subject("student"), setting.samples, PLAN, setting.weights, gradients, divergences,
+        AnalyzedModel("student"), setting.samples, PLAN, setting.weights, gradients, divergences,
         Resamples.draw(len(setting.examples), num_resamples=num_resamples),
         own_tail="one_step", batch_prompts=32,
     )  # fmt: skip

@@ -31,7 +31,7 @@ FACTORS = (1, 4, 16, 64)
 
 
 @dataclass(frozen=True)
-class Choice:
+class RecommendedK:
     """A recommended K.
 
     Attributes:
@@ -71,7 +71,7 @@ def choose_k(
     *,
     num_prompts: int,
     note: str = "",
-) -> Choice:
+) -> RecommendedK:
     """The K whose batch gradient is nearest in direction to that of K = 1 in the mean.
 
     K = 1 has no bias. So a larger K is recommended only if it is told apart from K = 1; K = 1 is,
@@ -105,7 +105,7 @@ def choose_k(
     by_batch = {size: ks[int(_best(_scores(moments, size)[:, :1])[0])] for size in sizes}
     variances = [max(float(moment.variance[0]), 0.0) for moment in moments]
     ratios = {k: v / max(variances[0], 1e-300) for k, v in zip(ks, variances, strict=True)}
-    return Choice(
+    return RecommendedK(
         k=winner if decided else None,
         best=winner,
         not_told_apart=near,

@@ -83,7 +83,7 @@ def measure_gradients(
         estimators: what weighs the tokens, for each K.
         objective: what the loss is; it sees the weights, and so need not know K.
         student: the policy; all of its parameters that require a gradient count.
-        teacher: asked where the loss needs it.
+        teacher: for a loss that needs it.
         output_layer: the parameters of the head; with tied embeddings they are those too.
         num_dimensions: D of the sketch.
         seed: of the sketch.
@@ -91,30 +91,20 @@ def measure_gradients(
         advance: called with the number of prompts done.
 
     Raises:
-        ConfigError: nothing is learnt from any of the samples.
+        ConfigError: nothing is learned from any of the samples.
     """
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    sketch = GradientSketch(
-        [parameter.numel() for parameter in parameters],
-        num_dimensions=num_dimensions,
-        seed=seed,
-        device=parameters[0].device,
-    )
-    tokens = sum(int(weights.mask.sum()) for weights in estimators) / len(estimators)
-    if not tokens:
-        raise ConfigError(
-            "objective.truncated=drop: all completions are cut, and nothing is learnt from them; "
-            "raise decoding.max_tokens, or set it to keep"
-        )
-    mean_length = tokens / len(samples.rollout)
-    learnt = estimators[0].mask.any(dim=1)
+    mean_length = _mean_length(samples, estimators)
+    sizes = [parameter.numel() for parameter in parameters]
+    device = parameters[0].device
+    sketch = GradientSketch(sizes, num_dimensions=num_dimensions, seed=seed, device=device)
 
     def contributions(prompt: int, half: int, number: int) -> Iterator[tuple[int, Tensor]]:
         """Sketches by tensor, to be added up, of the first `number` estimators."""
         rows = samples.halves(prompt)[half]
         some = samples.rollout.select(rows)
         for chosen in some.buckets(batch_tokens):
-            policy = _AskedOnce(student)
+            policy = _EvaluatedOnce(student)
             part, places = some.select(chosen), [rows[i] for i in chosen]
             for i, weights in enumerate(estimators[:number]):
                 weighed = replace(
@@ -128,39 +118,63 @@ def measure_gradients(
                 yield i, sketch(gradients) / (-len(rows) * mean_length)
 
     student.eval()
-    squares = torch.zeros(len(parameters), dtype=torch.float64)
-    prompts = range(samples.num_prompts)
-    pilots = [p for p in prompts if any(learnt[rows].any() for rows in samples.halves(p))]
-    for prompt in pilots[:PILOT]:
-        for half in range(2):
-            parts = [part for _, part in contributions(prompt, half, 1)]
-            squares += torch.stack(parts).sum(0).square().sum(1)
-    sizes = torch.tensor([parameter.numel() for parameter in parameters], dtype=torch.float64)
-    heads = {id(parameter) for parameter in output_layer}
-    combine = {
-        "whole": torch.ones_like(squares),
-        "scaled": torch.where(squares > 0, (sizes / squares).sqrt(), 0.0),
-        "output_layer": torch.tensor([id(p) in heads for p in parameters]).double(),
-    }
-    if not combine["output_layer"].any():
-        del combine["output_layer"]
+    pilots = _learned_prompts(samples, estimators[0])[:PILOT]
+    factors = _factors(contributions, pilots, parameters, output_layer)
     shape = (len(estimators), samples.num_prompts, 2, num_dimensions)
-    sketches = {part: np.zeros(shape) for part in combine}
-    for prompt in prompts:
+    sketches = {part: np.zeros(shape) for part in factors}
+    for prompt in range(samples.num_prompts):
         for half in range(2):
             for i, by_tensor in contributions(prompt, half, len(estimators)):
-                for part, factors in combine.items():
-                    sketches[part][i, prompt, half] += (factors @ by_tensor).numpy()
+                for part, by in factors.items():
+                    sketches[part][i, prompt, half] += (by @ by_tensor).numpy()
         advance(1)
     return PromptGradients(sketches, samples.num_rounds)
 
 
-class _AskedOnce:
-    """A policy that is asked once for all estimators: only the weights of its answer differ."""
+def _mean_length(samples: Samples, estimators: Sequence[Weights]) -> float:
+    """Tokens of a completion that are learned from, the mean over estimators."""
+    tokens = sum(int(weights.mask.sum()) for weights in estimators) / len(estimators)
+    if not tokens:
+        raise ConfigError(
+            "objective.truncated=drop: all completions are cut, and nothing is learned from them; "
+            "raise decoding.max_tokens, or set it to keep"
+        )
+    return tokens / len(samples.rollout)
+
+
+def _learned_prompts(samples: Samples, weights: Weights) -> list[int]:
+    learned, prompts = weights.mask.any(dim=1), range(samples.num_prompts)
+    return [p for p in prompts if any(learned[rows].any() for rows in samples.halves(p))]
+
+
+def _factors(
+    contributions: Callable[[int, int, int], Iterator[tuple[int, Tensor]]],
+    pilots: Sequence[int],
+    parameters: Sequence[nn.Parameter],
+    output_layer: Sequence[nn.Parameter],
+) -> dict[str, Tensor]:
+    """What each tensor's sketch is multiplied by in each part, by gradients at K = 1."""
+    squares = torch.zeros(len(parameters), dtype=torch.float64)
+    for prompt in pilots:
+        for half in range(2):
+            parts = [part for _, part in contributions(prompt, half, 1)]
+            squares += torch.stack(parts).sum(0).square().sum(1)
+    sizes = torch.tensor([parameter.numel() for parameter in parameters], dtype=torch.float64)
+    factors = {
+        "whole": torch.ones_like(squares),
+        "scaled": torch.where(squares > 0, (sizes / squares).sqrt(), 0.0),
+    }
+    heads = {id(parameter) for parameter in output_layer}
+    in_head = torch.tensor([id(p) in heads for p in parameters]).double()
+    return factors | ({"output_layer": in_head} if in_head.any() else {})
+
+
+class _EvaluatedOnce:
+    """A policy that is evaluated once for all estimators: only the weights of tokens differ."""
 
     def __init__(self, student: LanguageModel) -> None:
         self._student = student
-        self._answer: TokenStatistics | None = None
+        self._statistics: TokenStatistics | None = None
 
     def __call__(
         self,
@@ -169,9 +183,11 @@ class _AskedOnce:
         distribution: Distribution = SOFTMAX,
         comparison: Comparison | None = None,
     ) -> TokenStatistics:
-        if self._answer is None:
-            self._answer = self._student(rollout, distribution=distribution, comparison=comparison)
-        return self._answer
+        if self._statistics is None:
+            self._statistics = self._student(
+                rollout, distribution=distribution, comparison=comparison
+            )
+        return self._statistics
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ Each number has an interval over prompts, {value, low, high}; null stands for wh
       rows[]              {k, tail, active, numbers}, K = 1 first and once; tail is one_step, none,
                           or average for a run with `phase: average`; active is the share of the
                           completions that are longer than K, on which K has an effect
-      choice              see `choice.Choice`: which K, and why, by the scaled gradient
+      choice              see `choice.RecommendedK`: which K, and why, by the scaled gradient
       prompts[]           {id, length, variance_first, bias_first}, the latter two lists by row;
                           so are …_low and …_high, percentile bootstraps over the prompt's M
                           rollouts (with few rollouts too narrow)
@@ -79,22 +79,38 @@ they are over a rollout batch in training.
       verdict            in words
 
 Variances are over all tokens, of all prompts, that have the same ℓ, as the theorem's are. Returns
-are centred as the run says and not clipped.
+are centered as the run says and not clipped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from brim.analysis.choice import Choice
+from brim.analysis.choice import RecommendedK
 from brim.analysis.sampling import Estimate
 
 
+class Result:
+    """What has plain values, for JSON; fields as in the module's text."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as numbers, texts, lists and mappings."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Result | Estimate | RecommendedK):
+        return value.as_dict()
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, tuple) else value
+
+
 @dataclass(frozen=True)
-class Row:
-    """What was measured of one estimator; fields as in the module's text."""
+class Row(Result):
+    """What was measured of one estimator."""
 
     k: int
     tail: str
@@ -103,15 +119,15 @@ class Row:
 
 
 @dataclass(frozen=True)
-class StudentVariance:
-    """What was measured of one student; fields as in the module's text."""
+class StudentVariance(Result):
+    """What was measured of one student."""
 
     label: str
     path: str | None
     longest: int
     numbers: Mapping[str, Estimate]
     rows: tuple[Row, ...]
-    choice: Choice
+    choice: RecommendedK
     prompts: tuple[Mapping[str, Any], ...] = field(repr=False)
 
     @property
@@ -123,25 +139,10 @@ class StudentVariance:
         """The row of an estimator; K = 1 is that of every tail."""
         return next(row for row in self.rows if row.k == k and (k == 1 or row.tail == tail))
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {
-            "label": self.label,
-            "path": self.path,
-            "longest": self.longest,
-            "numbers": _plain(self.numbers),
-            "rows": [
-                {"k": row.k, "tail": row.tail, "active": row.active, "numbers": _plain(row.numbers)}
-                for row in self.rows
-            ],
-            "choice": self.choice.as_dict(),
-            "prompts": list(self.prompts),
-        }
-
 
 @dataclass(frozen=True)
-class VarianceAnalysis:
-    """All students; fields as in the module's text."""
+class VarianceAnalysis(Result):
+    """All students."""
 
     run: str
     split: str
@@ -157,15 +158,13 @@ class VarianceAnalysis:
     students: tuple[StudentVariance, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        students = [student.as_dict() for student in self.students]
-        return {"kind": "variance", **plain, "students": students}
+        """See `Result`."""
+        return {"kind": "variance", **super().as_dict()}
 
 
 @dataclass(frozen=True)
-class Fit:
-    """One K against the laws; fields as in the module's text."""
+class Fit(Result):
+    """One K against the laws."""
 
     k: int
     c: Estimate
@@ -178,24 +177,16 @@ class Fit:
     ratio: Estimate
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {
-            "k": self.k,
-            "law": {"c": self.c.as_dict(), "r2": self.c_r2.as_dict()},
-            "refined": {
-                "a": self.a.as_dict(),
-                "b": self.b.as_dict(),
-                "r2": self.refined_r2.as_dict(),
-            },
-            "growth": self.growth.as_dict(),
-            "predicted": self.predicted.as_dict(),
-            "ratio": self.ratio.as_dict(),
-        }
+        """See `Result`; the numbers of a law are together."""
+        own = super().as_dict()
+        law = {"c": own.pop("c"), "r2": own.pop("c_r2")}
+        refined = {"a": own.pop("a"), "b": own.pop("b"), "r2": own.pop("refined_r2")}
+        return {"k": own.pop("k"), "law": law, "refined": refined, **own}
 
 
 @dataclass(frozen=True)
-class StudentTheorem1:
-    """What was measured of one student; fields as in the module's text."""
+class StudentTheorem1(Result):
+    """What was measured of one student."""
 
     label: str
     path: str | None
@@ -207,24 +198,10 @@ class StudentTheorem1:
     positions: tuple[Mapping[str, Any], ...]
     verdict: str
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {
-            "label": self.label,
-            "path": self.path,
-            "longest": self.longest,
-            "constants": _plain(self.constants),
-            "fits": [fit.as_dict() for fit in self.fits],
-            "lengths": list(self.lengths),
-            "correlations": [_plain(row) for row in self.correlations],
-            "positions": list(self.positions),
-            "verdict": self.verdict,
-        }
-
 
 @dataclass(frozen=True)
-class Theorem1Analysis:
-    """All students; fields as in the module's text."""
+class Theorem1Analysis(Result):
+    """All students."""
 
     run: str
     split: str
@@ -237,14 +214,5 @@ class Theorem1Analysis:
     students: tuple[StudentTheorem1, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        students = [student.as_dict() for student in self.students]
-        return {"kind": "theorem1", **plain, "students": students}
-
-
-def _plain(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: value.as_dict() if isinstance(value, Estimate) else value
-        for name, value in numbers.items()
-    }
+        """See `Result`."""
+        return {"kind": "theorem1", **super().as_dict()}

@@ -42,7 +42,7 @@ from brim.types import Example
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class AnalyzedModel:
     """A student to be analyzed.
 
     Attributes:
@@ -130,7 +130,7 @@ def _only_process() -> Accelerator:
     return accelerator
 
 
-def find_students(paths: Sequence[Path]) -> list[Subject]:
+def find_students(paths: Sequence[Path]) -> list[AnalyzedModel]:
     """The students in these folders: a model's, or one that holds models, such as `checkpoints`.
 
     In the order of the numbers in their names; by default the one that the objective starts from.
@@ -146,12 +146,12 @@ def find_students(paths: Sequence[Path]) -> list[Subject]:
             raise ConfigError(f"{path}: holds no model (no config.json); name a model's folder")
         found += models
     if not found:
-        return [Subject("pre-distilled student")]
+        return [AnalyzedModel("pre-distilled student")]
     found = sorted(dict.fromkeys(found), key=_by_number)
     deepest, depth = max(len(path.resolve().parts) for path in found), 1
     while depth < deepest and len({_label(path, depth) for path in found}) < len(found):
         depth += 1
-    return [Subject(_label(path, depth), path) for path in found]
+    return [AnalyzedModel(_label(path, depth), path) for path in found]
 
 
 def _by_number(path: Path) -> list[tuple[int, str]]:
@@ -168,21 +168,21 @@ def _label(path: Path, depth: int) -> str:
     return "/".join([*named, parts[-1]][-depth:])
 
 
-def load_subject(opened: Opened, subject: Subject) -> LanguageModel:
+def load_analyzed(opened: Opened, model: AnalyzedModel) -> LanguageModel:
     """The student as the objective's stage would train it, adapters included."""
     config = opened.run.config
-    if subject.path is None:
+    if model.path is None:
         student = opened.student()
         if config.student.lora is not None:
             student = student.copy()  # the run's stays without adapters
     else:
         role = config.student
         student = opened.run.place(
-            load_model(subject.path, dtype=role.dtype, trust_remote_code=role.trust_remote_code)
+            load_model(model.path, dtype=role.dtype, trust_remote_code=role.trust_remote_code)
         )
     share_vocabulary(opened.teacher(), student)
     if quantization_of(student) is not None:
-        raise ConfigError(f"{subject.path}: quantized weights have no gradient; name another model")
+        raise ConfigError(f"{model.path}: quantized weights have no gradient; name another model")
     student.requires_grad_(True)
     if config.student.lora is not None:
         seed = derive_seed(config.seed, "adapters", "objective")
@@ -232,7 +232,7 @@ def check_ks(ks: Sequence[int]) -> Sequence[int]:
 
 
 @dataclass(frozen=True)
-class Study:
+class Analysis:
     """One objective and the same prompts for all students.
 
     Attributes:
@@ -281,13 +281,13 @@ class Study:
         return cls(opened, objective, split, examples, num_samples, seed, resamples)
 
     def sample(
-        self, subjects: Sequence[Subject]
-    ) -> Iterator[tuple[Subject, LanguageModel, Samples]]:
+        self, models: Sequence[AnalyzedModel]
+    ) -> Iterator[tuple[AnalyzedModel, LanguageModel, Samples]]:
         """Each student and its rollouts, one after the other."""
-        for subject in subjects:
-            student = load_subject(self.opened, subject)
+        for model in models:
+            student = load_analyzed(self.opened, model)
             total = len(self.examples) * self.num_samples
-            with self.opened.run.reporter.meter(f"{subject.label}: rollouts", total) as meter:
+            with self.opened.run.reporter.meter(f"{model.label}: rollouts", total) as meter:
                 samples = draw_samples(
                     self.objective,
                     student,
@@ -298,7 +298,7 @@ class Study:
                     max_prompt_tokens=self.opened.run.config.decoding.max_prompt_tokens,
                     advance=meter.advance,
                 )
-            yield subject, student, samples
+            yield model, student, samples
 
     def facts(self) -> dict[str, Any]:
         """The fields that all results have."""

@@ -27,7 +27,7 @@ import torch
 from brim.analysis.results import Fit, StudentTheorem1, Theorem1Analysis
 from brim.analysis.sampling import Estimate, Resamples, Samples, pooled_variance
 from brim.analysis.steps import MIN_TOKENS, Steps, fit_laws
-from brim.analysis.subjects import Opened, Study, Subject, check_ks
+from brim.analysis.subjects import Analysis, AnalyzedModel, Opened, check_ks
 from brim.errors import ConfigError
 from brim.returns import block_returns
 from brim.tasks import Split
@@ -41,7 +41,7 @@ MIN_PAIRS = 1000
 
 def analyze_theorem1(
     opened: Opened,
-    students: Sequence[Subject],
+    students: Sequence[AnalyzedModel],
     *,
     ks: Sequence[int],
     split: Split = "validation",
@@ -54,21 +54,21 @@ def analyze_theorem1(
     Raises:
         ConfigError: also if there are too few rollouts for any variance.
     """
-    study = Study.plan(
+    setup = Analysis.plan(
         opened, split=split, num_prompts=num_prompts, num_samples=num_samples, seed=seed
     )
     every_k = sorted({1, *check_ks(ks)})
     measured = tuple(
-        measure_theorem1(subject, samples, study.resamples, every_k)
-        for subject, _, samples in study.sample(students)
+        measure_theorem1(model, samples, setup.resamples, every_k)
+        for model, _, samples in setup.sample(students)
     )
     return Theorem1Analysis(
-        **study.facts(), q_centering=study.objective.settings.q_centering, students=measured
+        **setup.facts(), q_centering=setup.objective.settings.q_centering, students=measured
     )
 
 
 def measure_theorem1(
-    subject: Subject, samples: Samples, resamples: Resamples, ks: Sequence[int]
+    model: AnalyzedModel, samples: Samples, resamples: Resamples, ks: Sequence[int]
 ) -> StudentTheorem1:
     """All of it from `taken` and `best` of the samples; `ks` ascends from 1."""
     steps = Steps(samples)
@@ -107,8 +107,8 @@ def measure_theorem1(
     constants = steps.constants(resamples)
     correlations = tuple(steps.correlations(resamples, longest))
     return StudentTheorem1(
-        label=subject.label,
-        path=None if subject.path is None else str(subject.path),
+        label=model.label,
+        path=None if model.path is None else str(model.path),
         longest=longest,
         constants=constants,
         fits=fits,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -22,7 +23,7 @@ from brim.analysis.gradients import (
 )
 from brim.analysis.results import Row, StudentVariance, VarianceAnalysis
 from brim.analysis.sampling import Estimate, Resamples, Samples, pooled_variance, token_divergences
-from brim.analysis.subjects import Opened, Study, Subject, check_ks
+from brim.analysis.subjects import Analysis, AnalyzedModel, Opened, check_ks
 from brim.metrics.base import Array
 from brim.models import LanguageModel
 from brim.objectives.policy_gradient import PolicyGradient
@@ -55,7 +56,7 @@ class Estimator:
 
 def analyze_variance(
     opened: Opened,
-    students: Sequence[Subject],
+    students: Sequence[AnalyzedModel],
     *,
     ks: Sequence[int] = KS,
     split: Split = "validation",
@@ -81,46 +82,28 @@ def analyze_variance(
         BrimError: a student does not fit the teacher, or the numbers do not go together.
     """
     run = opened.run
-    study = Study.plan(
+    setup = Analysis.plan(
         opened, split=split, num_prompts=num_prompts, num_samples=num_samples, seed=seed
     )
-    objective, trainer = study.objective, run.config.trainer
+    objective = setup.objective
     plan = _estimators(objective, check_ks(ks))
     minibatches = run.config.objective.updates.num_minibatches
-    batch_prompts = max(1, trainer.rollout_batch_size // minibatches)
-    measured = []
-    for subject, student, samples in study.sample(students):
-        weights = [weigh(samples, estimator.of(objective), student) for estimator in plan]
-        divergences = token_divergences(samples, student, opened.teacher())
-        with run.reporter.meter(f"{subject.label}: gradients", len(study.examples)) as meter:
-            gradients = measure_gradients(
-                samples,
-                weights,
-                objective,
-                student,
-                opened.teacher(),
-                output_layer=output_layer(student),
-                num_dimensions=num_dimensions,
-                seed=seed,
-                batch_tokens=trainer.micro_batch_tokens,
-                advance=meter.advance,
-            )
-        measured.append(
-            describe_student(
-                subject,
-                samples,
-                plan,
-                weights,
-                gradients,
-                divergences,
-                study.resamples,
-                own_tail=own_tail(objective),
-                batch_prompts=batch_prompts,
-            )
+    batch_prompts = max(1, run.config.trainer.rollout_batch_size // minibatches)
+    measured = tuple(
+        describe_student(
+            model,
+            samples,
+            plan,
+            *_measure(setup, model, student, samples, plan, num_dimensions),
+            setup.resamples,
+            own_tail=own_tail(objective),
+            batch_prompts=batch_prompts,
         )
+        for model, student, samples in setup.sample(students)
+    )
     chosen = objective.settings
     settings = {
-        "name": run.config.objective.name,
+        "name": chosen.name,
         "q_centering": chosen.q_centering,
         "clip_target": chosen.clip.target,
         "clip_range": chosen.clip.range,
@@ -131,13 +114,41 @@ def analyze_variance(
         "tail": own_tail(objective),
     }
     return VarianceAnalysis(
-        **study.facts(),
+        **setup.facts(),
         batch_prompts=batch_prompts,
         objective=settings,
         decoding=asdict(objective.decoding),
         num_dimensions=num_dimensions,
-        students=tuple(measured),
+        students=measured,
     )
+
+
+def _measure(
+    setup: Analysis,
+    model: AnalyzedModel,
+    student: LanguageModel,
+    samples: Samples,
+    plan: Sequence[Estimator],
+    num_dimensions: int,
+) -> tuple[list[Weights], PromptGradients, dict[str, Array]]:
+    """Weights and gradients of each estimator, and the divergences from the teacher."""
+    run, teacher = setup.opened.run, setup.opened.teacher()
+    weights = [weigh(samples, each.of(setup.objective), student) for each in plan]
+    divergences = token_divergences(samples, student, teacher)
+    with run.reporter.meter(f"{model.label}: gradients", samples.num_prompts) as meter:
+        gradients = measure_gradients(
+            samples,
+            weights,
+            setup.objective,
+            student,
+            teacher,
+            output_layer=output_layer(student),
+            num_dimensions=num_dimensions,
+            seed=setup.seed,
+            batch_tokens=run.config.trainer.micro_batch_tokens,
+            advance=meter.advance,
+        )
+    return weights, gradients, divergences
 
 
 def own_tail(objective: PolicyGradient) -> str:
@@ -171,7 +182,7 @@ def weigh(samples: Samples, objective: PolicyGradient, student: LanguageModel) -
 
 
 def describe_student(
-    subject: Subject,
+    model: AnalyzedModel,
     samples: Samples,
     plan: Sequence[Estimator],
     weights: Sequence[Weights],
@@ -185,7 +196,7 @@ def describe_student(
     """Numbers with intervals, of what was measured.
 
     Args:
-        subject: the student.
+        model: the student.
         samples: its rollouts.
         plan: the estimators, K = 1 first.
         weights: of each estimator.
@@ -195,67 +206,88 @@ def describe_student(
         own_tail: the tail that K is recommended for.
         batch_prompts: B.
     """
-    rollout = samples.rollout
-    lengths = samples.by_prompt(rollout.lengths)
-    tokens = lengths.sum(axis=1)
+    lengths = samples.by_prompt(samples.rollout.lengths)
     exact = samples.by_prompt(weights[0].returns[:, 0])
-    numbers = {
-        "length": resamples.mean(lengths.mean(axis=1)),
-        "truncated": resamples.mean(samples.by_prompt(rollout.truncated).mean(axis=1)),
-        "return": resamples.mean(exact.mean(axis=1)),
-        **{name: resamples.ratio(sums, tokens) for name, sums in divergences.items()},
-    }
+    firsts = _describe_firsts(samples, weights, exact, resamples)
     moments = {
         part: gradient_moments(gradients, part, resamples.counts) for part in gradients.sketches
     }
+    rows = []
+    for i, (estimator, own) in enumerate(zip(plan, weights, strict=True)):
+        numbers = _describe_returns(samples, own, weights[0], lengths.sum(axis=1), resamples)
+        for name in ("variance_first", "bias_first"):
+            numbers[name] = resamples.mean(firsts[i][name])
+        for part, found in moments.items():
+            described = found[i].describe(resamples, batch_prompts)
+            numbers |= {f"{PREFIXES[part]}{name}": value for name, value in described.items()}
+        active = float((lengths > estimator.k).mean())
+        rows.append(Row(estimator.k, estimator.tail, active, numbers))
+    own_rows = [i for i, e in enumerate(plan) if e.k == 1 or e.tail == own_tail]
+    longest = int(lengths.max())
+    return StudentVariance(
+        label=model.label,
+        path=None if model.path is None else str(model.path),
+        longest=longest,
+        numbers=_describe_rollouts(samples, lengths, exact, divergences, resamples),
+        rows=tuple(rows),
+        choice=choose_k(
+            [plan[i].k for i in own_rows],
+            [moments["scaled"][i] for i in own_rows],
+            resamples,
+            num_prompts=batch_prompts,
+            note=_beyond(plan, own_tail, longest),
+        ),
+        prompts=_prompts(samples, lengths, firsts),
+    )
+
+
+def _prompts(
+    samples: Samples, lengths: Array, firsts: Sequence[Mapping[str, Array]]
+) -> tuple[dict[str, Any], ...]:
+    examples = samples.rollout.batch.examples[:: samples.num_generations]
+    return tuple(
+        {
+            "id": examples[i].id,
+            "length": float(lengths[i].mean()),
+            **{name: [float(found[name][i]) for found in firsts] for name in firsts[0]},
+        }
+        for i in range(samples.num_prompts)
+    )
+
+
+def _describe_rollouts(
+    samples: Samples,
+    lengths: Array,
+    exact: Array,
+    divergences: Mapping[str, Array],
+    resamples: Resamples,
+) -> dict[str, Estimate]:
+    truncated = samples.by_prompt(samples.rollout.truncated)
+    return {
+        "length": resamples.mean(lengths.mean(axis=1)),
+        "truncated": resamples.mean(truncated.mean(axis=1)),
+        "return": resamples.mean(exact.mean(axis=1)),
+        **{n: resamples.ratio(sums, lengths.sum(axis=1)) for n, sums in divergences.items()},
+    }
+
+
+def _describe_firsts(
+    samples: Samples, weights: Sequence[Weights], exact: Array, resamples: Resamples
+) -> list[dict[str, Array]]:
     rollouts = Resamples.draw(
         samples.num_samples,
         num_resamples=len(resamples.counts) - 1,
         confidence=resamples.confidence,
     )
-    rows, firsts = [], []
-    for number, (estimator, own) in enumerate(zip(plan, weights, strict=True)):
-        first = samples.by_prompt(own.returns[:, 0])
-        firsts.append(_describe_prompts(first, exact, rollouts))
-        measured = _describe_returns(samples, own, weights[0], tokens, resamples)
-        measured["variance_first"] = resamples.mean(firsts[-1]["variance_first"])
-        measured["bias_first"] = resamples.mean(firsts[-1]["bias_first"])
-        for part, found in moments.items():
-            described = found[number].describe(resamples, batch_prompts)
-            measured |= {f"{PREFIXES[part]}{name}": value for name, value in described.items()}
-        active = float((lengths > estimator.k).mean())
-        rows.append(Row(estimator.k, estimator.tail, active, measured))
-    chosen = [i for i, e in enumerate(plan) if e.k == 1 or e.tail == own_tail]
-    longest = int(lengths.max())
-    return StudentVariance(
-        label=subject.label,
-        path=None if subject.path is None else str(subject.path),
-        longest=longest,
-        numbers=numbers,
-        rows=tuple(rows),
-        choice=choose_k(
-            [plan[i].k for i in chosen],
-            [moments["scaled"][i] for i in chosen],
-            resamples,
-            num_prompts=batch_prompts,
-            note=_beyond(plan, own_tail, longest),
-        ),
-        prompts=tuple(
-            {
-                "id": rollout.batch.examples[i * samples.num_generations].id,
-                "length": float(lengths[i].mean()),
-                **{name: [float(found[name][i]) for found in firsts] for name in firsts[0]},
-            }
-            for i in range(samples.num_prompts)
-        ),
-    )
+    firsts = (samples.by_prompt(own.returns[:, 0]) for own in weights)
+    return [_describe_prompts(first, exact, rollouts) for first in firsts]
 
 
 def _describe_prompts(first: Array, exact: Array, rollouts: Resamples) -> dict[str, Array]:
     """Variance and bias of each prompt, (P,), of (P, M) returns; intervals over its rollouts."""
     number = first.shape[1]
-    centred = first - first.mean(axis=1, keepdims=True)
-    means, squares = (rollouts.counts @ part.T / number for part in (centred, centred**2))
+    centered = first - first.mean(axis=1, keepdims=True)
+    means, squares = (rollouts.counts @ part.T / number for part in (centered, centered**2))
     values = {
         "variance_first": (squares - means**2) * number / (number - 1),
         "bias_first": rollouts.counts @ (first - exact).T / number,
@@ -288,15 +320,15 @@ def _describe_returns(
     bias = torch.where(mask, own.returns - exact.returns, 0.0)
     squares = sums(own.returns.double().square())
     weight = torch.where(own.mask, own.advantages, 0.0).double()
-    learnt, weights, weights_squared = sums(own.mask), sums(weight), sums(weight.square())
+    learned, weights, weights_squared = sums(own.mask), sums(weight), sums(weight.square())
     returns = sums(own.returns)
     return {
         "variance_tokens": resamples.estimate(
             lambda counts: pooled_variance(counts, tokens, returns, squares)
         ),
         "bias_tokens": resamples.ratio(sums(bias), tokens),
-        "mean_weight": resamples.ratio(weights, learnt),
+        "mean_weight": resamples.ratio(weights, learned),
         "variance_weight": resamples.estimate(
-            lambda counts: pooled_variance(counts, learnt, weights, weights_squared)
+            lambda counts: pooled_variance(counts, learned, weights, weights_squared)
         ),
     }

@@ -10,7 +10,7 @@ import typer
 from brim.cli.app import Quiet, Split, app, running
 
 if TYPE_CHECKING:
-    from brim.analysis import Subject
+    from brim.analysis import AnalyzedModel
     from brim.analysis.subjects import Opened
     from brim.support.progress import Reporter
 
@@ -63,10 +63,10 @@ def _add_command(name: str, told: str) -> None:
 
         with running(quiet):
             ks, reporter = _numbers(k), Reporter(quiet=quiet)
-            opened, subjects, folder = _open(run, more, students, out, stages, reporter)
+            opened, models, folder = _open(run, more, students, out, stages, reporter)
             measured = getattr(analysis, f"analyze_{name}")(
                 opened,
-                subjects,
+                models,
                 ks=ks,
                 split=split.value,
                 num_prompts=prompts,
@@ -94,7 +94,7 @@ def _open(
     out: Path | None,
     stages: Path | None,
     reporter: Reporter,
-) -> tuple[Opened, list[Subject], Path]:
+) -> tuple[Opened, list[AnalyzedModel], Path]:
     """What is analysed, and the folder of the results, which is made before any work."""
     from brim.analysis import find_students, open_recipe, open_run
     from brim.config.loading import load_config
@@ -106,7 +106,7 @@ def _open(
     # A shell makes several words of --students checkpoints/step-*.
     overrides = [word for word in more or [] if "=" in word and not Path(word).is_dir()]
     paths = [*(students or []), *(Path(word) for word in more or [] if word not in overrides)]
-    subjects, is_run = find_students(paths), Path(run).is_dir()
+    models, is_run = find_students(paths), Path(run).is_dir()
     folder = out or Path(run) / "analysis"
     if is_run:
         opened = open_run(Path(run), overrides, reporter)
@@ -122,7 +122,7 @@ def _open(
         opened = open_recipe(config, out, stages_dir=stages, reporter=reporter)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    return opened, subjects, folder
+    return opened, models, folder
 
 
 def _numbers(text: str) -> list[int]:

@@ -52,6 +52,13 @@ Overrides = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 
 
+def finite(value: float | None) -> float | None:
+    """Refuse `nan` and `inf`, which a `min` lets through: the callback of options for numbers."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number")
+    return value
+
+
 def _show_version(value: bool) -> None:
     if value:
         typer.echo(__version__)
@@ -109,13 +116,6 @@ def overrides_and_paths(words: Sequence[str] | None) -> tuple[list[str], list[Pa
     """Split words into settings `key.sub=value` and paths, which `seed=1` is where it exists."""
     overrides = [w for w in words or [] if re.match(r"[\w.]+=", w) and not Path(w).is_dir()]
     return overrides, [Path(word) for word in words or [] if word not in overrides]
-
-
-def finite(value: float | None) -> float | None:
-    """Refuse inf and nan, which are in every range or in none: the callback of a float option."""
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is no finite number")
-    return value
 
 
 def load_recipe(recipe: str, overrides: Sequence[str] | None) -> tuple[Path, RunConfig]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from brim.cli.app import Quiet, Split, app
+from brim.cli.app import Quiet, Split, app, finite
 
 
 @app.command()
@@ -25,7 +25,10 @@ def report(
         ),
     ] = None,
     alpha: Annotated[
-        float, typer.Option(min=0, max=1, help="Level of significance; the paper's is 0.035.")
+        float,
+        typer.Option(
+            min=0, max=1, callback=finite, help="Level of significance; the paper's is 0.035."
+        ),
     ] = 0.05,
     outputs: Annotated[int, typer.Option(min=0, help="Examples with texts on the page.")] = 200,
     quiet: Quiet = False,

@@ -1,9 +1,7 @@
-"""Train, plan, evaluate, generate: the commands of a run."""
+"""Train, evaluate, generate: the commands of a run."""
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -78,57 +76,6 @@ def train(
     if not quiet and is_main_process():
         typer.echo(summary(results))
         typer.echo(f"run directory: {out}\nnext: brim report {out} · brim generate {out}")
-
-
-def is_sweep(name: str) -> bool:
-    """Return whether this is a sweep's file, which has `systems`; False if it cannot be read."""
-    from brim.config.yaml import parse
-    from brim.errors import ConfigError
-
-    try:
-        data = parse(Path(name).read_text(encoding="utf-8"), lambda line: name).data
-    except (OSError, UnicodeError, ConfigError):
-        return False
-    return isinstance(data, dict) and "systems" in data
-
-
-@app.command()
-def plan(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a YAML file; or a sweep's.")],
-    overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Bytes and operations as JSON.")] = False,
-    memory: Annotated[
-        float | None, typer.Option(min=0, metavar="GIB", help="Warn of phases that need more.")
-    ] = None,
-    devices: Annotated[int, typer.Option(min=1, help="Share the run out over so many.")] = 1,
-    tflops: Annotated[
-        float | None,
-        typer.Option(min=0, help="What a device computes, 10^12 operations a second: gives time."),
-    ] = None,
-    bandwidth: Annotated[
-        float | None,
-        typer.Option(min=0, metavar="GB/S", help="What a device sends, 10^9 bytes a second."),
-    ] = None,
-) -> None:
-    """Say what a recipe or a sweep takes, without weights or data."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    if is_sweep(recipe):
-        from brim.errors import ConfigError
-        from brim.plan import plan_sweep, sweep_as_dict, sweep_as_text
-        from brim.sweep import load_sweep, points
-
-        if overrides or bandwidth is not None:
-            raise ConfigError(f"{recipe}: a sweep's plan takes no settings and no --bandwidth")
-        runs = points(load_sweep(Path(recipe)), recipe)
-        whole = plan_sweep(runs, devices=devices, memory_limit=memory, tflops=tflops)
-        table = sweep_as_text(whole, width=width)
-        typer.echo(json.dumps(sweep_as_dict(whole), indent=2) if as_json else table)
-        return
-    _, config = load_recipe(recipe, overrides)
-    from brim.plan import as_dict, as_text, plan
-
-    found = plan(config, devices=devices, memory_limit=memory, tflops=tflops, bandwidth=bandwidth)
-    typer.echo(json.dumps(as_dict(found), indent=2) if as_json else as_text(found, width=width))
 
 
 @app.command()

@@ -11,7 +11,7 @@ from brim.models.features import BUFFERS, PAIR_BYTES
 from brim.models.head import CHUNK_BYTES
 from brim.plan.models import ModelShape, Size
 from brim.plan.passes import Passes
-from brim.plan.peaks import pass_bytes, peak_bytes, writing_bytes
+from brim.plan.peaks import pass_cost, writing_cost
 
 # Of a chunk's float32 logits, and of those of the rows that write: the logits and what is made of
 # them.
@@ -82,13 +82,8 @@ class Devices:
 
     def teacher_bytes(self, teacher: ModelShape) -> int:
         """Of its weights that stay on a device."""
-        match self.teacher:
-            case "none":
-                return teacher.weight_bytes
-            case "fsdp":
-                return self.share(teacher.weight_bytes)
-            case "offload":
-                return 0
+        whole = teacher.weight_bytes
+        return {"none": whole, "fsdp": self.share(whole), "offload": 0}[self.teacher]
 
 
 ONE_DEVICE = Devices()
@@ -127,25 +122,15 @@ class Learner:
     moments_8bit: bool = False
 
     @property
-    def num_trained(self) -> int:
-        """The student, and the critic if it is a model of its own."""
-        return 1 + (self.passes.critic == "separate")
-
-    @property
     def trained(self) -> int:
         """Bytes of their weights, the value head's included."""
-        return self.num_trained * self.shape.weight_bytes + self._value_head
-
-    @property
-    def copies(self) -> int:
-        """Bytes of the frozen copies of the student."""
-        return self.passes.copies * self.shape.weight_bytes
+        return self.passes.num_trained * self.shape.weight_bytes + self._value_head
 
     @property
     def gradients(self) -> int:
         """Also of the critic, whose output head is not trained if it is its own."""
         trained = self.shape.trainable_bytes
-        if self.passes.critic == "separate":
+        if self.passes.num_trained > 1:
             head, embedding = self.shape.head, self.shape.model.get_input_embeddings().weight
             own = head.requires_grad and head is not embedding
             trained = 2 * trained - (head.nbytes if own else 0)
@@ -174,13 +159,13 @@ class Sizes:
 
     Attributes:
         written: rows that the student writes in a step.
-        judged: rows that the teacher reads.
+        scored: rows that the teacher reads.
         reread: rows that the student reads without gradient.
         evaluated: rows that are written in an evaluation.
     """
 
     written: Size
-    judged: Size
+    scored: Size
     reread: Size
     evaluated: Size
 
@@ -191,7 +176,7 @@ class Room:
 
     Attributes:
         learner: the model that is trained; None where nothing is.
-        teacher: the model that is asked, if it is asked.
+        teacher: whose logits are the Q-values; None where it is not used.
         beside: bytes of models that are there and have no part in this.
         autocast: the type of matrix products in training steps; evaluations have none.
         devices: over which the run is shared out.
@@ -212,7 +197,7 @@ class Room:
             weights += devices.teacher_bytes(self.teacher)
         if learner is None:
             return Memory(weights=weights)
-        weights += learner.copies
+        weights += learner.passes.copies * learner.shape.weight_bytes  # frozen
         if devices.student == "fsdp":
             trained, optimizer = devices.share(learner.trained), devices.share(learner.optimizer)
             return Memory(weights=weights + trained, optimizer=optimizer)
@@ -226,7 +211,7 @@ class Room:
         """`shape` writes so many completions a prompt; `training` if that is part of a step."""
         autocast = self.autocast if training else None
         num_prompts = -(-size.rows // generations)
-        peak = writing_bytes(shape, size, num_prompts=num_prompts, autocast=autocast)
+        peak = writing_cost(shape, size, num_prompts=num_prompts, autocast=autocast).peak
         cache = shape.cache_bytes(size, itemsize=None if autocast is None else autocast.itemsize)
         return replace(
             self._with(shape, whole=True),
@@ -240,7 +225,8 @@ class Room:
         autocast = self.autocast if training else None
         return replace(
             self._with(shape),
-            activations=peak_bytes(shape, size, autocast=autocast) + self._casts(shape, autocast),
+            activations=pass_cost(shape, size, autocast=autocast).peak
+            + self._casts(shape, autocast),
             head=_chunk(shape, size),
         )
 
@@ -249,7 +235,7 @@ class Room:
         learner = self.learner
         assert learner is not None
         shape, size = learner.shape, learner.micro_batch
-        kept, activations = pass_bytes(
+        cost = pass_cost(
             shape,
             size,
             gradient=True,
@@ -258,22 +244,22 @@ class Room:
             checkpointing=learner.checkpointing,
         )
         # With checkpointing the head is done with its logits before layers are passed again.
-        free = activations - kept if learner.checkpointing else 0
-        activations *= learner.num_trained
+        free = cost.peak - cost.kept if learner.checkpointing else 0
+        activations = cost.peak * learner.passes.num_trained
         head = _chunk(shape, size)
         held = self._with(shape)
         exchange, gradients = held.exchange, learner.gradients
         if self.devices.shards_student:
             # Of each model its own, and the gradients of what is at work.
             exchange += at_work(shape, trainable=True)
-            exchange *= learner.num_trained
+            exchange *= learner.passes.num_trained
         if self.devices.student == "fsdp":
             gradients = self.devices.share(gradients)
         if learner.passes.compared and self.teacher is not None:
             # The teacher reads first; its features stay.
             if not self.devices.teacher_apart:
-                read = peak_bytes(self.teacher, size, autocast=self.autocast)
-                activations = max(activations, read)
+                read = pass_cost(self.teacher, size, autocast=self.autocast)
+                activations = max(activations, read.peak)
                 exchange += self._gathered(self.teacher)
             activations += _features(self.teacher, size)
             head = _chunk(shape, size, budget=PAIR_BYTES // BUFFERS, buffers=BUFFERS)
@@ -292,17 +278,16 @@ class Room:
 
     def _gathered(self, shape: ModelShape, *, whole: bool = False) -> int:
         devices = self.devices
-        asked = shape is self.teacher
-        if not (devices.gathers_teacher if asked else devices.shards_student):
+        gathers = devices.gathers_teacher if shape is self.teacher else devices.shards_student
+        if not gathers:
             return 0
         return shape.weight_bytes if whole else at_work(shape)
 
     def _casts(self, shape: ModelShape, autocast: torch.dtype | None) -> int:
-        """Autocast keeps its copies of weights that are trained until the rollout is judged."""
+        """Autocast keeps its copies of weights that are trained until the rollout is scored."""
         if autocast is None or shape is self.teacher or shape.model.dtype == autocast:
             return 0
-        trained = shape.products(trainable=True)
-        return autocast.itemsize * (trained.encoder + trained.cross + trained.decoder)
+        return autocast.itemsize * shape.num_cast
 
 
 def phases(room: Room, rows: int, sizes: Sizes, *, returns: bool) -> dict[str, Memory]:
@@ -312,7 +297,7 @@ def phases(room: Room, rows: int, sizes: Sizes, *, returns: bool) -> dict[str, M
         room: the stage.
         rows: completions of a step that one device has.
         sizes: how many of them pass a model at once.
-        returns: whether evaluations ask the teacher.
+        returns: whether evaluations use the teacher.
     """
     learner, teacher = room.learner, room.teacher
     assert learner is not None
@@ -325,13 +310,13 @@ def phases(room: Room, rows: int, sizes: Sizes, *, returns: bool) -> dict[str, M
             generations=learner.passes.generations,
         )
     if learner.passes.teacher_reads and teacher is not None:
-        found["teacher"] = room.read(teacher, sizes.judged.at_most(rows), training=True)
+        found["teacher"] = room.read(teacher, sizes.scored.at_most(rows), training=True)
     if learner.passes.student_reads + learner.passes.copy_reads:
         found["student"] = room.read(learner.shape, sizes.reread.at_most(rows), training=True)
     found["update"] = room.update()
     evaluations = [room.write(learner.shape, sizes.evaluated)]
     if returns and teacher is not None:
-        evaluations.append(room.read(teacher, sizes.judged))
+        evaluations.append(room.read(teacher, sizes.scored))
     found["evaluation"] = max(evaluations, key=lambda memory: memory.total)
     return found
 

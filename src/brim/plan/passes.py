@@ -1,32 +1,23 @@
-"""What each method asks of its models in one step."""
+"""Which passes a method makes through its models in one step."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from brim.objectives import ObjectiveConfig
-from brim.objectives.settings import (
-    BRIMConfig,
-    JSConfig,
-    KLConfig,
-    LLMRConfig,
-    PPOBRIMConfig,
-    PPOLLMRConfig,
-    RKLConfig,
-    TVDConfig,
-)
 
 
 @dataclass(frozen=True)
 class ByPhase:
-    """A count of one step, by what happens in it.
+    """A count of one step, of operations or of bytes that a device sends, by what happens in it.
 
     Attributes:
         rollout: the student writes.
         teacher: the teacher reads.
         student: the student, or a copy of it, reads without gradient.
-        update: forward and backward passes.
+        update: forward and backward passes; of bytes, gradients too.
     """
 
     rollout: int
@@ -71,41 +62,54 @@ class Passes:
     writers: int = 0
     critic: Literal["shared", "separate"] | None = None
 
+    @property
+    def num_trained(self) -> int:
+        """Models that are trained: the student, and a critic of its own."""
+        return 1 + (self.critic == "separate")
+
+
+def _divergence(settings: Any) -> Passes:
+    return Passes(written=settings.student_fraction, compared=1)
+
+
+def _policy_gradient(settings: Any) -> Passes:
+    updates, stale = settings.rollout_reuse, int(settings.sync_every > 1)
+    once_more = (settings.baseline == "min_variance", settings.q_centering == "policy")
+    return Passes(
+        generations=settings.num_generations,
+        written=1.0,
+        teacher_reads=1,
+        student_reads=sum(once_more) + (stale or updates > 1),
+        updates=updates,
+        compared=updates if settings.immediate == "expected" else 0,
+        copies=stale,
+        writers=stale,
+    )
+
+
+def _ppo(settings: Any) -> Passes:
+    charged = int(settings.kl_coefficient > 0)
+    return Passes(
+        generations=settings.num_generations,
+        written=1.0,
+        teacher_reads=1,
+        student_reads=1 + (settings.q_centering == "policy"),
+        copy_reads=charged,
+        updates=settings.num_epochs,
+        minibatches=settings.num_minibatches,
+        copies=charged,
+        critic=getattr(settings, "critic", None),
+    )
+
+
+PASSES: Mapping[str, Callable[[Any], Passes]] = {
+    "seqkd": lambda settings: Passes(),
+    **dict.fromkeys(("kl", "rkl", "js", "tvd"), _divergence),
+    **dict.fromkeys(("llmr", "brim"), _policy_gradient),
+    **dict.fromkeys(("ppo_llmr", "ppo_brim"), _ppo),
+}
+
 
 def passes_of(objective: ObjectiveConfig) -> Passes:
-    """What a method with these settings asks for."""
-    match objective:
-        case LLMRConfig() | BRIMConfig():
-            updates, stale = objective.rollout_reuse, objective.sync_every > 1
-            reads = (
-                objective.baseline == "min_variance",
-                objective.q_centering == "policy",
-                stale or updates > 1,
-            )
-            return Passes(
-                generations=objective.num_generations,
-                written=1.0,
-                teacher_reads=1,
-                student_reads=sum(reads),
-                updates=updates,
-                compared=updates if objective.immediate == "expected" else 0,
-                copies=int(stale),
-                writers=int(stale),
-            )
-        case PPOLLMRConfig() | PPOBRIMConfig():
-            charged = int(objective.kl_coefficient > 0)
-            return Passes(
-                generations=objective.num_generations,
-                written=1.0,
-                teacher_reads=1,
-                student_reads=1 + (objective.q_centering == "policy"),
-                copy_reads=charged,
-                updates=objective.num_epochs,
-                minibatches=objective.num_minibatches,
-                copies=charged,
-                critic=objective.critic if isinstance(objective, PPOLLMRConfig) else None,
-            )
-        case KLConfig() | RKLConfig() | JSConfig() | TVDConfig():
-            return Passes(written=objective.student_fraction, compared=1)
-        case _:
-            return Passes()
+    """Return the passes of a method with these settings."""
+    return PASSES[objective.name](objective)

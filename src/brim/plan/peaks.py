@@ -11,8 +11,10 @@ import copy
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from brim.models import set_dropout
 from brim.models.cache import (
@@ -34,26 +37,46 @@ from brim.plan.models import ModelShape, Size
 _PRODUCTS = (F.linear, torch.matmul, torch.addmm, F.scaled_dot_product_attention)
 
 
-class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the tensors that are made while it is on, and takes away those that are freed.
+_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
+# Torch's formulas, and those of its CPU kernel for attention, which it lacks: two products, and
+# four backward. The scores that the kernel makes again do not count, as in plain attention.
+_FORMULAS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    getattr(torch.ops.aten, _ATTENTION): lambda q, k, *_, **__: 4 * q.numel() * k.shape[-2],
+    getattr(torch.ops.aten, f"{_ATTENTION}_backward"): lambda _, q, k, *__, **___: (
+        8 * q.numel() * k.shape[-2]
+    ),
+}
+
+
+class CostCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Count what is done while it is on: bytes of tensors that are alive, and operations.
 
     Args:
         known: tensors that were there before, and do not count.
+
+    Attributes:
+        now, peak: bytes of the tensors that were made and are not freed; the most at once.
+        operations: of products of matrices and of attention, by the formulas of torch's
+            `FlopCounterMode`, whose own hooks would keep tensors alive.
     """
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
+        self.now = self.peak = self.operations = 0
         self._alive = {tensor.untyped_storage()._cdata for tensor in known}
 
     def __torch_dispatch__(
         self,
-        func: Callable[..., Any],
+        func: Any,
         types: Any,
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if formula := _FORMULAS.get(func._overloadpacket):
+            self.operations += formula(*args, **kwargs, out_val=out)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._count(leaf.untyped_storage())
@@ -108,8 +131,23 @@ class AsOnDevice(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class Cost(NamedTuple):
+    """What a pass takes beside weights, gradients and the output head.
+
+    Attributes:
+        kept: bytes after the forward pass, when the output head works.
+        peak: the most bytes at once. After the forward pass the backward pass only frees; with
+            gradient checkpointing it passes layers again, and counts.
+        operations: floating-point operations of all of it.
+    """
+
+    kept: int
+    peak: int
+    operations: int
+
+
 @lru_cache(maxsize=256)
-def pass_bytes(
+def pass_cost(
     shape: ModelShape,
     size: Size,
     *,
@@ -117,8 +155,8 @@ def pass_bytes(
     dropout: float | None = None,
     autocast: torch.dtype | None = None,
     checkpointing: bool = False,
-) -> tuple[int, int]:
-    """Bytes of a pass over padded rows; weights, gradients and the output head apart.
+) -> Cost:
+    """Return what a pass over padded rows takes.
 
     Args:
         shape: the model.
@@ -127,53 +165,43 @@ def pass_bytes(
         dropout: of the model in training; None for what its config says.
         autocast: the type of matrix products under autocast.
         checkpointing: whether the backward pass makes each layer's activations again.
-
-    Returns:
-        What is left after the forward pass, when the output head works; and the peak. That is of
-        the forward pass, after which the backward pass only frees; with gradient checkpointing of
-        both, for then layers are passed again backwards.
     """
-    model = shape.model
-    if gradient and (dropout is not None or checkpointing):
+    model, again = shape.model, gradient and checkpointing
+    if again or (gradient and dropout is not None):
         model = copy.deepcopy(model)
         if dropout is not None:
             set_dropout(model, dropout)
-    again = gradient and checkpointing
     if again:
         contexts = {"context_fn": lambda: (nullcontext(), AsOnDevice(autocast))}
         model.activation_checkpointing_enable({"use_reentrant": False, **contexts})
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.grad = torch.empty_like(parameter)
     model.train(gradient)
-    run = _encode_and_decode if shape.is_encoder_decoder else _decode
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    live = LiveBytes([*model.parameters(), *model.buffers(), *gradients])
-    with torch.set_grad_enabled(gradient), live:
+    trained = [p for p in model.parameters() if p.requires_grad and gradient]
+    for parameter in trained:
+        parameter.grad = torch.empty_like(parameter)
+    known = [*model.parameters(), *model.buffers(), *(p.grad for p in trained)]
+    with torch.set_grad_enabled(gradient), CostCounter(known) as live:
         with AsOnDevice(autocast):
-            hidden = run(model, size)
-        kept = live.now
-        if again:
+            hidden = _read(replace(shape, model=model), size)
+        kept, peak = live.now, live.peak
+        if gradient:
             torch.autograd.backward([hidden], [torch.empty_like(hidden)])
-    return kept, live.peak
-
-
-def peak_bytes(shape: ModelShape, size: Size, **how: Any) -> int:
-    """Peak of a pass; see `pass_bytes`."""
-    return pass_bytes(shape, size, **how)[1]
+    for parameter in trained:
+        parameter.grad = None  # the model is a plan's only one of its kind
+    return Cost(kept, live.peak if again else peak, live.operations)
 
 
 @lru_cache(maxsize=256)
-def writing_bytes(
+def writing_cost(
     shape: ModelShape,
     size: Size,
     *,
     num_prompts: int | None = None,
     autocast: torch.dtype | None = None,
-) -> int:
-    """Peak of a batch that is written token by token, with its cache; weights and head apart.
+) -> Cost:
+    """Return what a batch that is written token by token takes, with its cache.
 
-    That of reading the prompts, or that of the last token, when the cache is full.
+    Passed are the prompts, the first token behind them and the last one, when the cache is full.
+    The operations of the tokens between grow evenly, with the keys that each of them meets.
 
     Args:
         shape: the model.
@@ -183,92 +211,88 @@ def writing_bytes(
     """
     model = shape.model
     model.eval()
-    start = _start_encoder_decoder if shape.is_encoder_decoder else _start_decoder
-    live = LiveBytes([*model.parameters(), *model.buffers()])
+    live = CostCounter([*model.parameters(), *model.buffers()])
+    num_steps = size.num_tokens - 1
     with torch.no_grad(), AsOnDevice(autocast):
         with live:
-            layers, step = start(model, size, num_prompts or size.rows)
-        if size.num_tokens > 1:
-            for layer in layers:
+            layers, step = _start(shape, size, num_prompts or size.rows)
+        counts = [live.operations]
+        for number in sorted({1, num_steps} if num_steps else ()):
+            for layer in layers if number > 1 else ():
                 if isinstance(layer, PreallocatedLayer):  # room that is there already
                     rows, heads, _, width = layer.keys.shape
-                    states = layer.keys.new_empty(rows, heads, size.num_tokens - 2, width)
+                    states = layer.keys.new_empty(rows, heads, num_steps - 2, width)
                     layer.update(states, states)
             with live:
-                step()
-    return live.peak
+                step(number)
+            counts.append(live.operations)
+    prompts, *steps = (after - before for before, after in pairwise([0, *counts]))
+    between = num_steps * (steps[0] + steps[-1]) // 2 if steps else 0
+    return Cost(live.now, live.peak, prompts + between)
 
 
 # The passes of `brim.models.backbone`, with masks that need no look at numbers.
 
 
-def _decode(model: Any, size: Size) -> Tensor:
-    length = size.num_prompt_tokens + size.num_tokens - 1
-    hidden: Tensor = model.get_decoder()(
-        input_ids=_ids(size.rows, length),
-        attention_mask=_mask(size.rows, length, length),
-        use_cache=False,
+def _read(shape: ModelShape, size: Size) -> Tensor:
+    """Hidden states of whole rows."""
+    model, rows, prompt = shape.model, size.rows, size.num_prompt_tokens
+    if shape.is_encoder_decoder:
+        return _decode(model, rows, size.num_tokens, prompt, encoded=_encode(model, rows, prompt))
+    length = prompt + size.num_tokens - 1
+    return _decode(model, rows, length, length)
+
+
+def _start(
+    shape: ModelShape, size: Size, num_prompts: int
+) -> tuple[list[Any], Callable[[int], Tensor]]:
+    """Read the prompts: the layers of the cache that grow, and what reads a token, from 1."""
+    model, rows, prompt = shape.model, size.rows, size.num_prompt_tokens
+    several = num_prompts < rows
+    if not shape.is_encoder_decoder:
+        cache = decoder_cache(model.config, prompt + size.num_tokens - 1)
+        _decode(model, num_prompts, prompt, prompt, cache=cache)
+        if several:
+            expand_rows(cache, _ids(1, rows)[0])
+        return cache.layers, lambda number: _decode(model, rows, 1, prompt + number, cache=cache)
+    encoded = _encode(model, num_prompts, prompt)
+    encoded = encoded[_ids(1, rows)[0]] if several else encoded
+    both = encoder_decoder_cache(model.get_decoder().config, size.num_tokens)
+
+    def read(number: int) -> Tensor:
+        return _decode(model, rows, 1, prompt, encoded=encoded, cache=both)
+
+    read(0)
+    return both.self_attention_cache.layers, read
+
+
+def _encode(model: Any, rows: int, length: int) -> Tensor:
+    mask = _mask(rows, length, length)
+    hidden: Tensor = model.get_encoder()(
+        input_ids=_ids(rows, length), attention_mask=mask
     ).last_hidden_state
     return hidden
 
 
-def _encode_and_decode(model: Any, size: Size) -> Tensor:
-    rows, prompt = size.rows, size.num_prompt_tokens
-    encoded = model.get_encoder()(
-        input_ids=_ids(rows, prompt), attention_mask=_mask(rows, prompt, prompt)
-    ).last_hidden_state
+def _decode(
+    model: Any,
+    rows: int,
+    num_queries: int,
+    num_keys: int,
+    *,
+    encoded: Tensor | None = None,
+    cache: Any = None,
+) -> Tensor:
+    mask: dict[str, Any] = {"attention_mask": _mask(rows, num_queries, num_keys)}
+    if encoded is not None:
+        mask = {"encoder_attention_mask": mask["attention_mask"], "encoder_hidden_states": encoded}
     hidden: Tensor = model.get_decoder()(
-        input_ids=_ids(rows, size.num_tokens),
-        encoder_hidden_states=encoded,
-        encoder_attention_mask=_mask(rows, size.num_tokens, prompt),
-        use_cache=False,
+        input_ids=_ids(rows, num_queries),
+        past_key_values=cache,
+        use_cache=cache is not None,
+        **mask,
     ).last_hidden_state
     return hidden
-
-
-# Both read the prompts. They return the layers of the cache that grow, and what reads one token.
-
-
-def _start_decoder(model: Any, size: Size, num_prompts: int) -> tuple[list[Any], Callable[[], Any]]:
-    prompt, length = size.num_prompt_tokens, size.num_prompt_tokens + size.num_tokens - 1
-    cache = decoder_cache(model.config, length)
-
-    def read(rows: int, num_queries: int, num_keys: int) -> None:
-        model.get_decoder()(
-            input_ids=_ids(rows, num_queries),
-            attention_mask=_mask(rows, num_queries, num_keys),
-            past_key_values=cache,
-            use_cache=True,
-        )
-
-    read(num_prompts, prompt, prompt)
-    if num_prompts < size.rows:
-        expand_rows(cache, _ids(1, size.rows)[0])
-    return cache.layers, lambda: read(size.rows, 1, length)
-
-
-def _start_encoder_decoder(
-    model: Any, size: Size, num_prompts: int
-) -> tuple[list[Any], Callable[[], Any]]:
-    rows, prompt = size.rows, size.num_prompt_tokens
-    encoded = model.get_encoder()(
-        input_ids=_ids(num_prompts, prompt), attention_mask=_mask(num_prompts, prompt, prompt)
-    ).last_hidden_state
-    if num_prompts < rows:
-        encoded = encoded[_ids(1, rows)[0]]
-    cache = encoder_decoder_cache(model.get_decoder().config, size.num_tokens)
-
-    def read() -> None:
-        model.get_decoder()(
-            input_ids=_ids(rows, 1),
-            encoder_hidden_states=encoded,
-            encoder_attention_mask=_mask(rows, 1, prompt),
-            past_key_values=cache,
-            use_cache=True,
-        )
-
-    read()
-    return cache.self_attention_cache.layers, read
 
 
 def _ids(rows: int, length: int) -> Tensor:
@@ -292,6 +316,6 @@ def _fused_attention(
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     if mask is not None:
         mask = mask.to(query.dtype)
-    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    attend = getattr(torch.ops.aten, _ATTENTION)
     output: Tensor = attend(query, key, value, 0.0, causal, attn_mask=mask)[0]
     return output

@@ -3,69 +3,153 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 
 from brim.errors import BrimError, ModelError, first_line
+from brim.models.modes import check_checkpointing
 from brim.plan.flops import generate_operations, read_operations, step_operations, step_traffic
-from brim.plan.memory import Devices, Learner, Room, Sizes, phases
-from brim.plan.models import ModelShape, Size
-from brim.plan.passes import Passes, passes_of
-from brim.plan.sources import student_shape, teacher_shape
-from brim.plan.types import GIB, ModelPlan, Plan, StagePlan
+from brim.plan.memory import Devices, Learner, Memory, Room, Sizes, phases
+from brim.plan.models import ModelShape, Size, student_shape, teacher_shape
+from brim.plan.passes import ByPhase, Passes, passes_of
 from brim.tasks import FilesConfig, PublishedSettings, TaskConfig, WordProblemsConfig
-from brim.training.optimizer import check_trainable, count_steps, learning_rate
+from brim.training.optimizer import (
+    check_trainable,
+    count_steps,
+    schedule_warnings,
+    training_stages,
+)
 from brim.training.predictions import BLOCK
-from brim.training.settings import LoopConfig, OptimConfig, RunConfig
+from brim.training.settings import RunConfig
+
+GIB = 2**30
+
+# Tokens of a prompt where the recipe sets no limit.
+UNLIMITED_PROMPT_TOKENS = 512
 
 
-def plan(
-    config: RunConfig,
-    *,
-    devices: int = 1,
-    memory_limit: float | None = None,
-    tflops: float | None = None,
-    bandwidth: float | None = None,
-) -> Plan:
+@dataclass(frozen=True)
+class ModelPlan:
+    """One of the two models.
+
+    Attributes:
+        role: `teacher` or `student`.
+        name: what the settings call it.
+        num_parameters: shared ones counted once, adapters apart.
+        num_adapters: parameters of LoRA's adapters.
+        num_trainable: parameters that training changes; of a teacher that is not trained, none.
+        weight_bytes: in memory.
+        stored: the type of the weights, or how they are quantized.
+    """
+
+    role: str
+    name: str
+    num_parameters: int
+    num_adapters: int
+    num_trainable: int
+    weight_bytes: int
+    stored: str
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of the run; counts are None where the number of examples is not known.
+
+    Attributes:
+        name: as in the run directory; of the objective, its own.
+        does: in a few words.
+        memory: the peak of each phase, on one device.
+        num_examples: training examples, at most.
+        num_completions: that all steps together learn from, or that are written.
+        max_tokens: of these with their prompts, at most.
+        total_operations: of all steps, of one device; evaluations are left out.
+        passes: of a step through the models; None, like all below, where nothing is trained.
+        num_steps: steps of the trainer.
+        operations: of one step, of one device.
+        checkpoint_bytes: of one checkpoint.
+        kept_bytes: of the checkpoints that stay, and the best model.
+        traffic: bytes that a device sends in one step.
+        seconds: of one step, where it was measured.
+    """
+
+    name: str
+    does: str
+    memory: dict[str, Memory]
+    num_examples: int | None
+    num_completions: int | None
+    max_tokens: int | None
+    total_operations: int | None
+    passes: Passes | None = None
+    num_steps: int | None = None
+    operations: ByPhase | None = None
+    checkpoint_bytes: int = 0
+    kept_bytes: int = 0
+    traffic: ByPhase | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run on paper.
+
+    Attributes:
+        models: teacher and student.
+        stages: in the order of the run.
+        warnings: what will probably not work as intended.
+        devices: over which it is shared out.
+    """
+
+    models: tuple[ModelPlan, ...]
+    stages: tuple[StagePlan, ...]
+    warnings: tuple[str, ...]
+    devices: int = 1
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory of any phase, on one device."""
+        return max(memory.total for stage in self.stages for memory in stage.memory.values())
+
+    @property
+    def kept_bytes(self) -> int:
+        """What all stages leave on the disk."""
+        return sum(stage.kept_bytes for stage in self.stages)
+
+
+def plan(config: RunConfig, *, devices: int = 1, memory_limit: float | None = None) -> Plan:
     """Count a run without weights, data or network.
 
     Args:
         config: the run's settings.
         devices: a process each, over which the run is shared out.
         memory_limit: of a device in GiB; a phase that needs more is warned of.
-        tflops: what a device computes, in 10^12 operations a second; None to leave seconds out.
-        bandwidth: what it sends, in 10^9 bytes a second; None to leave seconds out.
 
     Raises:
         ModelError: the shapes of a model are not known without downloading it, or its code cannot
             be counted.
-        ConfigError: a model's description cannot be used.
+        ConfigError: settings and models that do not go together; `brim train` refuses them too.
     """
     planner = Planner(config, devices)
+    teacher, student = planner.teacher, planner.student
     try:
-        stages = tuple(stage.timed(tflops, bandwidth) for stage in planner.stages())
+        stages = tuple(planner.stages())
     except BrimError:
         raise
     except Exception as error:  # of the code of any kind of model
-        names = " or ".join(dict.fromkeys((planner.teacher.name, planner.student.name)))
+        names = " or ".join(dict.fromkeys((teacher.name, student.name)))
         raise ModelError(
             f"{names}: what it takes cannot be counted ({type(error).__name__}: "
             f"{first_line(error)}); brim train needs no plan"
         ) from error
     models = (
-        _model("teacher", planner.teacher, trained=config.teacher.train is not None),
-        _model("student", planner.student, trained=True),
+        _model("teacher", teacher, trained=config.teacher.train is not None),
+        _model("student", student, trained=True),
     )
     warnings = [
         *settings_warnings(config, planner.num_examples),
         *device_warnings(config, devices),
-        *(
-            w
-            for shape in (planner.teacher, planner.student)
-            for w in position_warnings(shape, planner.size(1))
-        ),
+        *(w for shape in (teacher, student) for w in position_warnings(shape, planner.size(1))),
         *(
             f"{stage.name}: {phase} needs {memory.total / GIB:.1f} GiB, more than {memory_limit:g}"
             for stage in stages
@@ -80,6 +164,7 @@ class Planner:
     """The stages of `brim.runs.stages`, counted."""
 
     def __init__(self, config: RunConfig, devices: int) -> None:
+        config.check_processes(devices)
         self.config = config
         self.devices = Devices(
             devices,
@@ -87,17 +172,27 @@ class Planner:
             teacher=config.teacher.sharding,
             teacher_apart=config.teacher.device is not None,
         )
+        self.loops = {name: (loop, optim) for name, _, loop, optim in training_stages(config)}
         self.teacher = teacher_shape(config)
         config.check_quantized(self.teacher.quantization, None)
         self.student = student_shape(config, self.teacher)
+        self._check_models()
+        self.num_examples = count_examples(config.task)
+        self.num_prompt_tokens = config.decoding.max_prompt_tokens or UNLIMITED_PROMPT_TOKENS
+        self.row_tokens = self.num_prompt_tokens + config.decoding.max_tokens
+        bfloat16 = config.trainer.precision == "bfloat16"
+        self.autocast = torch.bfloat16 if bfloat16 else None
+
+    def _check_models(self) -> None:
+        """Refuse what `brim.runs.inputs` refuses when it has the models."""
+        config = self.config
         config.check_quantized(self.teacher.quantization, self.student.quantization)
         check_trainable(self.student.model, "student")
         if config.teacher.train is not None:
             check_trainable(self.teacher.model, "teacher")
-        self.num_examples = count_examples(config.task)
-        self.num_prompt_tokens = config.decoding.max_prompt_tokens or UNLIMITED_PROMPT_TOKENS
-        bfloat16 = config.trainer.precision == "bfloat16"
-        self.autocast = torch.bfloat16 if bfloat16 else None
+        if config.trainer.gradient_checkpointing:
+            dropout = not config.objective.compares_policies
+            check_checkpointing(self.student.model, dropout=dropout)
 
     def size(self, rows: int) -> Size:
         """So many prompts and completions, all as long as they may be."""
@@ -105,7 +200,7 @@ class Planner:
 
     def fitting(self, tokens: int) -> Size:
         """As many as a budget of tokens holds; one that is longer is alone."""
-        return self.size(max(1, tokens // self._row_tokens))
+        return self.size(max(1, tokens // self.row_tokens))
 
     @property
     def evaluated(self) -> Size:
@@ -119,97 +214,76 @@ class Planner:
         config, teacher, student = self.config, self.teacher, self.student
         loaded = 0 if config.student.keep_layers else student.stored_bytes
         if config.teacher.train:
-            yield self._training(
-                "teacher",
-                f"trains {teacher.name} on the data's targets",
-                teacher,
-                asked=None,
-                settings=config.teacher.train.trainer,
-                optim=config.teacher.train.optim,
-                passes=Passes(),
-                beside=loaded,
-            )
-        if config.teacher.quantization is not None and config.teacher.quantization.drift_examples:
-            yield self._drift(config.teacher.quantization.drift_examples, loaded)
+            does = f"trains {teacher.name} on the data's targets"
+            room = self._room("teacher", teacher, None, Passes(), beside=loaded)
+            yield self._training("teacher", does, room)
+        quantization = config.teacher.quantization
+        if quantization is not None and quantization.drift_examples:
+            yield self._drift(quantization.drift_examples, loaded)
         if config.student.predistill or config.objective.needed_targets == "teacher":
             yield self._teacher_outputs(loaded)
         if config.student.predistill:
-            yield self._training(
-                "predistill",
-                f"trains {student.name} on the teacher's outputs",
-                student,
-                asked=teacher,
-                settings=config.student.predistill.trainer,
-                optim=config.student.predistill.optim,
-                passes=Passes(),
-                beside=0,
-            )
+            does = f"trains {student.name} on the teacher's outputs"
+            room = self._room("predistill", student, teacher, Passes())
+            yield self._training("predistill", does, room)
         passes = passes_of(config.objective)
-        yield self._training(
-            config.objective.name,
-            describe_passes(passes),
-            student,
-            asked=teacher,
-            settings=config.trainer,
-            optim=config.optim,
-            passes=passes,
-            beside=0,
-        )
+        room = self._room(config.objective.name, student, teacher, passes)
+        yield self._training(config.objective.name, describe_passes(passes), room)
 
-    def _training(
+    def _room(
         self,
         name: str,
-        does: str,
-        learner: ModelShape,
-        *,
-        asked: ModelShape | None,
-        settings: LoopConfig,
-        optim: OptimConfig,
+        shape: ModelShape,
+        teacher: ModelShape | None,
         passes: Passes,
-        beside: int,
-    ) -> StagePlan:
-        config, devices = self.config, replace(self.devices, student=settings.sharding)
-        all_rows = settings.rollout_batch_size * passes.generations
-        rows = devices.share(settings.rollout_batch_size) * passes.generations
-        micro_batch = self.fitting(settings.micro_batch_tokens)
-        trained = Learner(
-            learner,
+        *,
+        beside: int = 0,
+    ) -> Room:
+        loop, optim = self.loops[name]
+        rows = self.devices.share(loop.rollout_batch_size) * passes.generations
+        learner = Learner(
+            shape,
             passes,
-            settings.dropout,
-            micro_batch.at_most(-(-rows // passes.minibatches)),
-            checkpointing=settings.gradient_checkpointing,
+            loop.dropout,
+            self.fitting(loop.micro_batch_tokens).at_most(-(-rows // passes.minibatches)),
+            checkpointing=loop.gradient_checkpointing,
             moments_8bit=optim.optimizer == "adamw_8bit",
         )
+        devices = replace(self.devices, student=loop.sharding)
+        return Room(learner, teacher, beside, self.autocast, devices)
+
+    def _training(self, name: str, does: str, room: Room) -> StagePlan:
+        config, (loop, _) = self.config, self.loops[name]
+        learner, teacher = room.learner, room.teacher
+        assert learner is not None
+        passes = learner.passes
+        rows = self.devices.share(loop.rollout_batch_size) * passes.generations
         sizes = Sizes(
             written=self.fitting(config.decoding.batch_tokens),
-            judged=self.fitting(config.teacher.batch_tokens),
-            reread=micro_batch,
+            scored=self.fitting(config.teacher.batch_tokens),
+            reread=self.fitting(loop.micro_batch_tokens),
             evaluated=self.evaluated,
         )
-        room = Room(trained, asked, beside, self.autocast, devices)
-        memory = phases(room, rows, sizes, returns=config.evaluation.returns)
-        operations = step_operations(
-            passes, learner, asked, self.size(rows), checkpointing=trained.checkpointing
-        )
-        known = settings.max_steps is not None or self.num_examples is not None
-        steps = count_steps(settings, self.num_examples or 0) if known else None
-        saved = settings.keep_checkpoints
-        if steps is not None:
-            saved = min(saved, -(-steps // settings.save_every))
+        operations = step_operations(learner, teacher, self.size(rows))
+        steps, saved = None, loop.keep_checkpoints
+        if loop.max_steps is not None or self.num_examples is not None:
+            steps = count_steps(loop, self.num_examples or 0)
+            saved = min(saved, -(-steps // loop.save_every))
+        completions = _times(steps, loop.rollout_batch_size * passes.generations)
         return StagePlan(
             name=name,
             does=does,
             passes=passes,
             num_examples=self.num_examples,
             num_steps=steps,
-            num_completions=None if steps is None else steps * all_rows,
-            max_tokens=None if steps is None else steps * all_rows * self._row_tokens,
-            memory=memory,
+            num_completions=completions,
+            max_tokens=_times(completions, self.row_tokens),
+            memory=phases(room, rows, sizes, returns=config.evaluation.returns),
             operations=operations,
-            total_operations=None if steps is None else steps * operations.total,
-            checkpoint_bytes=trained.checkpoint,
-            kept_bytes=saved * trained.checkpoint + learner.stored_bytes,
-            traffic=step_traffic(trained, asked, devices, rows, sizes),
+            total_operations=_times(steps, operations.total),
+            checkpoint_bytes=learner.checkpoint,
+            kept_bytes=saved * learner.checkpoint + learner.shape.stored_bytes,
+            traffic=step_traffic(learner, teacher, room.devices, rows, sizes),
         )
 
     def _teacher_outputs(self, beside: int) -> StagePlan:
@@ -221,37 +295,31 @@ class Planner:
         return StagePlan(
             name="teacher_outputs",
             does=f"{teacher.name} writes one completion a training prompt",
-            passes=None,
             num_examples=count,
-            num_steps=None,
             num_completions=count,
-            max_tokens=None if count is None else count * self._row_tokens,
+            max_tokens=_times(count, self.row_tokens),
             memory={"rollout": room.write(teacher, self.evaluated)},
-            operations=None,
             total_operations=total,
         )
 
     def _drift(self, num_examples: int, beside: int) -> StagePlan:
-        """The quantised teacher and the one that it was made of read some targets."""
+        """The quantized teacher and the one that it was made of read some targets."""
         full = replace(self.teacher, quantization=None)
         room = Room(None, self.teacher, beside + full.weight_bytes, None)
         size = self.fitting(self.config.teacher.batch_tokens).at_most(num_examples)
         return StagePlan(
             name="drift",
-            does=f"{self.teacher.name}, quantised and as it was, read some targets",
-            passes=None,
+            does=f"{self.teacher.name}, quantized and as it was, read some targets",
             num_examples=num_examples,
-            num_steps=None,
             num_completions=num_examples,
-            max_tokens=num_examples * self._row_tokens,
+            max_tokens=num_examples * self.row_tokens,
             memory={"teacher": room.read(full, size)},
-            operations=None,
             total_operations=2 * read_operations(full, self.size(num_examples)),
         )
 
-    @property
-    def _row_tokens(self) -> int:
-        return self.num_prompt_tokens + self.config.decoding.max_tokens
+
+def _times(count: int | None, each: int) -> int | None:
+    return None if count is None else count * each
 
 
 @lru_cache(maxsize=8)
@@ -266,22 +334,15 @@ def count_examples(task: TaskConfig) -> int | None:
 
 def describe_passes(passes: Passes) -> str:
     """What a step does, in a few words."""
-    parts = []
-    if passes.written:
-        share = "" if passes.written == 1 else f" {passes.written:.0%} of the text"
-        parts.append(f"student writes{share}")
-    if passes.teacher_reads + passes.compared:
-        parts.append("teacher reads" + _times(passes.teacher_reads + passes.compared))
-    if passes.student_reads:
-        parts.append("student reads" + _times(passes.student_reads))
-    if passes.copy_reads:
-        parts.append("a copy of its start reads")
-    parts.append("student learns" + _times(passes.updates))
-    return ", ".join(parts)
-
-
-def _times(count: int) -> str:
-    return "" if count == 1 else f" {count} times"
+    share = "" if passes.written == 1 else f" {passes.written:.0%} of the text"
+    counts = {
+        f"student writes{share}": int(passes.written > 0),
+        "teacher reads": passes.teacher_reads + passes.compared,
+        "student reads": passes.student_reads,
+        "a copy of its start reads": passes.copy_reads,
+        "student learns": passes.updates,
+    }
+    return ", ".join(f"{what} {n} times" if n > 1 else what for what, n in counts.items() if n)
 
 
 def _model(role: str, shape: ModelShape, *, trained: bool) -> ModelPlan:
@@ -297,17 +358,8 @@ def _model(role: str, shape: ModelShape, *, trained: bool) -> ModelPlan:
     )
 
 
-# Tokens of a prompt where the recipe sets no limit.
-UNLIMITED_PROMPT_TOKENS = 512
-
-
 def settings_warnings(config: RunConfig, num_examples: int | None) -> Iterator[str]:
-    """Of limits, of K and of warm-ups.
-
-    Args:
-        config: the run's settings.
-        num_examples: of the training split; None if not known.
-    """
+    """Of limits, of K and of warm-ups; `num_examples` of the training split, None if not known."""
     if config.decoding.max_prompt_tokens is None:
         yield (
             "decoding.max_prompt_tokens is not set: prompts are counted as "
@@ -321,24 +373,7 @@ def settings_warnings(config: RunConfig, num_examples: int | None) -> Iterator[s
     k, limit = getattr(config.objective, "k", 1), config.decoding.max_tokens
     if isinstance(k, int) and k > limit:
         yield f"objective.k is {k}, and completions have at most {limit} tokens: no block is full"
-    for name, keys, loop, optim in training_stages(config):
-        if loop.max_steps is not None or num_examples is not None:
-            yield from _warmup_warnings(name, keys, count_steps(loop, num_examples or 0), optim)
-
-
-def _warmup_warnings(name: str, keys: str, steps: int, optim: OptimConfig) -> Iterator[str]:
-    """Of a warm-up that leaves less than a tenth of the steps at the full learning rate."""
-    warmup = optim.warmup_steps
-    if warmup == 0 or 10 * (steps - warmup + 1) >= steps:
-        return
-    longer = "longer than" if warmup > steps else "nearly all of"
-    reached = learning_rate(optim, min(warmup, steps) - 1, steps)
-    of = ", less than half of" if 2 * reached < optim.lr else " of"
-    yield (
-        f"{name}: the warm-up of {warmup:,} steps is {longer} the stage's {steps:,}: the learning "
-        f"rate reaches {reached:.2g}{of} {optim.lr:.2g}; lower {keys}optim.warmup_steps, to "
-        f"{steps // 10:,} for a tenth of the steps"
-    )
+    yield from schedule_warnings(config, num_examples)
 
 
 def device_warnings(config: RunConfig, devices: int) -> Iterator[str]:
@@ -349,16 +384,6 @@ def device_warnings(config: RunConfig, devices: int) -> Iterator[str]:
                 f"{name}: {loop.rollout_batch_size:,} prompts a step cannot be shared out evenly "
                 f"over {devices:,} devices: some wait for the others"
             )
-
-
-def training_stages(config: RunConfig) -> Iterator[tuple[str, str, LoopConfig, OptimConfig]]:
-    """The stages in which a model is trained: name, place in the settings, loop and optimizer."""
-    train, predistill = config.teacher.train, config.student.predistill
-    if train is not None:
-        yield "teacher", "teacher.train.", train.trainer, train.optim
-    if predistill is not None:
-        yield "predistill", "student.predistill.", predistill.trainer, predistill.optim
-    yield config.objective.name, "", config.trainer, config.optim
 
 
 def position_warnings(shape: ModelShape, size: Size) -> Iterator[str]:

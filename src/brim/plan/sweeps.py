@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-import io
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from rich import box
-from rich.console import Console
-
-from brim.plan.plan import plan
-from brim.plan.render import add_cells, decimal, table_of
-from brim.plan.types import GIB, Plan, StagePlan
-from brim.training.settings import RunConfig
+from brim.plan.plan import GIB, Plan, StagePlan, plan
+from brim.plan.render import decimal, scaled, table_of, text_of
+from brim.sweep import Point
 
 SECONDS_OF_A_DAY = 24 * 60 * 60
-
-
-class PlannedRun(Protocol):
-    """A run of a sweep, as `brim.sweep.Point` has it."""
-
-    @property
-    def label(self) -> str:
-        """Of its system; its runs differ in the seed alone."""
-
-    @property
-    def config(self) -> RunConfig:
-        """Its settings."""
-
-    @property
-    def stage_keys(self) -> tuple[str, ...]:
-        """What stands for its teacher with its outputs, then for its pre-distilled student."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +44,9 @@ class SweepPlan:
     Attributes:
         stages: that runs share, each counted once.
         systems: without these stages.
-        warnings: what will probably not go as it was meant.
+        warnings: what will probably not work as intended.
         devices: over which each run is shared out.
-        tflops: what a device computes, in 10^12 operations a second; None where not known.
+        tflops: what a device reaches, in 10^12 operations a second; None where not known.
     """
 
     stages: tuple[SweepRow, ...]
@@ -90,34 +70,45 @@ class SweepPlan:
 
 
 def plan_sweep(
-    runs: Iterable[PlannedRun],
+    runs: Iterable[Point],
     *,
     devices: int = 1,
     memory_limit: float | None = None,
     tflops: float | None = None,
 ) -> SweepPlan:
-    """Count the runs of a sweep; arguments and errors are those of `plan`."""
+    """Count the runs of a sweep; other arguments and errors are those of `plan`.
+
+    Args:
+        runs: those of `brim.sweep.points`.
+        devices: a process each, over which each run is shared out.
+        memory_limit: of a device in GiB.
+        tflops: what a device reaches, in 10^12 operations a second, as `brim plan --measure` finds
+            it; None to leave device-days out.
+    """
     plans: dict[str, Plan] = {}
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     shared: dict[tuple[str, str], tuple[str, StagePlan]] = {}
     for run in runs:
-        label = run.label
-        if label not in plans:
-            plans[label] = plan(run.config, devices=devices, memory_limit=memory_limit)
-        counts[label] = counts.get(label, 0) + 1
-        for stage in plans[label].stages[:-1]:
+        if run.label not in plans:
+            plans[run.label] = plan(run.config, devices=devices, memory_limit=memory_limit)
+        counts[run.label] += 1
+        for stage in plans[run.label].stages[:-1]:
             key = run.stage_keys[stage.name == "predistill"]
-            shared.setdefault((stage.name, key), (label, stage))
-    made: dict[tuple[str, str], list[StagePlan]] = {}
+            shared.setdefault((stage.name, key), (run.label, stage))
+    made: dict[str, list[StagePlan]] = {}
     for label, stage in shared.values():
-        made.setdefault((stage.name, label), []).append(stage)
+        made.setdefault(f"{stage.name} of {label}", []).append(stage)
+    warned: dict[str, list[str]] = {}
+    for label, planned in plans.items():
+        for warning in planned.warnings:
+            warned.setdefault(warning, []).append(label)
     return SweepPlan(
-        tuple(
-            _row(f"{name} of {label}", stages[0], len(stages), devices)
-            for (name, label), stages in made.items()
-        ),
+        tuple(_row(name, stages[0], len(stages), devices) for name, stages in made.items()),
         tuple(_row(label, plans[label].stages[-1], counts[label], devices) for label in plans),
-        tuple(_warnings(plans)),
+        tuple(
+            f"{labels[0]}{f' and {len(labels) - 1} more' if labels[1:] else ''}: {warning}"
+            for warning, labels in warned.items()
+        ),
         devices,
         tflops,
     )
@@ -137,17 +128,6 @@ def _row(name: str, stage: StagePlan, count: int, devices: int) -> SweepRow:
     )
 
 
-def _warnings(plans: dict[str, Plan]) -> Iterable[str]:
-    """Each once, with the systems that it is about."""
-    found: dict[str, list[str]] = {}
-    for label, planned in plans.items():
-        for warning in planned.warnings:
-            found.setdefault(warning, []).append(label)
-    for warning, labels in found.items():
-        more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
-        yield f"{labels[0]}{more}: {warning}"
-
-
 def sweep_as_dict(planned: SweepPlan) -> dict[str, Any]:
     """Plain values, bytes and operations as whole numbers."""
     found = {"operations": planned.operations, "device_days": planned.device_days}
@@ -156,39 +136,31 @@ def sweep_as_dict(planned: SweepPlan) -> dict[str, Any]:
 
 def sweep_as_text(planned: SweepPlan, *, width: int | None = None) -> str:
     """The tables of a sweep's plan; `width` as in `as_text`."""
-    out, lines = io.StringIO(), None if width is None else box.SIMPLE_HEAD
-    console = Console(file=out, width=width or 10_000, highlight=False, no_color=True)
     kinds = (
         ("shared stages, each counted once", "stage", "made", planned.stages),
         ("systems, without these stages", "system", "runs", planned.systems),
     )
-    for title, name, count, rows in kinds:
-        if not rows:
-            continue
-        columns = (name, count, "steps", "update, GiB", "most, GiB", "phase", "petaFLOP, all")
-        table = table_of(title, columns, lines)
-        for row in rows:
-            numbers = (row.update_bytes, row.peak_bytes)
-            sizes = (_size(n, GIB) for n in numbers)
-            cells = (row.name, row.count, row.num_steps, *sizes, row.peak)
-            add_cells(table, [*cells, _size(row.operations, 1e15)])
-        console.print(table, "", markup=False)
-    warnings = (f"warning: {warning}" for warning in planned.warnings)
-    text = out.getvalue() + "\n".join([_total(planned), *warnings])
-    return "\n".join(line.rstrip() for line in text.splitlines())
-
-
-def _total(planned: SweepPlan) -> str:
+    tables = [
+        table_of(
+            title,
+            (name, count, "steps", "update, GiB", "most, GiB", "phase", "petaFLOP, all"),
+            [
+                (
+                    *(row.name, row.count, row.num_steps, scaled(row.update_bytes, GIB)),
+                    *(scaled(row.peak_bytes, GIB), row.peak, scaled(row.operations, 1e15)),
+                )
+                for row in rows
+            ],
+        )
+        for title, name, count, rows in kinds
+        if rows
+    ]
     num_runs = sum(row.count for row in planned.systems)
     peak = max(row.peak_bytes for row in (*planned.stages, *planned.systems))
-    total = "operations are not known"
+    total, days = "operations are not known", ""
     if planned.operations is not None:
         total = f"{planned.operations:.3g} FLOP without evaluations"
-    days = ""
     if planned.device_days is not None:
         days = f" = {decimal(planned.device_days)} device-days at {planned.tflops:g} teraFLOP/s"
-    return f"{num_runs:,} runs: {total}{days}; most memory at once: {decimal(peak / GIB)} GiB"
-
-
-def _size(value: int | None, unit: float) -> str | None:
-    return None if value is None else decimal(value / unit)
+    last = f"{num_runs:,} runs: {total}{days}; most memory at once: {decimal(peak / GIB)} GiB"
+    return text_of(tables, last, planned.warnings, width)

@@ -37,7 +37,7 @@ from brim.runs.directory import RunDirectory
 from brim.seeding import derive_seed
 from brim.support.progress import Reporter
 from brim.tasks import SPLITS, Split, Task, describe, locate, without_rows
-from brim.training.optimizer import check_trainable, import_adamw_8bit
+from brim.training.optimizer import check_trainable, import_adamw_8bit, schedule_warnings
 from brim.training.settings import RunConfig, StudentConfig, TeacherConfig
 from brim.types import Example, Rollout
 
@@ -232,6 +232,8 @@ def load_checked(run: RunInputs) -> tuple[Made, Made | None, dict[str, Any]]:
         check_checkpointing(model.model, dropout=not config.objective.compares_policies)
     if config.optim.optimizer == "adamw_8bit":
         import_adamw_8bit(run.accelerator.device)
+    for warning in schedule_warnings(config, len(run.examples("train"))):
+        run.reporter.say(f"warning: {warning}")
     return teacher, student, spelling
 
 
@@ -256,11 +258,7 @@ def _check_data(run: RunInputs) -> None:
         raise ConfigError("objective.targets: data needs a target for each training example")
     for name in run.task.metrics:
         get_metric(name)
-    if config.trainer.rollout_batch_size < run.accelerator.num_processes:
-        raise ConfigError(
-            f"trainer.rollout_batch_size: {config.trainer.rollout_batch_size} prompts are too "
-            f"few for {run.accelerator.num_processes} processes; raise it"
-        )
+    config.check_processes(run.accelerator.num_processes)
     run.examples("test")  # whatever is wrong with it is known before models are loaded
 
 

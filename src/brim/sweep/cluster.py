@@ -1,7 +1,7 @@
-"""The same sweep on other machines: through Ray, or as a script for SLURM.
+"""Where runs are made: here, on other machines through Ray, or by a script for SLURM.
 
-Both want what a run wants on one machine: the same Python environment and the same paths on all of
-them, the sweep's folder on a file system that they share.
+The latter two want what a run wants on one machine: the same Python environment and the same paths
+on all of them, the sweep's folder on a file system that they share.
 """
 
 from __future__ import annotations
@@ -17,9 +17,28 @@ from pathlib import Path
 from typing import Any
 
 from brim.errors import ConfigError, RunError
+from brim.support.progress import Reporter
 from brim.sweep.grid import Point, Task
-from brim.sweep.launching import Job
+from brim.sweep.launching import Job, Launcher, local_launcher
 from brim.sweep.states import log_of
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What runs get of a machine or of a cluster; None for what its launcher takes by default.
+
+    Attributes:
+        jobs: runs at a time.
+        threads: `OMP_NUM_THREADS` of each, on this machine.
+        ray: the address of a Ray cluster; None to run here.
+        cpus, gpus: of each, on a cluster.
+    """
+
+    jobs: int | None = None
+    threads: int | None = None
+    ray: str | None = None
+    cpus: int | None = None
+    gpus: float | None = None
 
 
 @dataclass
@@ -67,7 +86,7 @@ def ray_launcher(
         import ray
     except ImportError:
         raise ConfigError("--ray: needs Ray; pip install 'brim-distill[ray]'") from None
-    _knock(address)
+    _check_reachable(address)
     try:
         ray.init(address, log_to_driver=False, configure_logging=False, include_dashboard=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -85,7 +104,7 @@ def ray_launcher(
     return RayLauncher(slots, cpus, gpus)
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """Whether anything listens at `host:port`; Ray itself would try for many minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
@@ -161,6 +180,31 @@ class _RayJob:
         import ray
 
         ray.cancel(self.task, force=True)
+
+
+def launcher_of(resources: Resources, num_runs: int, reporter: Reporter) -> Launcher:
+    """Return what starts the runs, here or on Ray.
+
+    Raises:
+        ConfigError: an option that has no meaning beside the others.
+    """
+    if resources.ray is None and not (resources.cpus is None and resources.gpus is None):
+        raise ConfigError(
+            "--cpus-per-job and --gpus-per-job are for --ray and --sbatch; "
+            "here it is --threads-per-job, and CUDA_VISIBLE_DEVICES"
+        )
+    if resources.ray is not None and resources.threads is not None:
+        raise ConfigError("--threads-per-job: with --ray it is --cpus-per-job; use that")
+    if resources.ray is not None:
+        return ray_launcher(
+            resources.ray,
+            slots=resources.jobs or num_runs,
+            cpus=resources.cpus,
+            gpus=resources.gpus,
+        )
+    local = local_launcher(resources.jobs, resources.threads)
+    reporter.say(f"{num_runs} runs, {local.slots} at a time with {local.threads} threads")
+    return local
 
 
 def sbatch_script(

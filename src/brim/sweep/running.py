@@ -1,4 +1,7 @@
-"""Running a sweep: several points at a time, then the tests of stages, each a process."""
+"""Running a sweep: several points at a time, then the tests of stages, each a process.
+
+The end of the file is what `brim sweep` does, option by option.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,17 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from brim.errors import RunError
+from brim.errors import ConfigError, RunError
 from brim.runs.train import changed_settings
 from brim.support.files import disk_errors
 from brim.support.progress import Meter, Reporter
-from brim.sweep.grid import Point, Task
+from brim.sweep.cluster import Resources, sbatch_script
+from brim.sweep.grid import Point, Task, points, run_point
 from brim.sweep.launching import Job, Launcher, local_launcher
-from brim.sweep.spec import SweepConfig, keep_sweep
+from brim.sweep.spec import SweepConfig, keep_sweep, load_sweep
 from brim.sweep.states import (
     FAILED,
     MARK,
@@ -48,6 +53,24 @@ class Outcome:
     failed: tuple[str, ...]
     elsewhere: tuple[str, ...]
     left: tuple[str, ...]
+
+    def in_words(self) -> str:
+        """How many ended in which way, and which failed."""
+        found = {
+            "done": self.done,
+            "failed": self.failed,
+            "run by another process": self.elsewhere,
+            "left": self.left,
+        }
+        lines = []
+        for head, stages in (("", False), ("stages: ", True)):
+            counts = {
+                what: sum(name.startswith("stages/") is stages for name in names)
+                for what, names in found.items()
+            }
+            text = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+            lines += [f"{head}{text}"] if text else []
+        return "\n".join([*lines, *(f"failed: {name}" for name in self.failed)])
 
 
 def run_sweep(
@@ -266,3 +289,80 @@ class _Work:
         finally:
             for kind, handler in old.items():
                 signal.signal(kind, handler)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A sweep, its folder, and the points that were asked for.
+
+    Attributes:
+        name: of the file.
+        sweep: what it says.
+        out: the folder of the runs.
+        every: all points.
+        points: those whose name, or whose system's, fits the pattern.
+    """
+
+    name: str
+    sweep: SweepConfig
+    out: Path
+    every: list[Point]
+    points: list[Point]
+
+    def left(self) -> list[Point]:
+        """The points that are not done."""
+        return [point for point in self.points if state_of(point, self.out) != "done"]
+
+
+def choose(file: Path, out: Path | None = None, only: str = "*") -> Chosen:
+    """Read a sweep and check every setting of every point.
+
+    Raises:
+        ConfigError: the file, a setting, or a pattern that no point fits.
+    """
+    sweep = load_sweep(file)
+    every = points(sweep, str(file))
+    found = [p for p in every if fnmatchcase(p.name, only) or fnmatchcase(p.label, only)]
+    if not found:
+        labels = ", ".join(dict.fromkeys(point.label for point in every))
+        raise ConfigError(f"--only {only}: no run of that name; the systems are {labels}")
+    return Chosen(file.stem, sweep, out or Path("sweeps") / file.stem, every, found)
+
+
+def dry_run(chosen: Chosen) -> str:
+    """Return the commands that would be run, as a shell script."""
+    out, todo = chosen.out, chosen.left()
+    tests = [t for t in stage_tests(chosen.points, out) if state_of(t, out) != "done"]
+    num_done = len(chosen.points) - len(todo)
+    lines = [f"# {len(chosen.points)} runs, {num_done} of them done"]
+    lines += [point.command(out) for point in todo]
+    if todo or tests:
+        lines.append("# then each teacher and each student that runs begin with is tested, once")
+    return "\n".join([*lines, *(test.command(out) for test in tests)])
+
+
+def sbatch(chosen: Chosen, resources: Resources) -> str:
+    """Return a SLURM script for what is not done; its tasks read the file kept with the runs."""
+    todo = chosen.left()
+    if not todo:
+        raise ConfigError(f"--sbatch: {chosen.out}: all runs are done")
+    kept = keep_sweep(chosen.sweep, chosen.out)
+    return sbatch_script(
+        todo,
+        kept,
+        chosen.out,
+        name=chosen.name,
+        cpus=resources.cpus,
+        gpus=resources.gpus,
+        jobs=resources.jobs,
+    )
+
+
+def run_one(chosen: Chosen, number: int, reporter: Reporter, command: Sequence[str]) -> str:
+    """Run one point in this process, unless it is done."""
+    if number > len(chosen.every):
+        raise ConfigError(f"--point {number}: the sweep has {len(chosen.every)} points")
+    point = chosen.every[number - 1]
+    if state_of(point, chosen.out) != "done":
+        run_point(point, chosen.out, reporter=reporter, command=command)
+    return f"{point.name}: {first_scores(chosen.out / point.name)}"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from brim.errors import ConfigError, RunError
 from brim.support.files import atomic_write_json, read_json
-from brim.training.settings import LoopConfig, OptimConfig
+from brim.training.settings import LoopConfig, OptimConfig, RunConfig
 from brim.training.sharding import part_of
 
 # What optimizers keep in the shape of the parameter, and what AdamW keeps in all.
@@ -112,6 +112,39 @@ def count_steps(settings: LoopConfig, num_examples: int) -> int:
         return settings.max_steps
     assert settings.num_epochs is not None
     return math.ceil(settings.num_epochs * num_examples / settings.rollout_batch_size)
+
+
+def training_stages(config: RunConfig) -> Iterator[tuple[str, str, LoopConfig, OptimConfig]]:
+    """Return the stages that train a model: name, place in the settings, loop and optimizer."""
+    train, predistill = config.teacher.train, config.student.predistill
+    if train is not None:
+        yield "teacher", "teacher.train.", train.trainer, train.optim
+    if predistill is not None:
+        yield "predistill", "student.predistill.", predistill.trainer, predistill.optim
+    yield config.objective.name, "", config.trainer, config.optim
+
+
+def schedule_warnings(config: RunConfig, num_examples: int | None) -> Iterator[str]:
+    """Warn of warm-ups that leave less than a tenth of a stage's steps at the full learning rate.
+
+    Args:
+        config: the run's settings.
+        num_examples: of the training split; None if not known.
+    """
+    for name, keys, loop, optim in training_stages(config):
+        if loop.max_steps is None and num_examples is None:
+            continue
+        steps, warmup = count_steps(loop, num_examples or 0), optim.warmup_steps
+        if warmup == 0 or 10 * (steps - warmup + 1) >= steps:
+            continue
+        longer = "longer than" if warmup > steps else "nearly all of"
+        reached = learning_rate(optim, min(warmup, steps) - 1, steps)
+        of = ", less than half of" if 2 * reached < optim.lr else " of"
+        yield (
+            f"{name}: the warm-up of {warmup:,} steps is {longer} the stage's {steps:,}: the "
+            f"learning rate reaches {reached:.2g}{of} {optim.lr:.2g}; lower "
+            f"{keys}optim.warmup_steps, to {steps // 10:,} for a tenth of the steps"
+        )
 
 
 def save_optimizer(

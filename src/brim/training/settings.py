@@ -503,6 +503,18 @@ class RunConfig(Config):
             )
         return self
 
+    def check_processes(self, number: int) -> None:
+        """Check that each of so many processes has a prompt of a step.
+
+        Raises:
+            ConfigError: there are too few.
+        """
+        if self.trainer.rollout_batch_size < number:
+            raise ConfigError(
+                f"trainer.rollout_batch_size: {self.trainer.rollout_batch_size} prompts are too "
+                f"few for {number} processes; raise it"
+            )
+
     def check_quantized(self, teacher: Quantization | None, student: Quantization | None) -> None:
         """Refuse what models of few bits a weight cannot do, loaded so or stored so.
 

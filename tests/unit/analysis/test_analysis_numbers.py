@@ -15,7 +15,7 @@ from brim.analysis.gradients import (
     gradient_moments,
 )
 from brim.analysis.sampling import Estimate, Resamples, Samples, pooled_variance
-from brim.analysis.subjects import Subject, find_students
+from brim.analysis.subjects import AnalyzedModel, find_students
 from brim.analysis.theorem1 import measure_theorem1
 from brim.errors import ConfigError
 from brim.types import ActionValues, Batch, Example, Rollout
@@ -262,7 +262,7 @@ def synthetic(taken, best, lengths, num_prompts):
 def theorem1_of(taken, best, lengths, num_prompts=200, ks=(1, 2, 4, 8)):
     resamples = Resamples.draw(num_prompts, num_resamples=200)
     samples = synthetic(taken, best, lengths, num_prompts)
-    return measure_theorem1(Subject("it"), samples, resamples, ks)
+    return measure_theorem1(AnalyzedModel("it"), samples, resamples, ks)
 
 
 def lengths_of(rows, generator):

@@ -38,6 +38,24 @@ def test_a_wrong_argument_is_one_line_and_exit_code_2(brim_says, arguments, mess
     assert err == f"brim: {message}\n"
 
 
+NUMBERS = [
+    "plan cmudict/brim --memory",
+    "plan cmudict/brim --tflops",
+    "generate run --temperature",
+    "generate run --top-p",
+    "report runs --alpha",
+    "sweep file.yaml --gpus-per-job",
+]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_number_that_is_not_finite_is_refused(brim_says, number, value):
+    code, out, err = brim_says(*number.split(), value)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"brim: invalid value for '{number.split()[-1]}': ")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -29,11 +29,10 @@ from brim.objectives import OBJECTIVES, make_objective
 from brim.plan import as_dict, as_text, plan
 from brim.plan.flops import generate_operations, read_operations, update_operations
 from brim.plan.memory import Learner, Room
-from brim.plan.models import ModelShape, Size
+from brim.plan.models import ModelShape, Size, known_models, student_shape, teacher_shape
 from brim.plan.passes import Passes, passes_of
-from brim.plan.peaks import LiveBytes, peak_bytes, writing_bytes
+from brim.plan.peaks import Cost, CostCounter, pass_cost, writing_cost
 from brim.plan.plan import settings_warnings
-from brim.plan.sources import known_models, student_shape, teacher_shape
 from brim.recipes import find_recipe, list_recipes
 from brim.training.optimizer import build_optimizer
 from brim.training.settings import LoraConfig, OptimConfig, RunConfig, StudentConfig
@@ -274,7 +273,7 @@ def on_paper(model: LanguageModel) -> ModelShape:
 
 
 def live_bytes(model: LanguageModel, run) -> int:
-    live = LiveBytes([*model.parameters(), *model.buffers()])
+    live = CostCounter([*model.parameters(), *model.buffers()])
     with live:
         run()
     return live.peak
@@ -295,7 +294,7 @@ def test_activations(name, gradient, dropout):
     rollout = completions(model, size)
     with torch.set_grad_enabled(gradient):
         real = live_bytes(model, lambda: model.read(rollout).features)
-    expected = peak_bytes(on_paper(model), size, gradient=gradient)
+    expected = pass_cost(on_paper(model), size, gradient=gradient).peak
     assert expected == pytest.approx(real, rel=0.08)
 
 
@@ -313,7 +312,7 @@ def test_memory_of_writing(name, generations, size):
     memory = Room(None, shape, 0, None).write(shape, size, generations=generations)
     found = memory.activations + memory.cache + memory.head
     assert found == pytest.approx(real, rel=0.08)
-    assert writing_bytes(shape, size, num_prompts=num_prompts) >= memory.cache
+    assert writing_cost(shape, size, num_prompts=num_prompts).peak >= memory.cache
 
 
 @pytest.mark.parametrize(
@@ -349,7 +348,7 @@ def test_activations_under_autocast(name, gradient):
 
     with torch.set_grad_enabled(gradient):
         real = live_bytes(model, run)
-    expected = peak_bytes(on_paper(model), size, gradient=gradient, autocast=torch.bfloat16)
+    expected = pass_cost(on_paper(model), size, gradient=gradient, autocast=torch.bfloat16).peak
     assert expected == pytest.approx(real, rel=0.15)
 
 
@@ -373,8 +372,8 @@ def test_autocast_keeps_copies_of_trained_weights_only(name, trained):
 
 def test_dropout_of_the_stage_takes_the_place_of_the_models():
     shape = on_paper(build("t5", dropout=0.1))
-    with_it, without = (peak_bytes(shape, SIZE, gradient=True, dropout=p) for p in (0.25, 0.0))
-    assert with_it == peak_bytes(shape, SIZE, gradient=True) > without
+    with_it, without = (pass_cost(shape, SIZE, gradient=True, dropout=p).peak for p in (0.25, 0.0))
+    assert with_it == pass_cost(shape, SIZE, gradient=True).peak > without
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
@@ -392,18 +391,18 @@ def test_activations_with_gradient_checkpointing(name, dropout):
 
     run()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    live = LiveBytes([*model.parameters(), *model.buffers(), *gradients])
+    live = CostCounter([*model.parameters(), *model.buffers(), *gradients])
     with live:
         run()
     shape = on_paper(build(name, layers=5, dropout=dropout))
-    expected = peak_bytes(shape, size, gradient=True, checkpointing=True)
+    expected = pass_cost(shape, size, gradient=True, checkpointing=True).peak
     assert expected == pytest.approx(live.peak, rel=0.08)
-    assert expected < 0.5 * peak_bytes(shape, size, gradient=True)
+    assert expected < 0.5 * pass_cost(shape, size, gradient=True).peak
 
 
 def test_gradient_checkpointing_changes_nothing_of_a_pass_without_gradient():
     shape = on_paper(build("t5"))
-    assert peak_bytes(shape, SIZE, checkpointing=True) == peak_bytes(shape, SIZE)
+    assert pass_cost(shape, SIZE, checkpointing=True).peak == pass_cost(shape, SIZE).peak
 
 
 @pytest.mark.parametrize("name", ["t5_v1_1", "t5_tied", "qwen2"])
@@ -414,7 +413,7 @@ def test_memory_of_an_update(name):
     rollout = completions(model)
     model.logprobs(rollout).sum().backward()
     known = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters())]
-    live = LiveBytes(known)
+    live = CostCounter(known)
     with live:
         model.logprobs(rollout).sum().backward()
     learner = Learner(on_paper(model), Passes(), 0.0, SIZE)
@@ -423,6 +422,28 @@ def test_memory_of_an_update(name):
 
 
 # -- operations ------------------------------------------------------------------------------------
+
+
+# By the formulas of docs/plan.md, as they were counted by hand: reading, writing one completion and
+# two of a prompt, an update.
+BY_FORMULA = {
+    "t5": (8_036_352, 7_934_976, 6_263_808, 24_305_664),
+    "gpt2": (5_465_088, 5_138_432, 3_467_264, 16_591_872),
+    "llama": (6_325_248, 5_998_592, 4_032_512, 19_172_352),
+    "qwen2": (5_751_808, 5_425_152, 3_655_680, 17_452_032),
+}
+
+
+@pytest.mark.parametrize("name", BY_FORMULA)
+def test_operations_are_those_of_the_formulas(name):
+    shape = on_paper(build(name))
+    found = (
+        read_operations(shape, SIZE),
+        generate_operations(shape, SIZE),
+        generate_operations(shape, SIZE, generations=2),
+        update_operations(shape, SIZE),
+    )
+    assert found == pytest.approx(BY_FORMULA[name], rel=0.01)
 
 
 # The counter knows no operation of the CPU's fused attention.
@@ -436,7 +457,7 @@ def count(run) -> int:
 def test_operations_of_reading(name):
     model = build(name)
     real = count(lambda: model.action_values(completions(model)))
-    assert read_operations(shape_of(model), SIZE) == real
+    assert read_operations(on_paper(model), SIZE) == real
 
 
 @pytest.mark.parametrize("name", DESCRIPTIONS)
@@ -444,7 +465,7 @@ def test_operations_of_writing(name):
     model = never_ends(build(name))
     decoding = Decoding(max_tokens=LENGTH)
     real = count(lambda: model.generate(encode(model), decoding))
-    assert generate_operations(shape_of(model), SIZE) == real
+    assert generate_operations(on_paper(model), SIZE) == real
 
 
 @pytest.mark.parametrize("name", DESCRIPTIONS)
@@ -453,7 +474,7 @@ def test_operations_of_writing_several_completions_of_a_prompt(name):
     batch = encode(model).select([i // 2 for i in range(2 * ROWS)])
     real = count(lambda: model.generate(batch, Decoding(max_tokens=LENGTH)))
     size = replace(SIZE, rows=2 * ROWS)
-    assert generate_operations(shape_of(model), size, generations=2) == real
+    assert generate_operations(on_paper(model), size, generations=2) == real
 
 
 @pytest.mark.parametrize("name", DESCRIPTIONS)
@@ -462,7 +483,7 @@ def test_operations_of_an_update(name):
     model.train()
     real = count(lambda: model.logprobs(completions(model)).sum().backward())
     # The counter does not know `addmm_`, which the head's gradient is added up with.
-    shape = shape_of(model)
+    shape = on_paper(model)
     real += 2 * ROWS * LENGTH * shape.head.numel()
     assert update_operations(shape, SIZE) == real
 
@@ -473,13 +494,10 @@ def test_operations_with_gradient_checkpointing(name):
     model.train()
     model.model.activation_checkpointing_enable({"use_reentrant": False})
     real = count(lambda: model.logprobs(completions(model)).sum().backward())
-    shape = shape_of(model)
+    shape = on_paper(build(name))
     real += 2 * ROWS * LENGTH * shape.head.numel()
-    # A layer is passed again up to the last tensor that is needed, which spares its last product.
-    assert 0.9 * update_operations(shape, SIZE, checkpointing=True) < real
-    assert (
-        update_operations(shape, SIZE) < real <= update_operations(shape, SIZE, checkpointing=True)
-    )
+    assert update_operations(shape, SIZE, checkpointing=True) == real
+    assert update_operations(shape, SIZE) < 0.9 * real
 
 
 def test_operations_with_adapters():
@@ -488,8 +506,7 @@ def test_operations_with_adapters():
     add_adapters(model.model, r=4, seed=0)
     model.train()
     real = count(lambda: model.logprobs(completions(model)).sum().backward())
-    # Below the lowest adapters no gradient is needed, which is not looked for.
-    assert real < update_operations(shape_of(model), SIZE) < 1.1 * real
+    assert update_operations(on_paper(model), SIZE) == real
 
 
 # -- passes ----------------------------------------------------------------------------------------
@@ -585,8 +602,8 @@ def test_old_policies_are_read_and_kept():
 @pytest.fixture
 def without_peaks(monkeypatch):
     # They take most of a plan's time, and have tests of their own.
-    for name in ("peak_bytes", "writing_bytes"):
-        monkeypatch.setattr(f"brim.plan.memory.{name}", lambda *args, **kwargs: 0)
+    for name in ("pass_cost", "writing_cost"):
+        monkeypatch.setattr(f"brim.plan.memory.{name}", lambda *args, **kwargs: Cost(0, 0, 0))
 
 
 @pytest.mark.parametrize("name", [name for name, _ in list_recipes()])

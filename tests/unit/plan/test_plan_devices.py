@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from brim.cli import app
 from brim.config.loading import load_config
+from brim.errors import ConfigError
 from brim.models.layers import layers_of
 from brim.models.scratch import build_without_tokenizer
 from brim.plan import as_text, plan
@@ -21,6 +22,7 @@ from brim.plan.flops import step_traffic
 from brim.plan.memory import ONE_DEVICE, Devices, Learner, Room, Sizes, at_work, phases
 from brim.plan.models import ModelShape, Size, stacks_of
 from brim.plan.passes import Passes
+from brim.plan.peaks import Cost
 from brim.recipes import find_recipe
 from brim.training.settings import RunConfig
 
@@ -65,7 +67,8 @@ def configure(recipe: str, *overrides: str) -> RunConfig:
 
 @pytest.fixture
 def without_peaks(monkeypatch):
-    monkeypatch.setattr("brim.plan.memory.peak_bytes", lambda *args, **kwargs: 0)
+    none = Cost(0, 0, 0)
+    monkeypatch.setattr("brim.plan.memory.pass_cost", lambda *args, **kwargs: none)
 
 
 # -- memory ----------------------------------------------------------------------------------------
@@ -313,14 +316,20 @@ def test_tables_of_one_device_say_nothing_of_others(without_peaks):
 
 def test_command(without_peaks):
     run = CliRunner().invoke
-    options = ["plan", "xsum/brim", "--devices", "8", "--tflops", "100", "--bandwidth", "25"]
+    options = ["plan", "xsum/brim", "--devices", "8"]
     result = run(app, options)
     assert result.exit_code == 0
-    assert "seconds of a step, on paper" in result.stdout
+    assert "sent in a step, on each of 8 devices" in result.stdout
     found = json.loads(run(app, [*options, "--json"]).stdout)
     stage = found["stages"][-1]
     assert found["devices"] == 8
-    assert stage["compute_seconds"] == pytest.approx(stage["operations"]["total"] / 1e14)
-    assert stage["network_seconds"] == pytest.approx(stage["traffic"]["total"] / 25e9)
-    without = json.loads(run(app, ["plan", "xsum/brim", "--devices", "8", "--json"]).stdout)
-    assert without["stages"][-1]["compute_seconds"] is None
+    traffic = stage["traffic"]
+    assert traffic["total"] == sum(traffic[phase] for phase in ("rollout", "teacher", "update"))
+    assert stage["seconds"] is None
+
+
+def test_more_devices_than_prompts_are_refused_as_in_training():
+    config = configure("cmudict/brim", "trainer.rollout_batch_size=3")
+    assert plan(config, devices=3).devices == 3
+    with pytest.raises(ConfigError, match="rollout_batch_size: 3 prompts are too few for 4"):
+        plan(config, devices=4)
