@@ -8,7 +8,7 @@ measured is defined in `results.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
@@ -134,7 +134,7 @@ def analyze_variance(
         **study.facts(),
         batch_prompts=batch_prompts,
         objective=settings,
-        decoding=asdict(objective.decoding),
+        decoding=objective.decoding.describe(),
         num_dimensions=num_dimensions,
         students=tuple(measured),
     )

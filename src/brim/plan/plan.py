@@ -111,7 +111,7 @@ class Planner:
     def evaluated(self) -> Size:
         """Rows that are written at once in an evaluation, and for teacher outputs."""
         settings, limit = self.config.evaluation, self.config.decoding.max_tokens
-        beams = settings.decoding.build(limit, settings.batch_tokens).num_beams
+        beams = settings.decoding.build(limit, settings.batch_tokens).texts_per_row
         return self.fitting(settings.batch_tokens).at_most(BLOCK * beams)
 
     def stages(self) -> Iterator[StagePlan]:
