@@ -21,7 +21,8 @@ from brim.tasks import WordProblems
 from brim.types import Rollout
 
 SCHEMES = (
-    Quantization("torchao", 8), Quantization("bitsandbytes", 8), Quantization("bitsandbytes", 4),
+    *(Quantization(backend=backend, bits=8) for backend in ("torchao", "bitsandbytes")),
+    Quantization(backend="bitsandbytes", bits=4),
 )  # fmt: skip
 
 

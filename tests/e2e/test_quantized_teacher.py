@@ -1,4 +1,4 @@
-"""A quantised teacher judges, and says how far its Q-values drift."""
+"""A quantized teacher judges, and says how far its Q-values drift."""
 
 import json
 
@@ -41,14 +41,14 @@ def test_a_run_with_8_bits(make_config, teachers, tmp_path, name, backend):
     assert again["scores"]["return"]["value"] == results["scores"]["return"]["value"]
 
 
-def test_layers_of_a_quantised_teacher_make_no_student(make_config, teachers, tmp_path):
+def test_layers_of_a_quantized_teacher_make_no_student(make_config, teachers, tmp_path):
     pytest.importorskip("bitsandbytes")
     teacher = (
         f"teacher={{path: {teachers['t5']}, quantization: {{backend: bitsandbytes, bits: 8}}}}"
     )
     student = ("student.build=null", "student.keep_layers=1")
     config = make_config(T5, teacher, *NO_TRAINING, *student)
-    with pytest.raises(ConfigError, match="quantised layers"):
+    with pytest.raises(ConfigError, match="quantized layers"):
         train(config, tmp_path / "run")
 
 
@@ -67,7 +67,9 @@ def stored(teachers, tmp_path_factory):
     """A trained teacher whose weights bitsandbytes has stored in 8 bits."""
     pytest.importorskip("bitsandbytes")
     folder = tmp_path_factory.mktemp("stored") / "t5"
-    load_model(teachers["t5"], quantization=Quantization("bitsandbytes", 8)).save(folder)
+    load_model(teachers["t5"], quantization=Quantization(backend="bitsandbytes", bits=8)).save(
+        folder
+    )
     return folder
 
 
@@ -86,12 +88,12 @@ ADAPTED = "student={path: STORED, lora: {r: 2}}"
         ([f"teacher={{path: STORED, quantization: {BITS}}}"], ModelError, "to null"),
         ([f"teacher={{path: STORED, train: {LOOP}}}"], ConfigError, "teacher.train: .* stored in"),
         (["teacher={path: STORED, sharding: offload}"], ConfigError, "teacher.sharding: .*stored"),
-        (["teacher={path: STORED}", LAYERS], ConfigError, "student.keep_layers: quantised layers"),
+        (["teacher={path: STORED}", LAYERS], ConfigError, "student.keep_layers: quantized layers"),
         (["teacher={path: PLAIN}", STUDENT], ConfigError, "student.path: .* bitsandbytes, 8 bits"),
         (["teacher={path: PLAIN}", ADAPTED], ConfigError, "student.path: .* bitsandbytes, 8 bits"),
     ],
 )
-def test_a_folder_that_is_stored_quantised_has_the_same_limits(
+def test_a_folder_that_is_stored_quantized_has_the_same_limits(
     make_config, teachers, stored, tmp_path, overrides, error, message
 ):
     if not any("student" in override for override in overrides):
@@ -105,7 +107,7 @@ def test_a_folder_that_is_stored_quantised_has_the_same_limits(
         assert "\n" not in str(caught.value)
 
 
-def test_a_folder_that_is_stored_quantised_teaches_and_is_evaluated(
+def test_a_folder_that_is_stored_quantized_teaches_and_is_evaluated(
     make_config, teachers, stored, tmp_path
 ):
     config = make_config(T5, f"teacher={{path: {stored}}}", *NO_TRAINING)

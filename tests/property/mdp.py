@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from brim.models import SOFTMAX, Comparison, Decoding, Distribution, LanguageModel, Reading
+from brim.models import SOFTMAX, Comparison, Decoding, Distribution, Features, LanguageModel
 from brim.models.head import OutputHead, keep_likeliest
 from brim.types import ActionValues, Batch, Example, Rollout, TokenStatistics
 
@@ -138,7 +138,7 @@ class TabularModel(LanguageModel):
         logits = at(self.table.detach(), decoding.distribution)
         return self.mdp.sample(len(batch), generator, logits).rollout(batch)
 
-    def read(self, rollout: Rollout, *, after: bool = False) -> Reading:
+    def features(self, rollout: Rollout, *, after: bool = False) -> Features:
         states = [torch.zeros_like(rollout.mask[:, 0], dtype=torch.long)]
         for action in rollout.completion_ids[:, :-1].unbind(1):
             states.append(NUM_WORDS * states[-1] + 1 + action)
@@ -147,46 +147,46 @@ class TabularModel(LanguageModel):
         if self.chunked:
             features = torch.nn.functional.one_hot(written, self.mdp.num_states).double()
             head = OutputHead(self.table.t(), None, NUM_WORDS + 1)
-            return Reading(features, head, tokens, rollout.mask)
-        return TabularReading(self.table[written], None, tokens, rollout.mask)
+            return Features(features, head, tokens, rollout.mask)
+        return TabularFeatures(self.table[written], None, tokens, rollout.mask)
 
     def copy(self) -> "TabularModel":
         return copy.deepcopy(self)
 
 
-class TabularReading(Reading):
+class TabularFeatures(Features):
     """The features of the tokens are their logits already."""
 
     def token_statistics(
         self, *, distribution=SOFTMAX, comparison=None, chunk_tokens=None
     ) -> TokenStatistics:
-        logits = at(self.features, distribution, self.token_ids)
+        logits = at(self.hidden, distribution, self.token_ids)
         logprobs = logits.log_softmax(-1)
         taken = logprobs.gather(1, self.token_ids[:, None]).squeeze(1)
         entropy = -(logprobs.exp() * logprobs).sum(-1).detach()
         compared = None
         if comparison is not None:
-            compared = self.scatter(comparison.function(logits, comparison.features))
+            compared = self.scatter(comparison.function(logits, comparison.hidden))
         return TokenStatistics(self.scatter(taken), self.scatter(entropy), compared)
 
     def gradient_norms(self, *, distribution=SOFTMAX) -> Tensor:
-        logits = at(self.features, distribution, self.token_ids)
+        logits = at(self.hidden, distribution, self.token_ids)
         gradients = torch.zeros_like(logits).scatter(1, self.token_ids[:, None], 1.0)
         gradients = (gradients - logits.softmax(-1)) / distribution.temperature
         return self.scatter(gradients.square().sum(-1))
 
     def comparison(self, function, *, temperature=1.0) -> Comparison:
-        return Comparison(function, self.features / temperature, None)
+        return Comparison(function, self.hidden / temperature, None)
 
     def action_values(self, centering="none") -> ActionValues:
         center = {
-            "none": torch.zeros_like(self.features[:, :1]),
-            "mean": self.features.mean(-1, keepdim=True),
-            "max": self.features.amax(-1, keepdim=True),
-            "logsumexp": self.features.logsumexp(-1, keepdim=True),
+            "none": torch.zeros_like(self.hidden[:, :1]),
+            "mean": self.hidden.mean(-1, keepdim=True),
+            "max": self.hidden.amax(-1, keepdim=True),
+            "logsumexp": self.hidden.logsumexp(-1, keepdim=True),
         }[centering]
-        values = self.features - center
-        logprobs = self.features.log_softmax(-1)
+        values = self.hidden - center
+        logprobs = self.hidden.log_softmax(-1)
         taken, logprob = (
             x.gather(1, self.token_ids[:, None]).squeeze(1) for x in (values, logprobs)
         )

@@ -293,6 +293,6 @@ def test_a_cut_that_cuts_nothing_is_the_whole_softmax():
 def test_no_other_tokens_are_written(cut):
     student = TabularModel(MDP.student, MDP)
     rollout = student.generate(make_batch(200), decoding(MDP, **cut))
-    states = student.read(rollout).features.detach()
+    states = student.features(rollout).hidden.detach()
     stay = kept(states / cut.get("temperature", 1.0), cut.get("top_k"), cut.get("top_p"))
     assert stay.gather(1, rollout.completion_ids[rollout.mask][:, None]).all()

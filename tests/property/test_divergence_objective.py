@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from brim.losses import cross_entropy
-from brim.models import SOFTMAX, Decoding, Reading
+from brim.models import SOFTMAX, Decoding, Features
 from brim.models.head import OutputHead
 from brim.objectives import make_objective
 from brim.objectives.settings import JSConfig, KLConfig, RKLConfig, TVDConfig
@@ -33,17 +33,19 @@ class Table:
     def evaluating(self):
         return torch.no_grad()
 
-    def read(self, rollout: Rollout) -> Reading:
+    def features(self, rollout: Rollout) -> Features:
         states = torch.zeros_like(rollout.completion_ids)
         for t in range(1, states.shape[1]):
             states[:, t] = NUM_WORDS * states[:, t - 1] + 1 + rollout.completion_ids[:, t - 1]
         mask = rollout.mask
         features = one_hot(states[mask], len(self.logits)).float()
         head = OutputHead(self.logits.t(), None, self.logits.shape[1])
-        return Reading(features, head, rollout.completion_ids[mask], mask)
+        return Features(features, head, rollout.completion_ids[mask], mask)
 
     def __call__(self, rollout: Rollout, *, distribution=SOFTMAX, comparison=None):
-        return self.read(rollout).token_statistics(distribution=distribution, comparison=comparison)
+        return self.features(rollout).token_statistics(
+            distribution=distribution, comparison=comparison
+        )
 
 
 class Texts:

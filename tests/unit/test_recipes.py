@@ -47,7 +47,7 @@ def test_the_benchmark_runs_each_method():
 def test_recipe_loads(name, tmp_path):
     config = load(name)
     assert config.description
-    assert make_objective(config.objective, config.decoding.build())
+    assert make_objective(config.objective, config.decoding)
     # What is written into a run directory can be run again.
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(config))

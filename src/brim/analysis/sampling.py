@@ -138,10 +138,10 @@ def token_divergences(
 
     def ask(part: Rollout) -> Tensor:
         with teacher.evaluating():
-            reading = teacher.read(part).to(part.mask.device)
+            features = teacher.features(part).to(part.mask.device)
         columns = []
         for function in functions.values():
-            compared = student.measure(part, comparison=reading.comparison(function)).compared
+            compared = student.statistics(part, comparison=features.comparison(function)).compared
             assert compared is not None
             columns.append(compared.sum(dim=1))
         return torch.stack(columns, dim=1)

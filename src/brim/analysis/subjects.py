@@ -186,7 +186,7 @@ def load_analyzed(opened: Opened, model: AnalyzedModel) -> LanguageModel:
     student.requires_grad_(True)
     if config.student.lora is not None:
         seed = derive_seed(config.seed, "adapters", "objective")
-        add_adapters(student.model, **config.student.lora.model_dump(), seed=seed)
+        add_adapters(student.model, config.student.lora, seed=seed)
     student.batch_tokens = config.trainer.micro_batch_tokens
     return student
 
@@ -198,7 +198,7 @@ def analyzed_objective(run: RunInputs) -> PolicyGradient:
     blocks; where its advantages are normalized, that is a mean baseline, and a scale. Any other
     objective has none of these: they are the defaults of `brim`.
     """
-    decoding = run.config.decoding.build()
+    decoding = run.config.decoding
     match settings := run.config.objective:
         case LLMRConfig() | BRIMConfig():
             fresh = settings.model_copy(update={"rollout_reuse": 1, "sync_every": 1})

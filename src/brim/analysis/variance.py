@@ -8,7 +8,7 @@ measured is defined in `results.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -117,7 +117,7 @@ def analyze_variance(
         **setup.facts(),
         batch_prompts=batch_prompts,
         objective=settings,
-        decoding=asdict(objective.decoding),
+        decoding=objective.decoding.describe(),
         num_dimensions=num_dimensions,
         students=measured,
     )

@@ -136,24 +136,23 @@ def generate(
 
     Line breaks of a completion come out as \n.
     """
+    from brim.config.loading import make_config
     from brim.errors import ConfigError
 
     if not temperature and (top_k or top_p):
         raise ConfigError("--top-k, --top-p: are of sampling; give --temperature above 0 too")
-    from brim.models import Decoding
+    from brim.models.settings import Decoding
     from brim.runs.generate import escape_line, generate, read_prompts
 
     prompts = read_prompts(file)
-    try:
-        decoding = Decoding(
-            strategy="sampling" if temperature else "greedy",
-            temperature=temperature or 1.0,
-            top_k=top_k,
-            top_p=top_p,
-            max_tokens=max_tokens,
-        )
-    except ValueError as error:
-        raise ConfigError(f"command line: {error}") from None
+    given = {
+        "strategy": "sampling" if temperature else "greedy",
+        "temperature": temperature or 1.0,
+        "top_k": top_k,
+        "top_p": top_p,
+        "max_tokens": max_tokens,
+    }
+    decoding = make_config(Decoding, given, "command line")
     with running():
         for text in generate(source, prompts, decoding=decoding, seed=seed, block=block):
             typer.echo(escape_line(text))

@@ -90,6 +90,24 @@ def load_config(
                 raise ConfigError(explain(cls, document, error)) from None
 
 
+def make_config(cls: type[ConfigT], data: Mapping[str, Any], place: str) -> ConfigT:
+    """Make settings of values that stand in no file.
+
+    Args:
+        cls: the class of the settings.
+        data: their values by name.
+        place: where these come from, for the error.
+
+    Raises:
+        ConfigError: a key or value that cannot be used.
+    """
+    try:
+        return cls.model_validate(data, strict=True)
+    except ValidationError as error:
+        document = Document(dict(data), {(): place})
+        raise ConfigError(explain(cls, document, error)) from None
+
+
 def check_files(
     source: Path, overrides: Sequence[str] = (), *, search: _Search | None = None
 ) -> None:

@@ -1,40 +1,77 @@
-"""Students and teachers: loading, building, writing, and judging text through one class."""
+"""Students and teachers: loading, building, writing, and scoring text through one class.
 
-from brim.models.actor_critic import ActorCritic
-from brim.models.adapters import add_adapters, check_adapters
-from brim.models.decoding import Decoding
-from brim.models.features import Comparison, Reading, RowFunction
-from brim.models.head import SOFTMAX, Centering, Distribution
-from brim.models.head_checks import hash_tensors
-from brim.models.language_model import LanguageModel, evaluating
-from brim.models.layers import keep_layers
-from brim.models.loading import load_model
-from brim.models.modes import check_checkpointing, checkpoint_layers, set_dropout, updating
-from brim.models.quantization import Quantization, plain_tensors, q_drift, quantization_of
-from brim.models.row_checks import RowReport, inspect_rows
-from brim.models.scratch import Description, build_model, check_description, train_tokenizer
-from brim.models.vllm import VLLMEngine, check_vllm
-from brim.models.vocabulary import check_same_tokenizer, share_vocabulary
+The names are imported when first used: `brim.models.settings` needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from brim.models.actor_critic import ActorCritic
+    from brim.models.adapters import add_adapters
+    from brim.models.features import Comparison, Features, RowFunction
+    from brim.models.head_checks import hash_tensors
+    from brim.models.language_model import LanguageModel
+    from brim.models.layers import keep_layers
+    from brim.models.loading import load_model
+    from brim.models.modes import checkpoint_layers, evaluating, set_dropout, updating
+    from brim.models.quantization import plain_tensors, q_drift, quantization_of
+    from brim.models.row_checks import RowReport, inspect_rows
+    from brim.models.scratch import build_model, train_tokenizer
+    from brim.models.settings import (
+        SOFTMAX,
+        BeamSearch,
+        Centering,
+        Decoding,
+        Distribution,
+        Lora,
+        Quantization,
+    )
+    from brim.models.vllm import VLLMEngine, check_vllm
+    from brim.models.vocabulary import check_same_tokenizer, share_vocabulary
+
+_HOMES = {
+    "actor_critic": ("ActorCritic",),
+    "adapters": ("add_adapters",),
+    "features": ("Comparison", "Features", "RowFunction"),
+    "head_checks": ("hash_tensors",),
+    "language_model": ("LanguageModel",),
+    "layers": ("keep_layers",),
+    "loading": ("load_model",),
+    "modes": ("checkpoint_layers", "evaluating", "set_dropout", "updating"),
+    "quantization": ("plain_tensors", "q_drift", "quantization_of"),
+    "row_checks": ("RowReport", "inspect_rows"),
+    "scratch": ("build_model", "train_tokenizer"),
+    "settings": (
+        "SOFTMAX",
+        "BeamSearch",
+        "Centering",
+        "Decoding",
+        "Distribution",
+        "Lora",
+        "Quantization",
+    ),
+    "vllm": ("VLLMEngine", "check_vllm"),
+    "vocabulary": ("check_same_tokenizer", "share_vocabulary"),
+}
 
 __all__ = [
     "SOFTMAX",
     "ActorCritic",
+    "BeamSearch",
     "Centering",
     "Comparison",
     "Decoding",
-    "Description",
     "Distribution",
+    "Features",
     "LanguageModel",
+    "Lora",
     "Quantization",
-    "Reading",
     "RowFunction",
     "RowReport",
     "VLLMEngine",
     "add_adapters",
     "build_model",
-    "check_adapters",
-    "check_checkpointing",
-    "check_description",
     "check_same_tokenizer",
     "check_vllm",
     "checkpoint_layers",
@@ -51,3 +88,14 @@ __all__ = [
     "train_tokenizer",
     "updating",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

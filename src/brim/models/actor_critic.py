@@ -1,4 +1,4 @@
-"""A value head, so that PPO's critic has something to say."""
+"""A student with a value head, PPO's critic."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from brim.models.features import Comparison
-from brim.models.head import SOFTMAX, Distribution
 from brim.models.language_model import LanguageModel
+from brim.models.settings import SOFTMAX, Distribution
 from brim.types import Rollout, TokenStatistics
 
 
@@ -47,14 +47,14 @@ class ActorCritic(nn.Module):
         distribution: Distribution = SOFTMAX,
         comparison: Comparison | None = None,
     ) -> TokenStatistics:
-        """What `LanguageModel.forward` says, and the value of each state."""
-        reading = self.student.read(rollout)
-        tokens = reading.token_statistics(distribution=distribution, comparison=comparison)
-        features = reading.features
+        """Return what `LanguageModel.forward` does, and the value of each state."""
+        features = self.student.features(rollout)
+        tokens = features.token_statistics(distribution=distribution, comparison=comparison)
+        hidden = features.hidden
         if self.critic is not None:
-            features = self.critic.read(rollout).features
-        with torch.autocast(features.device.type, enabled=False):
-            values = self.value_head(features.float()).squeeze(-1) * self.unit
+            hidden = self.critic.features(rollout).hidden
+        with torch.autocast(hidden.device.type, enabled=False):
+            values = self.value_head(hidden.float()).squeeze(-1) * self.unit
         return TokenStatistics(
-            tokens.logprobs, tokens.entropy, tokens.compared, reading.scatter(values)
+            tokens.logprobs, tokens.entropy, tokens.compared, features.scatter(values)
         )

@@ -1,13 +1,13 @@
 """LoRA: small trainable matrices beside frozen linear layers (Hu et al. 2021, arXiv:2106.09685).
 
 A layer `W x` becomes `W x + (alpha / r) B A x` with `A` (r, in) random, `B` (out, r) zero at first.
-The layers are exchanged inside the transformers model, which goes on to be what it was to everyone
-else. What is saved is the merged model, `W + (alpha / r) B A`.
+The layers are exchanged inside the transformers model. What is saved is the merged model,
+`W + (alpha / r) B A`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from brim.errors import ModelError, NonFiniteError, RunError
 from brim.models.head_checks import hash_tensors
+from brim.models.settings import Lora
 from brim.seeding import derive_seed
 
 ADAPTERS = "adapters.safetensors"
@@ -27,27 +28,12 @@ ADAPTERS = "adapters.safetensors"
 _NAME = "default"  # peft's name for the only adapter of a layer
 
 
-def add_adapters(
-    model: PreTrainedModel,
-    *,
-    r: int = 8,
-    alpha: float = 16.0,
-    dropout: float = 0.0,
-    target_modules: Sequence[str] | None = None,
-    seed: int,
-) -> None:
+def add_adapters(model: PreTrainedModel, lora: Lora, *, seed: int) -> None:
     """Freeze the model and put trainable adapters beside its linear layers, in place.
 
-    What the model says does not change, for `B` is 0. Adapters are float32, whatever the model is.
-
-    Args:
-        model: of transformers, such as a `LanguageModel`'s `model`; its embeddings and its output
-            head are never adapted.
-        r: rank of the adapters.
-        alpha: the adapters' product is multiplied by `alpha / r`.
-        dropout: of an adapter's input, in training mode.
-        target_modules: names of the layers, such as `q_proj`; None for all linear layers.
-        seed: of the initial weights, drawn from a stream of their own.
+    The model's predictions do not change, for `B` is 0. Adapters are float32, whatever the model
+    is; its embeddings and its output head are never adapted. Initial weights are drawn from a
+    stream of their own.
 
     Raises:
         ModelError: peft is not installed, the model has adapters already, or a name fits no layer.
@@ -55,11 +41,11 @@ def add_adapters(
     peft = _import_peft()
     if has_adapters(model):
         raise ModelError("the model has adapters already; save it and load what was saved")
-    targets = find_targets(model, target_modules)
+    targets = find_targets(model, lora.target_modules)
     config = peft.LoraConfig(
-        r=r,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
         target_modules=list(targets),
         # transformers' Conv1D, GPT-2's linear layer, keeps its weight as (in, out).
         fan_in_fan_out=all(isinstance(layer, Conv1D) for layer in targets.values()),
@@ -75,9 +61,7 @@ def add_adapters(
 def find_targets(model: PreTrainedModel, names: Sequence[str] | None) -> dict[str, nn.Module]:
     """The layers that adapters would go to, by their full names.
 
-    Args:
-        model: without adapters.
-        names: last parts of full names, or None for all linear layers but the output head.
+    `names` are last parts of full names, or None for all linear layers but the output head.
 
     Raises:
         ModelError: a name fits no linear layer but the output head.
@@ -102,16 +86,6 @@ def linear_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for path, layer in module.named_modules():
         if isinstance(layer, nn.Linear | Conv1D):
             yield path, layer
-
-
-def check_adapters(model: PreTrainedModel, target_modules: Sequence[str] | None) -> None:
-    """Meet what `add_adapters` would raise, without adding any.
-
-    Raises:
-        ModelError: peft is not installed, or a name fits no layer.
-    """
-    find_targets(model, target_modules)
-    _import_peft()
 
 
 def has_adapters(model: PreTrainedModel) -> bool:
@@ -139,7 +113,7 @@ def merged_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def save_adapters(model: PreTrainedModel, directory: Path) -> None:
-    """Write `adapters.safetensors`: the adapters, and a hash of the weights they stand beside."""
+    """Write `adapters.safetensors`: the adapters, and a hash of the weights beside them."""
     tensors = {name: value.detach().contiguous() for name, value in _adapters(model).items()}
     save_file(tensors, directory / ADAPTERS, metadata={"frozen": hash_tensors(_frozen(model))})
 
@@ -157,11 +131,11 @@ def load_adapters(model: PreTrainedModel, directory: Path) -> None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise RunError(
-            f"{path}: is missing; bring it back, or go on from another checkpoint"
+            f"{path}: is missing; bring it back, or resume from another checkpoint"
         ) from None
     except (SafetensorError, OSError) as error:
         raise RunError(
-            f"{path}: cannot be read ({error}); go on from another checkpoint"
+            f"{path}: cannot be read ({error}); resume from another checkpoint"
         ) from error
     adapters = _adapters(model)
     if {k: v.shape for k, v in tensors.items()} != {k: v.shape for k, v in adapters.items()}:
@@ -177,6 +151,22 @@ def load_adapters(model: PreTrainedModel, directory: Path) -> None:
     with torch.no_grad():
         for name, parameter in adapters.items():
             parameter.copy_(tensors[name])
+
+
+def restore_weights(
+    model: PreTrainedModel, directory: Path, load: Callable[[Path], PreTrainedModel]
+) -> None:
+    """Put saved weights into the model, in place; of one with adapters only the adapters.
+
+    Raises:
+        RunError: as `load_adapters`, or there are adapters and the model has none.
+    """
+    if has_adapters(model):
+        load_adapters(model, directory)
+    elif (directory / ADAPTERS).exists():
+        raise RunError(f"{directory}: is of a model with adapters; add them to this one first")
+    else:
+        model.load_state_dict(load(directory).state_dict())
 
 
 def _import_peft() -> Any:

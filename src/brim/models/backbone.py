@@ -1,8 +1,7 @@
 """Hidden states of a model, whole sequences at once or one token at a time.
 
-The only place that knows encoder-decoder from decoder-only. Both kinds offer the same three things:
-`prompt_side` (where prompts are padded), `hidden` (the features that predict each completion token)
-and `start` (a cached state that decoding advances). The output head is applied elsewhere.
+The only place that knows encoder-decoder from decoder-only. Both kinds offer `prompt_side` (where
+prompts are padded), `hidden` and `start` (a cached state that decoding advances).
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from transformers import Cache, PreTrainedModel
 
 from brim.errors import ModelError
 from brim.models.cache import decoder_cache, encoder_decoder_cache, expand_rows, keep_rows
+from brim.types import Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,19 @@ class Prompts:
     ids: Tensor
     mask: Tensor
     rows: Tensor | None = None
+
+    @classmethod
+    def of(cls, batch: Batch, side: str) -> Prompts:
+        """Return the batch's prompts, each once, without the padding that all of them share."""
+        width = int(batch.prompt_mask.sum(dim=1).max())
+        columns = slice(-width, None) if side == "left" else slice(width)
+        ids, mask = batch.prompt_ids[:, columns], batch.prompt_mask[:, columns]
+        numbers: dict[int, int] = {}  # of the distinct examples, in order of appearance
+        rows = [numbers.setdefault(id(example), len(numbers)) for example in batch.examples]
+        if len(numbers) == len(rows):
+            return cls(ids, mask)
+        first = [rows.index(number) for number in range(len(numbers))]
+        return cls(ids[first], mask[first], torch.tensor(rows, device=ids.device))
 
     def each(self, values: Tensor) -> Tensor:
         """(P, …) values of the prompts as (B, …), those of each completion's."""
@@ -75,15 +88,12 @@ class Backbone(ABC):
 
     @abstractmethod
     def hidden(self, prompts: Prompts, completion_ids: Tensor, num_positions: int) -> Tensor:
-        """Features that predict completion tokens 0 … num_positions - 1.
+        """Hidden states (B, P, d) that predict completion tokens 0 … P - 1.
 
         Args:
             prompts: what the completions continue.
-            completion_ids: (B, T) right-padded, T ≥ num_positions - 1.
+            completion_ids: (B, T) right-padded.
             num_positions: P ≤ T + 1; position T is the state after the last token.
-
-        Returns:
-            (B, P, d).
 
         Raises:
             ModelError: the tokens are more than the model has positions for.
@@ -103,7 +113,7 @@ class Backbone(ABC):
         return getattr(self.model.config, "max_position_embeddings", None)
 
     def check_length(self, num_tokens: int) -> None:
-        """Refuse sequences longer than the positions that the model was made for."""
+        """Raise a ModelError for sequences longer than the model was made for."""
         limit = self.num_positions
         if limit is not None and num_tokens > limit:
             raise ModelError(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,70 +12,46 @@ from transformers import PreTrainedModel
 from brim.errors import NonFiniteError
 from brim.models.backbone import DecodingState
 from brim.models.generation_settings import GenerationRules
-from brim.models.head import Distribution, OutputHead
+from brim.models.head import OutputHead
+from brim.models.settings import Decoding
+from brim.support.bucketing import length_buckets
+from brim.types import Batch, Rollout
+
+Written = tuple[Tensor, Tensor, Tensor]
+"""Completions: ids (B, T) int64, arbitrary behind a row's length; lengths (B,) int64, EOS included;
+and truncated (B,) bool."""
 
 # Tokens between two looks at which rows have ended, on devices that the host does not wait for.
 LOOK_EVERY = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Decoding:
-    """How a model writes.
+def write_in_groups(
+    write: Callable[[Batch, Decoding], Written], batch: Batch, decoding: Decoding, pad_id: int
+) -> Rollout:
+    """Write a completion of each prompt, rows of similar prompt length together.
 
-    Attributes:
-        max_tokens: limit of a completion, EOS included.
-        strategy: `sampling` draws from the model's distribution, `greedy` takes its maximum, `beam`
-            searches for the text of the highest `log π(text) / tokens^length_penalty`.
-        temperature, top_k, top_p: see `Distribution`; sampling only.
-        num_beams: texts that are kept of each row at every token; beam only.
-        length_penalty: 0 for the likeliest text, 1 for the likeliest token on average; beam only.
-        batch_tokens: tokens of the rows that are decoded at once, each counted with its prompt,
-            padding and all that it may write, in each of its beams; changes memory and speed, not
-            the text.
-        engine: what writes: `loop` is `write_completions`; `generate` is transformers' own, see
-            `engines.py`, and the one that has beams; `vllm` is for decoder-only models on a CUDA
-            GPU, see `vllm_engine.py`.
-
-    Raises:
-        ValueError: a limit is out of its range.
+    Args:
+        write: an engine's writing of some rows.
+        batch: B prompts.
+        decoding: as for `write`, whose `batch_tokens` a group keeps.
+        pad_id: behind completions.
     """
-
-    max_tokens: int
-    strategy: Literal["sampling", "greedy", "beam"] = "sampling"
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    num_beams: int = 1
-    length_penalty: float = 1.0
-    batch_tokens: int = 32768
-    engine: Literal["loop", "generate", "vllm"] = "loop"
-
-    def __post_init__(self) -> None:
-        if self.engine not in ("loop", "generate", "vllm"):
-            raise ValueError(f"engine must be 'loop', 'generate' or 'vllm', not {self.engine!r}")
-        if self.strategy not in ("sampling", "greedy", "beam"):
-            raise ValueError(
-                f"strategy must be 'sampling', 'greedy' or 'beam', not {self.strategy!r}"
-            )
-        if self.strategy == "beam" and self.engine != "generate":
-            raise ValueError("strategy='beam' needs engine='generate'")
-        if self.num_beams < 1 or (self.num_beams > 1 and self.strategy != "beam"):
-            raise ValueError("num_beams must be at least 1, and more only for strategy='beam'")
-        if not math.isfinite(self.length_penalty):
-            raise ValueError("length_penalty must be a finite number")
-        if self.max_tokens < 1 or self.batch_tokens < 1:
-            raise ValueError("max_tokens and batch_tokens must be at least 1")
-        Distribution(self.temperature, self.top_k, self.top_p)  # raises
-
-    @property
-    def distribution(self) -> Distribution:
-        """What the tokens are drawn from, and what a policy gradient is of.
-
-        Text that is not drawn has no cut: its gradient is that of the softmax.
-        """
-        if self.strategy != "sampling":
-            return Distribution(self.temperature)
-        return Distribution(self.temperature, self.top_k, self.top_p)
+    device = batch.prompt_ids.device
+    limit = max(1, decoding.batch_tokens // decoding.texts_per_row)
+    groups = [list(range(len(batch)))]
+    if decoding.engine != "vllm":  # which has a schedule of its own
+        prompts, texts = batch.prompt_mask.sum(dim=1), [decoding.max_tokens] * len(batch)
+        # One more pass costs as many steps as the longest completion: hardly ever worth it.
+        groups = length_buckets(prompts.tolist(), texts, limit, overhead=limit)
+    ids = torch.empty(len(batch), decoding.max_tokens, dtype=torch.long, device=device)
+    lengths = torch.empty(len(batch), dtype=torch.long, device=device)
+    truncated = torch.empty(len(batch), dtype=torch.bool, device=device)
+    for rows in groups:
+        written, lengths[rows], truncated[rows] = write(batch.select(rows), decoding)
+        ids[rows, : written.shape[1]] = written
+    longest = int(lengths.max())
+    mask = torch.arange(longest, device=device) < lengths[:, None]
+    return Rollout(batch, ids[:, :longest].masked_fill(~mask, pad_id), mask, truncated)
 
 
 def row_uniforms(seeds: Sequence[int], num_tokens: int) -> Tensor:
@@ -120,8 +94,8 @@ def write_completions(
     eos_ids: Tensor,
     *,
     look_every: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Advance `state` until every row has ended or met the limit.
+) -> Written:
+    """Advance `state` until every row has ended or reached the limit.
 
     A row that has ended leaves the batch at the next look. What it writes until then is ignored.
 
@@ -133,10 +107,6 @@ def write_completions(
         eos_ids: (E,) int64, the tokens that end a completion.
         look_every: tokens between two looks at which rows have ended; by default 1 on a CPU and
             `LOOK_EVERY` elsewhere, for looking makes the host wait for the device.
-
-    Returns:
-        ids (B, T) int64 (arbitrary behind a row's length), lengths (B,) int64 with EOS, and
-        truncated (B,) bool.
 
     Raises:
         NonFiniteError: logits are not finite, and what they would write is arbitrary.
@@ -200,21 +170,11 @@ def check_finite(finite: Tensor, dtype: torch.dtype) -> None:
 class GeneratingModel(Protocol):
     """What an engine needs of a `LanguageModel`, which calls the engines."""
 
+    model: PreTrainedModel
     rules: GenerationRules
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
-
-    @property
-    def model(self) -> PreTrainedModel:
-        """The model of transformers."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-
-    @property
-    def is_encoder_decoder(self) -> bool:
-        """Whether prompts have an encoder of their own."""
+    is_encoder_decoder: bool
 
     @property
     def excluded_rows(self) -> Collection[int]:

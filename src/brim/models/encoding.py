@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jinja2
@@ -12,9 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from brim.errors import DataError, ModelError
-from brim.models.cutting import cut_fields
 from brim.models.generation_settings import GenerationRules
-from brim.types import Example
+from brim.types import Batch, Example, Rollout
 
 
 class Spelling(NamedTuple):
@@ -51,6 +52,8 @@ class Encoder:
     ) -> None:
         self.tokenizer, self.eos_token_ids = tokenizer, tuple(eos_token_ids)
         self.is_encoder_decoder = decoder_start_id is not None
+        pad_id = tokenizer.pad_token_id
+        self.pad_token_id: int = eos_token_ids[0] if pad_id is None else pad_id
         self.rules = GenerationRules()
         own = (tokenizer.bos_token_id, *eos_token_ids)
         self._start_id = next(i for i in own if i is not None)
@@ -71,7 +74,7 @@ class Encoder:
         """Prompt ids and how many prompts were cut.
 
         A long prompt with an `Example.field` loses the end of this field, and a chat the end of its
-        longest message; all else stays (`cut_fields`). Where there is neither, or the rest alone is
+        longest message; all else stays (`_shorten`). Where there is neither, or the rest alone is
         too long, an encoder's prompt keeps its beginning, and that of a decoder-only model its end,
         which the completion continues. What the tokenizer puts around a prompt (BOS, EOS, the
         languages of mBART) stays. An empty prompt becomes BOS, or EOS where there is no BOS.
@@ -85,15 +88,11 @@ class Encoder:
         if max_tokens is None:
             return ids, 0
         long = [row for row, tokens in enumerate(ids) if len(tokens) > max_tokens]
-        shorter = cut_fields(
-            [examples[row] for row in long],
-            [len(ids[row]) for row in long],
-            max_tokens,
-            tokenizer=self.tokenizer,
-            encode=self._encode,
+        shorter = self._shorten(
+            [examples[row] for row in long], [len(ids[row]) for row in long], max_tokens
         )
         for row, tokens in zip(long, shorter, strict=True):
-            ids[row] = tokens or self._cut(ids[row], max_tokens)
+            ids[row] = tokens or self._truncate(ids[row], max_tokens)
         return ids, len(long)
 
     def completions(self, examples: Sequence[Example], texts: Sequence[str]) -> list[list[int]]:
@@ -144,12 +143,58 @@ class Encoder:
             ids.append(self.eos_token_ids[0])
         return all_ids  # type: ignore[no-any-return]
 
+    def targets(self, examples: Sequence[Example]) -> tuple[list[list[int]], list[bool]]:
+        """What examples have to teach: ids, and whether they were cut before.
+
+        Of an example that another model answered these are exactly the tokens that it wrote
+        (`Example.target`), with an end only if it wrote one; of any other one the first reference,
+        by `completions`.
+        """
+        plain = [example for example in examples if example.target is None]
+        texts = iter(self.completions(plain, [row.references[0] for row in plain]))
+        targets = [example.target for example in examples]
+        ids = [next(texts) if target is None else [*target.token_ids] for target in targets]
+        return ids, [target is not None and target.truncated for target in targets]
+
+    def batch(
+        self, examples: Sequence[Example], max_tokens: int | None, seeds: Sequence[int] | None
+    ) -> Batch:
+        """The padded `prompts` of B examples, with B seeds, by default 0 … B - 1."""
+        ids, num_cut = self.prompts(examples, max_tokens)
+        side = "right" if self.is_encoder_decoder else "left"
+        prompt_ids, prompt_mask = pad(ids, self.pad_token_id, side)
+        return Batch(
+            examples=tuple(examples),
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            seeds=tuple(range(len(examples)) if seeds is None else seeds),
+            num_truncated_prompts=num_cut,
+        )
+
+    def rollout(
+        self,
+        batch: Batch,
+        rows: Sequence[Sequence[int]],
+        max_tokens: int,
+        truncated: Sequence[bool] | None = None,
+    ) -> Rollout:
+        """Completions of these ids, `truncated` before or at `max_tokens`, forced ones included.
+
+        Raises:
+            ModelError: `max_tokens` leaves none to choose.
+        """
+        limit = self.rules.num_chosen(max_tokens)
+        ids, mask = pad([row[:limit] for row in rows], self.pad_token_id, "right")
+        before = truncated or [False] * len(rows)
+        cut = [was or len(row) > limit for row, was in zip(rows, before, strict=True)]
+        device = batch.prompt_ids.device
+        return Rollout(batch, ids.to(device), mask.to(device), torch.tensor(cut, device=device))
+
     def texts(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """The ids of each row as text.
 
         Only what frames a text is left out: end, padding, decoder start, and what the tokenizer
-        puts around targets. A special token that a model was taught to write, such as a separator,
-        is part of what it wrote.
+        puts around targets. Another special token, such as a separator, is part of the text.
         """
         return self._decode([[i for i in row if i not in self._not_text] for row in rows])
 
@@ -233,7 +278,43 @@ class Encoder:
                 f"the chat template refuses the messages of example {example.id!r}: {error}"
             ) from error
 
-    def _cut(self, ids: list[int], max_tokens: int) -> list[int]:
+    def _shorten(
+        self, examples: Sequence[Example], lengths: Sequence[int], max_tokens: int
+    ) -> list[list[int] | None]:
+        """Ids of prompts whose field has lost so much of its end that they fit, no token more.
+
+        A shortened prompt is tokenized as a whole, so its ids are those of a prompt whose field was
+        that short from the first. A field ends where one of its tokens did (or, of a tokenizer that
+        does not say where they are, anywhere), and never inside a character. A message keeps at
+        least a token: chat templates may refuse an empty one, or leave it out. None stands for
+        prompts without a field, or whose rest alone is too long.
+        """
+        if not examples:
+            return []
+        fields = [_field(example) for example in examples]
+        texts = [text for text, _ in fields]
+        encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)
+        searches = []
+        for i, (text, put_back) in enumerate(fields):
+            ends, per_token = (
+                list(range(len(text) + 1)),
+                len(text) / max(1, len(encoded.input_ids[i])),
+            )
+            if encoded.encodings is not None:
+                # The tokens of a character's bytes all end where the character does.
+                ends = [0, *(end for _, end in encoded.encodings[i].offsets)]
+                # Spaces at the end may be in no token of the field, and in one of the prompt.
+                ends += [len(text)] * (ends[-1] < len(text))
+                per_token = 1.0
+            low, high = 0 if examples[i].messages else -1, len(ends) - 1
+            searches.append(_Search(text, put_back, ends, per_token, low, high, high, lengths[i]))
+        while searching := [s for s in searches if s.high - s.low > 1 and s.length != max_tokens]:
+            guesses = [search.guess(max_tokens) for search in searching]
+            for search, ids in zip(searching, self._encode(guesses), strict=True):
+                search.learn(ids, fits=len(ids) <= max_tokens)
+        return [search.ids for search in searches]
+
+    def _truncate(self, ids: list[int], max_tokens: int) -> list[int]:
         if self.is_encoder_decoder:
             behind = list(itertools.takewhile(self._special.__contains__, reversed(ids)))
             behind = behind[:max_tokens][::-1]
@@ -243,6 +324,56 @@ class Encoder:
             before = ids[:1] if ids[0] == self.tokenizer.bos_token_id else []
         room = max_tokens - len(before)
         return before + ids[len(ids) - room :] if room > 0 else ids[-max_tokens:]
+
+
+@dataclass(slots=True)
+class _Search:
+    """Looks for the last of the `ends` of a text, in characters, with which its prompt fits.
+
+    With `ends[high]` it does not, nor is it known for those above `low`; with `ends[at]` the prompt
+    has `length` tokens: `ids`, where it fits.
+    """
+
+    text: str
+    put_back: Callable[[str], Example]
+    ends: list[int]
+    per_token: float
+    low: int
+    high: int
+    at: int
+    length: int
+    ids: list[int] | None = None
+    tried: int = 0
+
+    def guess(self, max_tokens: int) -> Example:
+        """The prompt cut where the number of tokens suggests it, which is nearly always right."""
+        stop = self.at + math.floor((max_tokens - self.length) * self.per_token)
+        self.tried = min(max(stop, self.low + 1), self.high - 1)
+        return self.put_back(self.text[: self.ends[self.tried]])
+
+    def learn(self, ids: list[int], *, fits: bool) -> None:
+        if fits:
+            self.low, self.ids = self.tried, ids
+        else:
+            self.high = self.tried
+        if fits or self.ids is None:
+            self.at, self.length = self.tried, len(ids)
+
+
+def _field(example: Example) -> tuple[str, Callable[[str], Example]]:
+    """The text that may lose its end, and what puts another in its place."""
+    # The system's message says what to do with the others.
+    places = [i for i, message in enumerate(example.messages) if message["role"] != "system"]
+    if places:
+        place = max(places, key=lambda i: len(example.messages[i]["content"]))
+        before, message = example.messages[:place], example.messages[place]
+        behind = example.messages[place + 1 :]
+        return message["content"], lambda text: replace(
+            example, messages=(*before, {**message, "content": text}, *behind)
+        )
+    start, end = example.field or (0, 0)
+    head, tail = example.prompt[:start], example.prompt[end:]
+    return example.prompt[start:end], lambda text: replace(example, prompt=head + text + tail)
 
 
 def _frame(tokenizer: PreTrainedTokenizerBase, side: str) -> tuple[list[int], list[int]]:

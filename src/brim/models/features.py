@@ -1,8 +1,8 @@
-"""What a model makes of a rollout before its output head, and what the head then says."""
+"""What a model makes of a rollout before its output head, and what the head makes of that."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -10,9 +10,6 @@ import torch
 from torch import Tensor
 
 from brim.models.head import (
-    SOFTMAX,
-    Centering,
-    Distribution,
     OutputHead,
     action_statistics,
     chunk_logits,
@@ -21,6 +18,7 @@ from brim.models.head import (
     gradient_norms,
     token_statistics,
 )
+from brim.models.settings import SOFTMAX, Centering, Distribution
 from brim.types import ActionValues, TokenStatistics
 
 
@@ -30,40 +28,40 @@ class Comparison:
 
     Attributes:
         function: such as those of `brim.divergences`; called on a chunk of tokens at a time.
-        features: (N, d) of the other model, for the same N tokens.
+        hidden: (N, d) of the other model, for the same N tokens.
         head: the other model's head.
         arguments: (N, …) each, what else the function takes of a token.
     """
 
     function: RowFunction
-    features: Tensor
+    hidden: Tensor
     head: OutputHead
     arguments: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class Features:
     """Features of the N tokens of a rollout, N the places where its mask is True.
 
     Logits are made of them a chunk at a time: (B, T, V) is never held.
 
     Attributes:
-        features: (N, d), those that predict each token.
+        hidden: (N, d), the hidden states that predict each token.
         head: turns them into logits.
         token_ids: (N,) int64, the tokens that were written.
         mask: (B, T) bool, where they are.
-        after: (B, d) features of the state behind each row's last token, if they were asked for.
+        after: (B, d) the same of the state behind each row's last token, if they were asked for.
         truncated: (B,) bool, the rows in which something would have followed.
     """
 
-    features: Tensor
+    hidden: Tensor
     head: OutputHead
     token_ids: Tensor
     mask: Tensor
     after: Tensor | None = None
     truncated: Tensor | None = None
 
-    def to(self, device: torch.device | str) -> Reading:
+    def to(self, device: torch.device | str) -> Features:
         """The same on `device`, with the head's weight; itself where it is there already."""
         if self.mask.device == torch.device(device):
             return self
@@ -85,17 +83,14 @@ class Reading:
         head = self.head.under(distribution)
         if comparison is None:
             logprobs, entropy = token_statistics(
-                self.features, head, self.token_ids, chunk_tokens=chunk_tokens
+                self.hidden, head, self.token_ids, chunk_tokens=chunk_tokens
             )
             return TokenStatistics(self.scatter(logprobs), self.scatter(entropy))
         values = pair_statistics(
-            self.features,
+            self.hidden,
             head,
             self.token_ids,
-            comparison.features,
-            comparison.head,
-            comparison.function,
-            comparison.arguments,
+            comparison,
             chunk_tokens=chunk_tokens,
         )
         return TokenStatistics(*(self.scatter(value) for value in values))
@@ -103,7 +98,7 @@ class Reading:
     def gradient_norms(self, *, distribution: Distribution = SOFTMAX) -> Tensor:
         """Squared norm of each token's gradient in the output layer's weight, (B, T)."""
         head = self.head.under(distribution)
-        return self.scatter(gradient_norms(self.features, head, self.token_ids))
+        return self.scatter(gradient_norms(self.hidden, head, self.token_ids))
 
     def comparison(
         self, function: RowFunction, *arguments: Tensor, temperature: float = 1.0
@@ -117,11 +112,11 @@ class Reading:
         """
         tokens = tuple(argument[self.mask] for argument in arguments)
         head = self.head.at_temperature(temperature)
-        return Comparison(function, self.features, head, tokens)
+        return Comparison(function, self.hidden, head, tokens)
 
     def action_values(self, centering: Centering = "none") -> ActionValues:
         """The logits as Q-values, without gradient; see `LanguageModel.action_values`."""
-        values = action_statistics(self.features, self.head, self.token_ids, centering=centering)
+        values = action_statistics(self.hidden, self.head, self.token_ids, centering=centering)
         taken, best, logprobs = (self.scatter(value) for value in values)
         following = None
         if self.after is not None and self.truncated is not None:
@@ -156,10 +151,7 @@ def pair_statistics(
     hidden: Tensor,
     head: OutputHead,
     targets: Tensor,
-    other_hidden: Tensor,
-    other_head: OutputHead,
-    function: RowFunction,
-    arguments: Sequence[Tensor] = (),
+    comparison: Comparison,
     *,
     chunk_tokens: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,10 +161,7 @@ def pair_statistics(
         hidden: (N, d) features of the positions that predict the targets.
         head: the policy's output head; gradients reach its weight and bias.
         targets: (N,) int64 token ids below `head.num_rows`.
-        other_hidden: (N, d') the other model's features of the same positions.
-        other_head: the other model's output head, of the same vocabulary.
-        function: called as `function(logits, other_logits, *arguments)` on n of the N tokens.
-        arguments: (N, …) each, what else the function takes of a token.
+        comparison: with the other model, of the same vocabulary, at the same positions.
         chunk_tokens: tokens a chunk; by default what fits `PAIR_BYTES`.
 
     Returns:
@@ -183,15 +172,17 @@ def pair_statistics(
     Raises:
         ValueError: the function does not give one number a row.
     """
-    dtype = compute_dtype(other_head.weight)
-    features = other_head.scaled(other_hidden.detach()).to(dtype)
-    weight = other_head.weight.detach()[: other_head.num_rows].to(dtype)
-    bias = None if other_head.bias is None else other_head.bias.detach()
+    other = comparison.head
+    dtype = compute_dtype(other.weight)
+    features = other.scaled(comparison.hidden.detach()).to(dtype)
+    weight = other.weight.detach()[: other.num_rows].to(dtype)
+    bias = None if other.bias is None else other.bias.detach()
 
     def compare(rows: slice, logits: Tensor) -> Tensor:
         other_logits = chunk_logits(features[rows], weight, bias)
         with torch.autocast(logits.device.type, enabled=False):
-            values = function(logits, other_logits, *(argument[rows] for argument in arguments))
+            arguments = (argument[rows] for argument in comparison.arguments)
+            values = comparison.function(logits, other_logits, *arguments)
         if values.shape != logits.shape[:1]:
             raise ValueError(
                 "a comparison must give one number a row, "

@@ -1,10 +1,8 @@
-"""Writing by transformers' own `generate`: what else can write where our loop cannot."""
+"""Writing by transformers' own `generate`, which has beams and more kinds of models."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -14,20 +12,19 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
-    PreTrainedModel,
 )
 
 from brim.models.cache import encoder_decoder_cache
-from brim.models.decoding import Decoding, GeneratingModel, check_finite
+from brim.models.decoding import GeneratingModel, Written, check_finite
+from brim.models.generation_settings import settings_aside
 from brim.models.head_checks import start_token_id
+from brim.models.settings import BeamSearch, Decoding
 from brim.seeding import derive_seed
 from brim.types import Batch
 
 
 @torch.no_grad()
-def generate_with_transformers(
-    model: GeneratingModel, batch: Batch, decoding: Decoding
-) -> tuple[Tensor, Tensor, Tensor]:
+def generate_with_transformers(model: GeneratingModel, batch: Batch, decoding: Decoding) -> Written:
     """Write a completion of each prompt by `model.generate` of transformers.
 
     Only what `decoding` says counts, and of the model's own generation settings its `rules` and
@@ -40,14 +37,11 @@ def generate_with_transformers(
         batch: B prompts.
         decoding: the strategy and the limit, of the tokens that the model chooses.
 
-    Returns:
-        As `write_completions`: ids (B, T) int64 (arbitrary behind a row's length), lengths (B,)
-        int64 with EOS, and truncated (B,) bool.
-
     Raises:
         NonFiniteError: as `write_completions`.
     """
-    transformer, device, rules = model.model, model.device, model.rules
+    transformer, rules = model.model, model.rules
+    device = transformer.device
     settings = GenerationConfig(
         max_new_tokens=decoding.max_tokens + rules.num_forced,
         forced_bos_token_id=rules.forced_start[0] if rules.forced_start else None,
@@ -66,11 +60,12 @@ def generate_with_transformers(
         # By itself it would make one as deep as a T5's encoder, whatever the decoder is.
         config = transformer.get_decoder().config
         own = encoder_decoder_cache(config, decoding.max_tokens + rules.num_forced)
-        if decoding.num_beams > 1:
+        if decoding.texts_per_row > 1:
             own = _BeamCache(DynamicCache(config=config), DynamicCache())
         written, cache = 1 + len(rules.forced_start), {"past_key_values": own}
     devices = [device] if device.type == "cuda" else []
-    with _no_other_settings(transformer), torch.random.fork_rng(devices=devices):
+    # With the model's own settings `generate` would fill what is left out.
+    with settings_aside(transformer), torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive_seed(0, "generate", *batch.seeds))
         sequences = transformer.generate(
             prompt_ids.to(device),
@@ -89,7 +84,7 @@ def generate_with_transformers(
 
 def _strategy(decoding: Decoding) -> dict[str, bool | float | str]:
     """The arguments of transformers; one that is left out is off."""
-    if decoding.strategy == "beam" and decoding.num_beams > 1:
+    if isinstance(decoding, BeamSearch) and decoding.num_beams > 1:
         return {
             "do_sample": False,
             "num_beams": decoding.num_beams,
@@ -108,17 +103,6 @@ def _strategy(decoding: Decoding) -> dict[str, bool | float | str]:
         "top_k": decoding.top_k or 0,
         "top_p": 1.0 if decoding.top_p is None else decoding.top_p,
     }
-
-
-@contextmanager
-def _no_other_settings(model: PreTrainedModel) -> Iterator[None]:
-    """Without the model's generation settings, with which `generate` fills what it is not told."""
-    own = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 class _CheckFinite(LogitsProcessor):  # type: ignore[misc]

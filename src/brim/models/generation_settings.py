@@ -7,7 +7,8 @@ What neither of them says is not followed, and `ignored_settings` names it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,6 +125,17 @@ def exclude_tokens(
     ends = sorted(new & set(eos_token_ids))
     settings.bad_words_ids = [*(settings.bad_words_ids or []), *words] or None
     settings.suppress_tokens = [*(settings.suppress_tokens or []), *ends] or None
+
+
+@contextmanager
+def settings_aside(model: PreTrainedModel) -> Iterator[GenerationConfig]:
+    """Give the model default settings while the block runs, and the block the model's own."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield own or model.generation_config
+    finally:
+        model.generation_config = own
 
 
 def ignored_settings(model: PreTrainedModel) -> list[str]:

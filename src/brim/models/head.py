@@ -7,15 +7,16 @@ made at a time, reduced to a few numbers a token, and made again in the backward
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
-Centering = Literal["none", "mean", "max", "logsumexp"]
+from brim.models.settings import Centering, Distribution
 
 Compare = Callable[[slice, Tensor], Tensor]
 """Of some of the N tokens, and their logits (n, V), to one number each, (n,) float32."""
@@ -38,40 +39,6 @@ ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Distribution:
-    """What a policy draws a token from: `softmax(logits / temperature)` over the tokens it keeps.
-
-    All tokens are kept unless `top_k` or `top_p` is set; the others then have probability 0. With
-    both, `top_p` counts the probability that `top_k` left over. What ties with the last token kept
-    is kept too, so that the set depends on the logits alone, never on how equal ones are sorted.
-
-    Attributes:
-        temperature: divides the logits.
-        top_k: keep the k most probable tokens; None for all.
-        top_p: keep the fewest most probable tokens that hold this much probability; None for all.
-
-    Raises:
-        ValueError: a number is out of its range.
-    """
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-
-    def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError("temperature must be positive; for the maximum use strategy='greedy'")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError("top_k must be at least 1, or None to keep all tokens")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError("top_p must be in (0, 1], or None to keep all tokens")
-
-
-SOFTMAX = Distribution()
-"""All tokens, at temperature 1."""
-
-
-@dataclass(frozen=True, slots=True)
 class OutputHead:
     """A model's last layer, restricted to the rows that have a token.
 
@@ -89,6 +56,24 @@ class OutputHead:
     scale: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+
+    @classmethod
+    def of(
+        cls, model: PreTrainedModel, num_rows: int, excluded: Sequence[int], scale: float
+    ) -> OutputHead:
+        """Return the head of a model; `excluded` are rows among the first `num_rows`."""
+        layer = model.get_output_embeddings()
+        bias = getattr(layer, "bias", None)
+        added = getattr(model, "final_logits_bias", None)  # BART and Marian
+        if added is not None:
+            bias = added[0] if bias is None else bias + added[0]
+        if bias is not None:
+            bias = bias[:num_rows].float()
+        if excluded:
+            floor = torch.zeros(num_rows, device=layer.weight.device)
+            floor[excluded] = EXCLUDED
+            bias = floor if bias is None else bias + floor
+        return cls(layer.weight, bias, num_rows, scale)
 
     def to(self, device: torch.device | str) -> OutputHead:
         """The same head on `device`."""
@@ -205,7 +190,6 @@ def compared_statistics(
         targets,
         head.num_rows,
         chunk_tokens,
-        compute_dtype(head.weight),
         compare,
         head.top_k,
         head.top_p,
@@ -279,7 +263,7 @@ def compute_dtype(weight: Tensor) -> torch.dtype:
 
 
 def chunk_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(n, d), (V, d) of one type, (V,) float32 -> (n, V) float32, in nobody else's memory."""
+    """(n, d), (V, d) of one type, (V,) float32 -> (n, V) float32, in memory of their own."""
     with torch.autocast(hidden.device.type, enabled=False):
         if _sums_are_float32(hidden, weight):
             logits = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
@@ -315,11 +299,11 @@ class _TokenStatistics(torch.autograd.Function):
         targets: Tensor,
         num_rows: int,
         chunk_tokens: int,
-        dtype: torch.dtype,
         compare: Compare | None,
         top_k: int | None,
         top_p: float | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
+        dtype = compute_dtype(weight)
         features, rows_weight = hidden.to(dtype), weight[:num_rows].to(dtype)
         logprobs, entropy = (hidden.new_empty(len(targets), dtype=torch.float32) for _ in range(2))
         compared = None if compare is None else torch.empty_like(logprobs)
@@ -371,7 +355,7 @@ class _TokenStatistics(torch.autograd.Function):
                     _add_product(grad_weight[: ctx.num_rows], grad.t(), features[rows])
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
-        return grad_hidden, grad_weight, grad_bias, *[None] * 7
+        return grad_hidden, grad_weight, grad_bias, *[None] * 6
 
 
 def _gather(values: Tensor, targets: Tensor) -> Tensor:

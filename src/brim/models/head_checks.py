@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from brim.errors import BrimError, ModelError, first_line
 from brim.models.backbone import Backbone, EncoderDecoder, Prompts
+from brim.models.modes import evaluating
 
 
 def protect_head(model: PreTrainedModel) -> None:
@@ -42,22 +43,17 @@ def protect_head(model: PreTrainedModel) -> None:
 
 def head_name(model: PreTrainedModel) -> str:
     """The name of the head's weight among the model's parameters, by its own module."""
-    return next(_names(model, model.get_output_embeddings().weight))
+    return _head_names(model)[0]
 
 
 def head_is_shared(model: PreTrainedModel) -> bool:
     """Whether the head's weight is also that of an embedding."""
-    weight = model.get_output_embeddings().weight
-    own = head_name(model)
-    return any(p is weight and name != own for name, p in _all_parameters(model))
+    names = _names(model, model.get_output_embeddings().weight)
+    return any(name != head_name(model) for name in names)
 
 
 def check_same_head(copied: PreTrainedModel, original: PreTrainedModel) -> None:
-    """Compare the heads of a model and its copy.
-
-    Raises:
-        ModelError: they differ.
-    """
+    """Raise a ModelError unless the heads of a model and its copy are the same."""
     heads = (model.get_output_embeddings().weight for model in (copied, original))
     if len({_hash(head) for head in heads}) != 1:
         raise ModelError("the copy's output head is not the original's; something tied it again")
@@ -65,7 +61,7 @@ def check_same_head(copied: PreTrainedModel, original: PreTrainedModel) -> None:
 
 def resize_rows(model: PreTrainedModel, num_rows: int) -> None:
     """Give embedding and output head `num_rows` rows each; new ones are the mean of the old."""
-    before = _head_rows(model)
+    before = head_weight(model).detach()
     num_kept = min(num_rows, len(before))
     kept = _hash(before[:num_kept])
     # transformers draws new rows from the global generator; the mean needs no draw.
@@ -74,7 +70,7 @@ def resize_rows(model: PreTrainedModel, num_rows: int) -> None:
     for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
         rows = embedding.weight.data
         rows[num_kept:] = rows[:num_kept].mean(dim=0)
-    if _hash(_head_rows(model)[:num_kept]) != kept:
+    if _hash(head_weight(model)[:num_kept]) != kept:
         raise ModelError("resizing wrote over the output head; something tied it again")
 
 
@@ -83,16 +79,13 @@ def check_stored_head(
 ) -> None:
     """Compare the model's head with the one in the directory's safetensors files.
 
-    Args:
-        model: whose head it is.
-        directory: where it was written.
-        state_dict: the model's weights, where it holds others or only a part of them.
+    `state_dict` has the model's weights, where it holds others or only a part of them.
 
     Raises:
         ModelError: they differ, or no file holds the head.
     """
     weight = model.get_output_embeddings().weight
-    names = list(_names(model, weight))
+    names = _head_names(model)
     if state_dict is not None:
         names = [name for name in names if name in state_dict]
     if state_dict is not None and names:
@@ -107,10 +100,6 @@ def check_stored_head(
             f"{directory}: the output head in memory is not the one in the file; "
             "something tied it to the input embedding or wrote over it"
         )
-
-
-def _head_rows(model: PreTrainedModel) -> Tensor:
-    return model.get_output_embeddings().weight.detach()  # type: ignore[no-any-return]
 
 
 def hash_tensors(tensors: Mapping[str, Tensor], *, also: str = "", into: Any = None) -> str:
@@ -128,46 +117,42 @@ def _hash(weight: Tensor) -> str:
     return hash_tensors({"head": weight})
 
 
-def _names(model: PreTrainedModel, weight: Tensor) -> Iterator[str]:
+def _names(model: PreTrainedModel, weight: Tensor) -> list[str]:
+    """The names of a parameter; a shared one has several."""
+    return [name for name, p in model.named_parameters(remove_duplicate=False) if p is weight]
+
+
+def _head_names(model: PreTrainedModel) -> list[str]:
     """The names of the head's weight, its own first, then those it shares."""
     head = model.get_output_embeddings()
-    yield from (f"{name}.weight" for name, module in model.named_modules() if module is head)
-    yield from _names_of(model, weight)
+    own = [f"{name}.weight" for name, module in model.named_modules() if module is head]
+    return own + _names(model, head.weight)
 
 
-def _names_of(model: PreTrainedModel, weight: Tensor) -> Iterator[str]:
-    yield from (name for name, p in _all_parameters(model) if p is weight)
-
-
-def _all_parameters(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Names and parameters; a shared one under each of its names."""
-    yield from model.named_parameters(remove_duplicate=False)
+def _stored(directory: Path) -> Iterator[tuple[str, Any]]:
+    """The names in a directory's safetensors files, each with its open file."""
+    for file in sorted(directory.glob("model*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - not a dict
+                yield key, tensors
 
 
 def _holds_copy(model: PreTrainedModel, directory: Path, weight: Tensor) -> bool:
     """Whether a file holds the head under a name that the model does not use, as of GPT-NeoX."""
-    embedding = set(_names_of(model, model.get_input_embeddings().weight))
-    expected = _hash(weight)
-    for file in sorted(directory.glob("model*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - not a dict
-                fits = tensors.get_slice(key).get_shape() == list(weight.shape)
-                if not fits or key in embedding:
-                    continue
-                if _hash(tensors.get_tensor(key).to(weight.dtype)) == expected:
-                    return True
-    return False
+    embedding, expected = _names(model, model.get_input_embeddings().weight), _hash(weight)
+    return any(
+        _hash(file.get_tensor(key).to(weight.dtype)) == expected
+        for key, file in _stored(directory)
+        if key not in embedding and file.get_slice(key).get_shape() == list(weight.shape)
+    )
 
 
-def _stored_tensor(directory: Path, names: Iterable[str]) -> Tensor | None:
-    files = sorted(directory.glob("model*.safetensors"))
+def _stored_tensor(directory: Path, names: Sequence[str]) -> Tensor | None:
     for name in names:
-        for file in files:
-            with safe_open(file, framework="pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118 - not a dict
-                    # Older files leave the base model's prefix out, or add it.
-                    if key == name or name.endswith(f".{key}") or key.endswith(f".{name}"):
-                        return tensors.get_tensor(key)  # type: ignore[no-any-return]
+        for key, file in _stored(directory):
+            # Older files leave the base model's prefix out, or add it.
+            if key == name or name.endswith(f".{key}") or key.endswith(f".{name}"):
+                return file.get_tensor(key)  # type: ignore[no-any-return]
     return None
 
 
@@ -252,13 +237,12 @@ def head_weight(model: PreTrainedModel) -> Tensor:
     weight = getattr(model.get_output_embeddings(), "weight", None)
     if not isinstance(weight, Tensor):
         raise ModelError(
-            f"{_name(model)} has no language-modelling head; "
+            f"{_name(model)} has no language-modeling head; "
             "choose a causal or sequence-to-sequence language model"
         )
     return weight
 
 
-@torch.no_grad()
 def measure_scale(backbone: Backbone) -> float:
     """The factor between hidden states and the head's input: 1, or d^-0.5 for T5's first version.
 
@@ -266,14 +250,8 @@ def measure_scale(backbone: Backbone) -> float:
         ModelError: the model treats its hidden states or logits in another way, gives non-finite
             hidden states, or predicts other things with a cache than without.
     """
-    model = backbone.model
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
+    with evaluating(backbone.model):
         return _measure_scale(backbone)
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _measure_scale(backbone: Backbone) -> float:
@@ -288,7 +266,7 @@ def _measure_scale(backbone: Backbone) -> float:
 
     state = backbone.start(prompts, 2)
     state.step(completion[:, 0])
-    # Quantised products take other paths for one token than for three.
+    # Quantized products take other paths for one token than for three.
     loose = getattr(model, "hf_quantizer", None) is not None
     if not _close(state.hidden, hidden[:, -1], loose=loose):
         if half:  # some models cut off what overflows
@@ -319,7 +297,7 @@ def _check_finite(model: PreTrainedModel, values: Tensor, what: str) -> None:
 
 
 def _ordinary_ids(model: PreTrainedModel) -> list[int]:
-    """Three token ids, none of them the padding where that can be had."""
+    """Three token ids, none of them the padding if possible."""
     num_ids = min(len(head_weight(model)), 4)
     return ([i for i in range(num_ids) if i != model.config.pad_token_id] * 3)[:3]
 

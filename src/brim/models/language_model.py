@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from brim.errors import ModelError, RunError
-from brim.models.adapters import (
-    ADAPTERS,
-    has_adapters,
-    load_adapters,
-    merged_state_dict,
-    save_adapters,
-)
+from brim.errors import ModelError
+from brim.models.adapters import restore_weights
 from brim.models.backbone import Backbone, DecoderOnly, EncoderDecoder, Prompts
-from brim.models.decoding import Decoding, row_uniforms, write_completions
-from brim.models.encoding import Encoder, pad
-from brim.models.features import Comparison, Reading
+from brim.models.decoding import Written, row_uniforms, write_completions, write_in_groups
+from brim.models.encoding import Encoder
+from brim.models.features import Comparison, Features
 from brim.models.generate import generate_with_transformers
 from brim.models.generation_settings import exclude_tokens, generation_rules
-from brim.models.head import EXCLUDED, SOFTMAX, Centering, Distribution, OutputHead
+from brim.models.head import OutputHead
 from brim.models.head_checks import (
     check_decoder,
     check_same_head,
-    check_stored_head,
     head_weight,
     measure_scale,
     one_line,
@@ -40,10 +32,11 @@ from brim.models.head_checks import (
     resize_rows,
     start_token_id,
 )
+from brim.models.modes import compile_layers, evaluating
 from brim.models.saving import save_folder
+from brim.models.settings import SOFTMAX, Centering, Decoding, Distribution
 from brim.models.tokenizers import end_token_ids, rows_without_token, without_end
 from brim.models.vllm import generate_with_vllm
-from brim.support.bucketing import length_buckets
 from brim.types import ActionValues, Batch, Example, Rollout, TokenStatistics
 
 _Record = TypeVar("_Record")
@@ -51,16 +44,12 @@ _Record = TypeVar("_Record")
 # On two cores a pass of so many tokens is as fast, token by token, as a larger one.
 BATCH_TOKENS = 8192
 
-# Kinds of passes that are compiled; what exceeds them is run as it is written.
-TRANSLATIONS = 32
-
 
 class LanguageModel(nn.Module):
     """A transformers model with its tokenizer, as a policy and as a Q-function.
 
-    The policy is the softmax over the rows of the output head that have a token which the model's
-    generation settings let it write; all other rows are never sampled, never the best, and get no
-    gradient.
+    The policy is the softmax over the rows of the output head with a token that the model's
+    generation settings let it write. Others are never sampled, never the best, without gradient.
 
     Args:
         model: a sequence-to-sequence or causal language model of transformers.
@@ -69,12 +58,11 @@ class LanguageModel(nn.Module):
     Attributes:
         encoder: between text and token ids.
         rules: what the model's generation settings say of its text.
-        batch_tokens: tokens, padding included, of one pass over a rollout without gradient, for
-            those who ask with `rollout.map`.
+        batch_tokens: tokens, padding included, of one pass of `map`.
 
     Raises:
-        ModelError: the model has no output head, does something to its logits that the chunked
-            head does not, is not autoregressive, does not fit the tokenizer, or cannot be run.
+        ModelError: the model has no output head, does more to its logits than the chunked head, is
+            not autoregressive, does not fit the tokenizer, or cannot be run.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -87,11 +75,9 @@ class LanguageModel(nn.Module):
             if not self.is_encoder_decoder:  # a prompt with an end would be an ended text
                 tokenizer = without_end(tokenizer, self.eos_token_ids)
             self.model, self.tokenizer = model, tokenizer
-            pad_id = tokenizer.pad_token_id
-            self.pad_token_id: int = self.eos_token_ids[0] if pad_id is None else pad_id
             start_id = start_token_id(model) if self.is_encoder_decoder else None
             self.encoder = Encoder(tokenizer, self.eos_token_ids, start_id)
-            self.rules = generation_rules(model, self.eos_token_ids)
+            self.pad_token_id = self.encoder.pad_token_id
             self._follow_rules()
             protect_head(model)
             self._backbone: Backbone = (
@@ -131,10 +117,7 @@ class LanguageModel(nn.Module):
     def exclude(self, tokens: Iterable[int], *, unshared: Iterable[int] = ()) -> None:
         """Never write these tokens, and have the generation settings say so, which are saved.
 
-        Args:
-            tokens: their ids.
-            unshared: those of them that may stand in no prompt either, for another model that is
-                to read it does not know them.
+        The `unshared` ones, which another model does not know, may be in no prompt either.
 
         Raises:
             ModelError: one of them ends every target.
@@ -142,14 +125,13 @@ class LanguageModel(nn.Module):
         num_rows = len(head_weight(self.model))
         exclude_tokens(self.model, (i for i in tokens if i < num_rows), self.eos_token_ids)
         self.encoder.unshared = frozenset(unshared)
-        self.rules = generation_rules(self.model, self.eos_token_ids)
         self._follow_rules()
 
     def _follow_rules(self) -> None:
+        self.rules = self.encoder.rules = generation_rules(self.model, self.eos_token_ids)
         self._num_rows, self._holes = rows_without_token(
             self.tokenizer, len(head_weight(self.model)), self.rules.excluded
         )
-        self.encoder.rules = self.rules
 
     def encode(
         self,
@@ -160,29 +142,16 @@ class LanguageModel(nn.Module):
     ) -> Batch:
         """Token ids of the examples' prompts, on the model's device.
 
-        A prompt longer than `max_tokens` loses the end of its `Example.field`, a chat that of its
-        longest message. Where there is neither, or the rest alone is too long, it loses its end
-        before an encoder (the EOS is kept) and its beginning before a decoder-only model (the BOS
-        is kept). The batch counts all of them.
-
         Args:
             examples: B rows; those with messages are rendered by the chat template.
-            max_tokens: limit of a prompt, or None.
+            max_tokens: longer prompts are truncated, see `Encoder.prompts`; None for no limit.
             seeds: B seeds of the rows' random streams, by default 0 … B - 1.
 
         Raises:
             DataError: the chat template refuses an example's messages.
             ModelError: an example has messages and the tokenizer no chat template.
         """
-        ids, num_cut = self.encoder.prompts(examples, max_tokens)
-        prompt_ids, prompt_mask = pad(ids, self.pad_token_id, self._backbone.prompt_side)
-        return Batch(
-            examples=tuple(examples),
-            prompt_ids=prompt_ids.to(self.device),
-            prompt_mask=prompt_mask.to(self.device),
-            seeds=tuple(range(len(examples)) if seeds is None else seeds),
-            num_truncated_prompts=num_cut,
-        )
+        return self.encoder.batch(examples, max_tokens, seeds).to(self.device)
 
     def encode_completions(self, batch: Batch, texts: Sequence[str], *, max_tokens: int) -> Rollout:
         """The texts as completions of the batch's prompts, EOS appended.
@@ -191,43 +160,16 @@ class LanguageModel(nn.Module):
         it is `truncated` and has no EOS.
 
         Raises:
-            DataError: a text spells out an end-of-sequence token before its end, or holds a token
-                that is never written.
-            ModelError: the tokenizer begins texts with another token than the model, or
-                `max_tokens` leaves none to choose.
+            DataError: as `Encoder.completions`.
+            ModelError: as there, or `max_tokens` leaves no token to choose.
         """
         ids = self.encoder.completions(batch.examples, texts)
-        return self._completed(batch, ids, [False] * len(ids), max_tokens)
+        return self.encoder.rollout(batch, ids, max_tokens)
 
     def encode_targets(self, batch: Batch, *, max_tokens: int) -> Rollout:
-        """What the batch's examples have to teach, as completions of their prompts.
-
-        Of an example that another model answered these are exactly the tokens that it wrote
-        (`Example.target`), with an end only if it wrote one; of any other one the first reference,
-        as `encode_completions` reads it.
-
-        Raises:
-            DataError: as `encode_completions`.
-            ModelError: as `encode_completions`.
-        """
-        plain = [example for example in batch.examples if example.target is None]
-        texts = iter(self.encoder.completions(plain, [row.references[0] for row in plain]))
-        targets = [example.target for example in batch.examples]
-        ids = [next(texts) if target is None else target.token_ids for target in targets]
-        cut = [target is not None and target.truncated for target in targets]
-        return self._completed(batch, ids, cut, max_tokens)
-
-    def _completed(
-        self, batch: Batch, rows: Sequence[Sequence[int]], cut: Sequence[bool], max_tokens: int
-    ) -> Rollout:
-        """Completions of these ids, `cut` before they came here or at `max_tokens`."""
-        max_tokens = self.rules.num_chosen(max_tokens)
-        ids, mask = pad([row[:max_tokens] for row in rows], self.pad_token_id, "right")
-        truncated = [was or len(row) > max_tokens for row, was in zip(rows, cut, strict=True)]
-        device = self.device
-        return Rollout(
-            batch, ids.to(device), mask.to(device), torch.tensor(truncated, device=device)
-        )
+        """The batch's `Encoder.targets` as completions; raises as `encode_completions`."""
+        ids, truncated = self.encoder.targets(batch.examples)
+        return self.encoder.rollout(batch, ids, max_tokens, truncated)
 
     def decode(self, rollout: Rollout) -> list[str]:
         """The completions as text: all that was written but end, padding and decoder start."""
@@ -237,10 +179,9 @@ class LanguageModel(nn.Module):
     def generate(self, batch: Batch, decoding: Decoding) -> Rollout:
         """Write a completion of each prompt, in evaluation mode and without gradient.
 
-        Each row draws from a stream of its own, seeded by `batch.seeds`: its text does not depend
-        on the rest of the batch nor on any global generator (up to the rounding of matrix products
-        of different shapes). Rows of similar prompt length are decoded together. That is
-        the engine `loop`; the others keep less of it, see `Decoding`.
+        With the engine `loop` each row draws from a stream of its own, seeded by `batch.seeds`: its
+        text does not depend on the rest of the batch nor on any global generator (up to the
+        rounding of matrix products of different shapes).
 
         What the generation settings force is written, counts for `decoding.max_tokens`, and is no
         part of the completion: an end that was forced leaves it `truncated`.
@@ -249,48 +190,21 @@ class LanguageModel(nn.Module):
             ModelError: the model has too few positions, `max_tokens` leaves no token to choose, or
                 the engine cannot write for the model here.
         """
-        device = self.device
-        decoding = replace(decoding, max_tokens=self.rules.num_chosen(decoding.max_tokens))
-        prompt_lengths = batch.prompt_mask.sum(dim=1).tolist()
-        limit = max(1, decoding.batch_tokens // decoding.num_beams)
-        # One more pass costs as many steps as the longest completion: it is hardly ever worth it.
-        groups = length_buckets(
-            prompt_lengths, [decoding.max_tokens] * len(batch), limit, overhead=limit
-        )
-        if decoding.engine == "vllm":  # which has a schedule of its own
-            groups = [list(range(len(batch)))]
-        ids = torch.empty(len(batch), decoding.max_tokens, dtype=torch.long, device=device)
-        lengths = torch.empty(len(batch), dtype=torch.long, device=device)
-        truncated = torch.empty(len(batch), dtype=torch.bool, device=device)
+        limit = self.rules.num_chosen(decoding.max_tokens)
+        decoding = decoding.model_copy(update={"max_tokens": limit})
         with self.evaluating():
-            for rows in groups:
-                written, lengths[rows], truncated[rows] = self._write(batch.select(rows), decoding)
-                ids[rows, : written.shape[1]] = written
-        longest = int(lengths.max())
-        mask = torch.arange(longest, device=device) < lengths[:, None]
-        completion_ids = ids[:, :longest].masked_fill(~mask, self.pad_token_id)
-        return Rollout(batch, completion_ids, mask, truncated)
+            return write_in_groups(self._write, batch, decoding, self.pad_token_id)
 
     def check_room(self, prompt_tokens: int, max_tokens: int) -> None:
-        """Check that the model has positions for a prompt and what may be written behind it.
+        """Raise a ModelError unless there are positions for a prompt and a text behind it."""
+        apart, together = max(prompt_tokens, max_tokens), prompt_tokens + max_tokens - 1
+        self._backbone.check_length(apart if self.is_encoder_decoder else together)
 
-        Raises:
-            ModelError: it has fewer.
-        """
-        self._backbone.check_length(
-            max(prompt_tokens, max_tokens)
-            if self.is_encoder_decoder
-            else prompt_tokens + max_tokens - 1
-        )
+    def features(self, rollout: Rollout, *, after: bool = False) -> Features:
+        """The hidden states that predict the rollout's tokens, before the output head.
 
-    def read(self, rollout: Rollout, *, after: bool = False) -> Reading:
-        """The features that predict the rollout's tokens, before the output head.
-
-        In the model's own mode and with gradient where gradients are on.
-
-        Args:
-            rollout: B completions, of whoever wrote them.
-            after: also those of the state behind each completion's last token.
+        In the model's own mode and with gradient where gradients are on. With `after`, also those
+        of the state behind each completion's last token.
 
         Raises:
             ModelError: a token is one that the policy excludes, so that its logit is no number.
@@ -305,8 +219,8 @@ class LanguageModel(nn.Module):
         with self.uncompiled() if torch.is_grad_enabled() else nullcontext():
             hidden = self._backbone.hidden(prompts, completion_ids, longest + after)
         rows = torch.arange(len(hidden), device=hidden.device)
-        return Reading(
-            features=hidden[:, :longest][mask[:, :longest]],
+        return Features(
+            hidden=hidden[:, :longest][mask[:, :longest]],
             head=self._head(),
             token_ids=token_ids,
             mask=mask,
@@ -325,22 +239,17 @@ class LanguageModel(nn.Module):
         """Log-probabilities of the rollout's tokens, with gradient, and the policy's entropy.
 
         Args:
-            rollout: B completions, of whoever wrote them.
+            rollout: B completions.
             distribution: made of the logits; `Decoding.distribution`, for the policy that sampled.
-            comparison: with a teacher's logits along the same tokens, `teacher.read(rollout)`.
-            chunk_tokens: tokens that pass the output head at once; by default what keeps the
-                logits in memory under 32 MiB, in a comparison all that is made of them under 224.
+            comparison: with a teacher's logits, `teacher.features(rollout).comparison(…)`.
+            chunk_tokens: tokens that pass the output head at once; by default as memory allows.
         """
-        return self.read(rollout).token_statistics(
+        return self.features(rollout).token_statistics(
             distribution=distribution, comparison=comparison, chunk_tokens=chunk_tokens
         )
 
     def map(self, rollout: Rollout, function: Callable[[Rollout], _Record]) -> _Record:
-        """`rollout.map` with passes as large as `batch_tokens` allows, in step with others.
-
-        Of a model whose weights several processes share (`brim.training.sharding`), all of them
-        must call it equally often.
-        """
+        """`rollout.map` by `batch_tokens`, in step with other processes that share the model."""
         return rollout.map(function, self.batch_tokens)
 
     def logprobs(self, rollout: Rollout) -> Tensor:
@@ -353,16 +262,16 @@ class LanguageModel(nn.Module):
         """The logits as Q-values of the rollout's tokens, in evaluation mode without gradient.
 
         Args:
-            rollout: B completions, of whoever wrote them.
+            rollout: B completions.
             centering: the statistic of the logits at a step that is subtracted from both its
                 values; it moves the return of that step alone (method: `q_centering`).
             bootstrap: also value the state behind completions that were cut.
         """
         with self.evaluating():
-            values = self.read(rollout, after=bootstrap).action_values(centering)
+            values = self.features(rollout, after=bootstrap).action_values(centering)
         return values.to(rollout.mask.device)
 
-    def measure(
+    def statistics(
         self,
         rollout: Rollout,
         *,
@@ -371,17 +280,13 @@ class LanguageModel(nn.Module):
     ) -> TokenStatistics:
         """What `forward` gives, in evaluation mode without gradient."""
         with self.evaluating():
-            return self.read(rollout).token_statistics(
-                distribution=distribution, comparison=comparison
-            )
+            features = self.features(rollout)
+            return features.token_statistics(distribution=distribution, comparison=comparison)
 
     def gradient_norms(self, rollout: Rollout, *, distribution: Distribution = SOFTMAX) -> Tensor:
-        """`‖∇ log π(a_t | s_t)‖²` with respect to the output layer, (B, T) float32.
-
-        In evaluation mode without gradient; 0 where the mask is False.
-        """
+        """`‖∇ log π(a_t | s_t)‖²` in the output layer's weight, (B, T), in evaluation mode."""
         with self.evaluating():
-            return self.read(rollout).gradient_norms(distribution=distribution)
+            return self.features(rollout).gradient_norms(distribution=distribution)
 
     def evaluating(self) -> AbstractContextManager[None]:
         """No gradient, no dropout while the block runs."""
@@ -400,16 +305,10 @@ class LanguageModel(nn.Module):
     def compile_layers(self) -> None:
         """Have `torch.compile` translate the layers, in place, for passes without gradient.
 
-        A rollout and a pass of a teacher are a translation each, made when it is first needed, and
-        so is every kind of input (padded or not, cached or not). Sizes are not: those are left
-        open. Passes with gradient run as they are written: on a CPU those of T5 got slower.
+        Every kind of input (padded or not, cached or not) is a translation, made when it is first
+        needed. Passes with gradient run as they are written: on a CPU those of T5 got slower.
         """
-        settings: dict[str, Any] = {"dynamic": True}
-        if "recompile_limit" in inspect.signature(torch.compile).parameters:
-            settings["recompile_limit"] = TRANSLATIONS
-        self.model.get_decoder().compile(**settings)
-        if self.is_encoder_decoder:
-            self.model.get_encoder().compile(**settings)
+        compile_layers(self.model)
         self._compiled = True
 
     def uncompiled(self) -> AbstractContextManager[None]:
@@ -445,42 +344,26 @@ class LanguageModel(nn.Module):
         Raises:
             ModelError: the head in the file is not the one in memory.
         """
-        adapted = has_adapters(self.model)
-        if adapted:
-            state_dict = merged_state_dict(self.model)
         save_folder(
             Path(directory),
             self.model,
             self.tokenizer,
             state_dict,
+            resumable=resumable,
             scaled=self._scale != 1,
             eos_token_ids=self.eos_token_ids,
             unused_rows=set(self.excluded_rows) - self.rules.excluded,
         )
-        check_stored_head(self.model, Path(directory), state_dict)
-        if adapted and resumable:
-            save_adapters(self.model, Path(directory))
 
     def restore(self, directory: str | Path, load: Callable[[Path], LanguageModel]) -> None:
-        """Put the weights of a checkpoint into this model, in place and bit for bit.
+        """Put what `save` wrote with `resumable` into this model, in place and bit for bit.
 
-        Of a model with adapters only these are read: its frozen weights are what it began with.
-
-        Args:
-            directory: what `save` wrote with `resumable`.
-            load: reads the model of a directory.
+        `load` reads the model of a directory. Of a model with adapters only these are read.
 
         Raises:
-            RunError: the adapters in the directory are missing or damaged, or belong to another
-                model than this one.
+            RunError: the adapters are missing or damaged, or belong to another model.
         """
-        path = Path(directory)
-        if has_adapters(self.model):
-            load_adapters(self.model, path)
-        elif (path / ADAPTERS).exists():
-            raise RunError(f"{path}: is of a model with adapters; add them to this one first")
-        else:
-            self.model.load_state_dict(load(path).model.state_dict())
+        restore_weights(self.model, Path(directory), lambda path: load(path).model)
 
     def _check_writable(self, token_ids: Tensor) -> None:
         unknown = token_ids >= self._num_rows
@@ -495,20 +378,9 @@ class LanguageModel(nn.Module):
             )
 
     def _head(self) -> OutputHead:
-        head = self.model.get_output_embeddings()
-        bias = getattr(head, "bias", None)
-        added = getattr(self.model, "final_logits_bias", None)  # BART and Marian
-        if added is not None:
-            bias = added[0] if bias is None else bias + added[0]
-        if bias is not None:
-            bias = bias[: self._num_rows].float()
-        if self._holes:
-            excluded = torch.zeros(self._num_rows, device=self.device)
-            excluded[self._holes] = EXCLUDED
-            bias = excluded if bias is None else bias + excluded
-        return OutputHead(head.weight, bias, self._num_rows, self._scale)
+        return OutputHead.of(self.model, self._num_rows, self._holes, self._scale)
 
-    def _write(self, batch: Batch, decoding: Decoding) -> tuple[Tensor, Tensor, Tensor]:
+    def _write(self, batch: Batch, decoding: Decoding) -> Written:
         if decoding.engine != "loop":
             write = generate_with_vllm if decoding.engine == "vllm" else generate_with_transformers
             prompt = int(batch.prompt_mask.sum(dim=1).max())
@@ -516,38 +388,13 @@ class LanguageModel(nn.Module):
             return write(self, batch, decoding)
         state = self._backbone.start(self._prompts(batch), decoding.max_tokens)
         uniforms = row_uniforms(batch.seeds, decoding.max_tokens).to(self.device)
-        head = self._head()
         eos_ids = torch.tensor(self.eos_token_ids, device=self.device)
-        return write_completions(state, head, uniforms, decoding, eos_ids)
+        return write_completions(state, self._head(), uniforms, decoding, eos_ids)
+
+    def _prompts(self, batch: Batch) -> Prompts:
+        ids = self._padded(batch.prompt_ids, batch.prompt_mask)
+        return Prompts.of(replace(batch, prompt_ids=ids), self._backbone.prompt_side)
 
     def _padded(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The ids with this model's padding, for the other one's of a pair may be unknown to it."""
         return ids.masked_fill(~mask, self.pad_token_id) if self.encoder.unshared else ids
-
-    def _prompts(self, batch: Batch) -> Prompts:
-        """The batch's prompts, each once, without the padding that all of them share."""
-        width = int(batch.prompt_mask.sum(dim=1).max())
-        left = self._backbone.prompt_side == "left"
-        columns = slice(-width, None) if left else slice(width)
-        mask = batch.prompt_mask[:, columns]
-        ids = self._padded(batch.prompt_ids[:, columns], mask)
-        numbers: dict[int, int] = {}  # of the distinct examples, in order of appearance
-        rows = [numbers.setdefault(id(example), len(numbers)) for example in batch.examples]
-        if len(numbers) == len(rows):
-            return Prompts(ids, mask)
-        index = torch.tensor(rows, device=ids.device)
-        first = [rows.index(number) for number in range(len(numbers))]
-        return Prompts(ids[first], mask[first], index)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """No gradient, no dropout while the block runs; each submodule's mode is restored."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part in training:
-            part.training = True

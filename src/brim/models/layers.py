@@ -41,7 +41,7 @@ def keep_layers(
         decoder_layers: the same for the decoder of an encoder-decoder; None for what `layers` says.
 
     Raises:
-        ModelError: the teacher has no such layers, is quantised, is not built like one of these,
+        ModelError: the teacher has no such layers, is quantized, is not built like one of these,
             or the student could not be read again as it is.
     """
     student = cut_model(teacher.model, layers=layers, decoder_layers=decoder_layers)
@@ -64,8 +64,8 @@ def cut_model(
     """
     if getattr(source.config, "quantization_config", None) is not None:
         raise ModelError(
-            "student.keep_layers: quantised layers cannot be trained; give a student of its own, "
-            "or a teacher that is not quantised"
+            "student.keep_layers: quantized layers cannot be trained; give a student of its own, "
+            "or a teacher that is not quantized"
         )
     choices = [("layers", source.get_decoder(), layers)]
     if source.config.is_encoder_decoder:

@@ -31,18 +31,21 @@ from brim.models.generation_settings import ignored_settings
 from brim.models.head_checks import check_stored_head
 from brim.models.language_model import LanguageModel
 from brim.models.quantization import (
-    Quantization,
+    check_available,
     check_quantized,
     head_name,
+    prepare_stored,
     stored_quantization,
+    transformers_config,
 )
+from brim.models.settings import Quantization
 from brim.models.smollm2 import SMOLLM2_NAME, load_smollm2
 from brim.models.tokenizers import definition, has_target_mode
 from brim.support.seals import OF_A_RESUME, find_damage, is_sealed
 
 logger = logging.getLogger(__name__)
 
-DTYPES: dict[str, torch.dtype | str] = {
+DTYPES: dict[str, Any] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -74,59 +77,44 @@ def load_model(
     """Load a model and its tokenizer from a directory or the Hugging Face hub.
 
     The weights must be safetensors, all of them present; the output head in memory is compared
-    with the one in the file, and every file of a directory that `seals.seal` closed with its
-    SHA-256. The model comes in evaluation mode.
+    with the one in the file, and every file of a sealed directory with its SHA-256. The model comes
+    in evaluation mode.
 
     Args:
-        name_or_path: a directory in `save_pretrained` layout, a hub id, or
-            `smollm2-135m-instruct`, which comes from a Python package.
+        name_or_path: a directory in `save_pretrained` layout, a hub id, or `SMOLLM2_NAME`.
         revision: branch, tag or commit on the hub.
         dtype: of the weights: `float32`, `bfloat16`, `float16`, or `auto` for the file's own.
         device: where the weights go.
         trust_remote_code: run Python code that the model brings along.
-        quantization: how to keep the linear layers with fewer bits; the output head keeps its own.
-            None also for a folder that stores them so: it is read as it is.
+        quantization: of the linear layers; None also for a folder that stores them so.
         verified: the directory has just been compared with its seal.
 
     Raises:
         RunError: a file of a sealed directory is not what was written.
         ModelError: the model cannot be found or read, or is not a language model with a head, or
-            cannot be quantised as asked.
+            cannot be quantized as asked.
     """
     if dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+    device = torch.device(device)
     if quantization is not None:
-        quantization.check(dtype=dtype, device=device)
+        check_available(quantization, dtype, device)
     if str(name_or_path) == SMOLLM2_NAME and not Path(name_or_path).is_dir():
         if quantization is not None:
             raise ModelError(
                 f"quantization: {SMOLLM2_NAME} is read from a format of its own; save it with "
                 "LanguageModel.save and give that folder as the path"
             )
-        own = DTYPES[dtype]
-        return load_smollm2(
-            dtype=own if isinstance(own, torch.dtype) else torch.float32, device=device
-        )
+        own = DTYPES["float32" if dtype == "auto" else dtype]
+        return load_smollm2(dtype=own, device=device)
     name = _find(name_or_path, revision)
     if not verified:
         _check_seal(Path(name))
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         # Marian's loader draws numbers that it then throws away.
-        config = AutoConfig.from_pretrained(name, **options)
-        stored = stored_quantization(config, name)
-        if stored is not None:
-            if quantization is not None:
-                raise ModelError(
-                    f"quantization: the weights of {name} are stored in {stored} already; set it "
-                    "to null, or give the model as it was before"
-                )
-            stored.check(dtype=dtype, device=device)
-            stored.adjust(config, device)
         with _without_tying_advice(), torch.random.fork_rng(devices=[]):
-            model, tokenizer, missing = _read(
-                name, config, DTYPES[dtype], torch.device(device), quantization, options
-            )
+            model, tokenizer, bits, missing = _read(name, dtype, device, quantization, options)
         directory = Path(cached_file(name, "config.json", revision=revision)).parent
     except ModelError:
         raise
@@ -139,26 +127,24 @@ def load_model(
             f"cannot load the model {name!r}: {len(missing)} of its weights are not in the file, "
             f"such as {min(missing)}; choose a checkpoint of a whole language model"
         )
-    bits = quantization or stored
     if bits is None:
         model = model.to(device)
     else:  # it is on its device already
         check_quantized(model, bits)
     check_stored_head(model, directory)
-    ignored = ignored_settings(model)
-    if ignored:
-        _warn_once(name, ", ".join(ignored))
+    _warn_of_ignored(name, tuple(ignored_settings(model)))
     return LanguageModel(model, tokenizer)
 
 
 @cache
-def _warn_once(name: str, settings: str) -> None:
-    logger.warning(
-        "%s: its generation settings also say %s, which brim does not follow; transformers' "
-        "generate, which does, may write other text than brim",
-        name,
-        settings,
-    )
+def _warn_of_ignored(name: str, settings: tuple[str, ...]) -> None:
+    if settings:
+        logger.warning(
+            "%s: its generation settings also say %s, which brim does not follow; transformers' "
+            "generate, which does, may write other text than brim",
+            name,
+            ", ".join(settings),
+        )
 
 
 def _find(name_or_path: str | Path, revision: str | None) -> str:
@@ -204,31 +190,40 @@ def _check_files(directory: Path) -> None:
 
 def _read(
     name: str,
-    config: PreTrainedConfig,
-    dtype: torch.dtype | str,
+    dtype: str,
     device: torch.device,
     quantization: Quantization | None,
     options: dict[str, Any],
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, set[str]]:
-    """Model, tokenizer, and the names of the weights that the file lacks."""
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Quantization | None, set[str]]:
+    """Model, tokenizer, how weights are kept, and the names of those that the file lacks."""
+    config = AutoConfig.from_pretrained(name, **options)
+    stored = stored_quantization(config, name)
+    storage: dict[str, Any] = {}
+    if stored is not None:
+        if quantization is not None:
+            raise ModelError(
+                f"quantization: the weights of {name} are stored in {stored} already; set it "
+                "to null, or give the model as it was before"
+            )
+        prepare_stored(config, stored, dtype, device)
+        storage = {"device_map": {"": device}}
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     _check_has_head(name, config)
-    storage: dict[str, Any] = {}
     if quantization is not None:
         head = head_name(auto_class, config, trust_remote_code=options["trust_remote_code"])
-        storage = quantization.options(head, device)
-    if quantization is not None or hasattr(config, "quantization_config"):
-        storage["device_map"] = {"": device}
+        settings = transformers_config(quantization, head, device)
+        storage = {"device_map": {"": device}, "quantization_config": settings}
     model, info = auto_class.from_pretrained(
         name,
         config=config,
-        dtype=dtype,
+        dtype=DTYPES[dtype],
         use_safetensors=True,
         output_loading_info=True,
         **options,
         **storage,
     )
-    return model, _read_tokenizer(name, options), set(info["missing_keys"])
+    tokenizer = _read_tokenizer(name, options)
+    return model, tokenizer, quantization or stored, set(info["missing_keys"])
 
 
 def _check_has_head(name: str, config: PreTrainedConfig) -> None:
@@ -240,7 +235,7 @@ def _check_has_head(name: str, config: PreTrainedConfig) -> None:
     if not known and not hasattr(config, "auto_map"):
         raise ModelError(
             f"{name}: a {config.model_type} model as its config.json describes it has no "
-            "language-modelling head; choose a causal or sequence-to-sequence language model"
+            "language-modeling head; choose a causal or sequence-to-sequence language model"
         )
 
 

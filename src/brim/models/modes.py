@@ -1,16 +1,47 @@
-"""Dropout as a setting of a training stage, whatever the model's config says."""
+"""Ways to run a model: without gradient, with another dropout, checkpointed, compiled."""
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from brim.errors import ModelError
 
+# Kinds of passes that are compiled; what exceeds them is run as it is written.
+TRANSLATIONS = 32
+
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """No gradient, no dropout while the block runs; each submodule's mode is restored."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Have `torch.compile` translate a model's layers, in place; sizes are left open."""
+    settings: dict[str, Any] = {"dynamic": True}
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        settings["recompile_limit"] = TRANSLATIONS
+    model.get_decoder().compile(**settings)
+    if model.config.is_encoder_decoder:
+        model.get_encoder().compile(**settings)
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:
@@ -72,7 +103,12 @@ def checkpoint_layers(module: nn.Module, *, dropout: bool) -> None:
     for model in models:
         if id(model) in inner:
             continue
-        check_checkpointing(model, dropout=dropout)
+        if not model.supports_gradient_checkpointing or not (dropout or _layers(model)):
+            raise ModelError(
+                f"gradient_checkpointing: {type(model).__name__} of transformers does not support "
+                f"it{'' if dropout else ' without dropout'}; leave it out, or lower "
+                "micro_batch_tokens"
+            )
         # The second name is that of transformers before 5.20.
         enable = getattr(model, "activation_checkpointing_enable", None)
         (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
@@ -81,18 +117,13 @@ def checkpoint_layers(module: nn.Module, *, dropout: bool) -> None:
                 set_dropout(layer, 0.0)
 
 
-def check_checkpointing(model: PreTrainedModel, *, dropout: bool) -> None:
-    """Meet what `checkpoint_layers` would raise, without changing anything.
-
-    Raises:
-        ModelError: transformers cannot do it for the model, or only together with dropout.
-    """
-    if not model.supports_gradient_checkpointing or not (dropout or _layers(model)):
-        raise ModelError(
-            f"gradient_checkpointing: {type(model).__name__} of transformers does not support it"
-            + ("" if dropout else " without dropout")
-            + "; leave it out, or lower micro_batch_tokens"
-        )
+def without_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy on the meta device, to try on it what would change the model."""
+    memo: dict[int, Any] = {
+        id(weight): nn.Parameter(weight.detach().to("meta"), weight.requires_grad)
+        for weight in model.parameters()
+    }
+    return copy.deepcopy(model, memo)
 
 
 def updating(module: nn.Module, *, dropout: bool) -> None:

@@ -1,6 +1,6 @@
 """Teachers with few bits a weight, and what that does to their Q-values.
 
-Linear layers are quantised while the weights are read. The output head is the Q-function: it is
+Linear layers are quantized while the weights are read. The output head is the Q-function: it is
 named to every back end as a layer to leave alone, and looked at afterwards.
 """
 
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,87 +18,82 @@ from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, 
 from brim.errors import ModelError
 from brim.models.head import EXCLUDED, OutputHead
 from brim.models.language_model import LanguageModel
+from brim.models.settings import Quantization
 from brim.types import Rollout
 
 
-@dataclass(frozen=True, slots=True)
-class Quantization:
-    """How the weights of linear layers are stored.
+def check_available(quantization: Quantization, dtype: str, device: str | torch.device) -> None:
+    """Check what would fail in the middle of loading.
 
-    Attributes:
-        backend: the package that does it.
-        bits: of a weight. `bitsandbytes` in 8 bits is LLM.int8(), in 4 bits nf4; `torchao` is
-            weight-only, in 8 bits a row, in 4 bits a group of 128 weights.
+    Raises:
+        ModelError: the back end is not installed, or cannot do it on this device.
     """
-
-    backend: Literal["bitsandbytes", "torchao"]
-    bits: Literal[8, 4]
-
-    def __str__(self) -> str:
-        return f"{self.backend}, {self.bits} bits"
-
-    def check(self, *, dtype: str, device: str | torch.device) -> None:
-        """Check what would fail in the middle of loading.
-
-        Raises:
-            ModelError: the back end is not installed, or cannot do it on this device.
-        """
-        if find_spec(self.backend) is None:
+    backend = quantization.backend
+    if find_spec(backend) is None:
+        raise ModelError(
+            f"quantization: needs the package {backend}: pip install 'brim-distill[{backend}]'"
+        )
+    if backend == "torchao" and quantization.bits == 4:
+        if torch.device(device).type != "cuda":
             raise ModelError(
-                f"quantization: needs the package {self.backend}: "
-                f"pip install 'brim-distill[{self.backend}]'"
+                f"quantization: torchao's 4 bits need a CUDA GPU, and this is {device}; "
+                "choose 8 bits, or backend bitsandbytes"
             )
-        if self.backend == "torchao" and self.bits == 4:
-            if torch.device(device).type != "cuda":
-                raise ModelError(
-                    f"quantization: torchao's 4 bits need a CUDA GPU, and this is {device}; "
-                    "choose 8 bits, or backend bitsandbytes"
-                )
-            if dtype != "bfloat16":
-                raise ModelError(
-                    f"quantization: torchao's 4 bits need dtype bfloat16, not {dtype}; set it"
-                )
-
-    def options(
-        self, head: str, device: str | torch.device
-    ) -> dict[str, BitsAndBytesConfig | TorchAoConfig | Mapping[str, Any]]:
-        """Arguments of `from_pretrained`; `head` is the name of the layer to leave alone."""
-        return {"quantization_config": self._config(head, torch.device(device))}
-
-    def adjust(self, config: PreTrainedConfig, device: str | torch.device) -> None:
-        """Have weights that are stored so computed with as `options` would have it."""
-        if self == Quantization("bitsandbytes", 4) and torch.device(device).type == "cpu":
-            config.quantization_config["bnb_4bit_compute_dtype"] = "float32"
-
-    def _config(self, head: str, device: torch.device) -> BitsAndBytesConfig | TorchAoConfig:
-        if self.backend == "bitsandbytes":
-            if self.bits == 8:
-                return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=[head])
-            return BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_compute_dtype=torch.float32 if device.type == "cpu" else torch.bfloat16,
-                llm_int8_skip_modules=[head],
+        if dtype != "bfloat16":
+            raise ModelError(
+                f"quantization: torchao's 4 bits need dtype bfloat16, not {dtype}; set it"
             )
-        from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
 
-        # Inductor's settings are left as they are: torchao's would set the precision of every
-        # float32 product of the process, the student's too.
-        if self.bits == 8:
-            scheme = Int8WeightOnlyConfig(set_inductor_config=False)
-        else:  # in the packing whose kernel comes with torch
-            scheme = Int4WeightOnlyConfig(
-                int4_packing_format="tile_packed_to_4d", set_inductor_config=False
-            )
-        return TorchAoConfig(scheme, modules_to_not_convert=[head])
+
+def transformers_config(
+    quantization: Quantization, head: str, device: torch.device
+) -> BitsAndBytesConfig | TorchAoConfig:
+    """The `quantization_config` of `from_pretrained`; `head` is the layer to leave alone.
+
+    `bitsandbytes` in 8 bits is LLM.int8(), in 4 bits nf4; `torchao` is weight-only, in 8 bits a
+    row, in 4 bits a group of 128 weights.
+    """
+    if quantization.backend == "bitsandbytes":
+        if quantization.bits == 8:
+            return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=[head])
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch.float32 if device.type == "cpu" else torch.bfloat16,
+            llm_int8_skip_modules=[head],
+        )
+    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
+
+    # Inductor's settings are left as they are: torchao's would set the precision of every float32
+    # product of the process, the student's too.
+    if quantization.bits == 8:
+        scheme = Int8WeightOnlyConfig(set_inductor_config=False)
+    else:  # in the packing whose kernel comes with torch
+        scheme = Int4WeightOnlyConfig(
+            int4_packing_format="tile_packed_to_4d", set_inductor_config=False
+        )
+    return TorchAoConfig(scheme, modules_to_not_convert=[head])
+
+
+def _is_nf4(quantization: Quantization) -> bool:
+    return (quantization.backend, quantization.bits) == ("bitsandbytes", 4)
+
+
+def prepare_stored(
+    config: PreTrainedConfig, stored: Quantization, dtype: str, device: torch.device
+) -> None:
+    """Check that weights that are stored so can be read, and have the config do it.
+
+    Raises:
+        ModelError: as `check_available`.
+    """
+    check_available(stored, dtype, device)
+    if _is_nf4(stored) and device.type == "cpu":  # as `transformers_config` would have it
+        config.quantization_config["bnb_4bit_compute_dtype"] = "float32"
 
 
 def stored_quantization(config: PreTrainedConfig, name: str) -> Quantization | None:
     """How the weights are stored in the files that a config belongs to, if with fewer bits.
-
-    Args:
-        config: of the model.
-        name: of the model, for the error.
 
     Raises:
         ModelError: a package stored them that brim does not load.
@@ -110,12 +104,13 @@ def stored_quantization(config: PreTrainedConfig, name: str) -> Quantization | N
     stored = stored if isinstance(stored, dict) else stored.to_dict()
     method = stored.get("quant_method") or "bitsandbytes"  # which older files do not name
     if method == "bitsandbytes":
-        return Quantization("bitsandbytes", 4 if stored.get("load_in_4bit") else 8)
+        return Quantization(backend=method, bits=4 if stored.get("load_in_4bit") else 8)
     if method == "torchao":
-        return Quantization("torchao", 4 if "int4" in str(stored.get("quant_type")).lower() else 8)
+        int4 = "int4" in str(stored.get("quant_type")).lower()
+        return Quantization(backend=method, bits=4 if int4 else 8)
     raise ModelError(
         f"quantization: the weights of {name} are stored by {method}, which is not supported; give "
-        "one that is stored by bitsandbytes or torchao, or not quantised at all"
+        "one that is stored by bitsandbytes or torchao, or not quantized at all"
     )
 
 
@@ -140,25 +135,25 @@ def head_name(auto_class: Any, config: PreTrainedConfig, *, trust_remote_code: b
 
 
 def check_quantized(model: PreTrainedModel, quantization: Quantization) -> None:
-    """Look at a model as it was read: the head must not be quantised, and something must be.
+    """Check a model as it was read.
 
     Raises:
-        ModelError: the output head is quantised, or nothing is, or a layer would be read wrongly.
+        ModelError: the output head is quantized, or nothing is, or a layer would be read wrongly.
     """
     name = type(model).__name__
     if _is_quantized(model.get_output_embeddings().weight):
         raise ModelError(
-            f"quantization: {quantization.backend} quantised the output head of {name}, which "
-            "gives the Q-values; choose another backend, or a folder whose head is not quantised"
+            f"quantization: {quantization.backend} quantized the output head of {name}, which "
+            "gives the Q-values; choose another backend, or a folder whose head is not quantized"
         )
     if not any(map(_is_quantized, model.parameters())):
         raise ModelError(
-            f"quantization: {quantization.backend} found no layer of {name} that it can quantise; "
+            f"quantization: {quantization.backend} found no layer of {name} that it can quantize; "
             "choose another backend"
         )
     if quantization.backend == "bitsandbytes":
         logging.getLogger("bitsandbytes.autograd._functions").addFilter(_keep)
-    if quantization == Quantization("bitsandbytes", 4) and model.device.type == "cpu":
+    if _is_nf4(quantization) and model.device.type == "cpu":
         _check_on_cpu(model)
 
 
@@ -194,12 +189,12 @@ def q_drift(
 ) -> dict[str, float]:
     """How far the Q-values of two teachers differ along the same text.
 
-    Q-values are centred by their mean over the vocabulary, for a softmax does not know its offset.
+    Q-values are centered by their mean over the vocabulary, for a softmax does not know its offset.
 
     Args:
-        teacher: quantised, say.
+        teacher: quantized, say.
         reference: the same model in full precision, with the same tokenizer.
-        rollouts: completions, of whoever wrote them, on the models' device.
+        rollouts: completions on the models' device.
 
     Returns:
         `num_tokens`; `mean_*` and `max_*` of the absolute difference of `taken` = q(s, a), of
@@ -213,14 +208,14 @@ def q_drift(
     parts = []
     for rollout in rollouts:
         with teacher.evaluating(), reference.evaluating():
-            ours, theirs = teacher.read(rollout), reference.read(rollout)
+            ours, theirs = teacher.features(rollout), reference.features(rollout)
             size = min(ours.head.chunk_tokens(), theirs.head.chunk_tokens())
             for start in range(0, len(ours.token_ids), size):
                 rows = slice(start, start + size)
                 parts.append(
                     _differences(
-                        _centered(ours.head, ours.features[rows]),
-                        _centered(theirs.head, theirs.features[rows]),
+                        _centered(ours.head, ours.hidden[rows]),
+                        _centered(theirs.head, theirs.hidden[rows]),
                         ours.token_ids[rows],
                     )
                 )
@@ -257,7 +252,7 @@ def _differences(ours: Tensor, theirs: Tensor, token_ids: Tensor) -> dict[str, T
 
 
 def _is_quantized(weight: Tensor) -> bool:
-    """Both back ends keep quantised weights in parameters of classes of their own."""
+    """Both back ends keep quantized weights in parameters of classes of their own."""
     return type(weight) is not nn.Parameter
 
 

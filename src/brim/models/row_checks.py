@@ -1,10 +1,8 @@
-"""What a model can do with the rows of a split, found before any of them is learnt or answered.
+"""What a model can do with the rows of a split, found before training starts.
 
-Two things go wrong at the border between text and tokens. A row may be of no use at all: its chat
-is refused by the template, its target spells out the token that ends it, it has more tokens than
-the model has positions. And a text may be spelled with other characters than its own: T5's
-vocabulary has no `<`, no brace and no line break, and what it cannot spell is learnt as something
-else, in silence.
+A row may be of no use at all: its chat is refused by the template, its target spells out the token
+that ends it, it has more tokens than the model has positions. And a text may be spelled with other
+characters than its own: T5's vocabulary has no `<`, no brace and no line break.
 """
 
 from __future__ import annotations

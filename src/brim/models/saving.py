@@ -17,12 +17,13 @@ from typing import Any
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from brim.models.head_checks import head_is_shared, head_name
+from brim.models.adapters import has_adapters, merged_state_dict, save_adapters
+from brim.models.generation_settings import settings_aside
+from brim.models.head_checks import check_stored_head, head_is_shared, head_name
 from brim.models.tokenizers import definition, has_target_mode
 
 # Where `tokenizer_class` alone would not keep AutoTokenizer from a rebuild: it goes by the model's
@@ -40,6 +41,7 @@ def save_folder(
     tokenizer: PreTrainedTokenizerBase,
     state_dict: Mapping[str, Tensor] | None,
     *,
+    resumable: bool,
     scaled: bool,
     eos_token_ids: Sequence[int],
     unused_rows: Collection[int],
@@ -51,10 +53,17 @@ def save_folder(
         model: a language model with a head.
         tokenizer: of the model.
         state_dict: the weights of `model`, where it holds others or only a part of them.
+        resumable: also write the adapters as they are; `state_dict` has them merged.
         scaled: whether the decoder's output is scaled before the head, as in the first T5.
         eos_token_ids: tokens that end a text.
         unused_rows: of the head, which have no token.
+
+    Raises:
+        ModelError: the head in the file is not the one in memory.
     """
+    adapted = has_adapters(model)
+    if adapted:
+        state_dict = merged_state_dict(model)
     # In families like T5, which keep `model_dim`, transformers 4 lets one key say both.
     t5_like, shared = hasattr(model, "model_dim"), head_is_shared(model)
     tied = shared and (scaled or not t5_like)
@@ -64,7 +73,8 @@ def save_folder(
     if names and not tied:
         weights = options.setdefault("state_dict", model.state_dict())
         weights |= {name: weights[name].clone() for name in names}
-    with _default_generation(model) as generation:
+    # Some settings that come with models are refused when saved.
+    with settings_aside(model) as generation:
         model.save_pretrained(directory, **options)
     with _edited(directory / "config.json") as config:
         config["tie_word_embeddings"] = tied
@@ -80,17 +90,9 @@ def save_folder(
             suppressed = {*(generation.suppress_tokens or ()), *unused_rows}
             settings["suppress_tokens"] = sorted(suppressed)
     _save_tokenizer(tokenizer, directory)
-
-
-@contextmanager
-def _default_generation(model: PreTrainedModel) -> Iterator[GenerationConfig]:
-    """Set the generation settings aside: some that come with models are refused when saved."""
-    generation = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield generation or model.generation_config
-    finally:
-        model.generation_config = generation
+    check_stored_head(model, directory, state_dict)
+    if adapted and resumable:
+        save_adapters(model, directory)
 
 
 def _older_rope(rope: Mapping[str, Any] | None) -> dict[str, Any]:

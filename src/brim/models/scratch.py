@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Any, get_args
 
 import torch
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import (
@@ -19,7 +17,6 @@ from transformers import (
     LlamaForCausalLM,
     MT5Config,
     MT5ForConditionalGeneration,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -29,157 +26,67 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from brim.config.loading import Config
-from brim.config.messages import explain
-from brim.config.yaml import Document
+from brim.config.loading import Config, make_config
 from brim.errors import ConfigError, DataError, ModelError
 from brim.models.language_model import LanguageModel
+from brim.models.settings import (
+    Description,
+    GPT2Description,
+    LlamaDescription,
+    T5Description,
+    TokenizerKind,
+)
 from brim.seeding import derive_seed
 
 
-class _Description(Config):
-    """What every family can be told."""
-
-    model_class: ClassVar[type[PreTrainedModel]]
-
-    d_model: int = Field(ge=1)
-    """Width of the hidden states."""
-    layers: int = Field(ge=1)
-    """Layers, of the encoder where there is one."""
-    heads: int = Field(ge=1)
-    """Attention heads, each of d_model / heads dimensions."""
-    d_ff: int | None = Field(None, ge=1)
-    """Width of the feed-forward layers; null for 4 d_model."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """Dropout; llama and qwen2 have it on their attention weights only."""
-    tied: bool = True
-    """Whether the output head is the input embedding; false for t5 and mt5."""
-
-    @model_validator(mode="after")
-    def _whole_heads(self) -> Self:
-        if self.d_model % self.heads:
-            raise ValueError(f"heads ({self.heads}) must divide d_model ({self.d_model})")
-        return self
-
-    @property
-    def width(self) -> int:
-        """Of the feed-forward layers."""
-        return self.d_ff or 4 * self.d_model
-
-    @abstractmethod
-    def config(self, common: Mapping[str, Any]) -> PreTrainedConfig:
-        """The same in the words of transformers; `common` is what every family calls alike."""
+def _t5(plan: T5Description, common: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "d_model": plan.d_model,
+        "d_kv": plan.d_model // plan.heads,
+        "d_ff": plan.width,
+        "num_layers": plan.layers,
+        "num_decoder_layers": plan.decoder_layers or plan.layers,
+        "num_heads": plan.heads,
+        "dropout_rate": plan.dropout,
+        "feed_forward_proj": plan.feed_forward,
+        "decoder_start_token_id": common["pad_token_id"],
+    }
 
 
-class _T5(_Description):
-    model_class = T5ForConditionalGeneration
-    config_class: ClassVar[type[PreTrainedConfig]] = T5Config
-
-    family: Literal["t5"]
-
-    decoder_layers: int | None = Field(None, ge=1)
-    """Layers of the decoder; null for as many as the encoder has."""
-    feed_forward: Literal["relu", "gated-gelu"] = "relu"
-    """T5's feed-forward layers, or those of T5-v1.1."""
-    tied: bool = False
-
-    def config(self, common: Mapping[str, Any]) -> PreTrainedConfig:
-        return self.config_class(
-            d_model=self.d_model,
-            d_kv=self.d_model // self.heads,
-            d_ff=self.width,
-            num_layers=self.layers,
-            num_decoder_layers=self.decoder_layers or self.layers,
-            num_heads=self.heads,
-            dropout_rate=self.dropout,
-            feed_forward_proj=self.feed_forward,
-            decoder_start_token_id=common["pad_token_id"],
-            **common,
-        )
+def _gpt2(plan: GPT2Description, common: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "n_embd": plan.d_model,
+        "n_layer": plan.layers,
+        "n_head": plan.heads,
+        "n_inner": plan.width,
+        "n_positions": plan.max_positions,
+        "resid_pdrop": plan.dropout,
+        "embd_pdrop": plan.dropout,
+        "attn_pdrop": plan.dropout,
+        "initializer_range": plan.d_model**-0.5,
+    }
 
 
-class _MT5(_T5):
-    model_class = MT5ForConditionalGeneration
-    config_class = MT5Config
-
-    family: Literal["mt5"]  # type: ignore[assignment]
-
-    feed_forward: Literal["relu", "gated-gelu"] = "gated-gelu"
-
-
-class _GPT2(_Description):
-    model_class = GPT2LMHeadModel
-
-    family: Literal["gpt2"]
-
-    max_positions: int = Field(1024, ge=1)
-    """Longest prompt and completion together, in tokens."""
-
-    def config(self, common: Mapping[str, Any]) -> PreTrainedConfig:
-        return GPT2Config(
-            n_embd=self.d_model,
-            n_layer=self.layers,
-            n_head=self.heads,
-            n_inner=self.width,
-            n_positions=self.max_positions,
-            resid_pdrop=self.dropout,
-            embd_pdrop=self.dropout,
-            attn_pdrop=self.dropout,
-            initializer_range=self.d_model**-0.5,
-            **common,
-        )
+def _llama(plan: LlamaDescription, common: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "hidden_size": plan.d_model,
+        "num_hidden_layers": plan.layers,
+        "num_attention_heads": plan.heads,
+        "num_key_value_heads": plan.kv_heads or plan.heads,
+        "intermediate_size": plan.width,
+        "attention_dropout": plan.dropout,
+        "initializer_range": plan.d_model**-0.5,
+    }
 
 
-class _Llama(_Description):
-    model_class = LlamaForCausalLM
-    config_class: ClassVar[type[PreTrainedConfig]] = LlamaConfig
-
-    family: Literal["llama"]
-
-    kv_heads: int | None = Field(None, ge=1)
-    """Heads of keys and values, each shared by several queries; null for as many as `heads`."""
-
-    @model_validator(mode="after")
-    def _whole_groups(self) -> Self:
-        if self.heads % (self.kv_heads or 1):
-            raise ValueError(f"kv_heads ({self.kv_heads}) must divide heads ({self.heads})")
-        if self.d_model // self.heads % 2:
-            raise ValueError("d_model / heads must be even, for positions rotate pairs")
-        return self
-
-    def config(self, common: Mapping[str, Any]) -> PreTrainedConfig:
-        return self.config_class(
-            hidden_size=self.d_model,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads or self.heads,
-            intermediate_size=self.width,
-            attention_dropout=self.dropout,
-            initializer_range=self.d_model**-0.5,
-            **common,
-        )
-
-
-class _Qwen2(_Llama):
-    model_class = Qwen2ForCausalLM
-    config_class = Qwen2Config
-
-    family: Literal["qwen2"]  # type: ignore[assignment]
-
-
-Description = Annotated[_T5 | _MT5 | _GPT2 | _Llama | _Qwen2, Field(discriminator="family")]
-"""What a model from scratch is described by."""
-_DESCRIPTION: TypeAdapter[_Description] = TypeAdapter(Description)
-
-
-def check_description(description: dict[str, Any]) -> dict[str, Any]:
-    """The description as it is, where `build_model` takes it.
-
-    Raises:
-        ValidationError: an unknown family or key, or a value that cannot be used.
-    """
-    _DESCRIPTION.validate_python(description, strict=True)
-    return description
+# Of each family the classes of transformers, and a description in their words.
+_FAMILIES: dict[str, tuple[Any, Any, Callable[..., dict[str, Any]]]] = {
+    "t5": (T5ForConditionalGeneration, T5Config, _t5),
+    "mt5": (MT5ForConditionalGeneration, MT5Config, _t5),
+    "gpt2": (GPT2LMHeadModel, GPT2Config, _gpt2),
+    "llama": (LlamaForCausalLM, LlamaConfig, _llama),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, _llama),
+}
 
 
 def build_model(
@@ -187,16 +94,11 @@ def build_model(
 ) -> LanguageModel:
     """A model with random weights, such as `{family: t5, d_model: 128, layers: 2, heads: 4}`.
 
-    Every family takes `d_model`, `layers`, `heads`, `d_ff` (by default 4 d_model), `dropout` (0.1)
-    and `tied` (true; false for t5 and mt5). t5 and mt5 also take `decoder_layers` (as many as
-    `layers`) and `feed_forward` (`relu`; `gated-gelu` for mt5), gpt2 takes `max_positions` (1,024),
-    llama and qwen2 take `kv_heads` (as many as `heads`). llama and qwen2 have dropout on their
-    attention weights only. A tied t5 is the first T5, which scales what its head reads.
-
-    Untied and decoder-only models start with logits of variance 1, a loss near `ln V + 0.5`.
+    A tied t5 is the first T5, which scales what its head reads. Untied and decoder-only models
+    start with logits of variance 1, a loss near `ln V + 0.5`.
 
     Args:
-        description: keys as above.
+        description: the keys of a `Description`, by family.
         tokenizer: gives the rows of the embedding and the special tokens; it is copied.
         seed: of the weights, drawn from a stream of their own.
 
@@ -205,7 +107,7 @@ def build_model(
         ModelError: the tokenizer lacks a special token that the family needs.
     """
     plan = _parse(description)
-    if tokenizer.pad_token_id is None and isinstance(plan, _T5):
+    if tokenizer.pad_token_id is None and isinstance(plan, T5Description):
         raise ModelError(f"{plan.family}: the decoder starts with the padding token; set pad_token")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "weights"))
@@ -229,9 +131,11 @@ def build_without_tokenizer(description: Mapping[str, Any], *, vocab_size: int) 
     return _build(_parse(description), vocab_size=vocab_size, **special)
 
 
-def _build(plan: _Description, **vocabulary: int | None) -> PreTrainedModel:
-    model = plan.model_class(plan.config({**vocabulary, "tie_word_embeddings": plan.tied}))
-    if isinstance(plan, _T5):
+def _build(plan: Any, **vocabulary: int | None) -> PreTrainedModel:
+    model_class, config_class, describe = _FAMILIES[plan.family]
+    common = {**vocabulary, "tie_word_embeddings": plan.tied}
+    model: PreTrainedModel = model_class(config_class(**describe(plan, common), **common))
+    if isinstance(plan, T5Description):
         _set_head(model, tied=plan.tied)
     return model
 
@@ -242,13 +146,9 @@ class _Arguments(Config):
     description: Description
 
 
-def _parse(description: Mapping[str, Any]) -> _Description:
+def _parse(description: Mapping[str, Any]) -> Any:
     data = {"description": dict(description)}
-    try:
-        return _Arguments.model_validate(data, strict=True).description
-    except ValidationError as error:
-        document = Document(data, {(): "build_model"})
-        raise ConfigError(explain(_Arguments, document, error)) from None
+    return make_config(_Arguments, data, "build_model").description
 
 
 def _set_head(model: PreTrainedModel, *, tied: bool) -> None:
@@ -259,8 +159,6 @@ def _set_head(model: PreTrainedModel, *, tied: bool) -> None:
     if not getattr(model.config, "scale_decoder_outputs", False):
         nn.init.normal_(head.weight, std=model.config.d_model**-0.5)
 
-
-TokenizerKind = Literal["word", "bpe"]
 
 _PAD, _EOS, _UNK = _SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2, as T5 has them
 

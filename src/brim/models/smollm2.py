@@ -110,7 +110,7 @@ def _read_model(reader: Any, dtype: torch.dtype) -> PreTrainedModel:
     weights = {}
     for tensor in reader.tensors:
         *layer, module, suffix = tensor.name.split(".")
-        # A copy: unquantised tensors are views of the file.
+        # A copy: unquantized tensors are views of the file.
         weight = torch.tensor(dequantize(tensor.data, tensor.tensor_type), dtype=dtype)
         if module in num_heads:
             weight = _to_half_rotation(weight, num_heads[module])

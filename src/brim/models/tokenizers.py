@@ -5,15 +5,11 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from brim.errors import ModelError
-
-if TYPE_CHECKING:
-    pass
-
 
 # Parts of tokenizer.json that say nothing about how a text is read.
 _IGNORED_PARTS = ("version", "truncation", "padding")

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from brim.errors import ModelError
 from brim.models.adapters import has_adapters, merged_state_dict
-from brim.models.decoding import Decoding, GeneratingModel
+from brim.models.decoding import GeneratingModel, Written
 from brim.models.encoding import pad
-from brim.models.head import Centering
+from brim.models.settings import Centering, Decoding
 from brim.types import ActionValues, Batch, Rollout
 
 # vLLM takes its share of the GPU's memory at once and keeps it; the rest is for training.
@@ -31,8 +31,8 @@ MEMORY_SHARE = 0.3
 # vLLM has no bias below this; a row without a token is sampled with exp(-100) of its probability.
 LOWEST_BIAS = -100.0
 
-# What can be had of each mode of vLLM's log-probabilities: it tells two logits a state, the written
-# token's and the largest, either as they are or less the logsumexp.
+# vLLM gives two logits a state, the written token's and the largest: as they are, or less the
+# logsumexp.
 _CENTERINGS: dict[str, tuple[Centering, ...]] = {
     "raw_logits": ("none",),
     "raw_logprobs": ("logsumexp", "max"),
@@ -41,9 +41,7 @@ _CENTERINGS: dict[str, tuple[Centering, ...]] = {
 _engines: WeakKeyDictionary[GeneratingModel, VLLMEngine] = WeakKeyDictionary()
 
 
-def generate_with_vllm(
-    model: GeneratingModel, batch: Batch, decoding: Decoding
-) -> tuple[Tensor, Tensor, Tensor]:
+def generate_with_vllm(model: GeneratingModel, batch: Batch, decoding: Decoding) -> Written:
     """`VLLMEngine.write` of an engine that is started at the model's first call and kept.
 
     Raises:
@@ -51,13 +49,12 @@ def generate_with_vllm(
     """
     if model not in _engines:
         _engines[model] = VLLMEngine(model)
-    engine = _engines[model]
-    engine.load(model)
-    return engine.write(batch, decoding)
+    _engines[model].load(model)
+    return _engines[model].write(batch, decoding)
 
 
 def check_vllm(model: GeneratingModel) -> None:
-    """Meet what would fail when the first text is written.
+    """Check that vLLM can write for the model here.
 
     Raises:
         ModelError: the model is an encoder-decoder, there is no CUDA GPU, several processes run,
@@ -115,11 +112,7 @@ class VLLMEngine:
             )
 
     def load(self, model: GeneratingModel) -> None:
-        """Give vLLM the model's weights, adapters merged.
-
-        To be called after every update: whether weights have changed cannot be seen, for some
-        optimizers write past torch's version counters.
-        """
+        """Give vLLM the model's weights, adapters merged; to be called after every update."""
         inner = model.model
         state = merged_state_dict(inner) if has_adapters(inner) else inner.state_dict()
         # A tied head is in there twice, and vLLM knows it by the embedding's name.
@@ -133,15 +126,10 @@ class VLLMEngine:
         self._llm.apply_model(load)
         self._llm.reset_prefix_cache()  # which has the keys and values of the old weights
 
-    def write(self, batch: Batch, decoding: Decoding) -> tuple[Tensor, Tensor, Tensor]:
+    def write(self, batch: Batch, decoding: Decoding) -> Written:
         """Write a completion of each prompt; a row draws from a stream seeded by its own seed.
 
-        Args:
-            batch: B prompts.
-            decoding: the strategy and the limit; `batch_tokens` has no effect, vLLM schedules.
-
-        Returns:
-            ids (B, T) int64, lengths (B,) int64 with EOS, and truncated (B,) bool.
+        `decoding.batch_tokens` has no effect: vLLM schedules.
         """
         sampling = {"temperature": 0.0}
         if decoding.strategy == "sampling":
@@ -173,28 +161,19 @@ class VLLMEngine:
     ) -> ActionValues:
         """The logits as Q-values of the rollout's tokens, as `LanguageModel.action_values`.
 
-        vLLM tells two numbers a state: of the token that was written and of the best one. With
-        `raw_logprobs` they are less the logsumexp, which is the centring `logsumexp`, and their
-        difference that of `max`; with `raw_logits` they are the logits, the centring `none`, and
-        `logprobs` is NaN: nothing of it tells the logsumexp. `mean` needs all logits of a state.
-
-        vLLM's own top one is over all rows of the head; rows without a token count in its
-        logsumexp.
-
-        Args:
-            rollout: B completions, of whoever wrote them.
-            centering: `logsumexp` or `max` with `raw_logprobs`, `none` with `raw_logits`.
-            bootstrap: also value the state behind completions that were cut.
+        With `raw_logprobs` `centering` is `logsumexp` or `max`; with `raw_logits` it is `none` and
+        `logprobs` is NaN. vLLM's largest logit and logsumexp are over all rows of the head, also
+        those without a token.
 
         Raises:
-            ModelError: the centring cannot be had, a row without a token is the best one, or this
-                vLLM gives log-probabilities of prompts whatever its mode.
+            ModelError: this mode cannot give the centering, a row without a token is the best one,
+                or this vLLM gives log-probabilities of prompts whatever its mode.
         """
         if centering not in _CENTERINGS[self.logprobs_mode]:
             raise ModelError(
-                f"q_centering {centering}: cannot be had of vLLM's {self.logprobs_mode}, which "
+                f"q_centering {centering}: not given by vLLM's {self.logprobs_mode}, which "
                 f"gives {' and '.join(_CENTERINGS[self.logprobs_mode])}; choose one of these, "
-                "another logprobs_mode, or read with the model itself"
+                "another logprobs_mode, or score with the model itself"
             )
         self._check_mode()
         batch, mask = rollout.batch, rollout.mask
@@ -232,16 +211,12 @@ class VLLMEngine:
         if token in self._excluded:
             raise ModelError(
                 f"vLLM: row {token} of the head, which has no token, is the best of a state, and "
-                "vLLM tells no other; read with the model itself"
+                "vLLM gives no other; score with the model itself"
             )
         return float(entry.logprob)
 
     def _check_mode(self) -> None:
-        """Ask for the same state as a prompt's and as a written token's: both must be logits.
-
-        Before its pull request 47680 of July 2026 vLLM gave log-probabilities of prompts in every
-        mode (issue 35832).
-        """
+        """Check that prompts give logits too, as since vLLM's pull request 47680 (issue 35832)."""
         if self.logprobs_mode == "raw_logprobs" or self._prompts_follow_mode:
             return
         start = self.eos_token_ids[0]
@@ -258,7 +233,7 @@ class VLLMEngine:
         self._prompts_follow_mode = True
 
     def _generate(self, prompts: list[list[int]], options: list[dict[str, Any]]) -> list[Any]:
-        """The answers, in order. Which tokens end a text is told by `options` alone."""
+        """The answers, in order; only `options` say which tokens end a text."""
         params = [
             self._vllm.SamplingParams(detokenize=False, ignore_eos=True, **row) for row in options
         ]

@@ -44,12 +44,12 @@ def score(
 
     def by_policy(part: Rollout) -> ActionValues:
         with teacher.evaluating():
-            reading = teacher.read(part).to(part.mask.device)
-            values = reading.action_values()
-        expected = student.measure(
+            features = teacher.features(part).to(part.mask.device)
+            values = features.action_values()
+        expected = student.statistics(
             part,
             distribution=decoding.distribution,
-            comparison=reading.comparison(expected_value),
+            comparison=features.comparison(expected_value),
         ).compared
         assert expected is not None
         return replace(values, q_taken=values.q_taken - expected, q_max=values.q_max - expected)
@@ -189,7 +189,7 @@ def behavior_logprobs(rollout: Rollout, student: LanguageModel, decoding: Decodi
     """Return log-probabilities (B, T) of a student that samples by `decoding`."""
     distribution = decoding.distribution
     return student.map(
-        rollout, lambda part: student.measure(part, distribution=distribution).logprobs
+        rollout, lambda part: student.statistics(part, distribution=distribution).logprobs
     )
 
 

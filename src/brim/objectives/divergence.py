@@ -70,11 +70,11 @@ class Divergence(Objective):
             raise ValueError("a divergence needs a teacher and a rollout of `collect`")
         own, temperature = rollout.by_student[:, None] & rollout.mask, self.settings.temperature
         with teacher.evaluating():
-            reading = teacher.read(rollout).to(rollout.mask.device)
+            features = teacher.features(rollout).to(rollout.mask.device)
         tokens = policy(
             rollout,
             distribution=Distribution(temperature),
-            comparison=reading.comparison(self._compare, own, temperature=temperature),
+            comparison=features.comparison(self._compare, own, temperature=temperature),
         )
         assert tokens.compared is not None
         loss = masked_sum(tokens.compared, rollout.mask)

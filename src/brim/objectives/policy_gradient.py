@@ -124,8 +124,8 @@ class PolicyGradient(Objective):
         if self.settings.immediate == "expected":
             assert teacher is not None
             with teacher.evaluating():
-                reading = teacher.read(rollout).to(rollout.mask.device)
-                comparison = reading.comparison(expected_value)
+                features = teacher.features(rollout).to(rollout.mask.device)
+                comparison = features.comparison(expected_value)
         # The policy that is improved is the one that sampled.
         tokens = policy(rollout, distribution=self.decoding.distribution, comparison=comparison)
         logprobs, mask = tokens.logprobs.detach(), rollout.mask

@@ -235,7 +235,7 @@ def teacher_shape(config: RunConfig) -> ModelShape:
             f"teacher.quantization: the weights of {settings.path} are stored in "
             f"{shape.quantization} already; set it to null"
         )
-    return replace(shape, quantization=settings.quantization.build())
+    return replace(shape, quantization=settings.quantization)
 
 
 def student_shape(config: RunConfig, teacher: ModelShape) -> ModelShape:
@@ -254,7 +254,7 @@ def student_shape(config: RunConfig, teacher: ModelShape) -> ModelShape:
         shape = _load(settings)
     if settings.lora is not None:
         shape = replace(shape, model=copy.deepcopy(shape.model))
-        add_adapters(shape.model, **settings.lora.model_dump(), seed=0)
+        add_adapters(shape.model, settings.lora, seed=0)
     return shape
 
 

@@ -9,7 +9,8 @@ from functools import lru_cache
 import torch
 
 from brim.errors import BrimError, ModelError, first_line
-from brim.models.modes import check_checkpointing
+from brim.models import checkpoint_layers
+from brim.models.modes import without_weights
 from brim.plan.flops import generate_operations, read_operations, step_operations, step_traffic
 from brim.plan.memory import Devices, Learner, Memory, Room, Sizes, phases
 from brim.plan.models import ModelShape, Size, student_shape, teacher_shape
@@ -192,7 +193,7 @@ class Planner:
             check_trainable(self.teacher.model, "teacher")
         if config.trainer.gradient_checkpointing:
             dropout = not config.objective.compares_policies
-            check_checkpointing(self.student.model, dropout=dropout)
+            checkpoint_layers(without_weights(self.student.model), dropout=dropout)
 
     def size(self, rows: int) -> Size:
         """So many prompts and completions, all as long as they may be."""
@@ -206,7 +207,7 @@ class Planner:
     def evaluated(self) -> Size:
         """Rows that are written at once in an evaluation, and for teacher outputs."""
         settings, limit = self.config.evaluation, self.config.decoding.max_tokens
-        beams = settings.decoding.build(limit, settings.batch_tokens).num_beams
+        beams = settings.decoding.build(limit, settings.batch_tokens).texts_per_row
         return self.fitting(settings.batch_tokens).at_most(BLOCK * beams)
 
     def stages(self) -> Iterator[StagePlan]:

@@ -138,6 +138,8 @@ def _inputs(
         "model": teacher.fingerprint if model is teacher.model else fingerprint_model(model),
         "teacher": [teacher.fingerprint, own.device, own.batch_tokens] if scores else None,
         **asdict(settings),
+        "decoding": settings.decoding.describe(),
+        "sampling": settings.sampling and settings.sampling.describe(),
         "block": settings.block,
         "device": run.accelerator.device.type,
         "num_processes": run.accelerator.num_processes,

@@ -55,7 +55,7 @@ def fit(
     role = config.teacher if stage == "teacher" else config.student
     if stage != "teacher" and lora is not None:
         seed = derive_seed(config.seed, "adapters", stage)
-        add_adapters(student.model, **lora.model_dump(), seed=seed)
+        add_adapters(student.model, lora, seed=seed)
     # Stages that runs share are picked alike in all of them.
     settings = evaluation_settings(run, greedy=stage != "objective")
     validation = run.used("validation")
@@ -123,10 +123,11 @@ def evaluation_settings(run: RunInputs, *, greedy: bool = False) -> EvaluationSe
     """Return how an evaluation writes and measures; `greedy` whatever the settings say."""
     settings, decoding = run.config.evaluation, run.config.decoding
     chosen, own = settings.decoding, settings.batch_tokens
+    sampled = decoding.model_copy(update={"batch_tokens": own})
     return EvaluationSettings(
         decoding.greedy(own) if greedy else chosen.build(decoding.max_tokens, own),
         num_samples=1 if greedy else chosen.num_samples,
-        sampling=decoding.build(batch_tokens=own) if settings.expected_returns else None,
+        sampling=sampled if settings.expected_returns else None,
         metrics=tuple(run.task.metrics),
         max_prompt_tokens=decoding.max_prompt_tokens,
         seed=run.config.seed,

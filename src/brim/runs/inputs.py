@@ -17,10 +17,10 @@ from brim.metrics import get_metric
 from brim.models import (
     LanguageModel,
     Quantization,
+    add_adapters,
     build_model,
-    check_adapters,
-    check_checkpointing,
     check_vllm,
+    checkpoint_layers,
     inspect_rows,
     keep_layers,
     load_model,
@@ -31,6 +31,7 @@ from brim.models import (
 )
 from brim.models.fingerprints import describe_model
 from brim.models.loading import DTYPES
+from brim.models.modes import without_weights
 from brim.objectives import make_objective
 from brim.objectives.base import Objective
 from brim.runs.directory import RunDirectory
@@ -168,7 +169,7 @@ class RunInputs:
 
     def make_objective(self) -> Objective:
         """Return the method, as it is before any training."""
-        return make_objective(self.config.objective, self.config.decoding.build())
+        return make_objective(self.config.objective, self.config.decoding)
 
     def seed_of(self, stage: str) -> int:
         """Return the seed of what is random in a stage."""
@@ -225,11 +226,12 @@ def load_checked(run: RunInputs) -> tuple[Made, Made | None, dict[str, Any]]:
     if student is not None:
         check_known(run, "student", student)
     if config.student.lora is not None:
-        check_adapters(model.model, config.student.lora.target_modules)
+        add_adapters(without_weights(model.model), config.student.lora, seed=0)
     if config.decoding.engine == "vllm":
         check_vllm(model)
     if config.trainer.gradient_checkpointing:
-        check_checkpointing(model.model, dropout=not config.objective.compares_policies)
+        dropout = not config.objective.compares_policies
+        checkpoint_layers(without_weights(model.model), dropout=dropout)
     if config.optim.optimizer == "adamw_8bit":
         import_adamw_8bit(run.accelerator.device)
     for warning in schedule_warnings(config, len(run.examples("train"))):
@@ -266,8 +268,7 @@ def load_teacher(run: RunInputs) -> Made:
     """Load or build the teacher as it is before any training of it."""
     settings = run.config.teacher
     if settings.build is None:
-        bits = settings.quantization
-        model = _load(run, settings, None if bits is None else bits.build())
+        model = _load(run, settings, settings.quantization)
     else:
         assert settings.tokenizer is not None
         tokenizer = train_tokenizer(
@@ -334,7 +335,7 @@ def measure_drift(run: RunInputs, teacher: LanguageModel) -> dict[str, Any]:
     examples = _some_targets(run.examples("train"), settings.drift_examples)
     if not examples:
         run.reporter.say(
-            f"teacher ({settings.build()}): how far its Q-values moved is not known, for the "
+            f"teacher ({settings}): how far its Q-values moved is not known, for the "
             "training examples have no targets"
         )
         return {}
@@ -348,7 +349,7 @@ def measure_drift(run: RunInputs, teacher: LanguageModel) -> dict[str, Any]:
 
     drift = q_drift(teacher, reference, rollouts())
     run.reporter.say(
-        f"teacher ({settings.build()}): its Q-values moved by {drift['mean_taken']:.3g} in the "
+        f"teacher ({settings}): its Q-values moved by {drift['mean_taken']:.3g} in the "
         f"mean and {drift['max_taken']:.3g} at most (mean regret {drift['mean_regret']:.3g} of "
         f"{drift['reference_regret']:.3g}); same best token in {drift['same_best']:.1%} of "
         f"{drift['num_tokens']} states"

@@ -360,7 +360,7 @@ def _train_supervised(
                 stage.directory,
                 student=student.model,
                 teacher=teacher,
-                objective=SeqKD(SeqKDConfig(), config.decoding.build()),
+                objective=SeqKD(SeqKDConfig(), config.decoding),
                 examples=examples or run.examples("train"),
                 metric=metric,
                 optim=settings.optim,

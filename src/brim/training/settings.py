@@ -1,67 +1,30 @@
-"""All that a run can be told, as one tree of settings: what a recipe file holds."""
+"""The settings of a run as one tree: what a recipe file holds."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from brim.config.loading import Config
 from brim.errors import ConfigError
-from brim.models import Decoding, Description, Quantization, check_description
+from brim.models.settings import (
+    Decoding,
+    EvaluationDecoding,
+    Lora,
+    ModelSettings,
+    Quantization,
+    TokenizerSettings,
+)
 from brim.objectives import ObjectiveConfig
 from brim.objectives.settings import SeqKDConfig
 from brim.tasks import FilesConfig, TaskConfig
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
-DType = Literal["float32", "bfloat16", "float16", "auto"]
-_T = TypeVar("_T")
 
 
 class Incidental:
     """Marks a setting that cannot change results."""
-
-
-class DecodingConfig(Config):
-    """How the student writes its rollouts, and the token limits of everything that is read."""
-
-    max_prompt_tokens: int | None = Field(None, ge=1)
-    """Longer prompts are cut, and counted; null for no limit."""
-    max_tokens: int = Field(64, ge=1)
-    """Longest completion; longer targets are cut, and counted."""
-    strategy: Literal["sampling", "greedy"] = "sampling"
-    """The policy gradient needs samples; `greedy` is the paper's section 3.1."""
-    temperature: float = Field(1.0, gt=0)
-    """Divides the logits of the policy that samples, and that the gradient improves."""
-    top_k: int | None = Field(None, ge=1)
-    """Sample among the k likeliest tokens only; the gradient is of that distribution."""
-    top_p: float | None = Field(None, gt=0, le=1)
-    """Sample among the likeliest tokens that make up this probability, of what `top_k` keeps; the
-    gradient is of that distribution."""
-    batch_tokens: int = Field(32768, ge=1)
-    """Tokens that generation holds at once: of each row its prompt, padding, and all that it may
-    write. A matter of memory and speed only."""
-    engine: Literal["loop", "generate", "vllm"] = "loop"
-    """What samples: `loop` is this package's own, in which a row's text depends on its seed alone;
-    `generate` is transformers'; `vllm` is for decoder-only students on a CUDA GPU, needs the extra
-    of its name, and was never run. Greedy text of evaluations and teachers is the loop's."""
-
-    @field_validator("top_k", "top_p")
-    @classmethod
-    def _of_sampling(cls, value: _T, info: ValidationInfo) -> _T:
-        if value is not None and info.data.get("strategy") == "greedy":
-            raise ValueError(
-                "is for strategy sampling, not greedy; leave it out (null), or change the strategy"
-            )
-        return value
-
-    def build(self, **changes: Any) -> Decoding:
-        """The library's own class, with some arguments changed."""
-        return Decoding(**{**self.model_dump(exclude={"max_prompt_tokens"}), **changes})
-
-    def greedy(self, batch_tokens: int) -> Decoding:
-        """Greedy decoding under the same limits, for evaluation and teacher outputs."""
-        return Decoding(strategy="greedy", max_tokens=self.max_tokens, batch_tokens=batch_tokens)
 
 
 class OptimConfig(Config):
@@ -86,7 +49,7 @@ class OptimConfig(Config):
 
 
 class LoopConfig(Config):
-    """The loop: how much, how often, how careful."""
+    """The training loop."""
 
     max_steps: int | None = Field(None, ge=1)
     """Steps: rollout batches, of one update each unless the objective says more; alternatively
@@ -156,71 +119,7 @@ class SupervisedConfig(Config):
         return self
 
 
-class TokenizerConfig(Config):
-    """A tokenizer trained on the task's training text, for models from scratch."""
-
-    kind: Literal["word", "bpe"] = "bpe"
-    """`word` splits at spaces; `bpe` learns pieces of words, digits one by one."""
-    vocab_size: int = Field(1000, ge=8)
-    """Upper bound of the number of tokens."""
-
-
-class _ModelConfig(Config):
-    path: str | None = None
-    """Folder or hub name of a model to load."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub model."""
-    trust_remote_code: bool = False
-    """Run code that comes with the model; read it first."""
-    build: Annotated[dict[str, Any], AfterValidator(check_description), Description] | None = None
-    """A model from scratch: `family`, `d_model`, `layers` and more, see the docs page on models."""
-    dtype: DType = "float32"
-    """Type of the loaded weights. What is trained is float32, or has adapters (LoRA); to compute in
-    bfloat16, set `trainer.precision`."""
-
-    @model_validator(mode="after")
-    def _nothing_to_load(self) -> Self:
-        # Not whether they were given: a run's own config.yaml spells every default out.
-        for name in ("revision", "trust_remote_code", "dtype") if self.build is not None else ():
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} is for a loaded model (path); leave it out beside build")
-        return self
-
-    def _sources(self) -> list[str]:
-        return [name for name in ("path", "build") if getattr(self, name) is not None]
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if len(self._sources()) != 1:
-            raise ValueError(f"give exactly one of {self._choices}; set the others to null")
-        return self
-
-    @property
-    def _choices(self) -> str:
-        return "path, build"
-
-
-class QuantizationConfig(Config):
-    """Linear layers of the teacher with fewer bits a weight.
-
-    The output head, which gives the Q-values, and the embeddings keep theirs. The docs page on
-    models says what works where.
-    """
-
-    backend: Literal["bitsandbytes", "torchao"]
-    """The package that does it; each needs the extra of its name."""
-    bits: Literal[8, 4]
-    """Of a weight."""
-    drift_examples: int = Field(64, ge=0)
-    """Training examples whose targets are read by the unquantised teacher too, once, to write into
-    `manifest.json` how far the Q-values moved; 0 for none, as where it does not fit into memory."""
-
-    def build(self) -> Quantization:
-        """The library's own class."""
-        return Quantization(self.backend, self.bits)
-
-
-class TeacherConfig(_ModelConfig):
+class TeacherConfig(ModelSettings):
     """The model whose logits are the Q-values."""
 
     device: str | None = None
@@ -231,15 +130,15 @@ class TeacherConfig(_ModelConfig):
     sharding: Literal["none", "fsdp", "offload"] = "none"
     """`fsdp` leaves each process its part of the teacher's weights, which it reads layer by layer;
     `offload` keeps the parts in main memory, for one process too. One process has all of `fsdp`."""
-    tokenizer: TokenizerConfig | None = None
+    tokenizer: TokenizerSettings | None = None
     """Tokenizer to train, where the model is built from scratch."""
     seed: int | None = Field(None, ge=0)
     """Of the teacher's first weights and training; null for the run's. With one set, runs of
     several seeds share a teacher, as the paper's do."""
     train: SupervisedConfig | None = None
     """Train or fine-tune the teacher on the task's targets first; null to take it as it is."""
-    quantization: QuantizationConfig | None = None
-    """Quantise the teacher as it is loaded; null for weights of `dtype`. Needs `path`, and no
+    quantization: Quantization | None = None
+    """Quantize the teacher as it is loaded; null for weights of `dtype`. Needs `path`, and no
     `train`."""
 
     @model_validator(mode="after")
@@ -248,7 +147,7 @@ class TeacherConfig(_ModelConfig):
             raise ValueError("quantization is for a loaded model (path); leave it out beside build")
         if self.quantization is not None and self.train is not None:
             raise ValueError(
-                "quantised weights cannot be trained; set train or quantization to null"
+                "quantized weights cannot be trained; set train or quantization to null"
             )
         return self
 
@@ -258,7 +157,7 @@ class TeacherConfig(_ModelConfig):
             raise ValueError("device: a sharded teacher is where its processes are; set it to null")
         if self.sharding != "none" and self.quantization is not None:
             raise ValueError(
-                "quantised weights cannot be sharded; set sharding to none or quantization to null"
+                "quantized weights cannot be sharded; set sharding to none or quantization to null"
             )
         return self
 
@@ -271,118 +170,23 @@ class TeacherConfig(_ModelConfig):
         return self
 
 
-class LoraConfig(Config):
-    """Adapters (LoRA): frozen weights, and trainable matrices `B A` beside the linear layers.
-
-    Each stage begins with fresh ones; what it leaves in `best/` is the merged model. They want a
-    higher learning rate than the weights themselves.
-    """
-
-    r: int = Field(8, ge=1)
-    """Rank: rows of `A`, columns of `B`."""
-    alpha: float = Field(16.0, gt=0)
-    """`B A` is multiplied by `alpha / r`."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout of what the adapters read."""
-    target_modules: tuple[str, ...] | None = Field(None, min_length=1)
-    """Names of the layers, such as `[q_proj, v_proj]`; null for all linear layers but the output
-    head."""
-
-
-class StudentConfig(_ModelConfig):
+class StudentConfig(ModelSettings):
     """The model that is trained; it shares the teacher's tokenizer."""
+
+    sources = ("path", "build", "keep_layers")
 
     keep_layers: int | None = Field(None, ge=1)
     """Make the student from this many of the teacher's layers, evenly spaced."""
     predistill: SupervisedConfig | None = None
     """Train on the teacher's outputs before the objective; null to start as it is."""
-    lora: LoraConfig | None = None
+    lora: Lora | None = None
     """Train adapters in place of the weights; null to train all weights. Needs the extra `lora`."""
-
-    def _sources(self) -> list[str]:
-        return super()._sources() + (["keep_layers"] if self.keep_layers else [])
-
-    @property
-    def _choices(self) -> str:
-        return "path, build, keep_layers"
-
-
-# What the strategies of an evaluation have settings for, and what null stands for there.
-_SETTINGS_OF: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "beam": {"num_beams": 4, "length_penalty": 1.0},
-    "sampling": {"temperature": 1.0, "top_k": None, "top_p": None, "num_samples": 1},
-}
-
-
-class EvaluationDecodingConfig(Config):
-    """How the text that is scored is written, up to `decoding.max_tokens`.
-
-    It is for the test split and for the objective's validation. The teacher and the pre-distilled
-    student, which runs share, are always picked by greedy text.
-    """
-
-    strategy: Literal["greedy", "beam", "sampling"] = "greedy"
-    """`greedy` takes the likeliest token, `beam` searches for the likeliest text, `sampling` draws
-    from the model's distribution."""
-    num_beams: int | None = Field(None, ge=1)
-    """Texts that beam search keeps at every token; null for 4. Each counts in
-    `evaluation.batch_tokens`."""
-    length_penalty: float | None = None
-    """Beam search looks for the highest log-probability divided by `tokens ** length_penalty`: 0
-    for the likeliest text, 1 for the likeliest tokens on average; null for 1."""
-    temperature: float | None = Field(None, gt=0)
-    """Divides the logits; sampling only; null for 1."""
-    top_k: int | None = Field(None, ge=1)
-    """Sample among the k likeliest tokens only."""
-    top_p: float | None = Field(None, gt=0, le=1)
-    """Sample among the likeliest tokens that make up this probability."""
-    num_samples: int = Field(1, ge=1)
-    """Sampled completions of each prompt: scores are over all of them, intervals over prompts."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_old_defaults(cls, data: Any) -> Any:
-        # A config.yaml from before there was null spells the defaults of all strategies out.
-        old = {name: value for own in _SETTINGS_OF.values() for name, value in own.items()}
-        if not isinstance(data, dict) or any(data.get(k) is None for k, v in old.items() if v):
-            return data
-        own = _SETTINGS_OF.get(str(data.get("strategy")), {})
-        return {k: v for k, v in data.items() if k in own or k not in old or v != old[k]}
-
-    @field_validator("num_beams", "length_penalty", "temperature", "top_k", "top_p", "num_samples")
-    @classmethod
-    def _of_the_strategy(cls, value: _T, info: ValidationInfo) -> _T:
-        default = cls.model_fields[str(info.field_name)].default
-        chosen = info.data.get("strategy")
-        for strategy, names in _SETTINGS_OF.items() if chosen and value != default else ():
-            if info.field_name in names and strategy != chosen:
-                raise ValueError(
-                    f"is for strategy {strategy}, not {chosen}; leave it out "
-                    f"({'null' if default is None else default}), or change the strategy"
-                )
-        return value
-
-    def build(self, max_tokens: int, batch_tokens: int) -> Decoding:
-        """The library's own class."""
-        own = {name: value for name, value in self._own().items() if name != "num_samples"}
-        # Our loop has no beams.
-        engine: Literal["generate", "loop"] = "generate" if self.strategy == "beam" else "loop"
-        return Decoding(max_tokens, self.strategy, batch_tokens=batch_tokens, engine=engine, **own)
-
-    def describe(self) -> dict[str, Any]:
-        """The strategy and its own settings, for `results.json`."""
-        return {"strategy": self.strategy, **self._own()}
-
-    def _own(self) -> dict[str, Any]:
-        given = self.model_dump(exclude_none=True)
-        return {name: given.get(name, null) for name, null in _SETTINGS_OF[self.strategy].items()}
 
 
 class EvaluationConfig(Config):
     """What is measured on the validation and test splits."""
 
-    decoding: EvaluationDecodingConfig = EvaluationDecodingConfig()
+    decoding: EvaluationDecoding = EvaluationDecoding()
     """How the text that is scored is written."""
     batch_tokens: int = Field(32768, ge=1)
     """Tokens that generation holds at once, see `decoding.batch_tokens`."""
@@ -427,8 +231,8 @@ class RunConfig(Config):
     student: StudentConfig
     """The model that is trained."""
     objective: ObjectiveConfig = SeqKDConfig()
-    """The method, told apart by `name`."""
-    decoding: DecodingConfig = DecodingConfig()
+    """The method; `name` says which."""
+    decoding: Decoding = Decoding()
     """How rollouts are written, and token limits."""
     optim: OptimConfig = OptimConfig()
     """Optimizer of the objective's stage."""
@@ -527,24 +331,24 @@ class RunConfig(Config):
         """
         if student is not None:
             raise ConfigError(
-                f"student.path: {self.student.path} is stored in {student}, and quantised weights "
+                f"student.path: {self.student.path} is stored in {student}, and quantized weights "
                 "cannot be trained; give the model as it was before"
             )
         if teacher is None:
             return
         if self.student.keep_layers is not None:
             raise ConfigError(
-                "student.keep_layers: quantised layers cannot be trained; give a student of its "
-                "own, or a teacher that is not quantised"
+                "student.keep_layers: quantized layers cannot be trained; give a student of its "
+                "own, or a teacher that is not quantized"
             )
         if self.teacher.train is not None:
             raise ConfigError(
-                f"teacher.train: {self.teacher.path} is stored in {teacher}, and quantised weights "
+                f"teacher.train: {self.teacher.path} is stored in {teacher}, and quantized weights "
                 "cannot be trained; set it to null, or give the model as it was before"
             )
         if self.teacher.sharding != "none":
             raise ConfigError(
-                f"teacher.sharding: {self.teacher.path} is stored in {teacher}, and quantised "
+                f"teacher.sharding: {self.teacher.path} is stored in {teacher}, and quantized "
                 "weights cannot be sharded; set it to none"
             )
 

@@ -91,7 +91,7 @@ class ShardedTeacher(LanguageModel):
         # Memory that is pinned is copied to a GPU while that computes.
         policy = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy()
         _shard(self, [self], device, policy)
-        register_fsdp_forward_method(self, "read")
+        register_fsdp_forward_method(self, "features")
 
     def generate(self, batch: Batch, decoding: Decoding) -> Rollout:
         """Write with all of the weights gathered; see `LanguageModel.generate`."""

@@ -178,7 +178,7 @@ class Updater:
             if isinstance(value, Tensor) and value.is_floating_point()
         ]
         with self.accelerator.autocast(), self.student.uncompiled():
-            logprobs = self.evaluate(lambda model: model.measure(rollout.select([0])).logprobs)
+            logprobs = self.evaluate(lambda model: model.statistics(rollout.select([0])).logprobs)
         norms = {
             "weights": _norm(weights, 2.0),
             "optimizer's moments": _norm(moments, math.inf),

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from brim.errors import ModelError, RunError
-from brim.models import Decoding, LanguageModel, add_adapters, load_model
+from brim.models import Decoding, LanguageModel, Lora, add_adapters, load_model
 from brim.models.adapters import ADAPTERS, find_targets
 from brim.training.settings import StudentConfig
 from brim.types import Rollout
@@ -49,7 +49,7 @@ def train(model: LanguageModel, rollout: Rollout, num_steps: int = 10) -> list[f
 def adapted(family: str, **options: object) -> tuple[LanguageModel, Rollout]:
     """A model whose adapters have learnt something."""
     model, rollout = written(family)
-    add_adapters(model.model, **{"r": 4, "seed": 0, **options})
+    add_adapters(model.model, Lora(**{"r": 4, **options}), seed=0)
     train(model, rollout, 3)
     return model, rollout
 
@@ -68,7 +68,7 @@ def test_adapters_learn_beside_frozen_weights(family: str) -> None:
     model, rollout = written(family)
     before, num_parameters = state(model), model.num_parameters
     logprobs = model.logprobs(rollout).detach()
-    add_adapters(model.model, r=4, seed=0)
+    add_adapters(model.model, Lora(r=4), seed=0)
     assert_rounding(model.logprobs(rollout).detach(), logprobs)
     assert all(".lora_" in name for name in trainable(model))
     assert model.num_trainable == sum(p.numel() for p in trainable(model).values())
@@ -111,7 +111,7 @@ def test_restoring_is_exact(family: str, tmp_path: Path) -> None:
     model, rollout = adapted(family)
     model.save(tmp_path, resumable=True)
     again, _ = written(family)
-    add_adapters(again.model, r=4, seed=1)
+    add_adapters(again.model, Lora(r=4), seed=1)
     again.restore(tmp_path, load_model)
     assert_equal(state(again), state(model))
     assert train(again, rollout, 3) == train(model, rollout, 3)
@@ -151,7 +151,7 @@ def test_all_linear_layers_but_the_head(family: str) -> None:
     others = ("embed", "shared", "relative_attention_bias", "wte", "wpe", "lm_head")
     expected = {n.removesuffix(".weight") for n in matrices if not any(o in n for o in others)}
     assert set(find_targets(model.model, None)) == expected
-    add_adapters(model.model, seed=0)
+    add_adapters(model.model, Lora(), seed=0)
     assert {name.partition(".lora_")[0] for name in trainable(model)} == {
         f"model.{name}" for name in expected
     }
@@ -161,7 +161,7 @@ def test_all_linear_layers_but_the_head(family: str) -> None:
 def test_layers_by_name(family: str) -> None:
     model, rollout = written(family)
     names = ATTENTION[family]
-    add_adapters(model.model, r=4, target_modules=names, seed=0)
+    add_adapters(model.model, Lora(r=4, target_modules=names), seed=0)
     found = {name.partition(".lora_")[0].rpartition(".")[2] for name in trainable(model)}
     assert found == set(names)
     losses = train(model, rollout)
@@ -173,7 +173,7 @@ def test_a_name_that_fits_no_layer(name: str) -> None:
     model, _ = written("llama")
     before = state(model)
     with pytest.raises(ModelError, match=f"'{name}' is no linear layer .*choose among down_proj"):
-        add_adapters(model.model, target_modules=["q_proj", name], seed=0)
+        add_adapters(model.model, Lora(target_modules=["q_proj", name]), seed=0)
     assert_equal(state(model), before)
     assert model.num_trainable == model.num_parameters
 
@@ -184,7 +184,7 @@ def test_initial_weights_come_from_a_stream_of_their_own() -> None:
         torch.manual_seed(noise)
         before = torch.get_rng_state()
         model, _ = written("t5")
-        add_adapters(model.model, seed=seed)
+        add_adapters(model.model, Lora(), seed=seed)
         assert torch.equal(torch.get_rng_state(), before)
         models.append(state(model))
     assert_equal(models[0], models[1])
@@ -197,7 +197,7 @@ def test_adapters_of_a_bfloat16_model_are_float32(tmp_path: Path) -> None:
     tiny_language_model("llama").save(tmp_path / "low")
     model = load_model(tmp_path / "low", dtype="bfloat16")
     rollout = model.generate(encoded(model), Decoding(max_tokens=6))
-    add_adapters(model.model, r=4, seed=0)
+    add_adapters(model.model, Lora(r=4), seed=0)
     assert {p.dtype for p in trainable(model).values()} == {torch.float32}
     losses = train(model, rollout)
     assert losses[-1] < losses[0]
@@ -221,10 +221,10 @@ def test_the_next_stage_begins_with_fresh_adapters(tmp_path: Path) -> None:
     model.save(tmp_path)
     following = load_model(tmp_path)
     logprobs = following.logprobs(rollout).detach()
-    add_adapters(following.model, r=2, seed=5)
+    add_adapters(following.model, Lora(r=2), seed=5)
     assert_rounding(following.logprobs(rollout).detach(), logprobs)
     with pytest.raises(ModelError, match="has adapters already"):
-        add_adapters(following.model, seed=6)
+        add_adapters(following.model, Lora(), seed=6)
 
 
 def test_a_copy_has_adapters_of_its_own() -> None:
@@ -280,7 +280,7 @@ def test_adapters_and_models_that_do_not_belong_together(tmp_path: Path) -> None
         plain.restore(tmp_path, load_model)
     with torch.no_grad():
         plain.model.model.norm.weight[0] += 1e-3
-    add_adapters(plain.model, r=4, seed=0)
+    add_adapters(plain.model, Lora(r=4), seed=0)
     with pytest.raises(RunError, match="belong to other weights"):
         plain.restore(tmp_path, load_model)
 
@@ -289,13 +289,13 @@ def test_without_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = written("t5")
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ModelError, match=r"pip install 'brim-distill\[lora\]'"):
-        add_adapters(model.model, seed=0)
+        add_adapters(model.model, Lora(), seed=0)
 
 
 def test_settings() -> None:
     student = StudentConfig.model_validate({"path": "x", "lora": {"target_modules": ["q"]}})
     model, _ = written("t5")
-    add_adapters(model.model, **student.lora.model_dump(), seed=0)
+    add_adapters(model.model, student.lora, seed=0)
     assert model.num_trainable > 0
     for wrong in ({"r": 0}, {"alpha": 0}, {"dropout": 1.0}, {"target_modules": []}, {"rank": 8}):
         with pytest.raises(ValidationError):

@@ -16,26 +16,19 @@ from tiny import (
 )
 from torch import Tensor
 
-from brim.models import Decoding, LanguageModel
+from brim.models import BeamSearch, Decoding, LanguageModel
 from brim.types import Batch, Rollout
 
 LENGTHS = (3, 1, 6, 2, 4, 5, 2)
 
 
-def beam(limit: int, num_beams: int, penalty: float = 1.0, **options: int) -> Decoding:
-    return Decoding(
-        limit,
-        strategy="beam",
-        engine="generate",
-        num_beams=num_beams,
-        length_penalty=penalty,
-        **options,
-    )
+def beam(limit: int, num_beams: int, penalty: float = 1.0, **options: int) -> BeamSearch:
+    return BeamSearch(max_tokens=limit, num_beams=num_beams, length_penalty=penalty, **options)
 
 
 def score(model: LanguageModel, rollout: Rollout, penalty: float) -> Tensor:
     """(B,) what beam search maximises, from a pass of our own."""
-    return model.measure(rollout).logprobs.sum(1) / rollout.lengths**penalty
+    return model.statistics(rollout).logprobs.sum(1) / rollout.lengths**penalty
 
 
 def same(one: Rollout, other: Rollout) -> bool:
@@ -47,7 +40,7 @@ def same(one: Rollout, other: Rollout) -> bool:
 def test_one_beam_is_greedy(family: str) -> None:
     model = tiny_language_model(family)
     batch = encoded(model, LENGTHS)
-    greedy = Decoding(12, strategy="greedy")
+    greedy = Decoding(max_tokens=12, strategy="greedy")
     # Another end token: one that the rows write at different places, or not at all.
     rows = model.generate(batch, greedy).completion_ids.tolist()
     tokens = {token for row in rows for token in row} - {model.pad_token_id}
@@ -62,7 +55,7 @@ def test_one_beam_is_greedy(family: str) -> None:
 def test_more_beams_find_better_texts(family: str) -> None:
     model = tiny_language_model(family, spread=0.2)
     batch = encoded(model, LENGTHS * 4)
-    greedy = model.generate(batch, Decoding(8, strategy="greedy"))
+    greedy = model.generate(batch, Decoding(max_tokens=8, strategy="greedy"))
     found = model.generate(batch, beam(8, 6, 0.0))
     gain = score(model, found, 0.0) - score(model, greedy, 0.0)
     assert gain.mean() > 0
@@ -132,11 +125,13 @@ def test_beams_count_in_the_budget_and_do_not_change_the_text(
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:
-    for options, word in (
-        ({"strategy": "beam", "num_beams": 2}, "engine"),
-        ({"strategy": "greedy", "num_beams": 2}, "num_beams"),
-        ({"strategy": "beam", "engine": "generate", "num_beams": 0}, "num_beams"),
-        ({"strategy": "beam", "engine": "generate", "length_penalty": float("nan")}, "penalty"),
+    for kind, options, word in (
+        (Decoding, {"strategy": "beam"}, "strategy"),
+        (Decoding, {"strategy": "greedy", "num_beams": 2}, "num_beams"),
+        (BeamSearch, {"engine": "loop"}, "engine"),
+        (BeamSearch, {"num_beams": 0}, "num_beams"),
+        (BeamSearch, {"length_penalty": float("nan")}, "penalty"),
+        (BeamSearch, {"top_k": 2}, "top_k"),
     ):
         with pytest.raises(ValueError, match=word):
-            Decoding(4, **options)  # type: ignore[arg-type]
+            kind(max_tokens=4, **options)

@@ -15,6 +15,7 @@ from brim.models import (
     ActorCritic,
     Decoding,
     LanguageModel,
+    Lora,
     add_adapters,
     checkpoint_layers,
     load_model,
@@ -26,7 +27,7 @@ from brim.types import Rollout
 
 def written(family: str, dropout: float | None = None) -> tuple[LanguageModel, Rollout]:
     model = tiny_language_model(family).eval()
-    rollout = model.generate(encoded(model, (3, 1, 6, 2)), Decoding(8))
+    rollout = model.generate(encoded(model, (3, 1, 6, 2)), Decoding(max_tokens=8))
     if dropout is not None:
         set_dropout(model.model, dropout)
     return model, rollout
@@ -107,7 +108,7 @@ def test_without_dropout_it_is_evaluation_mode_and_less_is_kept(family: str) -> 
 def test_layers_that_are_left_out_and_adapters_stay_as_in_evaluation() -> None:
     model, rollout = written("bart", 0.4)
     model.model.model.encoder.layerdrop = model.model.model.decoder.layerdrop = 0.9
-    add_adapters(model.model, dropout=0.5, seed=0)
+    add_adapters(model.model, Lora(dropout=0.5), seed=0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
@@ -150,9 +151,10 @@ def test_writing_and_judging_are_as_before(
     checkpoint_layers(model, dropout=dropout)
     updating(model, dropout=dropout)
     modes = [part.training for part in model.modules()]
-    assert torch.equal(model.generate(batch, Decoding(8)).completion_ids, rollout.completion_ids)
-    generated = model.generate(batch, Decoding(8, strategy="greedy", engine="generate"))
-    greedy = model.generate(batch, Decoding(8, strategy="greedy"))
+    again = model.generate(batch, Decoding(max_tokens=8))
+    assert torch.equal(again.completion_ids, rollout.completion_ids)
+    generated = model.generate(batch, Decoding(max_tokens=8, strategy="greedy", engine="generate"))
+    greedy = model.generate(batch, Decoding(max_tokens=8, strategy="greedy"))
     assert torch.equal(generated.completion_ids, greedy.completion_ids)
     assert torch.equal(model.action_values(rollout).q_taken, values.q_taken)
     assert [part.training for part in model.modules()] == modes

@@ -133,7 +133,7 @@ def check_cut(encoder: Encoder, example: Example, text: str, shortened, limit: i
     of = prompts(encoder, [shortened(text[:stop]) for stop in stops])
     # A longer field may have fewer tokens, so that it fits where the shortest does not.
     if len(of[0]) > limit and ids not in of:
-        assert ids == encoder._cut(whole, limit)
+        assert ids == encoder._truncate(whole, limit)
         return
     # Head and tail whole, and between them a beginning of the field, no longer than allowed. With
     # one token more of the field it would be.

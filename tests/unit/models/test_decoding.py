@@ -1,5 +1,4 @@
 import math
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -141,15 +140,16 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
         Decoding(**({"max_tokens": 4} | wrong))
 
 
-def test_greedy_takes_the_maximum_whatever_the_sampling_settings() -> None:
+def test_greedy_takes_the_maximum_whatever_the_temperature() -> None:
     model = tiny_language_model("t5")
     batch = encoded(model)
-    options = {"temperature": 3.0, "top_k": 2, "top_p": 0.1}
-    greedy = Decoding(max_tokens=6, strategy="greedy")
-    ids = [model.generate(batch, d).completion_ids for d in (greedy, replace(greedy, **options))]
+    cold, hot = (
+        Decoding(max_tokens=6, strategy="greedy", temperature=value) for value in (1.0, 3.0)
+    )
+    ids = [model.generate(batch, decoding).completion_ids for decoding in (cold, hot)]
     assert torch.equal(*ids)
     # A gradient along it is at the temperature, and of all tokens.
-    assert replace(greedy, **options).distribution == Distribution(3.0)
+    assert hot.distribution == Distribution(3.0)
 
 
 # The loop

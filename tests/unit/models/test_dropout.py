@@ -7,7 +7,7 @@ from tiny import FAMILIES, encoded, tiny_language_model
 from torch import Tensor
 
 from brim.errors import ModelError
-from brim.models import Decoding, LanguageModel, add_adapters, set_dropout
+from brim.models import Decoding, LanguageModel, Lora, add_adapters, set_dropout
 from brim.types import Rollout
 
 FUNCTIONS = ("dropout", "scaled_dot_product_attention")  # every family's dropout ends in these
@@ -80,7 +80,7 @@ def test_adapters_keep_a_dropout_of_their_own(monkeypatch: pytest.MonkeyPatch) -
         model, rollout = written("t5")
         if set_first:
             set_dropout(model.model, 0.0)
-        add_adapters(model.model, dropout=0.4, seed=0)
+        add_adapters(model.model, Lora(dropout=0.4), seed=0)
         if not set_first:
             set_dropout(model.model, 0.0)
         assert set(probabilities(model, rollout, monkeypatch)) == {0.0, 0.4}

@@ -21,7 +21,7 @@ from transformers import (
 
 from brim.divergences import forward_kl
 from brim.errors import DataError, ModelError
-from brim.models import Decoding, LanguageModel, load_model, loading, share_vocabulary
+from brim.models import BeamSearch, Decoding, LanguageModel, load_model, loading, share_vocabulary
 from brim.types import Batch, Example
 
 LIMIT = 7
@@ -111,7 +111,7 @@ def chosen(model: LanguageModel, rows: Tensor) -> list[list[int]]:
 def test_greedy_text_is_that_of_plain_generate(name: str, engine: Any, tmp_path: Path) -> None:
     model = MODELS[name]()
     batch = encoded(model, LENGTHS)
-    rollout = model.generate(batch, Decoding(LIMIT, strategy="greedy", engine=engine))
+    rollout = model.generate(batch, Decoding(max_tokens=LIMIT, strategy="greedy", engine=engine))
     model.save(tmp_path)
     plain = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
     expected = plainly(plain, batch, max_new_tokens=LIMIT)
@@ -130,7 +130,7 @@ def test_beams_are_those_of_plain_generate(name: str) -> None:
     model = MODELS[name]()
     batch = encoded(model, LENGTHS)
     options: dict[str, Any] = {"num_beams": 3, "length_penalty": 0.7}
-    decoding = Decoding(LIMIT, strategy="beam", engine="generate", **options)
+    decoding = BeamSearch(max_tokens=LIMIT, **options)
     rollout = model.generate(batch, decoding)
     exactly = {"early_stopping": "never", "renormalize_logits": True, **options}
     expected = plainly(model.model, batch, max_new_tokens=LIMIT, **exactly)
@@ -142,7 +142,7 @@ def test_beams_are_those_of_plain_generate(name: str) -> None:
 def test_scores_are_those_of_the_whole_sequence_that_was_written(name: str) -> None:
     model = MODELS[name]()
     batch = encoded(model, LENGTHS)
-    rollout = model.generate(batch, Decoding(LIMIT))
+    rollout = model.generate(batch, Decoding(max_tokens=LIMIT))
     start = model.model.generation_config.decoder_start_token_id
     opened = torch.tensor([[start, *model.rules.forced_start]]).expand(len(batch), -1)
     inputs = torch.cat([opened, rollout.completion_ids], dim=1)
@@ -169,7 +169,7 @@ def test_sampling_is_without_what_is_excluded() -> None:
     model = marian()
     batch = model.encode(prompts((3,)), max_tokens=None).repeat(300)
     for engine in ("loop", "generate"):
-        rollout = model.generate(batch, Decoding(3, engine=engine))  # type: ignore[arg-type]
+        rollout = model.generate(batch, Decoding(max_tokens=3, engine=engine))  # type: ignore[arg-type]
         assert not (rollout.completion_ids[rollout.mask] == PAD).any()
 
 
@@ -180,7 +180,7 @@ def test_end_tokens_and_forced_tokens_that_are_excluded_too() -> None:
     batch = encoded(model, LENGTHS)
     expected = chosen(model, plainly(model.model, batch, max_new_tokens=LIMIT))
     for engine in ("loop", "generate"):
-        decoding = Decoding(LIMIT, strategy="greedy", engine=engine)  # type: ignore[arg-type]
+        decoding = Decoding(max_tokens=LIMIT, strategy="greedy", engine=engine)  # type: ignore[arg-type]
         rollout = model.generate(batch, decoding)
         rows = zip(rollout.completion_ids.tolist(), rollout.lengths.tolist(), strict=True)
         assert [row[:length] for row, length in rows] == expected
@@ -196,7 +196,7 @@ def test_a_second_end_token_that_is_excluded_is_never_written() -> None:
     policy = LanguageModel(model, word_tokenizer()).eval()
     batch = encoded(policy).repeat(100)
     for engine in ("loop", "generate"):
-        rollout = policy.generate(batch, Decoding(4, engine=engine))  # type: ignore[arg-type]
+        rollout = policy.generate(batch, Decoding(max_tokens=4, engine=engine))  # type: ignore[arg-type]
         assert not torch.isin(rollout.completion_ids[rollout.mask], torch.tensor([9, 10])).any()
 
 
@@ -206,7 +206,7 @@ def test_a_decoder_is_forced_to_end_and_not_to_begin() -> None:
     policy = LanguageModel(model, word_tokenizer()).eval()
     batch = encoded(policy, (3, 3, 3))
     for engine in ("loop", "generate"):
-        decoding = Decoding(LIMIT, strategy="greedy", engine=engine)  # type: ignore[arg-type]
+        decoding = Decoding(max_tokens=LIMIT, strategy="greedy", engine=engine)  # type: ignore[arg-type]
         rollout = policy.generate(batch, decoding)
         with torch.no_grad():
             plain = model.generate(batch.prompt_ids, max_new_tokens=LIMIT, do_sample=False)
@@ -218,7 +218,7 @@ def test_a_limit_that_forced_tokens_fill() -> None:
     model = bart()
     batch = encoded(model)
     with pytest.raises(ModelError, match="none is left to choose"):
-        model.generate(batch, Decoding(2))
+        model.generate(batch, Decoding(max_tokens=2))
     with pytest.raises(ModelError, match="none is left to choose"):
         model.encode_completions(batch, ["w3"] * len(batch), max_tokens=2)
 
@@ -285,12 +285,12 @@ def test_a_pair_writes_the_same_tokens(tmp_path: Path) -> None:
     share_vocabulary(teacher, student)
     assert teacher.rules.excluded == student.rules.excluded == {39, 5, 6}
     batch = encoded(student, LENGTHS).repeat(40)
-    rollout = student.generate(batch, Decoding(4))
+    rollout = student.generate(batch, Decoding(max_tokens=4))
     assert not torch.isin(rollout.completion_ids, torch.tensor([5, 6, 39])).any()
     values = teacher.action_values(rollout)
     assert values.q_taken.abs().max() < 1e4
-    comparison = teacher.read(rollout).comparison(forward_kl)
-    divergences = student.measure(rollout, comparison=comparison).compared
+    comparison = teacher.features(rollout).comparison(forward_kl)
+    divergences = student.statistics(rollout, comparison=comparison).compared
     assert divergences is not None
     assert 0 < divergences[rollout.mask].max() < 1e4
     # The student that is saved is the one that was trained, in plain transformers too.
@@ -300,7 +300,7 @@ def test_a_pair_writes_the_same_tokens(tmp_path: Path) -> None:
     assert loaded.rules.excluded == frozenset(student.excluded_rows)  # with rows of no token
     plain = AutoModelForCausalLM.from_pretrained(tmp_path)
     row = encoded(student, (3,))
-    greedy = student.generate(row, Decoding(LIMIT, strategy="greedy"))
+    greedy = student.generate(row, Decoding(max_tokens=LIMIT, strategy="greedy"))
     with torch.no_grad():
         expected = plain.generate(row.prompt_ids, max_new_tokens=LIMIT, do_sample=False)[:, 3:]
     assert torch.equal(greedy.completion_ids, expected[:, : greedy.completion_ids.shape[1]])
@@ -321,7 +321,7 @@ def test_one_excludes_what_ends_the_text_of_the_other() -> None:
 def test_what_is_not_followed_is_named_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    loading._warn_once.cache_clear()
+    loading._warn_of_ignored.cache_clear()
     model = tiny_language_model("bart")
     settings = {"temperature": 0.7, "num_beams": 4, "max_length": 9, "early_stopping": True}
     neutral = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0}

@@ -26,18 +26,18 @@ def norms_by_autograd(
 ) -> torch.Tensor:
     """(B, T): the head's weight is a copy, so that an embedding that shares it stays out."""
     with torch.no_grad():
-        reading = model.read(rollout)
-    head = reading.head.at_temperature(distribution.temperature)
+        features = model.features(rollout)
+    head = features.head.at_temperature(distribution.temperature)
     weight = head.weight.detach().double().requires_grad_()
     bias = 0.0 if head.bias is None else head.bias.double()
     norms = []
-    for features, token in zip(reading.features.double(), reading.token_ids, strict=True):
-        logits = (head.scale * features) @ weight[: head.num_rows].t() + bias
+    for hidden, token in zip(features.hidden.double(), features.token_ids, strict=True):
+        logits = (head.scale * hidden) @ weight[: head.num_rows].t() + bias
         outside = ~kept(logits[None], token[None], distribution.top_k, distribution.top_p)[0]
         logits = logits.masked_fill(outside, -torch.inf)
         (gradient,) = torch.autograd.grad(logits.log_softmax(0)[token], weight)
         norms.append(gradient.square().sum())
-    return reading.scatter(torch.stack(norms)).float()
+    return features.scatter(torch.stack(norms)).float()
 
 
 # t5 scales its features, gpt2 and llama share the head, phi and marian have a bias.

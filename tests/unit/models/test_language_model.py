@@ -172,7 +172,7 @@ def test_a_row_is_the_same_in_any_company(family: str) -> None:
     whole = model.generate(batch, decoding)
     order = [4, 0, 3, 1, 2]
     torch.rand(5)
-    shuffled = model.generate(batch.select(order), replace(decoding, batch_tokens=40))
+    shuffled = model.generate(batch.select(order), decoding.model_copy(update={"batch_tokens": 40}))
     alone = [model.generate(batch.select([i]), decoding) for i in range(5)]
     texts = model.decode(whole)
     assert model.decode(shuffled) == [texts[i] for i in order]
@@ -395,18 +395,18 @@ def test_a_prompt_is_read_once_and_without_needless_padding(family: str) -> None
 def test_a_reading_moves_with_its_head(family: str) -> None:
     model = tiny_language_model(family).eval()
     rollout = model.generate(encoded(model), Decoding(max_tokens=4))
-    reading = model.read(rollout, after=True)
-    assert reading.to("cpu") is reading
-    moved = reading.to("meta")
-    for field in fields(reading):
-        value = getattr(reading, field.name)
+    features = model.features(rollout, after=True)
+    assert features.to("cpu") is features
+    moved = features.to("meta")
+    for field in fields(features):
+        value = getattr(features, field.name)
         if isinstance(value, Tensor):
             assert getattr(moved, field.name).is_meta
             assert getattr(moved, field.name).shape == value.shape
     assert moved.head.weight.is_meta
     assert moved.head.bias is None or moved.head.bias.is_meta
-    assert (moved.head.bias is None) == (reading.head.bias is None)
-    assert moved.head.scale == reading.head.scale
+    assert (moved.head.bias is None) == (features.head.bias is None)
+    assert moved.head.scale == features.head.scale
 
 
 # Limits and texts

@@ -117,7 +117,7 @@ def other_tokenizer(directory: Path) -> None:
         (gone, "no such directory"),
         (bert_without_head, "of its weights are not in the file"),
         (bert, "not supported"),
-        (encoder_only, "no language-modelling head"),
+        (encoder_only, "no language-modeling head"),
         (other_tokenizer, "token id 59 but the model's head has 48 rows"),
     ],
 )

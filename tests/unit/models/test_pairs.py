@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,8 +34,22 @@ from brim.divergences import (
     total_variation,
 )
 from brim.models import Decoding, Distribution
-from brim.models.features import BUFFERS, PAIR_BYTES, pair_statistics
+from brim.models.features import BUFFERS, PAIR_BYTES, Comparison, pair_statistics
 from brim.models.head import EXCLUDED, OutputHead, token_statistics
+
+
+def compared_pair(
+    hidden: Tensor,
+    head: OutputHead,
+    targets: Tensor,
+    other_hidden: Tensor,
+    other_head: OutputHead,
+    function: Callable[..., Tensor],
+    arguments: Sequence[Tensor] = (),
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    comparison = Comparison(function, other_hidden, other_head, tuple(arguments))
+    return pair_statistics(hidden, head, targets, comparison, **options)
 
 
 def halves(student: Tensor, teacher: Tensor, by_student: Tensor) -> Tensor:
@@ -88,7 +102,7 @@ def test_values_and_gradients_equal_those_of_full_logits(
     other_hidden, other_head = make_other(case)
     head, other_head = head.at_temperature(2.0), other_head.at_temperature(0.8)
     leaves = [t for t in (hidden, head.weight, head.bias) if t is not None]
-    logprobs, entropy, compared = pair_statistics(
+    logprobs, entropy, compared = compared_pair(
         hidden, head, targets, other_hidden, other_head, function, chunk_tokens=chunk_tokens
     )
     up, down = torch.linspace(-1, 1, N), torch.linspace(1, -1, N).square()
@@ -120,7 +134,7 @@ def test_a_cut_policy_expects_the_values_of_what_it_keeps(
     leaves = [t for t in (hidden, head.weight, head.bias) if t is not None]
     distribution = Distribution(0.8, **cut)
     policy = (hidden, head.under(distribution), targets)
-    logprobs, _, compared = pair_statistics(
+    logprobs, _, compared = compared_pair(
         *policy, other_hidden, other_head, expected_value, chunk_tokens=7
     )
     up, down = torch.linspace(-1, 1, N), torch.linspace(1, -1, N).square()
@@ -145,7 +159,7 @@ def test_nothing_flows_into_the_other_model(function: Callable[..., Tensor]) -> 
     case = {"bias": True, "holes": True, "scale": 1.0}
     hidden, head, targets = make(**case)
     other_hidden, other_head = make_other(case)
-    _, _, compared = pair_statistics(hidden, head, targets, other_hidden, other_head, function)
+    _, _, compared = compared_pair(hidden, head, targets, other_hidden, other_head, function)
     compared.sum().backward()
     assert other_hidden.grad is None
     assert other_head.weight.grad is None
@@ -159,7 +173,7 @@ def test_nothing_flows_into_the_other_model(function: Callable[..., Tensor]) -> 
 @pytest.mark.parametrize("function", FUNCTIONS[:-1], ids=name_of)
 def test_a_policy_that_is_its_teacher_has_nothing_to_learn(function: Callable[..., Tensor]) -> None:
     hidden, head, targets = make(**PLAIN)
-    _, _, compared = pair_statistics(hidden, head, targets, hidden, head, function)
+    _, _, compared = compared_pair(hidden, head, targets, hidden, head, function)
     compared.sum().backward()
     assert hidden.grad is not None
     assert compared.abs().max() < 1e-6
@@ -175,7 +189,7 @@ def test_what_is_not_asked_for_is_not_computed() -> None:
         calls.append(len(student))
         return forward_kl(student, teacher)
 
-    logprobs, _, compared = pair_statistics(hidden, head, targets, *other, counted, chunk_tokens=N)
+    logprobs, _, compared = compared_pair(hidden, head, targets, *other, counted, chunk_tokens=N)
     (alone,) = torch.autograd.grad(logprobs.sum(), hidden, retain_graph=True)
     assert calls == [N]
     (plain,) = torch.autograd.grad(token_statistics(hidden, head, targets)[0].sum(), hidden)
@@ -191,9 +205,9 @@ def test_arguments_follow_their_tokens_through_the_chunks() -> None:
     pair = (hidden, head, targets, other_hidden, other_head)
     values = {}
     for function in (student_to_mixture, teacher_to_mixture):
-        compared = pair_statistics(*pair, function)[2]
+        compared = compared_pair(*pair, function)[2]
         values[function] = (compared, torch.autograd.grad(compared.sum(), hidden)[0])
-    both = pair_statistics(*pair, halves, [by_student], chunk_tokens=4)[2]
+    both = compared_pair(*pair, halves, [by_student], chunk_tokens=4)[2]
     (gradient,) = torch.autograd.grad(both.sum(), hidden)
     for rows, function in ((by_student, student_to_mixture), (~by_student, teacher_to_mixture)):
         assert_rounding(both[rows], values[function][0][rows])
@@ -207,7 +221,7 @@ def test_a_function_that_does_not_keep_the_rows_apart_is_refused() -> None:
         return forward_kl(student, teacher).mean()
 
     with pytest.raises(ValueError, match="one number a row"):
-        pair_statistics(hidden, head, targets, *make_other(PLAIN), mean)
+        compared_pair(hidden, head, targets, *make_other(PLAIN), mean)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS[:-1], ids=name_of)
@@ -221,7 +235,7 @@ def test_no_denormal_numbers_enter_the_products(function: Callable[..., Tensor])
     leaf = logits.requires_grad_()
     (plain,) = torch.autograd.grad(function(leaf, other_logits).sum(), leaf)
     assert ((plain != 0) & (plain.abs() < 1e-37)).any(), "the case must be peaked enough"
-    _, _, compared = pair_statistics(hidden, head, targets, other_hidden, other_head, function)
+    _, _, compared = compared_pair(hidden, head, targets, other_hidden, other_head, function)
     with SmallestOperands() as operands:
         compared.sum().backward()
     assert operands.seen
@@ -236,7 +250,7 @@ def test_pairs_in_low_precision(function: Callable[..., Tensor], stored: torch.d
     weight = head.weight.detach().to(stored).requires_grad_()
     low = OutputHead(weight, None, USED)
     with torch.autocast("cpu", torch.bfloat16):
-        _, _, compared = pair_statistics(hidden, low, targets, other_hidden, other_head, function)
+        _, _, compared = compared_pair(hidden, low, targets, other_hidden, other_head, function)
     reference = function(naive_logits(hidden, head), naive_logits(other_hidden, other_head))
     assert compared.dtype == torch.float32
     torch.testing.assert_close(compared.double(), reference, rtol=0.02, atol=0.02)
@@ -251,7 +265,7 @@ def test_pairs_can_be_checkpointed() -> None:
     other = make_other({"holes": False})
 
     def loss(hidden: Tensor) -> Tensor:
-        return pair_statistics(hidden, head, targets, *other, reverse_kl, chunk_tokens=5)[2].sum()
+        return compared_pair(hidden, head, targets, *other, reverse_kl, chunk_tokens=5)[2].sum()
 
     (plain,) = torch.autograd.grad(loss(hidden), hidden)
     (saved,) = torch.autograd.grad(checkpoint(loss, hidden, use_reentrant=False), hidden)
@@ -261,9 +275,7 @@ def test_pairs_can_be_checkpointed() -> None:
 def test_a_pair_without_tokens() -> None:
     hidden, head, targets = make(**PLAIN)
     other_hidden, other_head = make_other(PLAIN)
-    results = pair_statistics(
-        hidden[:0], head, targets[:0], other_hidden[:0], other_head, forward_kl
-    )
+    results = compared_pair(hidden[:0], head, targets[:0], other_hidden[:0], other_head, forward_kl)
     (results[0].sum() + results[2].sum()).backward()
     assert {tuple(result.shape) for result in results} == {(0,)}
     assert head.weight.grad is not None
@@ -276,15 +288,15 @@ def test_a_policy_is_compared_with_a_teacher_along_its_tokens(family: str) -> No
     teacher = tiny_language_model(family, spread=0.7)
     rollout = student.generate(encoded(student), Decoding(max_tokens=7))
     with teacher.evaluating():
-        reading = teacher.read(rollout)
+        features = teacher.features(rollout)
     weights = rollout.mask * torch.linspace(1, 2, rollout.mask.shape[1])
-    comparison = reading.comparison(
+    comparison = features.comparison(
         lambda q, p, weight: weight * reverse_kl(q, p), weights, temperature=0.5
     )
     compared = student(rollout, distribution=Distribution(2.0), comparison=comparison).compared
-    own = student.read(rollout)
-    logits = own.head.logits(own.features) / 2.0
-    teacher_logits = reading.head.logits(reading.features) / 0.5
+    own = student.features(rollout)
+    logits = own.head.logits(own.hidden) / 2.0
+    teacher_logits = features.head.logits(features.hidden) / 0.5
     expected = own.scatter(reverse_kl(logits, teacher_logits)) * weights
     assert_rounding(compared, expected)
     assert compared[rollout.mask].min() > 0
@@ -307,7 +319,7 @@ def measure(
     targets = torch.randint(num_rows, (num_tokens,), generator=generator)
     head, other_head = (OutputHead(w, None, num_rows) for w in (weight, other_weight))
     with PeakMemory() as memory:
-        logprobs, _, compared = pair_statistics(
+        logprobs, _, compared = compared_pair(
             hidden, head, targets, other_hidden, other_head, function, arguments, **how
         )
         (logprobs.sum() + compared.sum()).backward()

@@ -182,8 +182,8 @@ def overflowing(family: str, times: float) -> Callable[[], PreTrainedModel]:
     [
         (gemma_with_cap, "does more to its logits than a matrix product"),
         (cohere_with_scale, "does more to its logits than a matrix product"),
-        (lambda: BertModel(BertConfig(**BERT)), "no language-modelling head"),
-        (lambda: T5EncoderModel(T5Config(**T5_SIZES)), "no language-modelling head"),
+        (lambda: BertModel(BertConfig(**BERT)), "no language-modeling head"),
+        (lambda: T5EncoderModel(T5Config(**T5_SIZES)), "no language-modeling head"),
         (lambda: BertLMHeadModel(BertConfig(**BERT)), "not supported|autoregressive"),
         (lambda: AddsOne(T5Config(**T5_SIZES, decoder_start_token_id=0)), "more to its logits"),
         (damaged, "hidden states that are not finite: its weights are damaged"),

@@ -34,9 +34,9 @@ from brim.types import Rollout
 
 needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="torchao: pip install it")
 INT8, NF4, TORCHAO = (
-    Quantization("bitsandbytes", 8),
-    Quantization("bitsandbytes", 4),
-    Quantization("torchao", 8),
+    Quantization(backend="bitsandbytes", bits=8),
+    Quantization(backend="bitsandbytes", bits=4),
+    Quantization(backend="torchao", bits=8),
 )
 BACKENDS = [INT8, NF4, pytest.param(TORCHAO, marks=needs_torchao)]
 SIZES = {"d_model": 64, "d_ff": 128, "layers": 1, "heads": 2}
@@ -67,7 +67,7 @@ def written(model: LanguageModel) -> Rollout:
 
 
 def dequantized(module: nn.Module) -> Tensor | None:
-    """The weight that a quantised layer stands for; None of one that is not quantised."""
+    """The weight that a quantized layer stands for; None of one that is not quantized."""
     weight = module.weight
     if type(module).__name__ == "Linear8bitLt":
         return module.state.CB * module.state.SCB[:, None] / 127
@@ -108,7 +108,7 @@ def test_all_linear_layers_but_the_head(
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("quantization", BACKENDS, ids=str)
-def test_q_values_are_those_of_the_dequantised_weights(
+def test_q_values_are_those_of_the_dequantized_weights(
     folders: Path, family: str, quantization: Quantization
 ) -> None:
     model = load_model(folders / family, quantization=quantization)
@@ -177,27 +177,27 @@ def test_narrow_layers_that_bitsandbytes_would_read_wrongly(folders: Path) -> No
 
 
 @needs_torchao
-def test_nothing_quantised_is_an_error(folders: Path) -> None:
+def test_nothing_quantized_is_an_error(folders: Path) -> None:
     with pytest.raises(ModelError, match="torchao found no layer of GPT2LMHeadModel"):
         load_model(folders / "gpt2", quantization=TORCHAO)
     assert load_model(folders / "gpt2", quantization=NF4).num_parameters > 0
 
 
-def test_a_quantised_head_is_an_error(folders: Path) -> None:
+def test_a_quantized_head_is_an_error(folders: Path) -> None:
     careless = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["nothing"])
     model = AutoModelForSeq2SeqLM.from_pretrained(
         folders / "t5", quantization_config=careless, device_map={"": "cpu"}
     )
-    with pytest.raises(ModelError, match="quantised the output head"):
+    with pytest.raises(ModelError, match="quantized the output head"):
         check_quantized(model, INT8)
 
 
-def test_what_cannot_be_quantised_is_refused_in_one_line(
+def test_what_cannot_be_quantized_is_refused_in_one_line(
     folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cases = [("smollm2-135m-instruct", INT8, "cpu", "float32", "save it with LanguageModel.save")]
     if find_spec("torchao"):
-        int4 = Quantization("torchao", 4)
+        int4 = Quantization(backend="torchao", bits=4)
         cases += [
             (folders / "t5", int4, "cpu", "bfloat16", "need a CUDA GPU, and this is cpu"),
             (folders / "t5", int4, "cuda", "float32", "need dtype bfloat16"),
@@ -285,7 +285,7 @@ QUANTIZED = {"quantization": {"backend": "torchao", "bits": 8}}
     ("settings", "message"),
     [
         ({"build": BUILD, "tokenizer": {}, **QUANTIZED}, "quantization is for a loaded model"),
-        ({"path": "x", "train": LOOP, **QUANTIZED}, "quantised weights cannot be trained"),
+        ({"path": "x", "train": LOOP, **QUANTIZED}, "quantized weights cannot be trained"),
         ({"path": "x", "quantization": {"backend": "torchao", "bits": 2}}, "8 or 4"),
         ({"path": "x", "quantization": {"bits": 8}}, "backend"),
         ({"build": BUILD, "tokenizer": {}, "dtype": "bfloat16"}, "dtype is for a loaded model"),
@@ -301,7 +301,7 @@ def test_settings_that_do_not_go_together(settings: dict, message: str) -> None:
 def test_settings_that_go_together() -> None:
     teacher = TeacherConfig.model_validate({"path": "x", "dtype": "bfloat16", **QUANTIZED})
     assert teacher.quantization is not None
-    assert teacher.quantization.build() == TORCHAO
+    assert teacher.quantization == TORCHAO
     built = TeacherConfig.model_validate({"build": BUILD, "tokenizer": {}})
     # As a run's own config.yaml says it, every default spelt out.
     assert TeacherConfig.model_validate(built.model_dump()) == built
@@ -327,7 +327,7 @@ def stored(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 @pytest.mark.parametrize("family", ["t5", "llama"])
 @pytest.mark.parametrize("quantization", [INT8, NF4], ids=str)
-def test_a_folder_that_is_stored_so_is_read_as_one_that_is_quantised(
+def test_a_folder_that_is_stored_so_is_read_as_one_that_is_quantized(
     folders: Path, stored: dict[str, Path], family: str, quantization: Quantization
 ) -> None:
     model = load_model(stored[f"{family}{quantization.bits}"])
@@ -339,7 +339,7 @@ def test_a_folder_that_is_stored_so_is_read_as_one_that_is_quantised(
     for name in ("q_taken", "q_max", "logprobs"):
         values = (getattr(m.action_values(rollout), name) for m in (model, expected))
         torch.testing.assert_close(*values, **close)
-    with pytest.raises(ModelError, match=r"quantised layers cannot be trained"):
+    with pytest.raises(ModelError, match=r"quantized layers cannot be trained"):
         keep_layers(model, layers=1)
     with pytest.raises(ModelError, match=rf"stored in {quantization} already; set it to null"):
         load_model(stored[f"{family}{quantization.bits}"], quantization=INT8)
@@ -363,7 +363,7 @@ def test_what_stored_weights_cannot_be_is_said_in_one_line(
     word_tokenizer(appends_eos=True).save_pretrained(tmp_path / "head")
     gptq = change_config(stored["t58"], tmp_path / "gptq", quant_method="gptq")
     cases = [
-        (tmp_path / "head", "quantised the output head"),
+        (tmp_path / "head", "quantized the output head"),
         (gptq, "stored by gptq, which is not supported"),
     ]
     for folder, message in cases:

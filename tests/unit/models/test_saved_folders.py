@@ -39,7 +39,7 @@ def greedy(model: LanguageModel) -> tuple[list[list[int]], list[list[float]]]:
     batch = model.encode(examples(PROMPTS), max_tokens=None)
     rollout = model.generate(batch, Decoding(strategy="greedy", max_tokens=MAX_TOKENS))
     rows = zip(
-        rollout.completion_ids.tolist(), model.measure(rollout).logprobs.tolist(),
+        rollout.completion_ids.tolist(), model.statistics(rollout).logprobs.tolist(),
         rollout.lengths.tolist(), strict=True,
     )  # fmt: skip
     cut = [(ids[:length], logprobs[:length]) for ids, logprobs, length in rows]

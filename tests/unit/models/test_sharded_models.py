@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from brim.errors import ConfigError, ModelError
-from brim.models import Decoding, add_adapters
+from brim.models import Decoding, Lora, add_adapters
 from brim.training.optimizer import fill
 from brim.training.sharding import (
     ShardedTeacher,
@@ -85,7 +85,7 @@ def test_a_teacher_in_parts_says_what_it_said(processes, family, offload):
     batch = encoded(teacher)
     written = teacher.generate(batch, DECODING)
     values = teacher.map(written, teacher.action_values)
-    statistics = teacher.measure(written)
+    statistics = teacher.statistics(written)
     teacher = ShardedTeacher(teacher, CPU, offload=offload)
     assert is_sharded(teacher)
     for _ in range(2):
@@ -94,7 +94,7 @@ def test_a_teacher_in_parts_says_what_it_said(processes, family, offload):
         found = teacher.map(written, teacher.action_values)
         assert torch.equal(found.q_taken, values.q_taken)
         assert torch.equal(found.q_max, values.q_max)
-        assert torch.equal(teacher.measure(written).logprobs, statistics.logprobs)
+        assert torch.equal(teacher.statistics(written).logprobs, statistics.logprobs)
         teacher.map(written, teacher.action_values)
         # Between its passes it is in parts again.
         assert all(isinstance(weight, DTensor) for weight in teacher.parameters())
@@ -155,6 +155,6 @@ def test_adapters_and_an_old_torch_are_refused(monkeypatch, processes):
         patch.delattr(FSDPModule, "reset_iter_state")
         with pytest.raises(ConfigError, match="newer torch"):
             shard_student(student, CPU)
-    add_adapters(student.model, seed=0)
+    add_adapters(student.model, Lora(), seed=0)
     with pytest.raises(ModelError, match="adapters"):
         shard_student(student, CPU)

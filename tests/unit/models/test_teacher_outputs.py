@@ -128,8 +128,8 @@ def test_seqkd_and_divergences_learn_exactly_what_the_teacher_wrote(
     # The divergence is that along the teacher's own tokens.
     with torch.no_grad():
         student.model.get_output_embeddings().weight *= 1.5
-        own = student.read(written).token_statistics(
-            comparison=teacher.read(written).comparison(forward_kl)
+        own = student.features(written).token_statistics(
+            comparison=teacher.features(written).comparison(forward_kl)
         )
         loss = objective.loss(student, divergence, teacher).loss
     assert own.compared is not None

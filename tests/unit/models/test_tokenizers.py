@@ -137,13 +137,14 @@ def test_an_added_padding_token_is_no_difference(added: str) -> None:
     check_same_tokenizer(teacher, student)
     share_vocabulary(teacher, student)
     batch = encoded(student)  # padded with what only the student may know
-    rollout = student.generate(batch, Decoding(5))
+    rollout = student.generate(batch, Decoding(max_tokens=5))
     assert int(rollout.completion_ids[rollout.mask].max()) < NUM_TOKENS
     values = teacher.action_values(rollout)
     # The teacher's view of a row does not depend on how the others are padded.
     alone = teacher.action_values(rollout.select([2])).q_taken
     torch.testing.assert_close(values.q_taken[2:3], alone, rtol=1e-4, atol=1e-5)
-    compared = student(rollout, comparison=teacher.read(rollout).comparison(forward_kl)).compared
+    comparison = teacher.features(rollout).comparison(forward_kl)
+    compared = student(rollout, comparison=comparison).compared
     assert compared[rollout.mask].isfinite().all()
     if added != "teacher":
         spelled = Example(id="7", prompt=f"w3 {student.tokenizer.pad_token}")

@@ -227,7 +227,7 @@ def test_a_head_that_files_call_otherwise_than_the_model(tmp_path: Path) -> None
     model = LanguageModel(GPTNeoXForCausalLM(config).eval(), word_tokenizer())
     again = reload(model, tmp_path)
     assert torch.equal(head_of(again), head_of(model))
-    rollout = model.generate(encoded(model), Decoding(4))
+    rollout = model.generate(encoded(model), Decoding(max_tokens=4))
     assert_rounding(again.logprobs(rollout), model.logprobs(rollout))
     for other in (head_of(model) + 1, model.model.get_input_embeddings().weight.clone()):
         again.model.get_output_embeddings().weight = nn.Parameter(other.detach())

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from brim.errors import RunError
-from brim.models import ActorCritic, Decoding, Distribution, LanguageModel
+from brim.models import ActorCritic, Decoding, Distribution, LanguageModel, Lora
 from brim.models.adapters import add_adapters
 from brim.training.optimizer import load_parameters, save_parameters
 from brim.types import Rollout
@@ -61,7 +61,7 @@ def test_values_are_a_linear_map_of_the_features_times_the_unit(family: str, tru
     let_it_speak(critic)
     with torch.no_grad():
         values = critic(rollout).state_values
-        features = critic.student.read(rollout).features
+        features = critic.student.features(rollout).hidden
     expected = 10 * (features @ critic.value_head.weight[0] + 0.5)
     assert_rounding(values[rollout.mask], expected)
     assert not values[~rollout.mask].any()
@@ -246,7 +246,7 @@ def test_a_file_of_something_else_is_refused_and_changes_nothing(tmp_path: Path)
 def test_with_adapters_every_trainable_weight_gets_a_gradient(family: str, trunk: str) -> None:
     pytest.importorskip("peft")
     student = tiny_language_model(family, spread=0.15).eval()
-    add_adapters(student.model, r=2, seed=0)
+    add_adapters(student.model, Lora(r=2), seed=0)
     rollout = student.generate(encoded(student), Decoding(max_tokens=5))
     critic = ActorCritic(student, trunk=trunk)  # type: ignore[arg-type]
     let_it_speak(critic)

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from brim.errors import ModelError
-from brim.models import Decoding, LanguageModel, VLLMEngine, add_adapters, check_vllm
+from brim.models import Decoding, LanguageModel, Lora, VLLMEngine, add_adapters, check_vllm
 from brim.models.vllm import _engines
 
 
@@ -137,7 +137,7 @@ def language_model(family: str, *, holes_win: bool = False) -> LanguageModel:
     return model.eval()
 
 
-GREEDY = Decoding(12, strategy="greedy")
+GREEDY = Decoding(max_tokens=12, strategy="greedy")
 FAMILIES = ("qwen2", "gpt2", "llama")
 
 
@@ -148,7 +148,8 @@ def test_greedy_text_is_that_of_the_loop(family: str, holes_win: bool) -> None:
     batch = encoded(model, (3, 1, 6, 2, 4))
     expected = model.generate(batch, GREEDY)
     found = model.generate(
-        batch, Decoding(12, strategy="greedy", engine="vllm", temperature=3.0, batch_tokens=20)
+        batch,
+        Decoding(max_tokens=12, strategy="greedy", engine="vllm", temperature=3.0, batch_tokens=20),
     )
     for name in ("completion_ids", "mask", "truncated"):
         assert torch.equal(getattr(found, name), getattr(expected, name))
@@ -164,7 +165,7 @@ def test_greedy_text_is_that_of_the_loop(family: str, holes_win: bool) -> None:
 def test_each_row_is_sampled_from_its_own_seed_as_decoding_says() -> None:
     model = language_model("qwen2")
     batch = model.encode(prompts(), max_tokens=None, seeds=(7, 2**62, 3, 4, 5))
-    decoding = Decoding(9, temperature=0.7, top_k=6, engine="vllm")
+    decoding = Decoding(max_tokens=9, temperature=0.7, top_k=6, engine="vllm")
     state = torch.get_rng_state()
     rollout = model.generate(batch, decoding)
     assert torch.equal(torch.get_rng_state(), state)
@@ -175,7 +176,7 @@ def test_each_row_is_sampled_from_its_own_seed_as_decoding_says() -> None:
     length = int(alone.lengths)
     assert torch.equal(alone.completion_ids[0], rollout.completion_ids[1, :length])
     assert not torch.equal(rollout.completion_ids, model.generate(batch, GREEDY).completion_ids)
-    model.generate(batch, Decoding(3, top_p=0.4, engine="vllm"))
+    model.generate(batch, Decoding(max_tokens=3, top_p=0.4, engine="vllm"))
     last = FakeLLM.made[0].calls[-1][0]
     assert (last.temperature, last.top_k, last.top_p) == (1.0, 0, 0.4)
 
@@ -189,9 +190,9 @@ def test_new_weights_write_the_next_text(
     if adapters:
         with monkeypatch.context() as patch:  # what peft imports looks for the GPU
             patch.setattr(torch.cuda, "is_available", lambda: False)
-            add_adapters(model.model, seed=0)
+            add_adapters(model.model, Lora(), seed=0)
     batch = encoded(model)
-    decoding = Decoding(12, strategy="greedy", engine="vllm")
+    decoding = Decoding(max_tokens=12, strategy="greedy", engine="vllm")
     before = model.generate(batch, decoding)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -210,7 +211,7 @@ def test_new_weights_write_the_next_text(
 
 def test_a_copy_has_an_engine_of_its_own_and_a_lost_model_none() -> None:
     model = language_model("qwen2")
-    batch, decoding = encoded(model), Decoding(2, engine="vllm")
+    batch, decoding = encoded(model), Decoding(max_tokens=2, engine="vllm")
     model.generate(batch, decoding)
     copy = model.copy()
     copy.generate(batch, decoding)
@@ -232,7 +233,7 @@ def test_q_values_are_those_of_our_own_pass(
 ) -> None:
     model = language_model(family)
     model.model.get_output_embeddings().weight.data[NUM_TOKENS:] = 0
-    rollout = model.generate(encoded(model), Decoding(7))
+    rollout = model.generate(encoded(model), Decoding(max_tokens=7))
     assert rollout.truncated.any()
     expected = model.action_values(rollout, centering=centering, bootstrap=bootstrap)
     # vLLM's logsumexp has the rows without a token, whose logits are 0 here.
@@ -263,7 +264,7 @@ def test_q_values_are_those_of_our_own_pass(
 def test_a_centring_that_cannot_be_had_is_refused(mode: Any, centering: Any) -> None:
     model = language_model("qwen2")
     engine = VLLMEngine(model, logprobs_mode=mode)
-    with pytest.raises(ModelError, match=f"q_centering {centering}: cannot be had") as error:
+    with pytest.raises(ModelError, match=f"q_centering {centering}: not given") as error:
         engine.action_values(model.generate(encoded(model), GREEDY), centering=centering)
     assert "\n" not in str(error.value)
 
@@ -294,7 +295,7 @@ def test_options_reach_vllm() -> None:
 
 
 def test_what_cannot_work_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoding = Decoding(4, engine="vllm")
+    decoding = Decoding(max_tokens=4, engine="vllm")
     t5, qwen2 = tiny_language_model("t5"), language_model("qwen2")
 
     def message(model: LanguageModel) -> str:
@@ -323,4 +324,4 @@ def test_what_cannot_work_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -
 def test_more_tokens_than_positions_are_refused() -> None:
     model = language_model("qwen2")
     with pytest.raises(ModelError, match="exceeds the model's 64 positions"):
-        model.generate(encoded(model), Decoding(60, engine="vllm"))
+        model.generate(encoded(model), Decoding(max_tokens=60, engine="vllm"))

@@ -73,10 +73,10 @@ def probabilities(
 ) -> Tensor:
     """Of each completion, given its prompt."""
     with model.evaluating():
-        reading = model.read(rollout)
-        logits = reading.head.under(distribution).logits(reading.features)
-    logprobs = logits.double().log_softmax(1).gather(1, reading.token_ids[:, None]).squeeze(1)
-    return reading.scatter(logprobs).sum(1).exp()
+        features = model.features(rollout)
+        logits = features.head.under(distribution).logits(features.hidden)
+    logprobs = logits.double().log_softmax(1).gather(1, features.token_ids[:, None]).squeeze(1)
+    return features.scatter(logprobs).sum(1).exp()
 
 
 def all_returns(teacher: LanguageModel, rollout: Rollout) -> Tensor:

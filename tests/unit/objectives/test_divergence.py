@@ -64,8 +64,8 @@ def collect(objective: Divergence, student: LanguageModel, batch: Batch | None =
 
 def logits(model: LanguageModel, rollout: Rollout, temperature: float) -> Tensor:
     """(B, T, V) at once."""
-    reading = model.read(rollout)
-    flat = reading.head.logits(reading.features) / temperature
+    features = model.features(rollout)
+    flat = features.head.logits(features.hidden) / temperature
     return flat.new_zeros(*rollout.mask.shape, flat.shape[1]).masked_scatter(
         rollout.mask[..., None], flat
     )

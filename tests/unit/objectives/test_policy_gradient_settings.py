@@ -182,7 +182,7 @@ each_sampling = pytest.mark.parametrize("sampling", SAMPLING, ids=str)
 @each_sampling
 def test_min_variance_weighs_by_the_output_layers_gradients(family, sampling):
     student, teacher = pair(family)
-    decoding = replace(DECODING, **sampling, batch_tokens=30)
+    decoding = DECODING.model_copy(update=dict(**sampling, batch_tokens=30))
     batch = encoded(student, 8)
     plain, _ = policy_gradient(decoding, k=1).collect(batch, student, teacher)
     rollout, _ = policy_gradient(decoding, k=1, baseline="min_variance").collect(
@@ -206,7 +206,7 @@ def test_min_variance_weighs_by_the_output_layers_gradients(family, sampling):
 @pytest.mark.parametrize("cut", [{"top_k": 3}, {"top_p": 0.6}, {"top_k": 3, "top_p": 0.6}], ids=str)
 def test_what_is_written_is_what_the_loss_keeps(family, cut):
     student, _ = pair(family)
-    decoding = replace(DECODING, temperature=0.7, **cut)
+    decoding = DECODING.model_copy(update=dict(temperature=0.7, **cut))
     written = student.generate(encoded(student, 400), decoding)
     assert (probabilities(student, written, decoding.distribution) > 0).all()
     every = every_completion(student)
@@ -226,7 +226,7 @@ def test_what_is_written_is_what_the_loss_keeps(family, cut):
 @each_sampling
 def test_expected_credit_has_the_expected_gradient_of_sampling(sampling):
     student, teacher = pair()
-    decoding = replace(DECODING, **sampling)
+    decoding = DECODING.model_copy(update=dict(**sampling))
     rollout = every_completion(student)
     weights = probabilities(student, rollout, decoding.distribution).float()[:, None]
     gradients = []
@@ -312,9 +312,9 @@ def test_weights_are_those_of_the_policy_that_wrote():
     writer, (student, teacher) = build("t5", 5), pair()
     objective = policy_gradient(DECODING, k=1, sync_every=2, max_importance_weight=None)
     rollout, _ = objective.collect(encoded(writer, 8), writer, teacher)
-    torch.testing.assert_close(rollout.logprobs, writer.measure(rollout).logprobs)
+    torch.testing.assert_close(rollout.logprobs, writer.statistics(rollout).logprobs)
     sums = objective.loss(student, rollout, teacher).sums
-    ratios = (student.measure(rollout).logprobs - writer.measure(rollout).logprobs).exp()
+    ratios = (student.statistics(rollout).logprobs - writer.statistics(rollout).logprobs).exp()
     assert float(sums["policy/importance_weight"]) == pytest.approx(
         float(ratios[rollout.mask].sum()), rel=1e-5
     )

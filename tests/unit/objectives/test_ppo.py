@@ -47,7 +47,7 @@ def with_state_values(objective, number):
 )
 def test_at_ratio_1_the_gradient_is_that_of_the_policy_gradient(sampling):
     student, teacher = pair()
-    decoding = replace(DECODING, **sampling)
+    decoding = DECODING.model_copy(update=dict(**sampling))
     objective = ppo_brim(decoding, k=2)
     rollout, _ = credited(objective, written(student, decoding=decoding), student, teacher)
     out = objective.loss(student, rollout)

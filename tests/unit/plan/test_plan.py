@@ -16,6 +16,7 @@ from brim.errors import ModelError
 from brim.models import (
     Decoding,
     LanguageModel,
+    Lora,
     Quantization,
     add_adapters,
     build_model,
@@ -35,7 +36,7 @@ from brim.plan.peaks import Cost, CostCounter, pass_cost, writing_cost
 from brim.plan.plan import settings_warnings
 from brim.recipes import find_recipe, list_recipes
 from brim.training.optimizer import build_optimizer
-from brim.training.settings import LoraConfig, OptimConfig, RunConfig, StudentConfig
+from brim.training.settings import OptimConfig, RunConfig, StudentConfig
 from brim.types import Example
 
 GIB = 2**30
@@ -183,11 +184,11 @@ def test_folder_without_a_known_model(tmp_path):
 def test_adapters(name, targets, tmp_path):
     pytest.importorskip("peft")
     names = {"t5": ("q", "v"), "gpt2": ("c_attn",), "qwen2": ("q_proj", "v_proj")}
-    lora = LoraConfig(r=3, target_modules=names[name] if targets else None)
+    lora = Lora(r=3, target_modules=names[name] if targets else None)
     model = build(name)
     model.save(tmp_path)
     shape = shape_at(tmp_path, lora=lora)
-    add_adapters(model.model, **lora.model_dump(), seed=0)
+    add_adapters(model.model, lora, seed=0)
     assert shape.num_trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert shape.weight_bytes == sum(p.nbytes for p in model.parameters())
     assert shape.num_parameters + shape.num_adapters == model.num_parameters
@@ -199,7 +200,7 @@ def test_adapters(name, targets, tmp_path):
 @pytest.mark.parametrize("name", ["t5_v1_1", "qwen2"])
 def test_quantized_weights(name, backend, bits, tmp_path):
     pytest.importorskip(backend)
-    quantization = Quantization(backend, bits)
+    quantization = Quantization(backend=backend, bits=bits)
     build(name, d_model=128, d_ff=256).save(tmp_path)
     loaded = load_model(tmp_path, quantization=quantization)
     shape = replace(shape_at(tmp_path), quantization=quantization)
@@ -228,7 +229,7 @@ def test_gradients_and_moments(trained):
     model = build("t5_v1_1")
     if trained == "adapters":
         pytest.importorskip("peft")
-        add_adapters(model.model, seed=0)
+        add_adapters(model.model, Lora(), seed=0)
     optimizer = build_optimizer(model, OptimConfig())
     model.logprobs(completions(model)).sum().backward()
     optimizer.step()
@@ -293,7 +294,7 @@ def test_activations(name, gradient, dropout):
     size = Size(6, 40, 20)
     rollout = completions(model, size)
     with torch.set_grad_enabled(gradient):
-        real = live_bytes(model, lambda: model.read(rollout).features)
+        real = live_bytes(model, lambda: model.features(rollout).hidden)
     expected = pass_cost(on_paper(model), size, gradient=gradient).peak
     assert expected == pytest.approx(real, rel=0.08)
 
@@ -344,7 +345,7 @@ def test_activations_under_autocast(name, gradient):
 
     def run() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            model.read(rollout)
+            model.features(rollout)
 
     with torch.set_grad_enabled(gradient):
         real = live_bytes(model, run)
@@ -360,8 +361,8 @@ def test_autocast_keeps_copies_of_trained_weights_only(name, trained):
 
     def read_twice() -> None:
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-            model.read(rollout)
-            model.read(rollout)
+            model.features(rollout)
+            model.features(rollout)
 
     shape, other = on_paper(model), on_paper(build("t5"))
     learner = Learner(shape if trained else other, Passes(), 0.0, SIZE)
@@ -386,7 +387,7 @@ def test_activations_with_gradient_checkpointing(name, dropout):
     rollout = completions(model, size)
 
     def run() -> None:
-        features = model.read(rollout).features
+        features = model.features(rollout).hidden
         features.backward(torch.ones_like(features))
 
     run()
@@ -503,7 +504,7 @@ def test_operations_with_gradient_checkpointing(name):
 def test_operations_with_adapters():
     pytest.importorskip("peft")
     model = build("qwen2")
-    add_adapters(model.model, r=4, seed=0)
+    add_adapters(model.model, Lora(r=4), seed=0)
     model.train()
     real = count(lambda: model.logprobs(completions(model)).sum().backward())
     assert update_operations(on_paper(model), SIZE) == real
@@ -574,13 +575,13 @@ def test_passes_are_those_that_are_made(name, settings):
 # A list that grows whenever the model reads.
 def watch(model: LanguageModel, calls: list | None = None) -> list:
     calls = [] if calls is None else calls
-    read = model.read
+    read = model.features
 
     def watched(*args, **kwargs):
         calls.append(model)
         return read(*args, **kwargs)
 
-    model.read = watched
+    model.features = watched
     return calls
 
 

@@ -9,7 +9,7 @@ import torch
 
 from brim.errors import DataError, NonFiniteError
 from brim.metrics import METRICS, score, sentence_scores
-from brim.models import Decoding, LanguageModel, build_model, train_tokenizer
+from brim.models import BeamSearch, Decoding, LanguageModel, build_model, train_tokenizer
 from brim.training import predictions as module
 from brim.training.evaluation import evaluate
 from brim.training.partial import PartialResults
@@ -19,9 +19,9 @@ from brim.types import Example
 WORDS = "a b c d"
 TOKENIZER = train_tokenizer([WORDS], kind="word", vocab_size=9)
 METRIC_NAMES = ("rougeL", "bleu", "ter")
-GREEDY = Decoding(6, strategy="greedy")
-SAMPLING = Decoding(6, temperature=0.7)
-BEAM = Decoding(6, strategy="beam", engine="generate", num_beams=3)
+GREEDY = Decoding(max_tokens=6, strategy="greedy")
+SAMPLING = Decoding(max_tokens=6, temperature=0.7)
+BEAM = BeamSearch(max_tokens=6, num_beams=3)
 CASES = {
     "greedy": EvaluationSettings(GREEDY, sampling=SAMPLING, metrics=METRIC_NAMES),
     "beam": EvaluationSettings(BEAM, metrics=METRIC_NAMES),
@@ -129,7 +129,7 @@ def test_the_first_sample_stands_for_the_example():
 
 def test_samples_of_an_example_are_no_independent_examples():
     """Where all samples of an example are equal, more of them say nothing new."""
-    same = Decoding(6, top_k=1)
+    same = Decoding(max_tokens=6, top_k=1)
     one, many = (
         evaluate(MODEL, EXAMPLES, replace(CASES["sampling"], decoding=same, num_samples=number),
                  teacher=TEACHER, **INTERVAL).scores

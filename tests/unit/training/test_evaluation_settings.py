@@ -5,11 +5,12 @@ import pytest
 from brim.config.loading import config_hash, dump_config, load_config
 from brim.config.yaml import dump, parse
 from brim.errors import ConfigError, RunError
+from brim.models.settings import EvaluationDecoding
 from brim.recipes import find_recipe
 from brim.runs.directory import RunDirectory
 from brim.runs.train import begin_run, open_run
 from brim.support.files import atomic_write_json, atomic_write_text
-from brim.training.settings import EvaluationDecodingConfig, RunConfig
+from brim.training.settings import RunConfig
 
 
 def make_config(*overrides: str) -> RunConfig:
@@ -17,9 +18,9 @@ def make_config(*overrides: str) -> RunConfig:
 
 
 def test_greedy_is_the_default():
-    decoding = EvaluationDecodingConfig().build(9, 100)
+    decoding = EvaluationDecoding().build(9, 100)
     assert decoding == make_config("decoding.max_tokens=9").decoding.greedy(100)
-    assert EvaluationDecodingConfig().describe() == {"strategy": "greedy"}
+    assert EvaluationDecoding().describe() == {"strategy": "greedy"}
 
 
 @pytest.mark.parametrize(
@@ -88,38 +89,12 @@ def write_config(tmp_path, decoding):
 
 def test_another_strategy_is_chosen_for_a_run_that_has_settings_of_its_own(tmp_path):
     sampled = {"strategy": "sampling", "temperature": 0.5}
-    path = write_config(tmp_path, EvaluationDecodingConfig(**sampled).model_dump())
+    path = write_config(tmp_path, EvaluationDecoding(**sampled).model_dump())
     beam = "evaluation.decoding.strategy=beam"
     with pytest.raises(ConfigError, match=r"evaluation.decoding.temperature: is for strategy"):
         load_config(RunConfig, path, [beam])
     config = load_config(RunConfig, path, [beam, "evaluation.decoding.temperature=null"])
-    assert config.evaluation.decoding == EvaluationDecodingConfig(strategy="beam")
-
-
-OLD = {
-    "num_beams": 4, "length_penalty": 1.0, "temperature": 1.0, "top_k": None, "top_p": None,
-    "num_samples": 1,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "own",
-    [
-        {"strategy": "greedy"},
-        {"strategy": "beam", "num_beams": 2, "length_penalty": 1.0},
-        {"strategy": "sampling", "temperature": 0.5, "num_samples": 3},
-    ],
-)
-def test_a_file_that_spells_all_defaults_out_means_those_of_its_strategy(tmp_path, own):
-    path = write_config(tmp_path, {**OLD, **own})
-    decoding = load_config(RunConfig, path).evaluation.decoding
-    assert decoding.describe() == EvaluationDecodingConfig(**own).describe()
-    if own["strategy"] == "greedy":
-        assert decoding == EvaluationDecodingConfig()
-    with pytest.raises(ConfigError, match="is for strategy"):
-        load_config(
-            RunConfig, path, ["evaluation.decoding.top_k=5", "evaluation.decoding.strategy=beam"]
-        )
+    assert config.evaluation.decoding == EvaluationDecoding(strategy="beam")
 
 
 @pytest.fixture

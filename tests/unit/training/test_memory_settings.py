@@ -62,10 +62,12 @@ def weights(updater: Updater) -> dict[str, Tensor]:
 
 
 OBJECTIVES = {
-    "seqkd": lambda: seqkd(Decoding(6)),
-    "reused": lambda: policy_gradient(Decoding(6), rollout_reuse=2),
-    "ppo_brim": lambda: ppo_brim(Decoding(6), num_epochs=2, num_minibatches=2),
-    "ppo_llmr": lambda: ppo_llmr(Decoding(6), critic="separate", num_epochs=2, num_minibatches=2),
+    "seqkd": lambda: seqkd(Decoding(max_tokens=6)),
+    "reused": lambda: policy_gradient(Decoding(max_tokens=6), rollout_reuse=2),
+    "ppo_brim": lambda: ppo_brim(Decoding(max_tokens=6), num_epochs=2, num_minibatches=2),
+    "ppo_llmr": lambda: ppo_llmr(
+        Decoding(max_tokens=6), critic="separate", num_epochs=2, num_minibatches=2
+    ),
 }
 
 

@@ -27,7 +27,7 @@ BASE = {
                     "quantization": {"backend": "torchao", "bits": 8},
                 }
             },
-            "quantised weights",
+            "quantized weights",
         ),
         ({"teacher": {"path": "big", "sharding": "fsdp"}, "student": {"keep_layers": 2}}, "layers"),
         (
