@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
-from brim.types import Example
+from brim.examples import Example
 
 
 def cut_fields(

@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from brim.errors import DataError, ModelError
+from brim.examples import Example
 from brim.models.cutting import cut_fields
 from brim.models.generation_settings import GenerationRules
-from brim.types import Example
 
 
 class Spelling(NamedTuple):

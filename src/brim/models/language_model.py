@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from brim.errors import ModelError, RunError
+from brim.examples import Example
 from brim.models.adapters import (
     ADAPTERS,
     has_adapters,
@@ -44,7 +45,7 @@ from brim.models.saving import save_folder
 from brim.models.tokenizers import end_token_ids, rows_without_token, without_end
 from brim.models.vllm import generate_with_vllm
 from brim.support.bucketing import length_buckets
-from brim.types import ActionValues, Batch, Example, Rollout, TokenStatistics
+from brim.types import ActionValues, Batch, Rollout, TokenStatistics
 
 _Record = TypeVar("_Record")
 

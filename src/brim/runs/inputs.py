@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
 from brim.errors import ConfigError, RunError
+from brim.examples import Example
 from brim.metrics import get_metric
 from brim.models import (
     LanguageModel,
@@ -39,7 +40,7 @@ from brim.support.progress import Reporter
 from brim.tasks import SPLITS, Split, Task, describe, locate, without_rows
 from brim.training.optimizer import check_trainable, import_adamw_8bit, schedule_warnings
 from brim.training.settings import RunConfig, StudentConfig, TeacherConfig
-from brim.types import Example, Rollout
+from brim.types import Rollout
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from typing import IO, Any, overload
 
 import pyarrow as pa
 
+from brim.examples import Example
 from brim.tasks.base import example_bytes
-from brim.types import Example
 
 BLOCK_BYTES = 4 * 2**20
 """About how much a record batch holds, and so what the writer keeps in memory."""

@@ -16,8 +16,8 @@ from pydantic import Field, field_validator
 
 from brim.config.loading import Config
 from brim.errors import DataError
+from brim.examples import Example
 from brim.tasks.templates import Template
-from brim.types import Example
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from brim.examples import Example
 from brim.tasks.base import SPLITS, MetricNames, Progress, Split
 from brim.tasks.published import Publication, PublishedSettings, PublishedTask
-from brim.types import Example
 
 HELD_OUT = 0.006
 """Of 2,027,447 pairs about 12,000, so that there are surely the paper's 10,014 and 10,016."""

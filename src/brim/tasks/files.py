@@ -26,6 +26,7 @@ from pydantic import Field, model_validator
 
 from brim.config.loading import config_hash
 from brim.errors import ConfigError, DataError
+from brim.examples import Example
 from brim.seeding import derive_seed
 from brim.support.files import atomic_open, disk_errors, read_json
 from brim.support.numerals import REFERENCE_ANSWERS
@@ -35,7 +36,6 @@ from brim.tasks.base import SPLITS, MetricName, MetricNames, Progress, Split, Ta
 from brim.tasks.rows import Columns, RowError, Source, read_examples
 from brim.tasks.sources import open_source
 from brim.tasks.templates import Template
-from brim.types import Example
 
 logger = logging.getLogger(__name__)
 

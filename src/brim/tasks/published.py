@@ -12,12 +12,12 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 
 from brim.errors import DataError
+from brim.examples import Example
 from brim.tasks.arrow import ArrowExamples
 from brim.tasks.base import SPLITS, MetricNames, Progress, Split, TaskSettings
 from brim.tasks.files import Files
 from brim.tasks.rows import Row, RowError, Source
 from brim.tasks.sources import find_file, open_source
-from brim.types import Example
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from textwrap import shorten
 from typing import Any, Literal, Protocol
 
 from brim.errors import DataError
+from brim.examples import Example
 from brim.support.numerals import REFERENCE_ANSWERS
 from brim.tasks.base import Progress
 from brim.tasks.templates import Template, check_column, describe_columns
-from brim.types import Example
 
 Row = Mapping[str, object]
 

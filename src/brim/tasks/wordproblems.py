@@ -22,10 +22,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from brim.examples import Example
 from brim.seeding import derive_seed
 from brim.tasks._wordproblem_templates import Level, Numbers, load_templates, load_words, pick
 from brim.tasks.base import Progress, Split, TaskSettings
-from brim.types import Example
 
 # A million is far below the number of problems that any one level can tell.
 Size = Annotated[int, Field(ge=1, le=1_000_000)]

@@ -17,11 +17,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from brim.config.loading import dump_config, load_config
 from brim.errors import BrimError, ConfigError, DataError, RunError
+from brim.examples import Example
 from brim.metrics import METRICS
 from brim.tasks import SPLITS, Files, FilesConfig, TaskConfig, arrow, describe, rows
 from brim.tasks.arrow import ArrowExamples, ArrowWriter
 from brim.tasks.base import MetricName, example_digest
-from brim.types import Example
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 MESSAGES = ({"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"})

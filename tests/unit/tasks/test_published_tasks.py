@@ -11,11 +11,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from brim.config.loading import dump_config, load_config
 from brim.errors import ConfigError, DataError
+from brim.examples import Example
 from brim.tasks import SPLITS, TASKS, TaskConfig, describe
 from brim.tasks.europarl import HELD_OUT, Europarl, EuroparlConfig
 from brim.tasks.gsm8k import GSM8K, NUM_TRAIN_LINES, GSM8KConfig, validation_lines
 from brim.tasks.xsum import XSum, XSumConfig
-from brim.types import Example
 
 CONFIGS = {"xsum": XSumConfig, "europarl": EuroparlConfig, "gsm8k": GSM8KConfig}
 # Prompt's and target's column on the hub, and the prompt of the defaults.
