@@ -5,14 +5,20 @@ from __future__ import annotations
 import bisect
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, overload
 
 import pyarrow as pa
 
 from brim.examples import Example
-from brim.tasks.base import example_bytes
+from brim.support.files import atomic_open, disk_errors, read_json
+from brim.support.seals import find_damage, seal
+from brim.tasks.base import Selected, Split, example_bytes
+
+logger = logging.getLogger(__name__)
 
 BLOCK_BYTES = 4 * 2**20
 """About how much a record batch holds, and so what the writer keeps in memory."""
@@ -74,7 +80,7 @@ class ArrowWriter:
 
 
 class ArrowExamples(Sequence[Example]):
-    """Random access to examples in an Arrow file; a slice is a view of the same file.
+    """Random access to examples in an Arrow file.
 
     Args:
         source: the file, which is memory-mapped, or a buffer.
@@ -87,21 +93,21 @@ class ArrowExamples(Sequence[Example]):
         file = pa.ipc.open_file(opened)
         self._blocks = [file.get_batch(i) for i in range(file.num_record_batches)]
         self._ends = list(itertools.accumulate(block.num_rows for block in self._blocks))
-        self._rows = range(self._ends[-1] if self._ends else 0)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._ends[-1] if self._ends else 0
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
 
     @overload
-    def __getitem__(self, index: slice) -> ArrowExamples: ...
+    def __getitem__(self, index: slice) -> Sequence[Example]: ...
 
-    def __getitem__(self, index: int | slice) -> Example | ArrowExamples:
+    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+        rows = range(len(self))
         if isinstance(index, slice):
-            return self._view(self._rows[index])
-        row = self._rows[index]
+            return self if rows[index] == rows else Selected(self, rows[index])
+        row = rows[index]
         block = bisect.bisect_right(self._ends, row)
         start = self._ends[block - 1] if block else 0
         return _example(self._blocks[block].slice(row - start, 1).to_pylist()[0])
@@ -110,17 +116,77 @@ class ArrowExamples(Sequence[Example]):
         # The mixin's own stops at IndexError, and would hide one of ours.
         return (self[i] for i in range(len(self)))
 
-    def _view(self, rows: range) -> ArrowExamples:
-        view = object.__new__(ArrowExamples)
-        view._blocks, view._ends, view._rows = self._blocks, self._ends, rows
-        view.provenance = dict(self.provenance)
-        if rows != self._rows:
-            # It is that of all rows in order.
-            view.provenance.pop("sha256", None)
-        return view
-
 
 def _example(row: Mapping[str, Any]) -> Example:
     field = None if row["field"] is None else (row["field"][0], row["field"][1])
     references, messages = tuple(row["references"]), tuple(row["messages"])
     return Example(row["id"], row["prompt"], references, messages, field)
+
+
+Reports = dict[Split, dict[str, Any]]
+Write = Callable[[Mapping[Split, ArrowWriter]], Reports]
+"""Adds the examples of each split, and returns the provenance of each."""
+
+
+def in_memory(splits: Sequence[Split], write: Write) -> dict[Split, ArrowExamples]:
+    """Return splits that are kept in memory, as `write` writes them."""
+    buffers = {split: pa.BufferOutputStream() for split in splits}
+    reports = write({split: ArrowWriter(buffer) for split, buffer in buffers.items()})
+    return {split: ArrowExamples(buffers[split].getvalue(), reports[split]) for split in splits}
+
+
+def on_disk(
+    folder: Path, key: str, splits: Sequence[Split], split: Split, write: Write
+) -> ArrowExamples:
+    """Return one of the splits that a folder has a copy of; the copy is made where there is none.
+
+    Args:
+        folder: where copies are kept.
+        key: the name of the copy: of all that `write` depends on.
+        splits: those of the copy, which are written together.
+        split: the one that is wanted. Its file is compared with its SHA-256 before it is mapped,
+            for a damaged one can end the process.
+        write: writes them.
+
+    Raises:
+        RunError: the copy cannot be written.
+    """
+    paths = {name: folder / f"{key}.{name}.arrow" for name in splits}
+    manifest = f"{key}.json"  # written last: what it names is whole
+    damage = _damage(folder, manifest, paths, split)
+    if damage is not None:
+        if (folder / manifest).exists():
+            logger.warning("%s: %s; reading the data again", folder, damage)
+        with _new_folder(folder):
+            with ExitStack() as files:
+                sinks = {name: files.enter_context(atomic_open(paths[name])) for name in splits}
+                reports = write({name: ArrowWriter(sink) for name, sink in sinks.items()})
+            names = [path.name for path in paths.values()]
+            seal(folder, {"splits": reports}, files=names, manifest=manifest)
+    return ArrowExamples(paths[split], read_json(folder / manifest)["splits"][split])
+
+
+def _damage(folder: Path, manifest: str, paths: Mapping[Split, Path], split: Split) -> str | None:
+    """What of a copy is not as it was written; None for a sound one."""
+    damage = find_damage(folder, lambda name: name == paths[split].name, manifest=manifest)
+    if damage is None:
+        known = read_json(folder / manifest)
+        names = {path.name for path in paths.values()}
+        if known["files"].keys() != names or known.get("splits", {}).keys() != paths.keys():
+            damage = f"{manifest} is of something else"
+    return damage
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[None]:
+    """A folder with its parents for the block; those that were made for it go if it fails."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+        raise

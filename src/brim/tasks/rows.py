@@ -17,6 +17,7 @@ from brim.tasks.base import Progress
 from brim.tasks.templates import Template, check_column, describe_columns
 
 Row = Mapping[str, object]
+OnBadRow = Literal["error", "skip"]
 
 _ROWS_PER_REPORT = 1000
 _ROWS_TO_LOOK_AT = 1000  # for a column that the first row lacks
@@ -36,6 +37,9 @@ class RowError(Exception):
         self.reason = reason
         self.detail = detail
         self.column = column
+
+
+NumberedRow = tuple[int, Row | RowError]
 
 
 class Source(Protocol):
@@ -61,7 +65,7 @@ class Source(Protocol):
         """What errors call a row."""
         ...
 
-    def rows(self, columns: Sequence[str]) -> Iterator[tuple[int, Row | RowError]]:
+    def rows(self, columns: Sequence[str]) -> Iterator[NumberedRow]:
         """Each row with its number, in order: those of `columns` that it has, or more.
 
         Raises:
@@ -180,7 +184,7 @@ def read_examples(
     source: Source,
     columns: Columns,
     *,
-    on_bad_row: Literal["error", "skip"],
+    on_bad_row: OnBadRow,
     skipped: Counter[str],
     on_progress: Progress | None = None,
 ) -> Iterator[Example]:

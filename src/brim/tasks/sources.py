@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from brim.errors import DataError
-from brim.tasks.rows import Row, RowError, Source
+from brim.tasks.rows import NumberedRow, Row, RowError, Source
 
 MAX_LINE_BYTES = 16 * 2**20
 """A longer line is a bad row: it is a file without line ends, which memory may not hold."""
@@ -124,7 +124,7 @@ class FileSource:
         """`file:line`."""
         return f"{self.path}:{number}"
 
-    def rows(self, columns: Sequence[str]) -> Iterator[tuple[int, Row | RowError]]:
+    def rows(self, columns: Sequence[str]) -> Iterator[NumberedRow]:
         """Each row, whole, with the number of its first line; blank lines are no rows.
 
         An empty cell, and one of white space alone, is None.
@@ -147,7 +147,7 @@ class FileSource:
         csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
         return csv.reader(lines, delimiter=self._delimiter, strict=True)
 
-    def _csv_rows(self, lines: _Lines) -> Iterator[tuple[int, Row | RowError]]:
+    def _csv_rows(self, lines: _Lines) -> Iterator[NumberedRow]:
         reader = self._reader(lines)
         header = _read_header(self.path, reader, lines)
         while True:
@@ -256,7 +256,7 @@ def _read_header(path: Path, reader: Iterator[list[str]], lines: _Lines) -> tupl
     return tuple(header)
 
 
-def _jsonl_rows(lines: _Lines) -> Iterator[tuple[int, Row | RowError]]:
+def _jsonl_rows(lines: _Lines) -> Iterator[NumberedRow]:
     for text in lines:
         problem = lines.take_problem()
         if problem:
@@ -351,7 +351,7 @@ class DatasetSource:
         """As Python indexes it."""
         return f"{self.name}[{number}]"
 
-    def rows(self, columns: Sequence[str]) -> Iterator[tuple[int, Row | RowError]]:
+    def rows(self, columns: Sequence[str]) -> Iterator[NumberedRow]:
         """The columns of each row with its index, from 0; others (images, …) are not decoded."""
         self._position = 0
         data = self._data.select_columns([name for name in self.columns() if name in columns])
