@@ -36,41 +36,33 @@ _SCHEMA = pa.schema(
 
 
 class ArrowWriter:
-    """Writes examples in Arrow's IPC file format, a block at a time.
+    """Appends examples to a binary file in Arrow's IPC format, a block at a time."""
 
-    Attributes:
-        num_examples: how many were added.
-
-    Args:
-        sink: a binary file, or a buffer of pyarrow's.
-    """
-
-    def __init__(self, sink: IO[bytes] | pa.BufferOutputStream) -> None:
-        self.num_examples = 0
+    def __init__(self, file: IO[bytes]) -> None:
+        self._num_examples = 0
         self._digest = hashlib.sha256()
         self._block: list[dict[str, Any]] = []
         self._block_bytes = 0
-        self._file = pa.ipc.new_file(sink, _SCHEMA)
+        self._file = pa.ipc.new_file(file, _SCHEMA)
 
-    @property
-    def sha256(self) -> str:
-        """`brim.tasks.base.example_digest` of what was added."""
-        return self._digest.hexdigest()
+    def __len__(self) -> int:
+        return self._num_examples
 
-    def add(self, example: Example) -> None:
-        """Append an example."""
+    def append(self, example: Example) -> None:
+        """Write an example behind the others."""
         content = example_bytes(example)
         self._digest.update(content)
         self._block.append({name: getattr(example, name) for name in _SCHEMA.names})
         self._block_bytes += len(content)
-        self.num_examples += 1
+        self._num_examples += 1
         if self._block_bytes >= BLOCK_BYTES:
             self._flush()
 
-    def close(self) -> None:
-        """Write what is left and the end of the file; the sink stays open."""
+    def close(self) -> str:
+        """Write the end of the format; returns the `brim.tasks.base.example_digest` of all."""
         self._flush()
         self._file.close()
+        return self._digest.hexdigest()
 
     def _flush(self) -> None:
         if self._block:
@@ -83,14 +75,13 @@ class ArrowExamples(Sequence[Example]):
     """Random access to examples in an Arrow file.
 
     Args:
-        source: the file, which is memory-mapped, or a buffer.
+        path: the file, which is memory-mapped.
         provenance: what `describe` reports of them.
     """
 
-    def __init__(self, source: Path | pa.Buffer, provenance: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, provenance: Mapping[str, Any]) -> None:
         self.provenance = dict(provenance)
-        opened = pa.memory_map(str(source)) if isinstance(source, Path) else source
-        file = pa.ipc.open_file(opened)
+        file = pa.ipc.open_file(pa.memory_map(str(path)))
         self._blocks = [file.get_batch(i) for i in range(file.num_record_batches)]
         self._ends = list(itertools.accumulate(block.num_rows for block in self._blocks))
 
@@ -123,56 +114,51 @@ def _example(row: Mapping[str, Any]) -> Example:
     return Example(row["id"], row["prompt"], references, messages, field)
 
 
-Reports = dict[Split, dict[str, Any]]
-Write = Callable[[Mapping[Split, ArrowWriter]], Reports]
-"""Adds the examples of each split, and returns the provenance of each."""
-
-
-def in_memory(splits: Sequence[Split], write: Write) -> dict[Split, ArrowExamples]:
-    """Return splits that are kept in memory, as `write` writes them."""
-    buffers = {split: pa.BufferOutputStream() for split in splits}
-    reports = write({split: ArrowWriter(buffer) for split, buffer in buffers.items()})
-    return {split: ArrowExamples(buffers[split].getvalue(), reports[split]) for split in splits}
-
-
-def on_disk(
-    folder: Path, key: str, splits: Sequence[Split], split: Split, write: Write
+def read_copy(
+    folder: Path,
+    key: str,
+    splits: Sequence[Split],
+    split: Split,
+    write: Callable[[Mapping[Split, ArrowWriter]], Mapping[Split, Mapping[str, Any]]],
 ) -> ArrowExamples:
-    """Return one of the splits that a folder has a copy of; the copy is made where there is none.
+    """Return a split from the copy in a folder; it is made where there is none, or a damaged one.
 
     Args:
         folder: where copies are kept.
         key: the name of the copy: of all that `write` depends on.
-        splits: those of the copy, which are written together.
-        split: the one that is wanted. Its file is compared with its SHA-256 before it is mapped,
-            for a damaged one can end the process.
-        write: writes them.
+        splits: those that are written together.
+        split: the one of them that is wanted. Its file is compared with its SHA-256 before it is
+            mapped, for a damaged one can end the process.
+        write: appends the examples of each split, and returns what is known of each.
 
     Raises:
         RunError: the copy cannot be written.
     """
-    paths = {name: folder / f"{key}.{name}.arrow" for name in splits}
+    names = {name: f"{key}.{name}.arrow" for name in splits}
     manifest = f"{key}.json"  # written last: what it names is whole
-    damage = _damage(folder, manifest, paths, split)
+    damage = _damage(folder, manifest, names, split)
     if damage is not None:
         if (folder / manifest).exists():
             logger.warning("%s: %s; reading the data again", folder, damage)
         with _new_folder(folder):
             with ExitStack() as files:
-                sinks = {name: files.enter_context(atomic_open(paths[name])) for name in splits}
-                reports = write({name: ArrowWriter(sink) for name, sink in sinks.items()})
-            names = [path.name for path in paths.values()]
-            seal(folder, {"splits": reports}, files=names, manifest=manifest)
-    return ArrowExamples(paths[split], read_json(folder / manifest)["splits"][split])
+                writers = {
+                    name: ArrowWriter(files.enter_context(atomic_open(folder / file)))
+                    for name, file in names.items()
+                }
+                facts = write(writers)
+                hashes = {name: {"sha256": writer.close()} for name, writer in writers.items()}
+            known = {name: {**facts[name], **hashes[name]} for name in splits}
+            seal(folder, {"splits": known}, files=names.values(), manifest=manifest)
+    return ArrowExamples(folder / names[split], read_json(folder / manifest)["splits"][split])
 
 
-def _damage(folder: Path, manifest: str, paths: Mapping[Split, Path], split: Split) -> str | None:
+def _damage(folder: Path, manifest: str, names: Mapping[Split, str], split: Split) -> str | None:
     """What of a copy is not as it was written; None for a sound one."""
-    damage = find_damage(folder, lambda name: name == paths[split].name, manifest=manifest)
+    damage = find_damage(folder, lambda name: name == names[split], manifest=manifest)
     if damage is None:
         known = read_json(folder / manifest)
-        names = {path.name for path in paths.values()}
-        if known["files"].keys() != names or known.get("splits", {}).keys() != paths.keys():
+        if {*known["files"]} != {*names.values()} or {*known.get("splits", ())} != {*names}:
             damage = f"{manifest} is of something else"
     return damage
 

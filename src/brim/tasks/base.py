@@ -69,11 +69,7 @@ class Task(Config):
 
     @abstractmethod
     def load(
-        self,
-        split: Split,
-        *,
-        cache_dir: Path | None = None,
-        on_progress: Progress | None = None,
+        self, split: Split, *, cache_dir: Path | None = None, on_progress: Progress | None = None
     ) -> Sequence[Example]:
         """Return the examples of a split: random access, slices, the same ones at every call.
 
@@ -102,9 +98,9 @@ class Selected(Sequence[Example]):
     """Some of a split's examples.
 
     Args:
-        examples: the split.
+        examples: the split, or all that there is.
         rows: the numbers of those that are in.
-        facts: what `describe` reports beside what it reports of the split, but for the hash.
+        facts: what `describe` reports beside what it reports of all, but for their hash.
     """
 
     def __init__(self, examples: Sequence[Example], rows: Sequence[int], **facts: Any) -> None:

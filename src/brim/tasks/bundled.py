@@ -29,13 +29,12 @@ import lzma
 from abc import abstractmethod
 from collections.abc import Sequence
 from importlib import resources
-from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
 from brim.examples import Example
-from brim.tasks.base import Progress, Split, Task
+from brim.tasks.base import Split, Task
 from brim.tasks.templates import Template
 
 
@@ -51,13 +50,7 @@ class BundledTask(Task):
         Template(prompt).check(["source"])
         return prompt
 
-    def load(
-        self,
-        split: Split,
-        *,
-        cache_dir: Path | None = None,
-        on_progress: Progress | None = None,
-    ) -> Sequence[Example]:
+    def load(self, split: Split, **_: Any) -> Sequence[Example]:
         """Return the examples of a split; it reads no files of the user's."""
         template, examples = Template(self.prompt), []
         for row in _read_table(self.name, split)[: self.limit(split)]:

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -27,7 +28,7 @@ from brim.errors import ConfigError, DataError
 from brim.examples import Example
 from brim.seeding import derive_seed
 from brim.support.numerals import REFERENCE_ANSWERS
-from brim.tasks.base import MetricNames, Progress, Split, Task, prompt_text
+from brim.tasks.base import MetricNames, Progress, Selected, Split, Task, prompt_text
 from brim.tasks.rows import Columns, OnBadRow, RowError, Source, read_examples
 from brim.tasks.sources import open_source
 from brim.tasks.templates import Template
@@ -70,9 +71,6 @@ class Reader:
         self, split: Split, cache_dir: Path | None, on_progress: Progress | None
     ) -> Sequence[Example]:
         """Return all examples of a split; see `Task.load`."""
-        # Imported here because it takes a tenth of a second that checking settings does not need.
-        from brim.tasks.arrow import in_memory, on_disk
-
         home, text = self._home(split)
         if text is None:
             carve = "" if split == "train" else ", and there is no task.train to carve it out of"
@@ -84,13 +82,17 @@ class Reader:
             )
         source, splits = self.open(text, home), (home, *carved)
 
-        def write(writers: Mapping[Split, ArrowWriter]) -> dict[Split, dict[str, Any]]:
-            return self._write(source, writers, on_progress)
-
+        write = partial(self._write, source, on_progress)
+        examples: Sequence[Example]
         if cache_dir is None:
-            examples = in_memory(splits, write)[split]
+            parts: dict[Split, list[Example]] = {name: [] for name in splits}
+            facts = write(parts)[split]
+            examples = Selected(parts[split], range(len(parts[split])), **facts)
         else:
-            examples = on_disk(cache_dir, self._key(source, splits), splits, split, write)
+            # Imported here because it takes a tenth of a second that settings do not need.
+            from brim.tasks.arrow import read_copy
+
+            examples = read_copy(cache_dir, self._key(source, splits), splits, split, write)
         if not examples:
             raise DataError(
                 f"{source.name}: too few rows to carve out {' and '.join(carved)}, for none is "
@@ -105,10 +107,9 @@ class Reader:
         source, found = self.open(text or "", home), {}
         for number, row in source.rows(self.columns.used):
             with suppress(RowError):
-                if not isinstance(row, RowError):
-                    example = self.columns.example(row, default_id=f"{source.label}:{number}")
-                    if example.id in ids:
-                        found[example.id] = source.where(number)
+                example = self.columns.example(row, default_id=f"{source.label}:{number}")
+                if example.id in ids:
+                    found[example.id] = source.where(number)
         return found
 
     def interval(self, example: Example) -> Split:
@@ -150,10 +151,13 @@ class Reader:
         )[:16]
 
     def _write(
-        self, source: Source, writers: Mapping[Split, ArrowWriter], on_progress: Progress | None
+        self,
+        source: Source,
+        on_progress: Progress | None,
+        parts: Mapping[Split, ArrowWriter | list[Example]],
     ) -> dict[Split, dict[str, Any]]:
-        """Read a source once and write the examples of each split; returns their provenance."""
-        home, *carved = writers
+        """Read a source once and append the examples of each split; returns what is known of it."""
+        home, *carved = parts
         skipped: Counter[str] = Counter()
         for example in read_examples(
             source,
@@ -163,20 +167,18 @@ class Reader:
             on_progress=on_progress,
         ):
             split = self.interval(example) if carved else home
-            writers[split if split in carved else home].add(example)
-        for writer in writers.values():
-            writer.close()
+            parts[split if split in carved else home].append(example)
         if skipped:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in skipped.most_common())
             logger.warning("%s: left out %d bad rows: %s", source.name, skipped.total(), reasons)
         for split in carved:
-            count, fraction = writers[split].num_examples, self.fractions[split]
+            count, fraction = len(parts[split]), self.fractions[split]
             logger.warning(
                 "task.%s is not set: %d row%s of %s (%g %% of its prompts, by hash) kept for it",
                 *(split, count, "s" * (count != 1), source.name, 100 * fraction),
             )
-        count = sum(writer.num_examples for writer in writers.values()) + skipped.total()
-        known = self.num_rows.get(tuple(writers), count)
+        count = sum(map(len, parts.values())) + skipped.total()
+        known = self.num_rows.get(tuple(parts), count)
         # A file with less than half of it is a sample, and meant to be one.
         if count != known and 2 * count > known:
             logger.warning(
@@ -184,10 +186,9 @@ class Reader:
                 *(source.name, count, known),
             )
         facts = {"source": source.name, "skipped": dict(skipped)}
-        parts = {split: {"carved": self.fractions[split]} for split in carved}
         return {
-            split: {**facts, **parts.get(split, {}), "sha256": writer.sha256}
-            for split, writer in writers.items()
+            split: {**facts, **({"carved": self.fractions[split]} if split in carved else {})}
+            for split in parts
         }
 
 
@@ -199,11 +200,7 @@ class ReadTask(Task):
         """Return what reads the splits, made of the settings."""
 
     def load(
-        self,
-        split: Split,
-        *,
-        cache_dir: Path | None = None,
-        on_progress: Progress | None = None,
+        self, split: Split, *, cache_dir: Path | None = None, on_progress: Progress | None = None
     ) -> Sequence[Example]:
         """Return the examples of a split, memory-mapped where there is a `cache_dir`.
 

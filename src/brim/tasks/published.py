@@ -72,11 +72,7 @@ class PublishedTask(ReadTask):
         return self
 
     def load(
-        self,
-        split: Split,
-        *,
-        cache_dir: Path | None = None,
-        on_progress: Progress | None = None,
+        self, split: Split, *, cache_dir: Path | None = None, on_progress: Progress | None = None
     ) -> Sequence[Example]:
         """Return the examples of a split; see `ReadTask.load`."""
         sources, carved = self.reader().sources, self.held_out and split != "train"

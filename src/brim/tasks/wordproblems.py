@@ -40,7 +40,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from random import Random
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -48,7 +47,7 @@ from pydantic import Field
 
 from brim.examples import Example
 from brim.seeding import derive_seed
-from brim.tasks.base import Progress, Split, Task
+from brim.tasks.base import Split, Task
 
 Level = Literal[1, 2, 3, 4]
 Numbers = Literal["small", "medium", "large"]
@@ -110,13 +109,7 @@ class WordProblems(Task):
     seed: int = 0
     """Another seed gives other problems; the run's own seed does not touch the data."""
 
-    def load(
-        self,
-        split: Split,
-        *,
-        cache_dir: Path | None = None,
-        on_progress: Progress | None = None,
-    ) -> Sequence[Example]:
+    def load(self, split: Split, **_: Any) -> Sequence[Example]:
         """Return the problems of a split; an id ends in the name of the story's template."""
         rng = Random(derive_seed(self.seed, self.name, split))
         size, words = getattr(self, f"num_{split}"), load_words()

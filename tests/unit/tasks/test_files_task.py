@@ -21,7 +21,7 @@ from brim.examples import Example
 from brim.metrics import METRICS
 from brim.tasks import SPLITS, AnyTask, Files, arrow, describe, rows, warn_of_overlap
 from brim.tasks.arrow import ArrowExamples, ArrowWriter
-from brim.tasks.base import MetricName, example_digest
+from brim.tasks.base import MetricName, Selected, example_digest
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 MESSAGES = ({"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"})
@@ -45,7 +45,7 @@ def train(tmp_path):
 
 
 @pytest.fixture(params=["memory", "file"])
-def arrow_examples(request, tmp_path, monkeypatch):
+def some_examples(request, tmp_path, monkeypatch):
     """Examples over many blocks, and the same as a list."""
     monkeypatch.setattr(arrow, "BLOCK_BYTES", 300)
     expected = [
@@ -58,22 +58,23 @@ def arrow_examples(request, tmp_path, monkeypatch):
         )
         for i in range(100)
     ]
+    provenance = {"source": "rows.jsonl", "sha256": example_digest(expected)}
+    if request.param == "memory":
+        return Selected(expected, range(100), **provenance), expected
     path = tmp_path / "rows.arrow"
-    sink = path.open("wb") if request.param == "file" else pa.BufferOutputStream()
-    writer = ArrowWriter(sink)
-    for example in expected:
-        writer.add(example)
-    writer.close()
-    if request.param == "file":
-        sink.close()
-    source = path if request.param == "file" else sink.getvalue()
-    provenance = {"source": "rows.jsonl", "sha256": writer.sha256}
-    return ArrowExamples(source, provenance), expected
-
-
-def test_arrow_examples_are_a_sequence(arrow_examples):
-    examples, expected = arrow_examples
+    with path.open("wb") as file:
+        writer = ArrowWriter(file)
+        for example in expected:
+            writer.append(example)
+        assert (writer.close(), len(writer)) == (provenance["sha256"], 100)
+    examples = ArrowExamples(path, provenance)
     assert len(examples._blocks) > 10
+    assert describe(examples) == {"num_examples": 100, **provenance}
+    return examples, expected
+
+
+def test_examples_are_a_sequence(some_examples):
+    examples, expected = some_examples
     assert len(examples) == len(expected)
     assert list(examples) == expected
     for index in (0, 57, 99, -1, -100, 3):
@@ -89,9 +90,8 @@ def test_arrow_examples_are_a_sequence(arrow_examples):
     assert view[-1] == expected[90:10:-4][-1]
 
 
-def test_a_description_is_that_of_the_rows(arrow_examples):
-    examples, expected = arrow_examples
-    assert examples.provenance["sha256"] == example_digest(expected)
+def test_a_description_is_that_of_the_rows(some_examples):
+    examples, expected = some_examples
     assert describe(examples) == {
         "num_examples": 100,
         "sha256": example_digest(expected),
@@ -113,10 +113,11 @@ def test_the_hash_is_of_the_field_too_and_of_old_data_what_it_was():
     assert example_digest([chat]) != hashlib.sha256(four.encode()).hexdigest()
 
 
-def test_a_file_of_no_examples_is_an_empty_sequence():
-    sink = pa.BufferOutputStream()
-    ArrowWriter(sink).close()
-    examples = ArrowExamples(sink.getvalue(), {})
+def test_a_file_of_no_examples_is_an_empty_sequence(tmp_path):
+    path = tmp_path / "rows.arrow"
+    with path.open("wb") as file:
+        ArrowWriter(file).close()
+    examples = ArrowExamples(path, {})
     assert len(examples) == 0
     assert list(examples) == []
 
