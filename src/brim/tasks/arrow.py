@@ -136,7 +136,9 @@ def read_copy(
     """
     names = {name: f"{key}.{name}.arrow" for name in splits}
     manifest = f"{key}.json"  # written last: what it names is whole
-    damage = _damage(folder, manifest, names, split)
+    damage = find_damage(folder, lambda name: name == names[split], manifest=manifest)
+    if damage is None and {*read_json(folder / manifest)["files"]} != {*names.values()}:
+        damage = f"{manifest} is of something else"
     if damage is not None:
         if (folder / manifest).exists():
             logger.warning("%s: %s; reading the data again", folder, damage)
@@ -151,16 +153,6 @@ def read_copy(
             known = {name: {**facts[name], **hashes[name]} for name in splits}
             seal(folder, {"splits": known}, files=names.values(), manifest=manifest)
     return ArrowExamples(folder / names[split], read_json(folder / manifest)["splits"][split])
-
-
-def _damage(folder: Path, manifest: str, names: Mapping[Split, str], split: Split) -> str | None:
-    """What of a copy is not as it was written; None for a sound one."""
-    damage = find_damage(folder, lambda name: name == names[split], manifest=manifest)
-    if damage is None:
-        known = read_json(folder / manifest)
-        if {*known["files"]} != {*names.values()} or {*known.get("splits", ())} != {*names}:
-            damage = f"{manifest} is of something else"
-    return damage
 
 
 @contextmanager

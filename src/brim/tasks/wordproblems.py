@@ -40,6 +40,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from operator import add, floordiv, mul, sub
 from random import Random
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -72,6 +73,7 @@ _PRONOUNS = {
     "she": {"he": "she", "him": "her", "He": "She"},
     "he": {"he": "he", "him": "him", "He": "He"},
 }
+_OPERATORS = {"+": add, "-": sub, "*": mul, "/": floordiv}
 _ALTERNATIVES = re.compile(r"\(([^()]*)\)")
 _CHAIN = re.compile(r"(\$?)\[(?:(\w+)=)?([^]]+)\]")
 _MARK = re.compile("<<[^>]*>>")
@@ -137,7 +139,7 @@ def _split_of(prompt: str) -> Split:
 
 
 def pick(rng: Random, items: Sequence[_Item]) -> _Item:
-    """One of the items. Of `Random`, only `random()` is the same in every version of Python."""
+    """Return one of the items; only `Random.random` is the same in every version of Python."""
     return items[int(rng.random() * len(items))]
 
 
@@ -160,44 +162,29 @@ class Chain:
 
     Attributes:
         name: what the value is called in later chains and texts.
-        first: the first slot or constant.
-        rest: each further operator with its slot or constant.
+        terms: each operator with its slot or constant; the first one adds to 0.
     """
 
     name: str
-    first: str
-    rest: tuple[tuple[str, str], ...]
+    terms: tuple[tuple[str, str], ...]
 
     @classmethod
     def parse(cls, name: str, text: str) -> Chain:
-        """The chain that `text` spells."""
+        """Return the chain that `text` spells."""
         first, *rest = re.split(r"([-+*/])", text)
-        chain = cls(name, first, tuple(zip(rest[::2], rest[1::2], strict=True)))
         if not any(set(rest[::2]) <= set(same) for same in ("+-", "*/")):
             raise ValueError(f"{text!r} mixes operators that do not go from left to right")
-        return chain
+        return cls(name, (("+", first), *zip(rest[::2], rest[1::2], strict=True)))
 
     def evaluate(self, values: Values) -> int | None:
-        """The value, or None where a quotient leaves a remainder."""
-        result = _operand(self.first, values)
-        for operator, operand in self.rest:
-            number = _operand(operand, values)
-            if operator == "+":
-                result += number
-            elif operator == "-":
-                result -= number
-            elif operator == "*":
-                result *= number
-            else:
-                result, remainder = divmod(result, number)
-                if remainder:
-                    return None
+        """Return the value, or None where a quotient leaves a remainder."""
+        result = 0
+        for operator, operand in self.terms:
+            number = int(operand) if operand.isdecimal() else values[operand]
+            if operator == "/" and result % number:
+                return None
+            result = _OPERATORS[operator](result, number)
         return result
-
-
-def _operand(text: str, values: Values) -> int:
-    number: int = int(text) if text.isdecimal() else values[text]
-    return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +211,7 @@ class Template:
 
     @classmethod
     def parse(cls, name: str, table: Mapping[str, Sequence[str]], words: Words) -> Template:
-        """The template that one table of a TOML file describes."""
+        """Return the template that one table of a TOML file describes."""
         lets = [text.split("=") for text in table.get("let", ())]
         chains = [Chain.parse(*let) for let in lets]
 
@@ -251,7 +238,7 @@ class Template:
         )
 
     def draw(self, rng: Random, words: Words, numbers: Numbers) -> Values:
-        """What the formats need: people, words, numbers and all that follows from the numbers.
+        """Draw what the formats need: people, words, numbers and all that follows from the numbers.
 
         All numbers are whole, from 2, so that plurals are right, to the limit of their range.
         """
@@ -313,7 +300,7 @@ def _read(file: str) -> dict[str, Any]:
 
 @cache
 def load_words() -> Words:
-    """The words of `words.toml`."""
+    """Return the words of `words.toml`."""
     tables = _read("words")
     people = [
         (name, pronouns) for she, pronouns in _PRONOUNS.items() for name in tables["people"][she]
@@ -327,6 +314,6 @@ def load_words() -> Words:
 
 @cache
 def load_templates(level: Level) -> Sequence[Template]:
-    """The templates with so many steps, 1 to 4."""
+    """Return the templates with so many steps, 1 to 4."""
     tables = _read(_FILES[level])
     return [Template.parse(name, table, load_words()) for name, table in tables.items()]
