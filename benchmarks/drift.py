@@ -43,7 +43,7 @@ def main() -> None:
         load_model(SMOLLM2_NAME).save(folder)
         reference = load_model(folder)
         teachers = {scheme: load_model(Path(folder), quantization=scheme) for scheme in SCHEMES}
-    examples = WordProblems(max_examples={"train": args.examples}).load("train")
+    examples = WordProblems(max_train_examples=args.examples).load("train")
     rollouts = []
     for start in range(0, len(examples), 8):
         rows = examples[start : start + 8]

@@ -236,7 +236,7 @@ def write_task(case: Case, folder: Path, rows: int) -> str:
     """The settings of a task of files, `rows` of which are evaluated."""
     folder.mkdir(exist_ok=True)
     config = load_config(RunConfig, find_recipe(case.texts), search=find_recipe)
-    examples, number = config.task.build().load("train"), 0
+    examples, number = config.task.load("train"), 0
     counts = {"train": TRAIN_ROWS, "validation": rows, "test": rows}
     for split, count in counts.items():
         with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:

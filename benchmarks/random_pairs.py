@@ -11,11 +11,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from brim.examples import Example
 from brim.models import Decoding, LanguageModel, build_model
 from brim.objectives.base import Objective
 from brim.training.settings import LoopConfig, OptimConfig
 from brim.training.updates import Updater
-from brim.types import Example, Rollout
+from brim.types import Rollout
 
 SPECIAL = {"<pad>": 0, "</s>": 1, "<unk>": 2}
 

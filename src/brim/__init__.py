@@ -11,15 +11,16 @@ from brim._version import __version__
 
 if TYPE_CHECKING:
     from brim.errors import BrimError
+    from brim.examples import Example
     from brim.models import LanguageModel, load_model
     from brim.returns import block_returns, induced_rewards, rewards_to_go
-    from brim.types import ActionValues, Batch, Example, Rollout
+    from brim.types import ActionValues, Batch, Rollout
 
 _HOMES = {
     "ActionValues": "brim.types",
     "Batch": "brim.types",
     "BrimError": "brim.errors",
-    "Example": "brim.types",
+    "Example": "brim.examples",
     "LanguageModel": "brim.models",
     "Rollout": "brim.types",
     "block_returns": "brim.returns",

@@ -9,9 +9,9 @@ from brim.analysis import AnalyzedModel, analyze_variance, find_students, open_r
 from brim.analysis.subjects import Analysis, analyzed_objective, load_analyzed
 from brim.cli import app
 from brim.errors import ConfigError, RunError
+from brim.examples import Example
 from brim.runs.train import train
 from brim.support.progress import Reporter
-from brim.types import Example
 
 QUICK = ["--prompts", "6", "--samples", "4", "--k", "1,2,8", "--quiet"]
 

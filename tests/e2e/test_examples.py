@@ -26,3 +26,11 @@ def test_custom_objective(monkeypatch):
         OBJECTIVES.pop("best_of_n", None)
     assert math.isfinite(before)
     assert after > before
+
+
+def test_custom_task(tmp_path):
+    main = runpy.run_path(str(EXAMPLES / "custom_task.py"))["main"]
+    results = main(["--steps", "2", "--out", str(tmp_path / "run")])
+    assert {"exact_match", "ter", "return"} <= results["scores"].keys()
+    assert "name: backwards\n" in (tmp_path / "run" / "config.yaml").read_text()
+    assert main(["--steps", "2", "--out", str(tmp_path / "run")]) == results  # found again

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from brim.examples import Example
 from brim.models import SOFTMAX, Comparison, Decoding, Distribution, Features, LanguageModel
 from brim.models.head import OutputHead, keep_likeliest
-from brim.types import ActionValues, Batch, Example, Rollout, TokenStatistics
+from brim.types import ActionValues, Batch, Rollout, TokenStatistics
 
 NUM_WORDS = 2
 EOS = 2

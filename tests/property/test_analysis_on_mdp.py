@@ -13,9 +13,10 @@ from brim.analysis.subjects import AnalyzedModel
 from brim.analysis.variance import Estimator, describe_student, weigh
 from brim.divergences import forward_kl, reverse_kl
 from brim.errors import ConfigError
+from brim.examples import Example
 from brim.models import Decoding
 from brim.returns import block_returns
-from brim.types import Batch, Example
+from brim.types import Batch
 
 HORIZON = 4
 PLAN = [

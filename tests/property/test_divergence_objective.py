@@ -12,12 +12,13 @@ from mdp import NUM_WORDS, PrefixMDP
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from brim.examples import Example
 from brim.losses import cross_entropy
 from brim.models import SOFTMAX, Decoding, Features
 from brim.models.head import OutputHead
 from brim.objectives import make_objective
 from brim.objectives.settings import JSConfig, KLConfig, RKLConfig, TVDConfig
-from brim.types import Batch, Example, Rollout
+from brim.types import Batch, Rollout
 
 HORIZON = 3
 seeds = st.integers(0, 10**6)

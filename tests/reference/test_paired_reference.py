@@ -11,7 +11,7 @@ from sacrebleu.significance import PairedTest, _compute_p_value
 from brim.metrics import METRICS, Pair, approximate_randomization, paired_bootstrap
 from brim.metrics import sentence_statistics as statistics_of
 from brim.metrics.bootstrap import resample_counts
-from brim.tasks.synopsis import SynopsisConfig
+from brim.tasks import Synopsis
 
 SACREBLEU = {"bleu": lambda: BLEU(force=True), "chrf": CHRF, "ter": TER}
 NAMES = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER"}
@@ -27,7 +27,7 @@ def cut(text: str, rate: float, seed: int) -> str:
 @pytest.fixture(scope="module")
 def corpus() -> tuple[list[str], dict[str, list[str]]]:
     """References, and systems that write them less and less completely."""
-    examples = SynopsisConfig().build().load("test")[:150]
+    examples = Synopsis().load("test")[:150]
     references = [example.references[0] for example in examples]
     rates = {"base": 0.2, "as good": 0.2, "a little worse": 0.24, "worse": 0.35}
     systems = {

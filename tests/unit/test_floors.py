@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 FLOORS = [
     {"_version", "seeding", "masking", "returns", "advantages", "divergences", "losses"},
-    {"errors", "types", "support", "config"},
+    {"errors", "examples", "types", "support", "config"},
     {"models", "tasks", "metrics"},
     {"objectives"},
     {"training"},

@@ -1,5 +1,6 @@
 """Every recipe that is shipped loads, and the methods of a task differ in their objective only."""
 
+import gzip
 import runpy
 from pathlib import Path
 
@@ -103,3 +104,15 @@ def test_a_run_directory_or_a_file_without_its_ending_is_offered(tmp_path, monke
         find_recipe("runs/cmudict/brim")
     with pytest.raises(ConfigError, match=r"did you mean mine\.yaml\?"):
         find_recipe("mine")
+
+
+def test_settings_of_all_recipes_are_those_that_are_kept():
+    """A change of any key, default or order shows here; runs of before must still resume.
+
+    Where it is meant, write the text anew: it is `# name` and `dump_config` of each recipe.
+    """
+    kept = gzip.decompress((ROOT / "tests" / "data" / "recipes.txt.gz").read_bytes()).decode()
+    texts = dict(part.split("\n", 1) for part in kept.removeprefix("# ").split("\n# "))
+    assert {name: dump_config(load(name)).rstrip("\n") for name in NAMES} == {
+        name: text.rstrip("\n") for name, text in texts.items()
+    }

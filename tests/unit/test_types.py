@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from brim.examples import Example
 from brim.seeding import derive_seed
-from brim.types import ActionValues, Batch, Example, Rollout, TokenStatistics
+from brim.types import ActionValues, Batch, Rollout, TokenStatistics
 
 
 def make_batch(rows: int = 3) -> Batch:

@@ -14,13 +14,14 @@ from torch.nn import functional as F
 
 from brim.divergences import forward_kl, reverse_kl
 from brim.errors import ConfigError
+from brim.examples import Example
 from brim.metrics.base import Array
 from brim.metrics.bootstrap import resample_counts
 from brim.models import LanguageModel
 from brim.objectives.credit import score
 from brim.objectives.policy_gradient import PolicyGradient
 from brim.seeding import derive_seed
-from brim.types import ActionValues, Batch, Example, Rollout
+from brim.types import ActionValues, Batch, Rollout
 
 # Rows that are written and scored between two looks at the clock.
 ROWS = 256

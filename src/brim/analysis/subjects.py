@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from brim.analysis.sampling import Resamples, Samples, check_samples, draw_samples
 from brim.errors import ConfigError
+from brim.examples import Example
 from brim.models import LanguageModel, add_adapters, load_model, quantization_of, share_vocabulary
 from brim.objectives.policy_gradient import PolicyGradient
 from brim.objectives.settings import (
@@ -38,7 +39,6 @@ from brim.support.progress import Reporter
 from brim.tasks import Split
 from brim.training.accelerator import make_accelerator
 from brim.training.settings import RunConfig
-from brim.types import Example
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from brim.errors import ConfigError, RunError
+from brim.examples import Example
 from brim.judge.asking import RejectedError
 from brim.judge.store import Reply
 from brim.models import Decoding, LanguageModel, load_model
 from brim.support.files import sha256_file
 from brim.training.accelerator import make_accelerator
-from brim.types import Example
 
 MAX_TOKENS = 512
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from brim.errors import DataError, ModelError
+from brim.examples import Example
 from brim.models.generation_settings import GenerationRules
-from brim.types import Batch, Example, Rollout
+from brim.types import Batch, Rollout
 
 
 class Spelling(NamedTuple):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from brim.errors import ModelError
+from brim.examples import Example
 from brim.models.adapters import restore_weights
 from brim.models.backbone import Backbone, DecoderOnly, EncoderDecoder, Prompts
 from brim.models.decoding import Written, row_uniforms, write_completions, write_in_groups
@@ -37,7 +38,7 @@ from brim.models.saving import save_folder
 from brim.models.settings import SOFTMAX, Centering, Decoding, Distribution
 from brim.models.tokenizers import end_token_ids, rows_without_token, without_end
 from brim.models.vllm import generate_with_vllm
-from brim.types import ActionValues, Batch, Example, Rollout, TokenStatistics
+from brim.types import ActionValues, Batch, Rollout, TokenStatistics
 
 _Record = TypeVar("_Record")
 

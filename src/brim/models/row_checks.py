@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from brim.errors import DataError, ModelError
+from brim.examples import Example
 from brim.models.encoding import Spelling
 from brim.models.language_model import LanguageModel
-from brim.types import Example
 
 _BLOCK = 512  # rows that are tokenized together
 _NUM_SAMPLES = 3

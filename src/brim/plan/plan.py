@@ -14,7 +14,7 @@ from brim.plan.flops import generate_operations, read_operations, step_operation
 from brim.plan.memory import Devices, Learner, Memory, Room, Sizes, phases
 from brim.plan.models import ModelShape, Size, student_shape, teacher_shape
 from brim.plan.passes import ByPhase, Passes, passes_of
-from brim.tasks import FilesConfig, PublishedSettings, TaskConfig, WordProblemsConfig
+from brim.tasks import AnyTask, ReadTask, WordProblems
 from brim.training.optimizer import (
     check_trainable,
     count_steps,
@@ -323,13 +323,13 @@ def _times(count: int | None, each: int) -> int | None:
 
 
 @lru_cache(maxsize=8)
-def count_examples(task: TaskConfig) -> int | None:
+def count_examples(task: AnyTask) -> int | None:
     """Training examples, at most; None if only the user's data could tell."""
-    if task.max_train_examples is not None or isinstance(task, FilesConfig | PublishedSettings):
+    if task.max_train_examples is not None or isinstance(task, ReadTask):
         return task.max_train_examples
-    if isinstance(task, WordProblemsConfig):  # it would take seconds to write them
+    if isinstance(task, WordProblems):  # it would take seconds to write them
         return task.num_train
-    return len(task.build().load("train"))
+    return len(task.load("train"))
 
 
 def describe_passes(passes: Passes) -> str:

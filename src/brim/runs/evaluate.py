@@ -13,6 +13,7 @@ from accelerate import PartialState
 
 from brim._version import __version__
 from brim.errors import ConfigError, RunError
+from brim.examples import Example
 from brim.models import LanguageModel, load_model, share_vocabulary
 from brim.models.fingerprints import fingerprint_model
 from brim.runs.directory import RunDirectory
@@ -28,7 +29,6 @@ from brim.training.checkpoints import latest_state
 from brim.training.evaluation import evaluate
 from brim.training.partial import PartialResults
 from brim.training.predictions import EvaluationSettings
-from brim.types import Example
 
 logger = logging.getLogger(__name__)
 

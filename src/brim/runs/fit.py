@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from brim.examples import Example
 from brim.models import LanguageModel, add_adapters
 from brim.objectives.base import Objective
 from brim.runs.inputs import RunInputs
@@ -19,7 +20,6 @@ from brim.training.predictions import EvaluationSettings
 from brim.training.settings import LoopConfig, OptimConfig
 from brim.training.tracking import Tracker
 from brim.training.trainer import Hooks, Trainer
-from brim.types import Example
 
 
 def fit(

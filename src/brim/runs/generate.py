@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from brim.errors import DataError
+from brim.examples import Example
 from brim.models import Decoding, load_model
 from brim.runs.directory import RunDirectory
 from brim.seeding import derive_seed
 from brim.training.accelerator import make_accelerator
-from brim.types import Example
 
 
 def generate(

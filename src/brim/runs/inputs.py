@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
 from brim.errors import ConfigError, RunError
+from brim.examples import Example
 from brim.metrics import get_metric
 from brim.models import (
     LanguageModel,
@@ -37,10 +38,10 @@ from brim.objectives.base import Objective
 from brim.runs.directory import RunDirectory
 from brim.seeding import derive_seed
 from brim.support.progress import Reporter
-from brim.tasks import SPLITS, Split, Task, describe, locate, without_rows
+from brim.tasks import SPLITS, Split, Task, describe, locate, warn_of_overlap, without_rows
 from brim.training.optimizer import check_trainable, import_adamw_8bit, schedule_warnings
 from brim.training.settings import RunConfig, StudentConfig, TeacherConfig
-from brim.types import Example, Rollout
+from brim.types import Rollout
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +95,7 @@ class RunInputs:
     other_teacher: bool = False
 
     def __post_init__(self) -> None:
-        show = self.reporter.progress
-        self.task: Task = self.config.task.build(cache_dir=self.out / "data", on_progress=show)
+        self.task: Task = self.config.task
         self._splits: dict[Split, Sequence[Example]] = {}
         self._data: dict[str, Any] = {}
         self._supervised: str | None = None
@@ -103,7 +103,10 @@ class RunInputs:
     def examples(self, split: Split) -> Sequence[Example]:
         """Return a split, less the rows that `check_rows` has found to be of no use."""
         if split not in self._splits:
-            self._splits[split] = self.task.load(split)
+            self._splits[split] = self.task.load(
+                split, cache_dir=self.out / "data", on_progress=self.reporter.progress
+            )
+            warn_of_overlap(self._splits, split)
         return self._splits[split]
 
     def used(self, split: Split) -> Sequence[Example]:

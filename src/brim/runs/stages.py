@@ -20,6 +20,7 @@ from accelerate import PartialState
 from brim._version import __version__
 from brim.config.loading import config_hash, load_config
 from brim.errors import RunError
+from brim.examples import Example
 from brim.models import LanguageModel
 from brim.objectives.seqkd import SeqKD
 from brim.objectives.settings import SeqKDConfig
@@ -33,7 +34,6 @@ from brim.training.accelerator import hold_together, make_accelerator
 from brim.training.completions import CompletedExamples, write_completions
 from brim.training.settings import RunConfig, SupervisedConfig
 from brim.training.sharding import ShardedTeacher
-from brim.types import Example
 
 logger = logging.getLogger(__name__)
 

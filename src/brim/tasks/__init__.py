@@ -1,4 +1,4 @@
-"""Tasks: one file each, a registry of classes, and the union of their settings."""
+"""Tasks: a class for each, its settings and what reads its data in one, and the union of them."""
 
 from typing import Annotated
 
@@ -6,70 +6,45 @@ from pydantic import Field
 
 from brim.tasks.base import (
     SPLITS,
-    BundledSettings,
     Progress,
     Split,
     Task,
-    TaskSettings,
     describe,
     locate,
+    warn_of_overlap,
     without_rows,
 )
-from brim.tasks.cmudict import CMUdict, CMUdictConfig
-from brim.tasks.europarl import Europarl, EuroparlConfig
-from brim.tasks.files import Files, FilesConfig
-from brim.tasks.gsm8k import GSM8K, GSM8KConfig
-from brim.tasks.published import PublishedSettings
-from brim.tasks.synopsis import Synopsis, SynopsisConfig
-from brim.tasks.wordproblems import WordProblems, WordProblemsConfig
-from brim.tasks.xsum import XSum, XSumConfig
+from brim.tasks.bundled import BundledTask, CMUdict, Synopsis
+from brim.tasks.europarl import Europarl
+from brim.tasks.files import Files, ReadTask
+from brim.tasks.gsm8k import GSM8K
+from brim.tasks.published import PublishedTask
+from brim.tasks.wordproblems import WordProblems
+from brim.tasks.xsum import XSum
 
-TASKS: dict[str, type[Task]] = {
-    "cmudict": CMUdict,
-    "synopsis": Synopsis,
-    "wordproblems": WordProblems,
-    "xsum": XSum,
-    "europarl": Europarl,
-    "gsm8k": GSM8K,
-    "files": Files,
-}
-
-TaskConfig = Annotated[
-    CMUdictConfig
-    | SynopsisConfig
-    | WordProblemsConfig
-    | XSumConfig
-    | EuroparlConfig
-    | GSM8KConfig
-    | FilesConfig,
+AnyTask = Annotated[
+    CMUdict | Synopsis | WordProblems | XSum | Europarl | GSM8K | Files,
     Field(discriminator="name"),
 ]
 
 __all__ = [
     "GSM8K",
     "SPLITS",
-    "TASKS",
-    "BundledSettings",
+    "AnyTask",
+    "BundledTask",
     "CMUdict",
-    "CMUdictConfig",
     "Europarl",
-    "EuroparlConfig",
     "Files",
-    "FilesConfig",
-    "GSM8KConfig",
     "Progress",
-    "PublishedSettings",
+    "PublishedTask",
+    "ReadTask",
     "Split",
     "Synopsis",
-    "SynopsisConfig",
     "Task",
-    "TaskConfig",
-    "TaskSettings",
     "WordProblems",
-    "WordProblemsConfig",
     "XSum",
-    "XSumConfig",
     "describe",
     "locate",
+    "warn_of_overlap",
     "without_rows",
 ]

@@ -5,14 +5,20 @@ from __future__ import annotations
 import bisect
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, overload
 
 import pyarrow as pa
 
-from brim.tasks.base import example_bytes
-from brim.types import Example
+from brim.examples import Example
+from brim.support.files import atomic_open, disk_errors, read_json
+from brim.support.seals import find_damage, seal
+from brim.tasks.base import Selected, Split, example_bytes
+
+logger = logging.getLogger(__name__)
 
 BLOCK_BYTES = 4 * 2**20
 """About how much a record batch holds, and so what the writer keeps in memory."""
@@ -30,41 +36,33 @@ _SCHEMA = pa.schema(
 
 
 class ArrowWriter:
-    """Writes examples in Arrow's IPC file format, a block at a time.
+    """Appends examples to a binary file in Arrow's IPC format, a block at a time."""
 
-    Attributes:
-        num_examples: how many were added.
-
-    Args:
-        sink: a binary file, or a buffer of pyarrow's.
-    """
-
-    def __init__(self, sink: IO[bytes] | pa.BufferOutputStream) -> None:
-        self.num_examples = 0
+    def __init__(self, file: IO[bytes]) -> None:
+        self._num_examples = 0
         self._digest = hashlib.sha256()
         self._block: list[dict[str, Any]] = []
         self._block_bytes = 0
-        self._file = pa.ipc.new_file(sink, _SCHEMA)
+        self._file = pa.ipc.new_file(file, _SCHEMA)
 
-    @property
-    def sha256(self) -> str:
-        """`brim.tasks.base.example_digest` of what was added."""
-        return self._digest.hexdigest()
+    def __len__(self) -> int:
+        return self._num_examples
 
-    def add(self, example: Example) -> None:
-        """Append an example."""
+    def append(self, example: Example) -> None:
+        """Write an example behind the others."""
         content = example_bytes(example)
         self._digest.update(content)
         self._block.append({name: getattr(example, name) for name in _SCHEMA.names})
         self._block_bytes += len(content)
-        self.num_examples += 1
+        self._num_examples += 1
         if self._block_bytes >= BLOCK_BYTES:
             self._flush()
 
-    def close(self) -> None:
-        """Write what is left and the end of the file; the sink stays open."""
+    def close(self) -> str:
+        """Write the end of the format; returns the `brim.tasks.base.example_digest` of all."""
         self._flush()
         self._file.close()
+        return self._digest.hexdigest()
 
     def _flush(self) -> None:
         if self._block:
@@ -74,34 +72,33 @@ class ArrowWriter:
 
 
 class ArrowExamples(Sequence[Example]):
-    """Random access to examples in an Arrow file; a slice is a view of the same file.
+    """Random access to examples in an Arrow file.
 
     Args:
-        source: the file, which is memory-mapped, or a buffer.
+        path: the file, which is memory-mapped.
         provenance: what `describe` reports of them.
     """
 
-    def __init__(self, source: Path | pa.Buffer, provenance: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, provenance: Mapping[str, Any]) -> None:
         self.provenance = dict(provenance)
-        opened = pa.memory_map(str(source)) if isinstance(source, Path) else source
-        file = pa.ipc.open_file(opened)
+        file = pa.ipc.open_file(pa.memory_map(str(path)))
         self._blocks = [file.get_batch(i) for i in range(file.num_record_batches)]
         self._ends = list(itertools.accumulate(block.num_rows for block in self._blocks))
-        self._rows = range(self._ends[-1] if self._ends else 0)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._ends[-1] if self._ends else 0
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
 
     @overload
-    def __getitem__(self, index: slice) -> ArrowExamples: ...
+    def __getitem__(self, index: slice) -> Sequence[Example]: ...
 
-    def __getitem__(self, index: int | slice) -> Example | ArrowExamples:
+    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+        rows = range(len(self))
         if isinstance(index, slice):
-            return self._view(self._rows[index])
-        row = self._rows[index]
+            return self if rows[index] == rows else Selected(self, rows[index])
+        row = rows[index]
         block = bisect.bisect_right(self._ends, row)
         start = self._ends[block - 1] if block else 0
         return _example(self._blocks[block].slice(row - start, 1).to_pylist()[0])
@@ -110,17 +107,64 @@ class ArrowExamples(Sequence[Example]):
         # The mixin's own stops at IndexError, and would hide one of ours.
         return (self[i] for i in range(len(self)))
 
-    def _view(self, rows: range) -> ArrowExamples:
-        view = object.__new__(ArrowExamples)
-        view._blocks, view._ends, view._rows = self._blocks, self._ends, rows
-        view.provenance = dict(self.provenance)
-        if rows != self._rows:
-            # It is that of all rows in order.
-            view.provenance.pop("sha256", None)
-        return view
-
 
 def _example(row: Mapping[str, Any]) -> Example:
     field = None if row["field"] is None else (row["field"][0], row["field"][1])
     references, messages = tuple(row["references"]), tuple(row["messages"])
     return Example(row["id"], row["prompt"], references, messages, field)
+
+
+def read_copy(
+    folder: Path,
+    key: str,
+    splits: Sequence[Split],
+    split: Split,
+    write: Callable[[Mapping[Split, ArrowWriter]], Mapping[Split, Mapping[str, Any]]],
+) -> ArrowExamples:
+    """Return a split from the copy in a folder; it is made where there is none, or a damaged one.
+
+    Args:
+        folder: where copies are kept.
+        key: the name of the copy: of all that `write` depends on.
+        splits: those that are written together.
+        split: the one of them that is wanted. Its file is compared with its SHA-256 before it is
+            mapped, for a damaged one can end the process.
+        write: appends the examples of each split, and returns what is known of each.
+
+    Raises:
+        RunError: the copy cannot be written.
+    """
+    names = {name: f"{key}.{name}.arrow" for name in splits}
+    manifest = f"{key}.json"  # written last: what it names is whole
+    damage = find_damage(folder, lambda name: name == names[split], manifest=manifest)
+    if damage is None and {*read_json(folder / manifest)["files"]} != {*names.values()}:
+        damage = f"{manifest} is of something else"
+    if damage is not None:
+        if (folder / manifest).exists():
+            logger.warning("%s: %s; reading the data again", folder, damage)
+        with _new_folder(folder):
+            with ExitStack() as files:
+                writers = {
+                    name: ArrowWriter(files.enter_context(atomic_open(folder / file)))
+                    for name, file in names.items()
+                }
+                facts = write(writers)
+                hashes = {name: {"sha256": writer.close()} for name, writer in writers.items()}
+            known = {name: {**facts[name], **hashes[name]} for name in splits}
+            seal(folder, {"splits": known}, files=names.values(), manifest=manifest)
+    return ArrowExamples(folder / names[split], read_json(folder / manifest)["splits"][split])
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[None]:
+    """A folder with its parents for the block; those that were made for it go if it fails."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+        raise

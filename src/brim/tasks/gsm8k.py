@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib import resources
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from brim.errors import DataError
-from brim.tasks.base import MetricNames, Progress, Split
-from brim.tasks.published import Publication, PublishedSettings, PublishedTask
-from brim.tasks.rows import Row, RowError, Source
+from brim.tasks.base import MetricNames, Split
+from brim.tasks.files import Reader
+from brim.tasks.published import Publication, PublishedTask
+from brim.tasks.rows import NumberedRow, RowError, Source
 
 NUM_TRAIN_LINES = 7_473
 
@@ -30,24 +31,19 @@ _MARK = re.compile("<<[^>]*>>")
 
 
 def validation_lines() -> frozenset[int]:
-    """The lines, from 0, of the published training file that are the validation split."""
+    """Return the lines, from 0, of the published training file that are the validation split."""
     file = resources.files("brim") / "data" / "gsm8k" / "validation_lines.txt"
     return frozenset(map(int, file.read_text(encoding="ascii").split()))
 
 
 class GSM8K(PublishedTask):
-    """Columns `question` and `answer`, or `source` and `target`.
+    """Settings of the task on GSM8K.
 
     Where there is validation data, the splits are as they are given. Where there is none, train and
     test are the published files, in their order, and an id is as `gsm8k-train-42`, lines from 0.
-
-    Args:
-        calculator_marks: whether targets keep the marks of the calculator, `<<15+7=22>>`.
-        arguments: those of `PublishedTask`.
     """
 
-    name = "gsm8k"
-    published = Publication(
+    published: ClassVar[Publication] = Publication(
         hub_id="openai/gsm8k",
         config="main",
         splits=("train", "test"),
@@ -55,23 +51,30 @@ class GSM8K(PublishedTask):
         num_rows={("train",): 6_705, ("validation",): 768, ("test",): 1_319},
     )
 
-    def __init__(self, *, calculator_marks: bool = True, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.calculator_marks = calculator_marks
-        self._by_lines = False
+    name: Literal["gsm8k"] = "gsm8k"
+    """Word problems with worked steps."""
+    path: str = published.hub_id
+    """Folder with train and test files (.jsonl, .csv, .tsv, also .gz), or hub id."""
+    prompt: str = "{question}"
+    """Template of the prompt; `{question}` is the problem."""
+    metrics: MetricNames = ("gsm8k_accuracy", "answer_accuracy")
+    """What is measured; the first one picks the checkpoint."""
+    calculator_marks: bool = True
+    """Whether targets keep the calculator's marks, `<<3*4=12>>`."""
 
-    def _find(self) -> dict[Split, str | None]:
-        sources = super()._find()
-        self._by_lines = sources["validation"] is None
-        if self._by_lines:
-            sources["validation"] = sources["train"]
-        return sources
+    def reader(self) -> Reader:
+        """Return what reads the splits: of one published file two, where they are not given."""
+        reader = super().reader()
+        train, validation = reader.sources["train"], reader.sources["validation"]
 
-    def _open(self, text: str, split: Split) -> Source:
-        if not self._by_lines:
-            return _Problems(super()._open(text, split), None, marks=self.calculator_marks)
-        source = super()._open(text, "test" if split == "test" else "train")
-        return _Problems(source, split, marks=self.calculator_marks)
+        def open_problems(text: str, split: Split) -> Source:
+            if validation is not None:
+                return _Problems(reader.open(text, split), None, marks=self.calculator_marks)
+            source = reader.open(text, "test" if split == "test" else "train")
+            return _Problems(source, split, marks=self.calculator_marks)
+
+        sources: dict[Split, str | None] = {**reader.sources, "validation": validation or train}
+        return replace(reader, sources=sources, open=open_problems)
 
 
 class _Problems:
@@ -89,11 +92,11 @@ class _Problems:
         self._source, self._split, self._marks = source, split, marks
 
     def identity(self) -> list[Any]:
-        """That of the source, which split is read, and whether marks are kept."""
+        """Return that of the source, which split is read, and whether marks are kept."""
         return [*self._source.identity(), self._split, self._marks]
 
-    def rows(self, columns: Sequence[str]) -> Iterator[tuple[int, Row | RowError]]:
-        """Each row of the split with its number.
+    def rows(self, columns: Sequence[str]) -> Iterator[NumberedRow]:
+        """Yield each row of the split with its number.
 
         Raises:
             DataError: the split is one of lines, and the source is not the published file.
@@ -119,22 +122,3 @@ class _Problems:
                 f"{self.name}: {line + 1} rows, and the split is of the published file with "
                 f"{NUM_TRAIN_LINES:,}; name your validation data in task.validation"
             )
-
-
-class GSM8KConfig(PublishedSettings):
-    """Settings of the task on GSM8K."""
-
-    name: Literal["gsm8k"] = "gsm8k"
-    """Word problems with worked steps."""
-    path: str = GSM8K.published.hub_id
-    """Folder with train and test files (.jsonl, .csv, .tsv, also .gz), or hub id."""
-    prompt: str = "{question}"
-    """Template of the prompt; `{question}` is the problem."""
-    metrics: MetricNames = ("gsm8k_accuracy", "answer_accuracy")
-    """What is measured; the first one picks the checkpoint."""
-    calculator_marks: bool = True
-    """Whether targets keep the calculator's marks, `<<3*4=12>>`."""
-
-    def build(self, *, cache_dir: Path | None = None, on_progress: Progress | None = None) -> GSM8K:
-        """The task; see `TaskSettings.build` for the arguments."""
-        return GSM8K(**self.arguments, cache_dir=cache_dir, on_progress=on_progress)

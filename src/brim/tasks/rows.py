@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from textwrap import shorten
 from typing import Any, Literal, Protocol
 
 from brim.errors import DataError
+from brim.examples import Example
 from brim.support.numerals import REFERENCE_ANSWERS
 from brim.tasks.base import Progress
-from brim.tasks.templates import Template, check_column, describe_columns
-from brim.types import Example
+from brim.tasks.templates import Template, check_columns, describe_columns
 
 Row = Mapping[str, object]
+OnBadRow = Literal["error", "skip"]
 
 _ROWS_PER_REPORT = 1000
 _ROWS_TO_LOOK_AT = 1000  # for a column that the first row lacks
@@ -26,16 +27,17 @@ class RowError(Exception):
     """A row that cannot be used.
 
     Attributes:
-        reason: what the row is counted under, the same text for all rows with this fault.
-        detail: the rest of the sentence, about this one row.
+        reason: what the row is counted under, the same text for all rows with this fault; the
+            detail, which follows it, is about this one row.
         column: what the row lacks altogether.
     """
 
     def __init__(self, reason: str, detail: str = "", column: str | None = None) -> None:
         super().__init__(reason + detail)
-        self.reason = reason
-        self.detail = detail
-        self.column = column
+        self.reason, self.column = reason, column
+
+
+NumberedRow = tuple[int, Row | RowError]
 
 
 class Source(Protocol):
@@ -50,28 +52,23 @@ class Source(Protocol):
     label: str
 
     def identity(self) -> list[Any]:
-        """JSON values that change when the rows do."""
-        ...
+        """Return JSON values that change when the rows do."""
 
     def columns(self) -> tuple[str, ...] | None:
-        """The names of the columns, where the whole source has the same ones."""
-        ...
+        """Return the names of the columns, where the whole source has the same ones."""
 
     def where(self, number: int) -> str:
-        """What errors call a row."""
-        ...
+        """Return what errors call a row."""
 
-    def rows(self, columns: Sequence[str]) -> Iterator[tuple[int, Row | RowError]]:
-        """Each row with its number, in order: those of `columns` that it has, or more.
+    def rows(self, columns: Sequence[str]) -> Iterator[NumberedRow]:
+        """Yield each row with its number, in order: those of `columns` that it has, or more.
 
         Raises:
             DataError: the source cannot be read to its end.
         """
-        ...
 
     def position(self) -> tuple[int, int]:
-        """How much of the source was read, and how much there is."""
-        ...
+        """Return how much of the source was read, and how much there is."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ class Columns:
 
     @property
     def required(self) -> tuple[str, ...]:
-        """The columns that every row must have."""
+        """Columns that every row must have."""
         prompt = self.template.fields if self.template else (self.messages,)
         targets = () if self.optional_target else self.targets
         row_id = None if self.optional_id else self.id
@@ -107,36 +104,34 @@ class Columns:
 
     @property
     def used(self) -> tuple[str, ...]:
-        """The columns that are read where there are any."""
+        """Columns that are read where there are any."""
         own = () if self.id is None else (self.id,)
         return tuple(dict.fromkeys((*self.required, *self.targets, *own)))
 
-    def has_id(self, row: Row) -> bool:
-        """Whether a row's id is its own, and not its number."""
-        return self.id is not None and not (self.optional_id and row.get(self.id) is None)
+    def has_id(self, row: Row | RowError) -> bool:
+        """Return whether a row's id is its own, and not its number."""
+        if self.id is None or isinstance(row, RowError):
+            return False
+        return not (self.optional_id and row.get(self.id) is None)
 
-    def check(self, columns: Iterable[str], where: str) -> None:
-        """Check that the data has the columns that every row must have.
-
-        Raises:
-            ConfigError: it has not; the text names the columns and the nearest one.
-        """
-        columns = list(columns)
-        for name in self.required:
-            check_column(name, columns, where)
-
-    def example(self, row: Row, default_id: str) -> Example:
-        """The example that a row describes.
+    def example(self, row: Row | RowError, default_id: str) -> Example:
+        """Return the example that a row describes.
 
         Raises:
-            RowError: a field is missing, null, no text, empty, or has a character that is none.
+            RowError: a field is missing, null, no text, empty, or has a character that is none; or
+                that is what the row was read as.
         """
+        if isinstance(row, RowError):
+            raise row
         example_id = _id(row, self.id) if self.id and self.has_id(row) else default_id
         prompt, field = "", None
         messages: tuple[Mapping[str, str], ...] = ()
         reply: tuple[str, ...] = ()
         if self.template:
-            texts = {name: _text(row, name) for name in self.template.fields}
+            texts = {
+                name: _checked_text(_value(row, name), f'field "{name}"')
+                for name in self.template.fields
+            }
             prompt, field = self.template.render(texts), self.template.longest(texts)
         elif self.messages:
             messages, reply = _messages(row, self.messages)
@@ -180,18 +175,18 @@ def read_examples(
     source: Source,
     columns: Columns,
     *,
-    on_bad_row: Literal["error", "skip"],
+    on_bad_row: OnBadRow,
     skipped: Counter[str],
     on_progress: Progress | None = None,
 ) -> Iterator[Example]:
-    """The examples of a source, each row of it checked.
+    """Yield the examples of a source, each row of it checked.
 
     Args:
         source: where the rows come from.
         columns: which of their columns to use.
         on_bad_row: stop at the first bad row, or leave bad rows out.
         skipped: counts the rows that are left out, by reason.
-        on_progress: told how far the reading is.
+        on_progress: called now and then while the source is read.
 
     Raises:
         ConfigError: the source has not the columns.
@@ -199,19 +194,15 @@ def read_examples(
     """
     names = source.columns()
     if names is not None:
-        columns.check(names, source.name)
+        check_columns(columns.required, names, source.name)
     # Eight bytes of each id: ids may be long, and must all be in memory.
     seen: set[bytes] = set()
-    first_problem = ""
-    num_rows = 0
-    rows = source.rows(columns.used)
+    num_rows, first_problem, rows = 0, "", source.rows(columns.used)
     for number, row in rows:
         if on_progress and num_rows % _ROWS_PER_REPORT == 0:
             on_progress(source.name, *source.position())
         num_rows += 1
         try:
-            if isinstance(row, RowError):
-                raise row
             example = columns.example(row, default_id=f"{source.label}:{number}")
             if columns.has_id(row):
                 _check_new(example.id, seen)
@@ -231,10 +222,8 @@ def read_examples(
     if on_progress:
         on_progress(source.name, *source.position())
     if num_rows == skipped.total():
-        fault = (
-            f"all {num_rows} rows are bad, the first: {first_problem}" if num_rows else "no rows"
-        )
-        raise DataError(f"{source.name}: empty: {fault}")
+        fault = f"all {num_rows} rows are bad, the first: {first_problem}"
+        raise DataError(f"{source.name}: empty: {fault if num_rows else 'no rows'}")
 
 
 def _check_new(example_id: str, seen: set[bytes]) -> None:
@@ -248,10 +237,6 @@ def _value(row: Row, name: str) -> object:
     if name not in row:
         raise RowError(f'no field "{name}"', describe_columns(name, row), column=name)
     return row[name]
-
-
-def _text(row: Row, name: str) -> str:
-    return _checked_text(_value(row, name), f'field "{name}"')
 
 
 def _id(row: Row, name: str) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from brim.errors import DataError
-from brim.tasks.rows import Row, RowError, Source
+from brim.tasks.rows import NumberedRow, Row, RowError, Source
 
 MAX_LINE_BYTES = 16 * 2**20
 """A longer line is a bad row: it is a file without line ends, which memory may not hold."""
@@ -31,7 +31,7 @@ _NAME_A_FILE = f"name a file ({', '.join(_KINDS)}), or a folder that `datasets` 
 def open_source(
     text: str, split: str, *, config: str | None = None, revision: str | None = None
 ) -> Source:
-    """The source that a setting names.
+    """Return the source that a setting names.
 
     Args:
         text: a file (.jsonl, .json, .ndjson, .csv, .tsv, each also with .gz); or a folder that
@@ -57,7 +57,7 @@ def open_source(
 
 
 def find_file(folder: Path, stem: str) -> Path | None:
-    """The file of rows of this name in a folder, whatever its ending, or None.
+    """Return the file of rows of this name in a folder, whatever its ending, or None.
 
     Raises:
         DataError: there are several.
@@ -91,26 +91,22 @@ class FileSource:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.name = str(path)
-        self.label = path.name
+        self.path, self.name, self.label = path, str(path), path.name
         if not path.is_file():
             raise DataError(f"{path}: no such file")
         if _suffix(path) not in _KINDS:
-            raise DataError(
-                f"{path}: cannot tell what is in it; name it "
-                f"{', '.join(_KINDS)}, or one of these with .gz"
-            )
+            kinds = ", ".join(_KINDS)
+            raise DataError(f"{path}: cannot tell what is in it; name it {kinds}, also with .gz")
         self._delimiter = _KINDS[_suffix(path)]
         self._position = 0
 
     def identity(self) -> list[Any]:
-        """Path, size and time of the last change."""
+        """Return path, size and time of the last change."""
         status = self.path.stat()
         return [str(self.path.resolve()), status.st_size, status.st_mtime_ns]
 
     def columns(self) -> tuple[str, ...] | None:
-        """The header of a CSV file; the lines of a JSONL file may have different fields.
+        """Return the header of a CSV file; lines of a JSONL file may have different fields.
 
         Raises:
             DataError: the header is missing, or names a column twice.
@@ -121,11 +117,11 @@ class FileSource:
             return _read_header(self.path, self._reader(lines), lines)
 
     def where(self, number: int) -> str:
-        """`file:line`."""
+        """Return `file:line`."""
         return f"{self.path}:{number}"
 
-    def rows(self, columns: Sequence[str]) -> Iterator[tuple[int, Row | RowError]]:
-        """Each row, whole, with the number of its first line; blank lines are no rows.
+    def rows(self, columns: Sequence[str]) -> Iterator[NumberedRow]:
+        """Yield each row, whole, with the number of its first line; blank lines are no rows.
 
         An empty cell, and one of white space alone, is None.
 
@@ -135,11 +131,11 @@ class FileSource:
         with _open_lines(self.path) as lines:
             rows = self._csv_rows(lines) if self._delimiter else _jsonl_rows(lines)
             for row in rows:
-                self._position = lines.position
+                self._position = lines.position()
                 yield row
 
     def position(self) -> tuple[int, int]:
-        """Bytes, of the compressed file where it is one."""
+        """Return bytes, of the compressed file where it is one."""
         return self._position, self.path.stat().st_size
 
     def _reader(self, lines: _Lines) -> Iterator[list[str]]:
@@ -147,7 +143,7 @@ class FileSource:
         csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
         return csv.reader(lines, delimiter=self._delimiter, strict=True)
 
-    def _csv_rows(self, lines: _Lines) -> Iterator[tuple[int, Row | RowError]]:
+    def _csv_rows(self, lines: _Lines) -> Iterator[NumberedRow]:
         reader = self._reader(lines)
         header = _read_header(self.path, reader, lines)
         while True:
@@ -176,12 +172,9 @@ class _Lines:
 
     def __init__(self, path: Path, raw: IO[bytes], file: IO[bytes]) -> None:
         self.number = 0
-        self._path = path
-        self._raw = raw
-        self._file = file
+        self._path, self._raw, self._file = path, raw, file
         self._problem: RowError | None = None
 
-    @property
     def position(self) -> int:
         return self._raw.tell()
 
@@ -244,8 +237,7 @@ def _read_header(path: Path, reader: Iterator[list[str]], lines: _Lines) -> tupl
         header = next((fields for fields in reader if fields), None)
     except csv.Error as error:
         raise DataError(f"{path}:1: the header is broken CSV: {error}") from None
-    problem = lines.take_problem()
-    if problem:
+    if problem := lines.take_problem():
         raise DataError(f"{path}:{lines.number}: the header has a fault: {problem}")
     if header is None:
         raise DataError(f"{path}: empty; a CSV file opens with the names of its columns")
@@ -256,10 +248,9 @@ def _read_header(path: Path, reader: Iterator[list[str]], lines: _Lines) -> tupl
     return tuple(header)
 
 
-def _jsonl_rows(lines: _Lines) -> Iterator[tuple[int, Row | RowError]]:
+def _jsonl_rows(lines: _Lines) -> Iterator[NumberedRow]:
     for text in lines:
-        problem = lines.take_problem()
-        if problem:
+        if problem := lines.take_problem():
             yield lines.number, problem
         elif not text.isspace():
             yield lines.number, _parse_object(text)
@@ -325,14 +316,11 @@ class DatasetSource:
                 path = str(folder) if folder.is_dir() else name
                 data = datasets.load_dataset(path, config, split=split, revision=revision)
         except Exception as error:  # whatever the library, the network or a file format says
-            lines = str(error).splitlines() or [type(error).__name__]
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            problem = f"no file or folder, and on the hub: {said}"
             if folder.is_dir():
-                raise DataError(
-                    f"{self.name}: cannot be read: {lines[0]}; {_NAME_A_FILE}"
-                ) from error
-            raise DataError(
-                f"{self.name}: no file or folder, and on the hub: {lines[0]}"
-            ) from error
+                problem = f"cannot be read: {said}; {_NAME_A_FILE}"
+            raise DataError(f"{self.name}: {problem}") from error
         if isinstance(data, datasets.DatasetDict):
             if split not in data:
                 raise DataError(f"{self.name}: no such split; splits: {', '.join(data)}")
@@ -340,19 +328,19 @@ class DatasetSource:
         self._data = data.with_format(None)
 
     def identity(self) -> list[Any]:
-        """The fingerprint that `datasets` keeps of what is in it."""
+        """Return the fingerprint that `datasets` keeps of what is in it."""
         return [self.name, self._data._fingerprint]
 
     def columns(self) -> tuple[str, ...]:
-        """The columns of the table."""
+        """Return the columns of the table."""
         return tuple(self._data.column_names)
 
     def where(self, number: int) -> str:
-        """As Python indexes it."""
+        """Return the row as Python indexes it."""
         return f"{self.name}[{number}]"
 
-    def rows(self, columns: Sequence[str]) -> Iterator[tuple[int, Row | RowError]]:
-        """The columns of each row with its index, from 0; others (images, …) are not decoded."""
+    def rows(self, columns: Sequence[str]) -> Iterator[NumberedRow]:
+        """Yield the columns of each row with its index; others (images, …) are not decoded."""
         self._position = 0
         data = self._data.select_columns([name for name in self.columns() if name in columns])
         for table in data.iter(batch_size=_ROWS_PER_READ):
@@ -362,5 +350,5 @@ class DatasetSource:
                 self._position += 1
 
     def position(self) -> tuple[int, int]:
-        """Rows."""
+        """Return rows."""
         return self._position, len(self._data)

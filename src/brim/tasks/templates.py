@@ -61,44 +61,42 @@ class Template:
         Raises:
             ConfigError: one is not; the text names the columns and the nearest one.
         """
-        for name in self.fields:
-            check_column(name, columns, f"prompt template {self.text!r}")
+        check_columns(self.fields, columns, f"prompt template {self.text!r}")
 
     def render(self, row: Mapping[str, str]) -> str:
-        """The template with each field replaced by the row's text."""
+        """Return the template with each field replaced by the row's text."""
         pairs = zip(self._names, self._literals[1:], strict=True)
         return self._literals[0] + "".join(row[name] + literal for name, literal in pairs)
 
     def longest(self, row: Mapping[str, str]) -> tuple[int, int] | None:
-        """Where the row's longest text stands in what `render` makes: `Example.field`.
+        """Return where the row's longest text is in what `render` makes: `Example.field`.
 
         The first one of equally long ones; None where the template is a field and nothing else, so
         that the row's text is itself the prompt.
         """
         if self._literals == ["", ""]:
             return None
-        spans = []
-        start = len(self._literals[0])
-        for name, literal in zip(self._names, self._literals[1:], strict=True):
-            end = start + len(row[name])
-            spans.append((start, end))
-            start = end + len(literal)
-        return max(spans, key=lambda span: span[1] - span[0])
+        first = max(range(len(self._names)), key=lambda i: len(row[self._names[i]]))
+        before = zip(self._literals, self._names[:first], strict=False)
+        start = sum(len(literal) + len(row[name]) for literal, name in before)
+        start += len(self._literals[first])
+        return start, start + len(row[self._names[first]])
 
 
-def check_column(name: str, columns: Iterable[str], where: str) -> None:
-    """Check that `name` is one of the columns; `where` opens the error's text.
+def check_columns(names: Iterable[str], columns: Iterable[str], where: str) -> None:
+    """Check that the names are among the columns; `where` opens the error's text.
 
     Raises:
-        ConfigError: it is not; the text names the columns and the nearest one.
+        ConfigError: one is not; the text names the columns and the nearest one.
     """
     columns = list(columns)
-    if name not in columns:
-        raise ConfigError(f"{where}: no column {name!r}{describe_columns(name, columns)}")
+    for name in names:
+        if name not in columns:
+            raise ConfigError(f"{where}: no column {name!r}{describe_columns(name, columns)}")
 
 
 def describe_columns(name: str, columns: Iterable[str]) -> str:
-    """The end of an error about a missing column: what there is, and what was probably meant."""
+    """Return the end of an error about a missing column: what there is, and what was meant."""
     columns = list(columns)
     for mark in ";,\t|":
         if len(columns) == 1 and name in columns[0].split(mark):

@@ -11,12 +11,12 @@ from typing import Any, overload
 from accelerate import PartialState
 
 from brim.errors import RunError
+from brim.examples import Example, Target
 from brim.models import Decoding, LanguageModel
 from brim.support.json_lines import JsonLines
 from brim.support.progress import Meter
 from brim.training.evaluation import predict_blocks
 from brim.training.predictions import EvaluationSettings, Prediction
-from brim.types import Example, Target
 
 logger = logging.getLogger(__name__)
 

@@ -12,13 +12,14 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from brim.errors import DataError, NonFiniteError
+from brim.examples import Example
 from brim.metrics import Score, mean_score, score_statistics, sentence_statistics
 from brim.models import Decoding, LanguageModel
 from brim.returns import rewards_to_go
 from brim.seeding import derive_seed
 from brim.training.partial import PartialResults
 from brim.training.predictions import Block, Completion, EvaluationSettings, Prediction
-from brim.types import Batch, Example, Rollout
+from brim.types import Batch, Rollout
 
 Advance = Callable[[int], None]
 

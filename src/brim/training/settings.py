@@ -18,7 +18,7 @@ from brim.models.settings import (
 )
 from brim.objectives import ObjectiveConfig
 from brim.objectives.settings import SeqKDConfig
-from brim.tasks import FilesConfig, TaskConfig
+from brim.tasks import AnyTask, Files
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -224,7 +224,7 @@ class RunConfig(Config):
     """One line for `brim recipes`."""
     seed: int = Field(0, ge=0)
     """Every random stream of the run is derived from it."""
-    task: TaskConfig
+    task: AnyTask
     """Data and metrics."""
     teacher: TeacherConfig
     """The model whose logits are the Q-values."""
@@ -251,14 +251,14 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> Self:
-        if isinstance(self.task, FilesConfig) and self.task.train is None:
+        if isinstance(self.task, Files) and self.task.train is None:
             raise ValueError("task.train: a run needs training data; name a file or data set")
         return self
 
     @model_validator(mode="after")
     def _measured(self) -> Self:
         metric, evaluation = self.evaluation.metric, self.evaluation
-        choices = (*self.task.build().metrics, "return", "expected_return")
+        choices = (*self.task.metrics, "return", "expected_return")
         if metric is not None and metric not in choices:
             raise ValueError(
                 f"evaluation.metric: {metric} is not measured on this task; "

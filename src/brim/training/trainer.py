@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from brim.errors import BrimError, NonFiniteError, RunError, first_line
+from brim.examples import Example
 from brim.models import LanguageModel, load_model
 from brim.objectives.base import Objective
 from brim.seeding import batch_positions, derive_seed, example_index
@@ -42,7 +43,7 @@ from brim.training.resuming import find_start, mend_best
 from brim.training.settings import LoopConfig, OptimConfig
 from brim.training.tracking import Tracker
 from brim.training.updates import Updater, UpdaterState
-from brim.types import Batch, Example, Rollout
+from brim.types import Batch, Rollout
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ from brim.analysis.sampling import Estimate, Resamples, Samples, pooled_variance
 from brim.analysis.subjects import AnalyzedModel, find_students
 from brim.analysis.theorem1 import measure_theorem1
 from brim.errors import ConfigError
-from brim.types import ActionValues, Batch, Example, Rollout
+from brim.examples import Example
+from brim.types import ActionValues, Batch, Rollout
 
 # The sketch.
 

@@ -24,6 +24,7 @@ from transformers import (
     T5Tokenizer,
 )
 
+from brim.examples import Example
 from brim.models import (
     Decoding,
     LanguageModel,
@@ -32,7 +33,6 @@ from brim.models import (
     load_model,
     train_tokenizer,
 )
-from brim.types import Example
 
 CORPUS = [
     "the cat sat on the mat and 12 dogs ran 345 miles",

@@ -12,10 +12,10 @@ from tokenizers.trainers import UnigramTrainer
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from brim.errors import DataError
+from brim.examples import Example
 from brim.models import smollm2
 from brim.models.encoding import Encoder
 from brim.models.scratch import train_tokenizer
-from brim.types import Example
 
 MAX_EXAMPLES = 25
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from brim.errors import NonFiniteError
+from brim.examples import Example
 from brim.models import LanguageModel, language_model
 from brim.models.backbone import DecodingState
 from brim.models.decoding import (
@@ -22,7 +23,6 @@ from brim.models.decoding import (
     write_completions,
 )
 from brim.models.head import Distribution, OutputHead, keep_likeliest
-from brim.types import Example
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.5, -1.0, -3.0, -torch.inf])
 

@@ -4,8 +4,8 @@ from tiny import DECODERS, ENCODER_DECODERS, EOS, tiny, tiny_language_model, wor
 from tokenizers import processors
 
 from brim.errors import DataError, ModelError
+from brim.examples import Example
 from brim.models import LanguageModel
-from brim.types import Example
 
 BOS = 3
 TEMPLATE = (

@@ -21,8 +21,9 @@ from transformers import (
 
 from brim.divergences import forward_kl
 from brim.errors import DataError, ModelError
+from brim.examples import Example
 from brim.models import BeamSearch, Decoding, LanguageModel, load_model, loading, share_vocabulary
-from brim.types import Batch, Example
+from brim.types import Batch
 
 LIMIT = 7
 LENGTHS = (3, 1, 6, 2, 4, 5, 2, 3)

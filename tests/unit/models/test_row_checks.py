@@ -6,8 +6,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from brim.errors import ModelError
+from brim.examples import Example
 from brim.models import LanguageModel, RowReport, inspect_rows
-from brim.types import Example
 
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'system' %}"

@@ -14,8 +14,8 @@ from plain import answer
 from saved_models import MODELS, PROMPTS, TEXTS
 from tiny import tiny, word_tokenizer
 
+from brim.examples import Example
 from brim.models import Decoding, LanguageModel, load_model
-from brim.types import Example
 
 MAX_TOKENS = 8
 OLDER = "transformers==4.57.*"

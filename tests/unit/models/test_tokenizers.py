@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from brim.divergences import forward_kl
 from brim.errors import DataError, ModelError
+from brim.examples import Example
 from brim.models import (
     Decoding,
     LanguageModel,
@@ -18,7 +19,6 @@ from brim.models import (
     load_model,
     share_vocabulary,
 )
-from brim.types import Example
 
 
 def edited(change: Any, **special: str) -> PreTrainedTokenizerFast:

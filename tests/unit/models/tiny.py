@@ -28,8 +28,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from brim.examples import Example
 from brim.models import LanguageModel
-from brim.types import Batch, Example
+from brim.types import Batch
 
 PAD, EOS, UNK = 0, 1, 2
 NUM_TOKENS = 40

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from brim.examples import Example
 from brim.metrics import Score
 from brim.models import (
     SOFTMAX,
@@ -22,7 +23,7 @@ from brim.training.evaluation import Evaluation
 from brim.training.settings import LoopConfig, OptimConfig
 from brim.training.tracking import Tracker
 from brim.training.trainer import Hooks, Trainer
-from brim.types import Example, Rollout
+from brim.types import Rollout
 
 HORIZON = 3
 DECODING = Decoding(max_tokens=HORIZON)

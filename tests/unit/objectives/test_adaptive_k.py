@@ -7,11 +7,12 @@ import pytest
 import torch
 from makers import policy_gradient
 
+from brim.examples import Example
 from brim.models import Decoding
 from brim.objectives.adaptive_k import NUM_BUCKETS, AdaptiveK, bucket_of
 from brim.objectives.settings import AdaptiveKConfig
 from brim.returns import block_returns, phase_average_returns
-from brim.types import ActionValues, Batch, Example, Rollout
+from brim.types import ActionValues, Batch, Rollout
 
 
 def adaptive_k(candidates=(1, 2, 4, 8, 16), **settings) -> AdaptiveK:

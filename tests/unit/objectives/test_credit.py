@@ -6,12 +6,13 @@ import pytest
 import torch
 from makers import policy_gradient
 
+from brim.examples import Example
 from brim.models import Decoding, Distribution
 from brim.objectives import make_objective
 from brim.objectives.base import return_metrics
 from brim.objectives.settings import BRIMConfig, LLMRConfig
 from brim.returns import block_returns, rewards_to_go
-from brim.types import ActionValues, Batch, Example, Rollout, TokenStatistics
+from brim.types import ActionValues, Batch, Rollout, TokenStatistics
 
 DECODING = Decoding(max_tokens=6)
 LENGTHS = [6, 3, 5, 1]

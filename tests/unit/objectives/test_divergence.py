@@ -16,11 +16,12 @@ from brim.divergences import (
     teacher_to_mixture,
     total_variation,
 )
+from brim.examples import Example
 from brim.models import Decoding, LanguageModel
 from brim.objectives import make_objective
 from brim.objectives.divergence import Divergence
 from brim.objectives.settings import JSConfig, KLConfig, RKLConfig, TVDConfig
-from brim.types import Batch, Example, Rollout
+from brim.types import Batch, Rollout
 
 DECODING = Decoding(max_tokens=8)
 SEEDS = tuple(range(100, 107))

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from brim.cli import app
 from brim.config.loading import load_config
 from brim.errors import ModelError
+from brim.examples import Example
 from brim.models import (
     Decoding,
     LanguageModel,
@@ -37,7 +38,6 @@ from brim.plan.plan import settings_warnings
 from brim.recipes import find_recipe, list_recipes
 from brim.training.optimizer import build_optimizer
 from brim.training.settings import OptimConfig, RunConfig, StudentConfig
-from brim.types import Example
 
 GIB = 2**30
 

@@ -9,15 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from brim.tasks import (
-    SPLITS,
-    CMUdict,
-    CMUdictConfig,
-    Synopsis,
-    SynopsisConfig,
-    TaskConfig,
-    describe,
-)
+from brim.tasks import SPLITS, AnyTask, CMUdict, Synopsis, describe
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 COUNTS = {"cmudict": (112_730, 1_735, 2_901), "synopsis": (11_640, 520, 780)}
@@ -90,7 +82,7 @@ def test_the_first_rows_are_a_sample_of_the_alphabet(loaded):
 
 
 def test_a_limit_keeps_the_first_rows_and_the_template_wraps_them(loaded):
-    task = CMUdict(prompt="pronounce: {source} {{now}}", max_examples={"test": 3})
+    task = CMUdict(prompt="pronounce: {source} {{now}}", max_test_examples=3)
     first = loaded["cmudict"]["test"][:3]
     assert [e.prompt for e in task.load("test")] == [
         f"pronounce: {e.prompt} {{now}}" for e in first
@@ -111,17 +103,15 @@ def test_the_notice_travels_with_the_data(name):
     assert size < 1_200_000
 
 
-def test_settings_build_the_task():
-    settings = SynopsisConfig(prompt="summarize: {source}", max_validation_examples=2)
-    task = settings.build()
-    assert isinstance(task, Synopsis)
+def test_settings_are_the_task():
+    task = Synopsis(prompt="summarize: {source}", max_validation_examples=2)
     assert [e.prompt[:11] for e in task.load("validation")] == ["summarize: "] * 2
     assert len(task.load("test")) == 780
 
 
 def test_settings_are_told_apart_by_name_and_checked():
-    read = TypeAdapter(TaskConfig).validate_python
-    assert read({"name": "cmudict"}) == CMUdictConfig()
+    read = TypeAdapter(AnyTask).validate_python
+    assert read({"name": "cmudict"}) == CMUdict()
     with pytest.raises(ValidationError, match=r"no column 'text'; columns: 'source'"):
         read({"name": "synopsis", "prompt": "summarize: {text}"})
     with pytest.raises(ValidationError, match="greater than or equal to 1"):

@@ -17,11 +17,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from brim.config.loading import dump_config, load_config
 from brim.errors import BrimError, ConfigError, DataError, RunError
+from brim.examples import Example
 from brim.metrics import METRICS
-from brim.tasks import SPLITS, Files, FilesConfig, TaskConfig, arrow, describe, rows
+from brim.tasks import SPLITS, AnyTask, Files, arrow, describe, rows, warn_of_overlap
 from brim.tasks.arrow import ArrowExamples, ArrowWriter
-from brim.tasks.base import MetricName, example_digest
-from brim.types import Example
+from brim.tasks.base import MetricName, Selected, example_digest
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 MESSAGES = ({"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"})
@@ -45,7 +45,7 @@ def train(tmp_path):
 
 
 @pytest.fixture(params=["memory", "file"])
-def arrow_examples(request, tmp_path, monkeypatch):
+def some_examples(request, tmp_path, monkeypatch):
     """Examples over many blocks, and the same as a list."""
     monkeypatch.setattr(arrow, "BLOCK_BYTES", 300)
     expected = [
@@ -58,22 +58,23 @@ def arrow_examples(request, tmp_path, monkeypatch):
         )
         for i in range(100)
     ]
+    provenance = {"source": "rows.jsonl", "sha256": example_digest(expected)}
+    if request.param == "memory":
+        return Selected(expected, range(100), **provenance), expected
     path = tmp_path / "rows.arrow"
-    sink = path.open("wb") if request.param == "file" else pa.BufferOutputStream()
-    writer = ArrowWriter(sink)
-    for example in expected:
-        writer.add(example)
-    writer.close()
-    if request.param == "file":
-        sink.close()
-    source = path if request.param == "file" else sink.getvalue()
-    provenance = {"source": "rows.jsonl", "sha256": writer.sha256}
-    return ArrowExamples(source, provenance), expected
-
-
-def test_arrow_examples_are_a_sequence(arrow_examples):
-    examples, expected = arrow_examples
+    with path.open("wb") as file:
+        writer = ArrowWriter(file)
+        for example in expected:
+            writer.append(example)
+        assert (writer.close(), len(writer)) == (provenance["sha256"], 100)
+    examples = ArrowExamples(path, provenance)
     assert len(examples._blocks) > 10
+    assert describe(examples) == {"num_examples": 100, **provenance}
+    return examples, expected
+
+
+def test_examples_are_a_sequence(some_examples):
+    examples, expected = some_examples
     assert len(examples) == len(expected)
     assert list(examples) == expected
     for index in (0, 57, 99, -1, -100, 3):
@@ -89,9 +90,8 @@ def test_arrow_examples_are_a_sequence(arrow_examples):
     assert view[-1] == expected[90:10:-4][-1]
 
 
-def test_a_description_is_that_of_the_rows(arrow_examples):
-    examples, expected = arrow_examples
-    assert examples.provenance["sha256"] == example_digest(expected)
+def test_a_description_is_that_of_the_rows(some_examples):
+    examples, expected = some_examples
     assert describe(examples) == {
         "num_examples": 100,
         "sha256": example_digest(expected),
@@ -113,10 +113,11 @@ def test_the_hash_is_of_the_field_too_and_of_old_data_what_it_was():
     assert example_digest([chat]) != hashlib.sha256(four.encode()).hexdigest()
 
 
-def test_a_file_of_no_examples_is_an_empty_sequence():
-    sink = pa.BufferOutputStream()
-    ArrowWriter(sink).close()
-    examples = ArrowExamples(sink.getvalue(), {})
+def test_a_file_of_no_examples_is_an_empty_sequence(tmp_path):
+    path = tmp_path / "rows.arrow"
+    with path.open("wb") as file:
+        ArrowWriter(file).close()
+    examples = ArrowExamples(path, {})
     assert len(examples) == 0
     assert list(examples) == []
 
@@ -126,7 +127,7 @@ def test_a_file_of_no_examples_is_an_empty_sequence():
 
 def test_given_splits_are_read_as_they_are(tmp_path, train):
     validation = write_jsonl(tmp_path / "dev.jsonl", pairs(3, 2000))
-    task = Files(train=train, validation=validation, test=validation, max_examples={"test": 2})
+    task = Files(train=train, validation=validation, test=validation, max_test_examples=2)
     assert [len(task.load(split)) for split in SPLITS] == [1000, 3, 2]
     assert task.load("test")[1] == Example("dev.jsonl:2", "p2001", ("t2001",))
     assert "carved" not in describe(task.load("train"))
@@ -180,7 +181,13 @@ def test_a_chat_is_carved_by_its_messages(tmp_path):
     assert task.load("train")[0].prompt == ""
 
 
-def overlaps(caplog):
+def overlaps(caplog, task, *order, cache=None):
+    """What is said of prompts in two splits while they are loaded."""
+    caplog.clear()
+    splits = {}
+    for split in order:
+        splits[split] = task.load(split, cache_dir=cache)
+        warn_of_overlap(splits, split)
     return [text for text in caplog.messages if "in the training split too" in text]
 
 
@@ -191,35 +198,29 @@ def test_training_prompts_in_another_file_are_told_once(tmp_path, train, caplog,
     test = write_jsonl(tmp_path / "test.jsonl", [*rows, *rows])
     validation = write_jsonl(tmp_path / "dev.jsonl", pairs(9, 2000) * 2)
     cache = tmp_path / "cache" if cached else None
-    for _ in range(2):
-        task = Files(train=train, validation=validation, test=test, cache_dir=cache)
-        for split in (*order, *order):
-            task.load(split)
     expected = (
         f"20 of the 30 different prompts of task.test ({test}) are in the training split too: "
         "its scores are partly of what was trained on"
     )
-    assert overlaps(caplog) == [expected] * (1 if cached else 2)
+    task = Files(train=train, validation=validation, test=test)
+    for _ in range(2):  # read, and found again
+        assert overlaps(caplog, task, *order, cache=cache) == [expected]
 
 
 def test_only_the_prompts_that_are_used_overlap(tmp_path, train, caplog):
     # Of the file that is carved, what went to validation is not trained on.
     task = Files(train=train, test=train, validation_fraction=0.4)
     count = len(task.load("train"))
-    task.load("test")
-    (text,) = overlaps(caplog)
+    (text,) = overlaps(caplog, task, "train", "test")
     assert count < 700
     assert text.startswith(f"{count} of the 1000 different prompts of task.test")
-    caplog.clear()
-    limits = {"train": 100, "test": 5}
+    limits = {"max_train_examples": 100, "max_test_examples": 5}
     test = write_jsonl(tmp_path / "test.jsonl", [*pairs(5, 500), *pairs(5)])
-    task = Files(train=train, test=test, validation_fraction=0, max_examples=limits)
-    task.load("train"), task.load("test")
+    task = Files(train=train, test=test, validation_fraction=0, **limits)
+    assert overlaps(caplog, task, "train", "test") == []
     # Repeats inside a split, and splits that are carved, are no overlap.
     double = write_jsonl(tmp_path / "double.jsonl", pairs(100) * 2)
-    for split in SPLITS:
-        Files(train=double).load(split)
-    assert overlaps(caplog) == []
+    assert overlaps(caplog, Files(train=double), *SPLITS) == []
 
 
 def test_chats_overlap_by_their_messages(tmp_path, caplog):
@@ -232,8 +233,7 @@ def test_chats_overlap_by_their_messages(tmp_path, caplog):
     ]
     task = Files(train=paths[0], test=paths[1], messages_column="m", target_column=None,
                  validation_fraction=0)  # fmt: skip
-    task.load("train"), task.load("test")
-    (text,) = overlaps(caplog)
+    (text,) = overlaps(caplog, task, "train", "test")
     assert text.startswith("2 of the 4 different prompts")
 
 
@@ -265,7 +265,8 @@ def test_bad_rows_are_counted_where_they_are_left_out(tmp_path, caplog):
     with pytest.raises(DataError, match=r"rows.jsonl:2: broken JSON: .*task.on_bad_row=skip"):
         Files(test=str(path)).load("test")
     with caplog.at_level(logging.WARNING):
-        examples = Files(test=str(path), on_bad_row="skip", cache_dir=tmp_path / "c").load("test")
+        task = Files(test=str(path), on_bad_row="skip")
+        examples = task.load("test", cache_dir=tmp_path / "c")
     assert describe(examples) == {
         "num_examples": 1,
         "source": str(path),
@@ -288,9 +289,9 @@ def test_the_copy_is_found_again_until_something_changes(tmp_path, train, monkey
     )
     cache = tmp_path / "run" / "data"
 
-    def load(**settings):
-        task = Files(**{"train": train, "cache_dir": cache, **settings})
-        return {split: list(task.load(split)) for split in SPLITS}
+    def load(cache_dir=cache, **settings):
+        task = Files(train=train, **settings)
+        return {split: list(task.load(split, cache_dir=cache_dir)) for split in SPLITS}
 
     first = load()
     assert reads == [train]  # one pass for the three splits
@@ -324,7 +325,7 @@ def test_the_copy_is_found_again_until_something_changes(tmp_path, train, monkey
 
 def test_a_copy_in_an_older_format_is_made_anew(tmp_path, train, monkeypatch):
     def load():
-        return Files(train=train, prompt="say {prompt}", cache_dir=tmp_path / "data").load("train")
+        return Files(train=train, prompt="say {prompt}").load("train", cache_dir=tmp_path / "data")
 
     with monkeypatch.context() as older:
         older.setattr("brim.tasks.files._FORMAT", 2)
@@ -338,12 +339,12 @@ def test_a_bad_row_leaves_nothing_behind(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", [*pairs(10), {"prompt": ""}])
     run = tmp_path / "run"
     with pytest.raises(DataError):
-        Files(train=path, cache_dir=run / "a" / "b").load("train")
+        Files(train=path).load("train", cache_dir=run / "a" / "b")
     assert not run.exists()
     run.mkdir()
     (run / "config.yaml").touch()
     with pytest.raises(DataError):
-        Files(train=path, cache_dir=run / "data").load("train")
+        Files(train=path).load("train", cache_dir=run / "data")
     assert [file.name for file in run.iterdir()] == ["config.yaml"]
 
 
@@ -354,14 +355,14 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_behind(tmp_path, train, monk
     monkeypatch.setattr(os, "fsync", refuse)
     cache = tmp_path / "data"
     with pytest.raises(RunError, match=r"\.arrow: cannot write: no space left on the device"):
-        Files(train=train, cache_dir=cache).load("train")
+        Files(train=train).load("train", cache_dir=cache)
     assert not cache.exists()
 
 
 def test_a_cache_that_cannot_be_made_is_one_line(tmp_path, train):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="file/data: cannot write: "):
-        Files(train=train, cache_dir=tmp_path / "file" / "data").load("train")
+        Files(train=train).load("train", cache_dir=tmp_path / "file" / "data")
 
 
 def test_rows_are_mapped_from_the_disk_and_not_held(tmp_path, monkeypatch):
@@ -371,10 +372,10 @@ def test_rows_are_mapped_from_the_disk_and_not_held(tmp_path, monkeypatch):
     with path.open("w") as file:
         for i in range(1000):
             file.write(json.dumps({"prompt": f"{i} " + "x" * 20_000, "target": "t"}) + "\n")
-    task = Files(test=str(path), cache_dir=tmp_path / "cache")
+    task = Files(test=str(path))
     before = pa.total_allocated_bytes()
     tracemalloc.start()
-    examples = task.load("test")
+    examples = task.load("test", cache_dir=tmp_path / "cache")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2_000_000
@@ -386,7 +387,7 @@ def test_rows_are_mapped_from_the_disk_and_not_held(tmp_path, monkeypatch):
 def test_progress_tells_bytes_of_the_file(train, monkeypatch):
     monkeypatch.setattr(rows, "_ROWS_PER_REPORT", 100)
     calls = []
-    Files(test=train, on_progress=lambda *call: calls.append(call)).load("test")
+    Files(test=train).load("test", on_progress=lambda *call: calls.append(call))
     size = Path(train).stat().st_size
     assert len(calls) == 11
     assert {(name, total) for name, _, total in calls} == {(train, size)}
@@ -430,13 +431,11 @@ def test_prompts_come_from_a_column_or_a_template(tmp_path):
     ],
 )
 def test_settings_that_contradict_each_other(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        Files(train="x.jsonl", **settings)
     with pytest.raises(ValidationError, match=message):
-        FilesConfig(train="x.jsonl", **settings)
+        Files(train="x.jsonl", **settings)
 
 
-def test_settings_from_a_file_and_the_command_line_build_the_task(tmp_path, train):
+def test_settings_from_a_file_and_the_command_line_are_the_task(tmp_path, train):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"name: files\ntrain: {train}\nmetrics: [bleu, ter]\n")
     overrides = [
@@ -445,20 +444,19 @@ def test_settings_from_a_file_and_the_command_line_build_the_task(tmp_path, trai
         "max_test_examples=3",
         "on_bad_row=skip",
     ]
-    config = load_config(FilesConfig, recipe, overrides)
+    task = load_config(Files, recipe, overrides)
     copy = tmp_path / "config.yaml"
-    copy.write_text(dump_config(config))
-    assert load_config(FilesConfig, copy) == config
-    task = config.build(cache_dir=tmp_path / "cache")
+    copy.write_text(dump_config(task))
+    assert load_config(Files, copy) == task
     assert task.metrics == ("bleu", "ter")
-    test = task.load("test")
+    test = task.load("test", cache_dir=tmp_path / "cache")
     assert len(test) == 3
     number = test[0].references[0][1:]
     assert test[0].prompt == f"Say p{number}!"
     assert test[0].references == (f"t{number}", f"p{number}")
-    prompts_only = load_config(FilesConfig, recipe, ["target_column=null"])
-    assert prompts_only.build().load("test")[0].references == ()
-    assert TypeAdapter(TaskConfig).validate_python({"name": "files"}) == FilesConfig()
+    prompts_only = load_config(Files, recipe, ["target_column=null"])
+    assert prompts_only.load("test")[0].references == ()
+    assert TypeAdapter(AnyTask).validate_python({"name": "files"}) == Files()
 
 
 def test_metrics_are_checked_before_the_data_is_read(tmp_path):
@@ -470,7 +468,7 @@ def test_metrics_are_checked_before_the_data_is_read(tmp_path):
         (["metrics=[chrf,exact]"], "command line: metrics=[chrf,exact]: metrics.1"),
     ):
         with pytest.raises(ConfigError) as caught:
-            load_config(FilesConfig, recipe, overrides)
+            load_config(Files, recipe, overrides)
         text = str(caught.value)
         assert text.startswith(f'{place}: "exact" is not one of rouge1, ')
         assert text.endswith("; did you mean exact_match?")
@@ -510,7 +508,7 @@ def test_a_saved_data_set(tmp_path, datasets):
         Files(train=str(folder), prompt_column="q").load("train")
     single = tmp_path / "single"
     data["train"].select([0, 1]).save_to_disk(single)
-    assert len(Files(test=str(single), cache_dir=tmp_path / "cache").load("test")) == 2
+    assert len(Files(test=str(single)).load("test", cache_dir=tmp_path / "cache")) == 2
 
 
 def test_a_folder_that_datasets_can_read(tmp_path, datasets):
@@ -521,10 +519,12 @@ def test_a_folder_that_datasets_can_read(tmp_path, datasets):
     write_jsonl(folder / "test.jsonl", chats[:2])
     task = Files(
         train=str(folder), test=str(folder), messages_column="chat", target_column=None,
-        validation_fraction=0.3, cache_dir=tmp_path / "cache",
+        validation_fraction=0.3,
     )  # fmt: skip
-    assert len(task.load("train")) + len(task.load("validation")) == 30
-    assert task.load("test")[1].messages == ({"role": "user", "content": "q1"},)
+    cache = tmp_path / "cache"
+    lengths = [len(task.load(split, cache_dir=cache)) for split in ("train", "validation")]
+    assert sum(lengths) == 30
+    assert task.load("test", cache_dir=cache)[1].messages == ({"role": "user", "content": "q1"},)
     ten = Files(test=f"{folder}#train[:10]", messages_column="chat", target_column=None)
     assert len(ten.load("test")) == 10
 
@@ -552,11 +552,11 @@ def test_real_data(folder, counts, tmp_path):
     if not (SHARED / folder).exists():
         pytest.skip(f"{SHARED / folder} is absent")
     paths = {split: str(SHARED / folder / f"{split}.jsonl.gz") for split in SPLITS}
-    task = Files(**paths, prompt_column="source", id_column="id", cache_dir=tmp_path)
+    task = Files(**paths, prompt_column="source", id_column="id")
     for split, count in zip(SPLITS, counts, strict=True):
         with gzip.open(paths[split], "rt", encoding="utf-8") as file:
             expected = [json.loads(line) for line in file]
-        examples = task.load(split)
+        examples = task.load(split, cache_dir=tmp_path)
         assert len(examples) == count
         assert [(e.id, e.prompt, *e.references) for e in examples] == [
             (row["id"], row["source"], row["target"]) for row in expected

@@ -12,11 +12,11 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from brim.metrics import score
 from brim.models.scratch import build_model, train_tokenizer
-from brim.tasks import SPLITS, EuroparlConfig, GSM8KConfig, XSumConfig, describe
+from brim.tasks import GSM8K, SPLITS, Europarl, XSum, describe
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 FOLDERS = {"xsum": "xsum_mini", "europarl": "europarl_en_nl_mini", "gsm8k": "gsm8k"}
-CONFIGS = {"xsum": XSumConfig, "europarl": EuroparlConfig, "gsm8k": GSM8KConfig}
+TASKS = {"xsum": XSum, "europarl": Europarl, "gsm8k": GSM8K}
 COUNTS = {"xsum": (999, 768, 2337), "europarl": (2187, 300, 500), "gsm8k": (6705, 768, 1319)}
 MAX_PROMPT_TOKENS = {"xsum": 1024, "europarl": 80, "gsm8k": 200}
 TEMPLATES = {"xsum": "summarize: ", "europarl": "translate English to Dutch: ", "gsm8k": ""}
@@ -37,11 +37,8 @@ def rows(name: str, split: str) -> list[dict]:
 @pytest.fixture(scope="module")
 def load(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
-    tasks = {
-        name: config(path=str(SHARED / FOLDERS[name])).build(cache_dir=cache)
-        for name, config in CONFIGS.items()
-    }
-    return lambda name, split: tasks[name].load(split)
+    tasks = {name: task(path=str(SHARED / FOLDERS[name])) for name, task in TASKS.items()}
+    return lambda name, split: tasks[name].load(split, cache_dir=cache)
 
 
 @each_task
@@ -66,15 +63,15 @@ def test_the_line_index_rebuilds_gsm8k_s_three_splits(load, tmp_path):
     for file, lines in published.items():
         text = [json.dumps({"question": q, "answer": a}) for _, q, a in sorted(lines)]
         (tmp_path / f"{file}.jsonl").write_text("\n".join(text) + "\n")
-    task = GSM8KConfig(path=str(tmp_path)).build()
+    task = GSM8K(path=str(tmp_path))
     for split in SPLITS:
         ours = {(e.id, e.prompt, e.references) for e in task.load(split)}
         assert ours == {(e.id, e.prompt, e.references) for e in load("gsm8k", split)}
 
 
 def test_gsm8k_without_calculator_marks(load):
-    config = GSM8KConfig(path=str(SHARED / "gsm8k"), calculator_marks=False)
-    bare, full = config.build().load("test"), load("gsm8k", "test")
+    task = GSM8K(path=str(SHARED / "gsm8k"), calculator_marks=False)
+    bare, full = task.load("test"), load("gsm8k", "test")
     assert any("<<" in example.references[0] for example in full)
     assert not any("<<" in example.references[0] for example in bare)
     texts = [example.references[0] for example in bare]
@@ -118,7 +115,7 @@ def test_trivial_summaries_by_rouge_score(system, load):
     articles = [e.prompt.removeprefix("summarize: ") for e in examples]
     make = {"lead": lead, "copy": lambda text: text[:2000], "empty": lambda text: ""}[system]
     texts = [make(article) for article in articles]
-    names = XSumConfig().metrics
+    names = XSum().metrics
     ours = score(names, texts, [e.references for e in examples], num_resamples=10)
     scorer = RougeScorer(names, use_stemmer=True)
     theirs = [scorer.score(e.references[0], text) for e, text in zip(examples, texts, strict=True)]
@@ -136,7 +133,7 @@ def test_trivial_translations_by_sacrebleu(system, load):
     english = [e.prompt.removeprefix("translate English to Dutch: ") for e in examples]
     make = {"lead": lambda text: text[:20], "copy": lambda text: text, "empty": lambda text: ""}
     texts = [make[system](sentence) for sentence in english]
-    names = EuroparlConfig().metrics
+    names = Europarl().metrics
     ours = score(names, texts, [e.references for e in examples], num_resamples=10)
     dutch = [[e.references[0] for e in examples]]
     theirs = {

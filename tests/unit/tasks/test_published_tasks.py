@@ -11,13 +11,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from brim.config.loading import dump_config, load_config
 from brim.errors import ConfigError, DataError
-from brim.tasks import SPLITS, TASKS, TaskConfig, describe
-from brim.tasks.europarl import HELD_OUT, Europarl, EuroparlConfig
-from brim.tasks.gsm8k import GSM8K, NUM_TRAIN_LINES, GSM8KConfig, validation_lines
-from brim.tasks.xsum import XSum, XSumConfig
-from brim.types import Example
+from brim.examples import Example
+from brim.tasks import GSM8K, SPLITS, AnyTask, Europarl, XSum, describe
+from brim.tasks.gsm8k import NUM_TRAIN_LINES, validation_lines
 
-CONFIGS = {"xsum": XSumConfig, "europarl": EuroparlConfig, "gsm8k": GSM8KConfig}
+TASKS = {"xsum": XSum, "europarl": Europarl, "gsm8k": GSM8K}
 # Prompt's and target's column on the hub, and the prompt of the defaults.
 COLUMNS = {
     "xsum": ("document", "summary", "summarize: {}"),
@@ -29,7 +27,7 @@ HUB = {
     "europarl": ("Helsinki-NLP/europarl", "en-nl", None),
     "gsm8k": ("openai/gsm8k", "main", None),
 }
-each_task = pytest.mark.parametrize("name", CONFIGS)
+each_task = pytest.mark.parametrize("name", TASKS)
 
 
 def write(path: Path, rows: list[dict]) -> Path:
@@ -59,29 +57,28 @@ def example(example_id: str, prompt: str, text: str, reference: str) -> Example:
 
 @each_task
 def test_defaults_are_the_hub_s(name):
-    config = CONFIGS[name]()
-    task = config.build()
-    assert (config.path, task.published.config, task.published.revision) == HUB[name]
-    assert (task.name, type(task)) == (name, TASKS[name])
-    assert config.prompt == COLUMNS[name][2].format("{" + COLUMNS[name][0] + "}")
+    task = TASKS[name]()
+    assert (task.path, task.published.config, task.published.revision) == HUB[name]
+    assert type(TypeAdapter(AnyTask).validate_python({"name": name})) is TASKS[name]
+    assert task.prompt == COLUMNS[name][2].format("{" + COLUMNS[name][0] + "}")
 
 
 @each_task
 def test_settings_are_written_and_read(name, tmp_path):
     recipe = tmp_path / "task.yaml"
     text = {"name": name, "path": "data", "max_test_examples": 3, "metrics": ["chrf"]}
-    config = TypeAdapter(TaskConfig).validate_python(text)
-    recipe.write_text(dump_config(config))
-    assert load_config(type(config), recipe) == config
-    task = config.build()
-    assert (task.path, task.max_examples, task.metrics) == ("data", {"test": 3}, ("chrf",))
+    task = TypeAdapter(AnyTask).validate_python(text)
+    recipe.write_text(dump_config(task))
+    assert load_config(type(task), recipe) == task
+    limits = tuple(map(task.limit, SPLITS))
+    assert (task.path, limits, task.metrics) == ("data", (None, None, 3), ("chrf",))
 
 
 @each_task
 @pytest.mark.parametrize("prompt", ["no field", "{", "{source}", "{id} {}"])
 def test_a_prompt_without_the_task_s_field_is_refused(name, prompt):
     with pytest.raises((ValidationError, ConfigError), match="prompt template"):
-        CONFIGS[name](prompt=prompt)
+        TASKS[name](prompt=prompt)
 
 
 # Local files
@@ -99,14 +96,14 @@ def test_a_folder_with_three_files(name, columns, tmp_path):
             {prompt: "third", target: "reply #### 3"},
         ]
         write(tmp_path / f"{split}{ending}", rows)
-    task = CONFIGS[name](path=str(tmp_path), max_test_examples=2).build(cache_dir=tmp_path / "data")
+    task = TASKS[name](path=str(tmp_path), max_test_examples=2)
     for split, ending in zip(SPLITS, (".jsonl", ".jsonl.gz", ".ndjson"), strict=True):
         expected = [
             example("a", COLUMNS[name][2], f"{split} text", "reply #### 1"),
             example("7", COLUMNS[name][2], "second", "reply #### 2"),
             example(f"{split}{ending}:3", COLUMNS[name][2], "third", "reply #### 3"),
         ]
-        examples = task.load(split)
+        examples = task.load(split, cache_dir=tmp_path / "data")
         assert list(examples) == expected[: 2 if split == "test" else 3]
         assert describe(examples)["source"] == str(tmp_path / f"{split}{ending}")
 
@@ -114,10 +111,10 @@ def test_a_folder_with_three_files(name, columns, tmp_path):
 def test_the_task_s_own_name_of_a_column_counts_before_others(tmp_path):
     row = {"source": "wrong", "document": "right", "target": "wrong", "summary": "right"}
     write(tmp_path / "test.jsonl", [row])
-    assert XSumConfig(path=str(tmp_path)).build().load("test")[0].prompt == "summarize: right"
+    assert XSum(path=str(tmp_path)).load("test")[0].prompt == "summarize: right"
     (tmp_path / "test.jsonl").unlink()
     (tmp_path / "test.csv").write_text("source,document,summary\nwrong,right,ok\n")
-    example = XSumConfig(path=str(tmp_path)).build().load("test")[0]
+    example = XSum(path=str(tmp_path)).load("test")[0]
     assert (example.prompt, example.references) == ("summarize: right", ("ok",))
 
 
@@ -125,7 +122,7 @@ def test_a_split_named_by_itself_is_in_place_of_the_folder_s(tmp_path):
     for split in SPLITS:
         write(tmp_path / f"{split}.jsonl", [{"document": split, "summary": "s"}])
     other = write(tmp_path / "mine.jsonl", [{"document": "mine", "summary": "s"}])
-    task = XSumConfig(path=str(tmp_path), test=str(other)).build()
+    task = XSum(path=str(tmp_path), test=str(other))
     assert [task.load(split)[0].prompt.split()[1] for split in SPLITS] == [
         "train",
         "validation",
@@ -135,7 +132,7 @@ def test_a_split_named_by_itself_is_in_place_of_the_folder_s(tmp_path):
 
 def test_missing_columns_and_splits_are_named(tmp_path):
     write(tmp_path / "train.jsonl", [{"text": "a", "summary": "b"}])
-    strict = XSumConfig(path=str(tmp_path), on_bad_row="error").build()
+    strict = XSum(path=str(tmp_path), on_bad_row="error")
     with pytest.raises(DataError, match=r'train.jsonl:1: no field "document"; columns: \'text\''):
         strict.load("train")
     with pytest.raises(DataError, match=r"no validation.jsonl, .* name it in task.validation$"):
@@ -151,11 +148,11 @@ def test_missing_columns_and_splits_are_named(tmp_path):
 def test_bad_rows_are_left_out_and_counted_or_stop_the_run(tmp_path):
     rows = [{"document": "", "summary": "s"}, {"document": "d", "summary": "s"}]
     write(tmp_path / "train.jsonl", rows)
-    examples = XSumConfig(path=str(tmp_path)).build().load("train")
+    examples = XSum(path=str(tmp_path)).load("train")
     assert describe(examples)["skipped"] == {'field "document" is empty': 1}
     write(tmp_path / "train.jsonl", [{"id": 1, **rows[1]}, {"id": 1, **rows[1]}])
     with pytest.raises(DataError, match=r"train.jsonl:2: id given twice: '1'"):
-        XSumConfig(path=str(tmp_path), on_bad_row="error").build().load("train")
+        XSum(path=str(tmp_path), on_bad_row="error").load("train")
 
 
 # The hub's layout, in a folder
@@ -195,7 +192,7 @@ def hub(tmp_path, datasets):
 def test_xsum_s_parquet_branch(hub):
     table = {"document": ["An article.", ""], "summary": ["It.", "Nothing."], "id": ["35", "36"]}
     folder = hub("xsum", dict.fromkeys(SPLITS, table))
-    task = XSumConfig(path=str(folder)).build()
+    task = XSum(path=str(folder))
     for split in SPLITS:
         examples = task.load(split)
         assert list(examples) == [example("35", "summarize: {}", "An article.", "It.")]
@@ -208,7 +205,7 @@ def test_europarl_s_pairs_are_one_column(hub, datasets, caplog):
         {"translation": datasets.features.Translation(languages=["en", "nl"])}
     )
     folder = hub("europarl", {"train": {"translation": pairs}}, features)
-    task = EuroparlConfig(path=str(folder), dataset_config="en-nl").build()
+    task = Europarl(path=str(folder), dataset_config="en-nl")
     parts = {split: list(task.load(split)) for split in SPLITS}
     assert sum(map(len, parts.values())) == 1000
     everything = {(e.prompt, e.references[0]) for part in parts.values() for e in part}
@@ -226,7 +223,7 @@ def test_europarl_s_split_is_the_same_whatever_the_prompt(prompt, tmp_path):
     write(tmp_path / "train.jsonl", rows)
     for split in SPLITS:
         one, other = (
-            EuroparlConfig(path=str(tmp_path), **template).build().load(split)
+            Europarl(path=str(tmp_path), **template).load(split)
             for template in ({}, {"prompt": prompt})
         )
         assert [e.references for e in one] == [e.references for e in other]
@@ -235,28 +232,28 @@ def test_europarl_s_split_is_the_same_whatever_the_prompt(prompt, tmp_path):
 def test_europarl_s_common_sentences_are_trained_on():
     # Each of them is many rows of the data, which would be as many in a split of 12,000.
     sentences = ["The debate is closed.", "That concludes the debate.", "(Applause)"]
-    task = EuroparlConfig(prompt="{en}").build()
-    assert {task._interval(Example("", sentence)) for sentence in sentences} == {"train"}
+    task = Europarl(prompt="{en}")
+    assert {task.reader().interval(Example("", sentence)) for sentence in sentences} == {"train"}
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_europarl_s_errors_name_settings_that_it_has(tmp_path, split):
     write(tmp_path / "train.jsonl", [{"en": "Yes.", "nl": "Ja."}])
     with pytest.raises(DataError, match="too few rows") as caught:
-        EuroparlConfig(path=str(tmp_path)).build().load(split)
+        Europarl(path=str(tmp_path)).load(split)
     named = set(re.findall(r"task\.(\w+)", str(caught.value)))
     assert named == {"validation", "test"}
-    assert named < EuroparlConfig.model_fields.keys()
+    assert named < Europarl.model_fields.keys()
 
 
 def test_europarl_holds_out_enough_of_the_published_pairs():
     counts = {"train": 0, "validation": 0, "test": 0}
-    task = EuroparlConfig().build()
+    task = Europarl()
     for i in range(100_000):
-        counts[task._interval(Example("", f"translate English to Dutch: {i}"))] += 1
+        counts[task.reader().interval(Example("", f"translate English to Dutch: {i}"))] += 1
     for split in ("validation", "test"):
-        assert counts[split] == pytest.approx(100_000 * HELD_OUT, abs=4 * 25)
-    assert HELD_OUT * Europarl.published.num_rows[SPLITS] > 10_016 * 1.15
+        assert counts[split] == pytest.approx(100_000 * Europarl.held_out, abs=4 * 25)
+    assert Europarl.held_out * Europarl.published.num_rows[SPLITS] > 10_016 * 1.15
 
 
 @pytest.mark.parametrize("marks", [True, False])
@@ -268,10 +265,7 @@ def test_gsm8k_s_training_data_makes_two_splits(marks, hub):
             ("test", problems("test", 1319)),
         ]
     }
-    config = GSM8KConfig(
-        path=str(hub("gsm8k", tables)), dataset_config="main", calculator_marks=marks
-    )
-    task = config.build()
+    task = GSM8K(path=str(hub("gsm8k", tables)), dataset_config="main", calculator_marks=marks)
     parts = {split: task.load(split) for split in SPLITS}
     assert [len(parts[split]) for split in SPLITS] == [6705, 768, 1319]
     assert [example.prompt for example in parts["validation"]] == [
@@ -297,7 +291,7 @@ def test_what_the_hub_is_asked_for(name, datasets, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     hub_id, config, revision = HUB[name]
-    task = CONFIGS[name]().build()
+    task = TASKS[name]()
     task.load("train")
     splits = ["train"]
     if name != "europarl":  # the five pairs are the same, and so none is held out
@@ -307,9 +301,9 @@ def test_what_the_hub_is_asked_for(name, datasets, monkeypatch):
     assert asked == [(hub_id, config, split, revision) for split in splits]
 
     asked.clear()
-    CONFIGS[name](path="me/copy").build().load("train")
-    CONFIGS[name](train="me/copy#train").build().load("train")
-    CONFIGS[name](dataset_config="c", dataset_revision="r").build().load("train")
+    TASKS[name](path="me/copy").load("train")
+    TASKS[name](train="me/copy#train").load("train")
+    TASKS[name](dataset_config="c", dataset_revision="r").load("train")
     assert asked == [
         ("me/copy", None, "train", None),
         ("me/copy", None, "train", None),
@@ -324,9 +318,9 @@ def test_without_the_hub_the_error_says_what_to_do(name, datasets, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(DataError, match=r"#train: .*Couldn't reach the hub; .* in task.path$"):
-        CONFIGS[name]().build().load("train")
+        TASKS[name]().load("train")
     with pytest.raises(DataError, match=r"me/copy#train: .*Couldn't reach the hub$"):
-        CONFIGS[name](path="me/copy").build().load("train")
+        TASKS[name](path="me/copy").load("train")
 
 
 # The published files, and what is not quite them
@@ -340,12 +334,14 @@ def official(tmp_path):
 
 
 def test_gsm8k_s_published_files(official, caplog, tmp_path):
-    task = GSM8KConfig(path=str(official)).build(cache_dir=tmp_path / "cache")
+    cache = tmp_path / "cache"
+    task = GSM8K(path=str(official))
     for _ in range(2):  # read, and found again
-        assert [len(task.load(split)) for split in SPLITS] == [6705, 768, 1319]
+        lengths = [len(task.load(split, cache_dir=cache)) for split in SPLITS]
+        assert lengths == [6705, 768, 1319]
     assert caplog.text == ""
-    bare = GSM8KConfig(path=str(official), calculator_marks=False)
-    example = bare.build(cache_dir=tmp_path / "cache").load("test")[3]
+    bare = GSM8K(path=str(official), calculator_marks=False)
+    example = bare.load("test", cache_dir=cache)[3]
     assert example.references == ("3\n#### 3",)  # another copy than that with marks
 
 
@@ -354,14 +350,14 @@ def test_the_line_index_fits_the_published_file_only(official, count):
     write(official / "train.jsonl", problems("train", count))
     for split in ("train", "validation"):
         with pytest.raises(DataError, match=rf"{count} rows, and the split is of .* 7,473; name"):
-            GSM8KConfig(path=str(official)).build().load(split)
+            GSM8K(path=str(official)).load(split)
 
 
 def test_a_row_of_the_published_file_that_is_bad_is_named_by_its_line(official):
     rows = problems("train", NUM_TRAIN_LINES)
     rows[20] = {"question": "", "answer": "x"}
     write(official / "train.jsonl", rows)
-    task = GSM8KConfig(path=str(official)).build()
+    task = GSM8K(path=str(official))
     with pytest.raises(DataError, match=r'train.jsonl:21: field "question" is empty'):
         task.load("train")
     assert len(task.load("validation")) == 768
@@ -371,7 +367,7 @@ def test_a_row_of_the_published_file_that_is_bad_is_named_by_its_line(official):
 def test_another_number_of_rows_is_warned_of_where_it_is_no_sample(official, count, warned, caplog):
     write(official / "test.jsonl", problems("test", count))
     with caplog.at_level(logging.WARNING):
-        GSM8KConfig(path=str(official), max_test_examples=3).build().load("test")
+        GSM8K(path=str(official), max_test_examples=3).load("test")
     line = f"test.jsonl: {count} rows, where the published data has 1319: another version of it?"
     assert (line in caplog.text) == warned
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brim.errors import ConfigError, DataError
+from brim.examples import Example
 from brim.tasks import sources
 from brim.tasks.rows import Columns, RowError, read_examples
 from brim.tasks.sources import FileSource, open_source
 from brim.tasks.templates import Template
-from brim.types import Example
 
 MISSING = "is null or an empty cell"
 PLAIN = Columns(Template("{prompt}"), targets=("target",))

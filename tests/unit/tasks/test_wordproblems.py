@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from brim.metrics import score
-from brim.tasks._wordproblem_templates import (
+from brim.tasks.base import SPLITS
+from brim.tasks.wordproblems import (
     NUMBER_LIMITS,
     NUMBER_RANGES,
     Chain,
+    WordProblems,
     load_templates,
     load_words,
 )
-from brim.tasks.base import SPLITS
-from brim.tasks.wordproblems import WordProblems, WordProblemsConfig
 
 LEVELS = (1, 2, 3, 4)
 TEMPLATES = [
@@ -179,7 +179,7 @@ def test_training_problems_of_one_seed_are_not_tested_by_another():
 def test_a_larger_split_begins_with_the_smaller_one():
     small, large = WordProblems(num_train=100), WordProblems(num_train=2_000)
     assert large.load("train")[:100] == small.load("train")
-    limited = WordProblems(num_train=2_000, max_examples={"train": 100})
+    limited = WordProblems(num_train=2_000, max_train_examples=100)
     assert limited.load("train") == small.load("train")
     assert WordProblems(seed=1, num_train=100).load("train") != small.load("train")
 
@@ -256,16 +256,10 @@ def test_the_metric_reads_the_answers(calculator_marks):
     assert score(task.metrics, wrong, references, seed=0)["answer_accuracy"].value == 0
 
 
-def test_settings_build_the_task():
-    config = WordProblemsConfig(
-        levels=(2, 3), numbers="medium", num_test=30, calculator_marks=False, seed=9
-    )
-    direct = WordProblems(
-        levels=(2, 3), numbers="medium", num_test=30, calculator_marks=False, seed=9
-    )
-    assert config.build().load("test") == direct.load("test")
-    assert len(WordProblemsConfig(max_train_examples=7).build().load("train")) == 7
-    assert len(WordProblemsConfig(num_train=7).build().load("train")) == 7
+def test_limits_of_a_split():
+    assert len(WordProblems(max_train_examples=7).load("train")) == 7
+    assert len(WordProblems(num_train=7).load("train")) == 7
+    assert len(WordProblems(num_train=7, max_train_examples=9).load("train")) == 7
 
 
 @pytest.mark.parametrize(
@@ -273,4 +267,4 @@ def test_settings_build_the_task():
 )
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValidationError):
-        WordProblemsConfig(**settings)
+        WordProblems(**settings)

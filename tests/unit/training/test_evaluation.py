@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from brim.errors import DataError, NonFiniteError
+from brim.examples import Example
 from brim.metrics import METRICS, score, sentence_scores
 from brim.models import BeamSearch, Decoding, LanguageModel, build_model, train_tokenizer
 from brim.training import predictions as module
 from brim.training.evaluation import evaluate
 from brim.training.partial import PartialResults
 from brim.training.predictions import EvaluationSettings, Prediction
-from brim.types import Example
 
 WORDS = "a b c d"
 TOKENIZER = train_tokenizer([WORDS], kind="word", vocab_size=9)

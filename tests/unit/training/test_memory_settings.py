@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from brim.errors import ConfigError, RunError
+from brim.examples import Example
 from brim.models import Decoding, LanguageModel, build_model, load_model, train_tokenizer
 from brim.objectives.base import Objective
 from brim.training.optimizer import build_optimizer, load_optimizer, save_optimizer
 from brim.training.settings import LoopConfig, OptimConfig
 from brim.training.updates import Updater
-from brim.types import Example, Rollout
+from brim.types import Rollout
 
 TEXTS = ("one two three four five six seven eight nine ten", "ten nine eight seven")
 EXAMPLES = [

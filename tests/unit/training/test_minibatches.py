@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from brim.examples import Example
 from brim.objectives.settings import Updates
 from brim.seeding import minibatch_numbers
 from brim.training.settings import LoopConfig
 from brim.training.updates import Updater
-from brim.types import Batch, Example, Rollout
+from brim.types import Batch, Rollout
 
 
 @pytest.mark.parametrize(("rows", "count"), [(1, 1), (8, 4), (10, 4), (64, 7), (3, 5)])

@@ -1,0 +1,50 @@
+"""A row of data, which knows nothing of models: reading data needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A completion to learn, as the tokens of the model that wrote it.
+
+    Attributes:
+        token_ids: its actions; the last one ends the text, unless it was cut.
+        truncated: cut at the length limit of its writer, so that it has no end to learn.
+    """
+
+    token_ids: tuple[int, ...]
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row of data.
+
+    Attributes:
+        id: unique within its split; shows in predictions, samples and error messages.
+        prompt: the rendered prompt, or "" where `messages` is given.
+        references: acceptable answers, the first one the training target; empty for a prompt
+            without a target, which reinforcement learning can use and evaluation cannot.
+        messages: a chat (`role`, `content`), rendered by the tokenizer's chat template.
+        field: the characters of `prompt`, first and behind the last, that lose their end where the
+            prompt is too long, as an article inside an instruction does; None for a prompt that
+            is one piece, and for a chat, which loses the end of its longest message.
+        target: the first reference as the tokens that a model wrote, which are learnt as they are;
+            None for text, which is tokenized and given an end.
+    """
+
+    id: str
+    prompt: str
+    references: tuple[str, ...] = ()
+    messages: tuple[Mapping[str, str], ...] = ()
+    field: tuple[int, int] | None = None
+    target: Target | None = None
+
+    @property
+    def text(self) -> str:
+        """The prompt as a person reads it: a chat as `role: content` lines."""
+        lines = (f"{message['role']}: {message['content']}" for message in self.messages)
+        return self.prompt or "\n".join(lines)
