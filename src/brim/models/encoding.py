@@ -284,11 +284,10 @@ class Encoder:
     ) -> list[list[int] | None]:
         """Ids of prompts whose field has lost so much of its end that they fit, no token more.
 
-        A shortened prompt is tokenized as a whole, so its ids are those of a prompt whose field was
-        that short from the first. A field ends where one of its tokens did (or, of a tokenizer that
-        does not say where they are, anywhere), and never inside a character. A message keeps at
-        least a token: chat templates may refuse an empty one, or leave it out. None stands for
-        prompts without a field, or whose rest alone is too long.
+        A shortened prompt is tokenized as a whole, as if its field had been that short. A field
+        ends where one of its tokens did (anywhere, if the tokenizer does not say where they are),
+        never inside a character. A message keeps a token at least: chat templates may refuse an
+        empty one, or leave it out. None is for prompts without a field, or with too long a rest.
         """
         if not examples:
             return []
@@ -331,8 +330,8 @@ class Encoder:
 class _Search:
     """Looks for the last of the `ends` of a text, in characters, with which its prompt fits.
 
-    With `ends[high]` it does not, nor is it known for those above `low`; with `ends[at]` the prompt
-    has `length` tokens: `ids`, where it fits.
+    With `ends[high]` it is too long, with `ends[low]` it fits (`ids`) once a guess did; with
+    `ends[at]` it has `length` tokens.
     """
 
     text: str

@@ -157,8 +157,7 @@ class LanguageModel(nn.Module):
     def encode_completions(self, batch: Batch, texts: Sequence[str], *, max_tokens: int) -> Rollout:
         """The texts as completions of the batch's prompts, EOS appended.
 
-        One longer than `max_tokens`, EOS and what the generation settings force included, is cut:
-        it is `truncated` and has no EOS.
+        One of more than `max_tokens`, with EOS and what is forced, is `truncated` and has no EOS.
 
         Raises:
             DataError: as `Encoder.completions`.
