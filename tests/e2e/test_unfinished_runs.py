@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from pairs import T5
+from rundirs import write_run
 from test_train import rows
 
-from brim.config.loading import dump_config
 from brim.errors import ConfigError, RunError
 from brim.runs.directory import RunDirectory
 from brim.runs.evaluate import evaluate_run, evaluate_stage
@@ -108,10 +108,9 @@ def test_a_run_that_never_saved_is_not_finished_and_one_without_its_checkpoints_
 @pytest.mark.parametrize("length", ["max_steps=5", "num_epochs=0.2", "num_epochs=1.01"])
 def test_the_planned_steps_are_those_that_the_trainer_counts(make, data, tmp_path, length):
     config = make("trainer.max_steps=null", "trainer.num_epochs=null", f"trainer.{length}")
-    (tmp_path / "config.yaml").write_text(dump_config(config))
     size = len(rows(data / "train.jsonl"))
-    manifest = {"config_hash": "0", "data": {"train": {"num_examples": size}}}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    manifest = {"data": {"train": {"num_examples": size}}}
+    write_run(tmp_path, settings=config.model_dump(mode="json"), manifest=manifest)
     assert RunDirectory(tmp_path).planned_steps() == count_steps(config.trainer, size)
 
 

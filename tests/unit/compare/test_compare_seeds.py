@@ -5,19 +5,21 @@ import re
 from pathlib import Path
 
 import pytest
+import rundirs
 from scipy import stats
-from written_runs import garble
+from written_runs import garble, write_run
 
 from brim.compare import SeedComparison, compare
 from brim.compare.write import comparison_text
 from brim.errors import ConfigError, RunError
 from brim.metrics import spread
+from brim.runs.directory import RunDirectory
 
 SEEDS = ("310", "19083", "34007")
 
 
 @pytest.fixture
-def methods(tmp_path: Path, references, write_run) -> tuple[Path, Path]:
+def methods(tmp_path: Path, references) -> tuple[Path, Path]:
     for method, rate in (("a", 0.1), ("b", 0.3)):
         for seed in SEEDS:
             texts = garble(references, rate=rate, seed=int(seed) + ord(method))
@@ -31,9 +33,9 @@ def values(method: Path, name: str, seeds: tuple[str, ...] = SEEDS) -> list[floa
 
 
 def change_results(run: Path, old: str, new: str) -> None:
-    path = run / "results.json"
-    assert old in path.read_text()
-    path.write_text(path.read_text().replace(old, new))
+    facts = json.dumps(RunDirectory(run).splits()["test"])
+    assert old in facts
+    rundirs.change_results(run, **json.loads(facts.replace(old, new)))
 
 
 def test_means_deviations_and_t_tests(methods) -> None:
@@ -62,7 +64,7 @@ def test_means_deviations_and_t_tests(methods) -> None:
     json.dumps(comparison.as_dict(), allow_nan=False)
 
 
-def test_seeds_that_one_lacks_are_named(methods, references, write_run) -> None:
+def test_seeds_that_one_lacks_are_named(methods, references) -> None:
     a, b = methods
     write_run(a / "seed=55080", garble(references, rate=0.1, seed=7), references)
     (b / "seed=310" / "results.json").unlink()  # still running
@@ -77,7 +79,7 @@ def test_seeds_that_one_lacks_are_named(methods, references, write_run) -> None:
     assert list(comparison.metrics["bleu"].values_a) == values(a, "bleu", ("19083", "34007"))
 
 
-def test_seeds_without_the_split_are_named(methods, references, write_run) -> None:
+def test_seeds_without_the_split_are_named(methods, references) -> None:
     a, b = methods
     with pytest.raises(RunError, match="no seed that both have validation results of"):
         compare(a, b, split="validation")
@@ -134,10 +136,7 @@ def test_a_run_against_seeds(methods) -> None:
 
 
 def decode_by(run: Path, **decoding: object) -> None:
-    path = run / "results.json"
-    results = json.loads(path.read_text())
-    results["test"]["decoding"] = decoding
-    path.write_text(json.dumps(results))
+    rundirs.change_results(run, decoding=decoding)
 
 
 def test_what_was_decoded_differently_is_said_and_never_mixed(methods) -> None:

@@ -5,8 +5,9 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from rundirs import change_results
 from typer.testing import CliRunner
-from written_runs import garble
+from written_runs import garble, write_run
 
 import brim.cli.compare  # noqa: F401
 from brim.cli import app
@@ -23,7 +24,7 @@ HOSTILE = [
 
 
 @pytest.fixture
-def two(tmp_path: Path, references, write_run) -> tuple[Path, Path]:
+def two(tmp_path: Path, references) -> tuple[Path, Path]:
     systems = garble(references, rate=0.1, seed=1), garble(references, rate=0.3, seed=2)
     a, b = (
         write_run(tmp_path / f"run-{i}", texts, references, returns=[float(len(t)) for t in texts])
@@ -33,7 +34,7 @@ def two(tmp_path: Path, references, write_run) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def hostile(tmp_path: Path, write_run) -> tuple[Path, Path]:
+def hostile(tmp_path: Path) -> tuple[Path, Path]:
     """Every text of A is right and every one is hostile; so are the prompts."""
     references = [[text] for text in HOSTILE]
     prompt = {"prompt": "".join(HOSTILE), "id": "\x1b[2Jid"}
@@ -111,7 +112,7 @@ def test_printable_leaves_all_scripts_alone() -> None:
     assert printable(text) == text
 
 
-def test_long_texts_are_cut_in_the_terminal_only(tmp_path, write_run) -> None:
+def test_long_texts_are_cut_in_the_terminal_only(tmp_path) -> None:
     references = [["word " * 500]]
     a = write_run(tmp_path / "a", ["word " * 500], references)
     b = write_run(tmp_path / "b", ["word " * 400 + "end"], references)
@@ -143,7 +144,7 @@ def test_json_is_the_comparison(two) -> None:
     )
 
 
-def test_seeds_in_text_and_markdown(tmp_path, references, write_run) -> None:
+def test_seeds_in_text_and_markdown(tmp_path, references) -> None:
     for method, rate in (("a", 0.1), ("b", 0.3)):
         for seed in (1, 2, 3):
             texts = garble(references, rate=rate, seed=10 * seed + ord(method))
@@ -162,7 +163,7 @@ def test_seeds_in_text_and_markdown(tmp_path, references, write_run) -> None:
     )
 
 
-def test_one_seed_has_dashes(tmp_path, references, write_run) -> None:
+def test_one_seed_has_dashes(tmp_path, references) -> None:
     for method in "ab":
         texts = garble(references, rate=0.2, seed=ord(method))
         write_run(tmp_path / method / "seed=1", texts, references)
@@ -181,10 +182,7 @@ def test_mistakes_are_one_line(two, tmp_path) -> None:
 
 def test_a_training_that_had_not_ended_is_named(two) -> None:
     for directory, steps in zip(two, (11, 120), strict=True):
-        path = directory / "results.json"
-        results = json.loads(path.read_text())
-        results["test"] |= {"steps": steps, "planned_steps": 120}
-        path.write_text(json.dumps(results))
+        change_results(directory, steps=steps, planned_steps=120)
     comparison = compare(*two, num_resamples=50)
     assert comparison.stopped_at == {"a": "step 11 of 120"}
     line = "A: its training had not ended (step 11 of 120)"
@@ -192,7 +190,7 @@ def test_a_training_that_had_not_ended_is_named(two) -> None:
     assert line in comparison_markdown(comparison)
 
 
-def test_a_difference_that_is_not_zero_does_not_look_like_it(tmp_path, references, write_run):
+def test_a_difference_that_is_not_zero_does_not_look_like_it(tmp_path, references):
     size = len(references)
     texts = [f"{i} {group[0]}" for i, group in enumerate(references)]
     returns = [[1.0] * size, [1.0] * (size - 1) + [1.0 - 0.00042 * size]]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rundirs
 
 from brim.metrics import mean_score, score, sentence_statistics
 
@@ -77,14 +77,9 @@ def write_run(
             row["statistics"] = {}
         for k, i in enumerate(answered):
             rows[i]["statistics"] = {name: found[name][k] for name in metrics}
-    (directory / "predictions").mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (directory / "predictions" / f"{split}.jsonl").write_text(lines)
     results = {
-        "split": split,
         "scores": {name: value.as_dict() for name, value in scores.items()},
         "data": {"num_examples": len(texts), "sha256": data},
         "num_examples": len(texts),
     }
-    (directory / "results.json").write_text(json.dumps({split: results}))
-    return directory
+    return rundirs.write_run(directory, rows=rows, results=results, split=split)

@@ -1,7 +1,6 @@
-import json
-
 import pytest
 from judge_server import KEY, KEY_NAME, Server, serving
+from rundirs import write_run as write_files
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +25,7 @@ def write_run(tmp_path):
     """`write_run(name, texts)` makes a directory with predictions of the test split."""
 
     def write(name, texts, *, task="xsum", prompt="summarize: {document}", sources=None):
-        directory = tmp_path / name
-        (directory / "predictions").mkdir(parents=True)
-        if task is not None:
-            settings = {"task": {"name": task, "prompt": prompt}}
-            (directory / "config.yaml").write_text(json.dumps(settings), encoding="utf-8")
+        settings = {"task": {"name": task, "prompt": prompt}} if task is not None else None
         template = prompt or "{document}"
         head, tail = template.split("{document}") if "{document}" in template else ("", "")
         sources = sources or [f"Document {i}." for i in range(len(texts))]
@@ -38,8 +33,6 @@ def write_run(tmp_path):
             {"id": f"x{i}", "prompt": head + source + tail, "references": [], "text": text}
             for i, (source, text) in enumerate(zip(sources, texts, strict=True))
         ]
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (directory / "predictions" / "test.jsonl").write_text(lines, encoding="utf-8")
-        return directory
+        return write_files(tmp_path / name, settings=settings, rows=rows)
 
     return write

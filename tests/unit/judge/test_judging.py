@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from judge_server import KEY, KEY_NAME, Fault, always_a, first, listed, longer, preferred
 from pydantic import ValidationError
+from rundirs import unseal
 from typer.testing import CliRunner
 
 from brim.cli.app import app
@@ -339,7 +340,7 @@ def edit(directory, old, new):
 @pytest.mark.parametrize("name", MISTAKES)
 def test_what_cannot_be_judged_is_told_before_anything_is_paid(judged, runs, server, name):
     spoil, words = MISTAKES[name]
-    spoil(*runs)
+    spoil(*map(unseal, runs))
     with pytest.raises(BrimError) as caught:
         judged()
     assert words in str(caught.value)

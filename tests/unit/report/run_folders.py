@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from brim.config.yaml import dump
+from rundirs import write_run
+
 from brim.metrics import Score
 
 SEEDS = (19083, 34007, 84122)
@@ -63,11 +63,6 @@ def results_of(scores: Mapping[str, float], num_examples: int = 6, **facts: Any)
     }
 
 
-def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 def make_folder(
     directory: Path,
     objective: Mapping[str, Any],
@@ -81,26 +76,24 @@ def make_folder(
     **changes: Any,
 ) -> Path:
     """A run directory; without results where `scores` is None."""
-    directory.mkdir(parents=True)
-    (directory / "config.yaml").write_text(dump(settings_of(objective, seed, **changes)))
-    manifest = {"config_hash": "0", "seed": seed, **(manifest or {})}
-    (directory / "manifest.json").write_text(json.dumps(manifest))
     if metrics is None:
         best = validation or {}
         metrics = [
             {"step": 0, **{f"eval/{name}": value - 1 for name, value in best.items()}},
             {"step": 20, **{f"eval/{name}": value for name, value in best.items()}},
         ]
-    write_lines(directory / "metrics.jsonl", metrics)
-    if scores is not None:
-        (directory / "results.json").write_text(json.dumps({"test": results_of(scores)}))
-    if predictions:
-        write_predictions(directory, directory.parent.name)
-    return directory
+    return write_run(
+        directory,
+        settings=settings_of(objective, seed, **changes),
+        manifest={"seed": seed, **(manifest or {})},
+        metrics=metrics,
+        rows=rows_of(directory.parent.name) if predictions else None,
+        results=None if scores is None else results_of(scores),
+    )
 
 
-def write_predictions(directory: Path, text: str, num: int = 6) -> None:
-    rows = [
+def rows_of(text: str, num: int = 6) -> list[dict[str, Any]]:
+    return [
         {
             "id": f"word{i}", "prompt": f"p {i}", "references": [f"R {i}"],
             "text": f"R {i}" if i % 2 else f"{text} {i}", "num_tokens": 3, "truncated": False,
@@ -108,7 +101,6 @@ def write_predictions(directory: Path, text: str, num: int = 6) -> None:
         }
         for i in range(num)
     ]  # fmt: skip
-    write_lines(directory / "predictions" / "test.jsonl", rows)
 
 
 # A grid of systems and seeds

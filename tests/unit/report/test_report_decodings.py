@@ -7,6 +7,7 @@ import re
 
 import pytest
 from run_folders import OBJECTIVES, SEEDS, make_folder, make_grid, scores_of
+from rundirs import change_results
 
 from brim.report.gather import gather
 from brim.report.report import write_reports
@@ -18,16 +19,9 @@ BEAM = {"strategy": "beam", "num_beams": 4, "length_penalty": 1.0, **GREEDY, "ma
 BEAM |= {"strategy": "beam"}
 
 
-def decode(run, decoding):
-    path = run / "results.json"
-    results = json.loads(path.read_text())
-    results["test"]["decoding"] = decoding
-    path.write_text(json.dumps(results))
-
-
 def decode_all(root, decoding):
     for path in root.rglob("results.json"):
-        decode(path.parent, decoding)
+        change_results(path.parent, decoding=decoding)
 
 
 def labels(root):
@@ -47,7 +41,7 @@ def test_the_same_decoding_is_no_matter_whatever_it_is(tmp_path):
 
 def test_results_from_before_it_was_written_down_are_greedy(tmp_path):
     make_grid(tmp_path, systems=("kl", "llmr"))
-    decode(tmp_path / "llmr" / f"seed={SEEDS[0]}", GREEDY)
+    change_results(tmp_path / "llmr" / f"seed={SEEDS[0]}", decoding=GREEDY)
     assert labels(tmp_path) == ["KL", "LLMR"]
     decode_all(tmp_path / "kl", BEAM)
     assert labels(tmp_path) == ["KL [beam, num_beams = 4, length_penalty = 1.0]", "LLMR"]
@@ -93,7 +87,7 @@ def test_what_is_decoded_otherwise_is_never_the_best_nor_better(tmp_path):
 
 def test_seeds_of_two_decodings_are_not_averaged(tmp_path):
     make_grid(tmp_path, systems=("kl", "llmr"))
-    decode(tmp_path / "llmr" / f"seed={SEEDS[1]}", BEAM)
+    change_results(tmp_path / "llmr" / f"seed={SEEDS[1]}", decoding=BEAM)
     (task,) = gather([tmp_path]).tasks
     found = {s.label: [run.seed for run in s.runs] for s in task.systems}
     assert found.pop("KL") == list(SEEDS)

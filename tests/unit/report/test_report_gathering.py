@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from run_folders import DATA, SEEDS, make_folder, results_of, write_predictions
+from run_folders import DATA, SEEDS, make_folder, results_of, rows_of
+from rundirs import unseal, write_run
 
 from brim.errors import RunError
 from brim.report.gather import gather
@@ -124,13 +125,10 @@ def test_results_from_before_the_end_of_a_training_are_not_counted(tmp_path):
         under_way = make_folder(
             tmp_path / "llmr" / f"seed={seed}", LLMR, seed, None, metrics=[{"step": 11}]
         )
-        results = {"test": results_of(SCORES, steps=11, **more)}
-        (under_way / "results.json").write_text(json.dumps(results))
-    trained = make_folder(tmp_path / "llmr" / "seed=4", LLMR, 4, None)
-    (trained / "results.json").write_text(json.dumps(results))
-    other = tmp_path / "beam"
-    other.mkdir()
-    (other / "results.json").write_text(json.dumps(results))
+        results = results_of(SCORES, steps=11, **more)
+        write_run(under_way, results=results)
+    write_run(make_folder(tmp_path / "llmr" / "seed=4", LLMR, 4, None), results=results)
+    other = write_run(tmp_path / "beam", results=results)
     groups, gathered = found(tmp_path)
     assert groups == [("cmudict", [("LLMR", [1])])]
     assert {run.seed: run.state for run in gathered.unfinished} == {
@@ -147,8 +145,7 @@ def test_systems_that_were_best_before_their_training_are_named(tmp_path):
     for seed in SEEDS:
         run = make_folder(tmp_path / "llmr" / f"{seed}", LLMR, seed, None)
         best = 0 if seed != SEEDS[0] else 20
-        results = {"test": results_of(SCORES, best_step=best)}
-        (run / "results.json").write_text(json.dumps(results))
+        write_run(run, results=results_of(SCORES, best_step=best))
         make_folder(tmp_path / "kl" / f"{seed}", KL, seed, SCORES)
     _, gathered = found(tmp_path)
     assert gathered.notes == (
@@ -167,8 +164,7 @@ def test_teacher_and_students_of_the_stages_stand_beside_the_runs(tmp_path):
         (tmp_path / "stages" / name / "best").mkdir(parents=True)
         (tmp_path / "stages" / name / "inputs.json").write_text("{}")
     for name in ("teacher-abc", f"predistill-{SEEDS[0]}"):
-        results = {"test": results_of(SCORES)}
-        (tmp_path / "stages" / name / "results.json").write_text(json.dumps(results))
+        write_run(tmp_path / "stages" / name, results=results_of(SCORES))
     groups, gathered = found(tmp_path)
     assert groups[0][1] == [
         ("Teacher", [None]),
@@ -199,7 +195,7 @@ def test_a_loaded_student_has_a_run_for_each_teacher(tmp_path, teacher, seeds):
     assert len(gathered.notes) == len(seeds)
     assert all("--stage student --split test`" in note for note in gathered.notes)
     for folder in (tmp_path / "stages").iterdir():
-        (folder / "results.json").write_text(json.dumps({"test": results_of(SCORES)}))
+        write_run(folder, results=results_of(SCORES))
     groups, gathered = found(tmp_path)
     assert groups[0][1] == [("Student", seeds), ("LLMR", [*SEEDS[:2]])]
     assert not gathered.notes
@@ -214,10 +210,9 @@ def test_a_loaded_student_that_was_decoded_in_two_ways_has_two_rows(tmp_path):
             tmp_path / f"{number}", [LLMR, KL, {"name": "js"}][number], 1, SCORES,
             manifest=manifest, teacher=teacher, decoding=limits,
         )  # fmt: skip
-        results = {"test": results_of(SCORES, decoding={"strategy": "greedy", **limits})}
+        results = results_of(SCORES, decoding={"strategy": "greedy", **limits})
         for place in (run, tmp_path / "stages" / f"student-{number}"):
-            place.mkdir(parents=True, exist_ok=True)
-            (place / "results.json").write_text(json.dumps(results))
+            write_run(place, results=results)
     groups, _ = found(tmp_path)
     students = [system for system in groups[0][1] if system[0].startswith("Student")]
     assert students == [("Student", [None]), ("Student [max_tokens = 40]", [None])]
@@ -226,10 +221,8 @@ def test_a_loaded_student_that_was_decoded_in_two_ways_has_two_rows(tmp_path):
 def test_a_model_that_was_evaluated_alone_stands_beside_runs_of_the_same_data(tmp_path):
     make_folder(tmp_path / "llmr", LLMR, 1, SCORES)
     for name, sha in (("teacher", DATA), ("student", DATA), ("elsewhere", "6" * 64)):
-        (tmp_path / name).mkdir()
         results = results_of(SCORES) | {"data": {"sha256": sha}}
-        (tmp_path / name / "results.json").write_text(json.dumps({"test": results}))
-        write_predictions(tmp_path / name, name)
+        write_run(tmp_path / name, rows=rows_of(name), results=results)
     groups, _ = found(tmp_path)
     assert groups[0][1] == [("Teacher", [None]), ("Student", [None]), ("LLMR", [1])]
 
@@ -247,7 +240,7 @@ def test_what_cannot_be_read_is_named_on_one_line(tmp_path):
         gather([tmp_path / "nowhere"])
     with pytest.raises(RunError, match=r"no finished run, 0 unfinished"):
         gather([tmp_path])
-    run = make_folder(tmp_path / "llmr", LLMR, 1, SCORES)
+    run = unseal(make_folder(tmp_path / "llmr", LLMR, 1, SCORES))
     with pytest.raises(RunError, match=r"1 unfinished.*validation split"):
         gather([tmp_path], split="validation")
     (run / "results.json").write_text('{"test": {"scores": {"bleu": {"value": 1}}}}')

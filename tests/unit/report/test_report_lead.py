@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 from run_folders import OBJECTIVES, SCORES, SEEDS, make_folder, make_grid, results_of, scores_of
+from rundirs import change_results, write_run
 
 from brim.report.findings import compared, findings, for_page, for_terminal, gaps_in_short, missing
 from brim.report.folders import Unfinished
@@ -97,10 +98,9 @@ def test_lengths_are_said_where_returns_are_of_texts_of_other_lengths(tmp_path):
     (task,) = gather([tmp_path]).tasks
     assert not any("tokens" in sentence for sentence in sentences(task))
     for path in (tmp_path / "kl").rglob("results.json"):
-        results = json.loads(path.read_text())
-        results["test"]["scores"]["length"]["value"] = 3.5
-        results["test"]["scores"]["return"]["value"] = 99.0
-        path.write_text(json.dumps(results))
+        scores = json.loads(path.read_text())["test"]["scores"]
+        scores["length"]["value"], scores["return"]["value"] = 3.5, 99.0
+        change_results(path.parent, scores=scores)
     (task,) = gather([tmp_path]).tasks
     said = [s for s in sentences(task) if "3.5, 7.0 tokens" in s]
     assert [s.split(":")[0] for s in said] == ["Return"]
@@ -114,9 +114,7 @@ def test_a_method_alone_has_its_numbers(tmp_path):
 
 def test_systems_without_a_seed_are_not_counted_among_those_with_seeds(tmp_path):
     make_grid(tmp_path, systems=("kl", "llmr"))
-    (tmp_path / "teacher").mkdir()
-    results = json.dumps({"test": results_of(scores_of(30.0))})
-    (tmp_path / "teacher" / "results.json").write_text(results)
+    write_run(tmp_path / "teacher", results=results_of(scores_of(30.0)))
     (task,) = gather([tmp_path]).tasks
     assert compared(task, "test") == (
         "cmudict: 2 systems with 3 seeds each and 1 without a seed (7 runs), on 6 examples of the "

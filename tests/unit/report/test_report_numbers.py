@@ -16,9 +16,10 @@ from run_folders import (
     make_folder,
     make_grid,
     results_of,
+    rows_of,
     scores_of,
-    write_predictions,
 )
+from rundirs import write_run
 
 from brim.judge import VARIANTS, Verdict, summarize
 from brim.report.gather import gather
@@ -267,11 +268,9 @@ def test_verdicts_become_table_3(grid, task, tmp_path):
 
 def test_models_without_training_compete_and_have_no_seed(tmp_path):
     make_grid(tmp_path, systems=("llmr", "kl"))
-    (tmp_path / "student").mkdir()
     results = results_of(scores_of(1.0)) | {"data": {"sha256": DATA}}
     del results["best_step"]
-    (tmp_path / "student" / "results.json").write_text(json.dumps({"test": results}))
-    write_predictions(tmp_path / "student", "student")
+    write_run(tmp_path / "student", rows=rows_of("student"), results=results)
     (task,) = gather([tmp_path]).tasks
     table = cells(main_table([task], baseline="LLMR", alpha=0.05))
     assert table["Student"]["exact match ↑"] == Cell("1.00 [0.00, 2.00]")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 
-from run_folders import make_folder, results_of, write_lines
+from run_folders import make_folder, results_of
+from rundirs import write_run
 
 from brim import quickstart as module
 from brim.support.progress import Reporter
@@ -24,8 +24,7 @@ def write_outputs(directory, name):
         }
         for i in range(6)
     ]  # fmt: skip
-    (directory / "results.json").write_text(json.dumps({"test": results}))
-    write_lines(directory / "predictions" / "test.jsonl", rows)
+    write_run(directory, rows=rows, results=results)
 
 
 def test_four_systems_and_the_gains_are_printed(tmp_path, monkeypatch):
@@ -39,7 +38,6 @@ def test_four_systems_and_the_gains_are_printed(tmp_path, monkeypatch):
 
     def evaluate_stage(run, name, **options):
         directory = run.parent / "stages" / stages[name]
-        directory.mkdir(parents=True)
         write_outputs(directory, name)
         return directory
 

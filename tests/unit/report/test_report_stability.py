@@ -14,6 +14,7 @@ from run_folders import OBJECTIVES, SEEDS, make_folder, scores_of
 from brim.report.gather import gather
 from brim.report.report import write_reports
 from brim.report.tables import stability, stability_table
+from brim.runs.train import update_manifest
 from brim.support.tables import as_csv
 
 COLUMNS = ("largest fall", "fall at the end", "rise to the best", "skipped updates, %", "n")
@@ -107,9 +108,8 @@ def test_stages_and_runs_without_a_curve_have_no_row(tmp_path):
     run = run_of(tmp_path / "llmr", [1.0, 2.0])
     for name in ("results.json", "metrics.jsonl"):
         (stage / name).write_bytes((run / name).read_bytes())
-    manifest = {"stages_dir": "../stages", "stages": {"predistill": "predistill-1"}}
-    manifest["config_hash"] = "0"
-    (run / "manifest.json").write_text(json.dumps(manifest))
+    stages = {"stages_dir": "../stages", "stages": {"predistill": "predistill-1"}}
+    update_manifest(run, stages)
     make_folder(tmp_path / "kl", {"name": "kl"}, 1, scores_of(1.0), metrics=[], predictions=False)
     (task,) = gather([tmp_path]).tasks
     assert [system.label for system in task.systems] == ["Pre-distilled student", "KL", "LLMR"]

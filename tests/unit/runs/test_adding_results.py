@@ -3,6 +3,7 @@ from contextlib import suppress
 from threading import Barrier, BrokenBarrierError
 
 import pytest
+from rundirs import write_run
 
 from brim.errors import RunError
 from brim.runs.directory import RunDirectory
@@ -12,9 +13,7 @@ from brim.support.files import read_json
 
 @pytest.fixture
 def directory(tmp_path):
-    (tmp_path / "predictions").mkdir()
-    (tmp_path / "results.json").write_text('{"train": {"n": 1}}')
-    return tmp_path
+    return write_run(tmp_path, results={"n": 1}, split="train")
 
 
 def test_results_of_another_split_are_kept_and_of_the_same_replaced(directory):
