@@ -3,11 +3,18 @@
 from typing import Any
 
 from brim.models import Decoding, LanguageModel
+from brim.objectives.anchored import Anchored
 from brim.objectives.credit import score
 from brim.objectives.policy_gradient import PolicyGradient
 from brim.objectives.ppo import PPO
 from brim.objectives.seqkd import SeqKD
-from brim.objectives.settings import BRIMConfig, PPOBRIMConfig, PPOLLMRConfig, SeqKDConfig
+from brim.objectives.settings import (
+    AnchoredConfig,
+    BRIMConfig,
+    PPOBRIMConfig,
+    PPOLLMRConfig,
+    SeqKDConfig,
+)
 from brim.types import ActionValues, Rollout
 
 
@@ -19,6 +26,10 @@ def policy_gradient(decoding: Decoding, **settings: Any) -> PolicyGradient:
     return PolicyGradient(BRIMConfig(**{"k": 1, **settings}), decoding)
 
 
+def anchored(decoding: Decoding, **settings: Any) -> Anchored:
+    return Anchored(AnchoredConfig(**settings), decoding)
+
+
 def ppo_brim(decoding: Decoding, **settings: Any) -> PPO:
     return PPO(PPOBRIMConfig(**{"k": 1, **settings}), decoding)
 
@@ -28,7 +39,7 @@ def ppo_llmr(decoding: Decoding, **settings: Any) -> PPO:
 
 
 def q_of(
-    objective: PolicyGradient | PPO,
+    objective: PolicyGradient | PPO | Anchored,
     rollout: Rollout,
     student: LanguageModel,
     teacher: LanguageModel,

@@ -118,6 +118,8 @@ class Rollout:
         logprobs: (B, T) float32, of the policy that wrote, where updates need to compare with it.
         state_values: (B, T) float32, what a critic expected of each state.
         value_targets: (B, T) float32, what the critic should have expected.
+        end_values: (B, T) float32, what ending the text at a token would save: the regrets that are
+            expected from the next state on.
         by_student: (B,) bool, True where the student wrote; None where one writer wrote all.
     """
 
@@ -131,6 +133,7 @@ class Rollout:
     logprobs: Tensor | None = None
     state_values: Tensor | None = None
     value_targets: Tensor | None = None
+    end_values: Tensor | None = None
     by_student: Tensor | None = None
 
     def __len__(self) -> int:

@@ -43,6 +43,7 @@ CASES = {
     "policy_centring": ("{name: brim, q_centering: policy}", "rollout/return_k"),
     "reused": ("{name: brim, rollout_reuse: 2}", "policy/effective_sample_size"),
     "stale": ("{name: brim, sync_every: 2}", "policy/effective_sample_size"),
+    "anchored": ("{name: anchored}", "anchored/explained_variance"),
     "ppo_llmr": ("{name: ppo_llmr, num_epochs: 2, num_minibatches: 2}", "ppo/value_loss"),
     "ppo_separate": (
         "{name: ppo_llmr, critic: separate, kl_coefficient: 0.1, num_epochs: 1}",

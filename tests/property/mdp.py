@@ -131,7 +131,7 @@ class TabularModel(LanguageModel):
 
     def __init__(self, table: Tensor, mdp: PrefixMDP, *, chunked: bool = False):
         nn.Module.__init__(self)
-        self.batch_tokens, self.chunked = 8192, chunked
+        self.batch_tokens, self.chunked, self.eos_token_ids = 8192, chunked, (EOS,)
         self.table, self.mdp = nn.Parameter(table.detach().clone()), mdp
 
     def generate(self, batch: Batch, decoding: Decoding) -> Rollout:
@@ -167,7 +167,8 @@ class TabularFeatures(Features):
         entropy = -(logprobs.exp() * logprobs).sum(-1).detach()
         compared = None
         if comparison is not None:
-            compared = self.scatter(comparison.function(logits, comparison.hidden))
+            values = comparison.function(logits, comparison.hidden, *comparison.arguments)
+            compared = self.scatter(values)
         return TokenStatistics(self.scatter(taken), self.scatter(entropy), compared)
 
     def gradient_norms(self, *, distribution=SOFTMAX) -> Tensor:
@@ -176,8 +177,9 @@ class TabularFeatures(Features):
         gradients = (gradients - logits.softmax(-1)) / distribution.temperature
         return self.scatter(gradients.square().sum(-1))
 
-    def comparison(self, function, *, temperature=1.0) -> Comparison:
-        return Comparison(function, self.hidden / temperature, None)
+    def comparison(self, function, *arguments, temperature=1.0) -> Comparison:
+        tokens = tuple(argument[self.mask] for argument in arguments)
+        return Comparison(function, self.hidden / temperature, None, tokens)
 
     def action_values(self, centering="none") -> ActionValues:
         center = {

@@ -46,6 +46,8 @@ class Config(BaseModel):
         extra="forbid",
         allow_inf_nan=False,
         validate_default=True,
+        validate_by_name=True,  # from Python, a key that is a keyword: `lambda_`
+        serialize_by_alias=True,
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from brim.config.yaml import Document, KeyPath, dotted
@@ -65,7 +66,7 @@ def explain(cls: type[BaseModel], document: Document, error: ValidationError) ->
         key, colon, rest = problem.partition(": ")
         below = tuple(key.split("."))
         models = _models_at(cls, document.data, path)
-        if colon and any(below[0] in model.model_fields for model in models):
+        if colon and any(below[0] in keys_of(model) for model in models):
             path, problem = (*path, *below), rest
     place = document.origin(path)
     if path and not place.startswith(f"{COMMAND_LINE}{dotted(path)}="):
@@ -114,14 +115,14 @@ def _suggest_key(cls: type[BaseModel], data: Any, path: KeyPath) -> str:
     """Whose key it is, or the key of the same mapping or of any other that was probably meant."""
     parent, key = path[:-1], str(path[-1])
     models = _models_at(cls, data, parent)
-    owners = [model for model in models if key in model.model_fields and _names(model)]
+    owners = [model for model in models if key in keys_of(model) and _names(model)]
     if owners:
         names = " or ".join(name for model in owners for name in _names(model))
         return f"it belongs to {dotted((*parent, _tag(owners[0])))} {names}"
     here = {
         name: (*parent, name)
         for model in _with_name(models, value_at(data, parent))
-        for name in model.model_fields
+        for name in keys_of(model)
     }
     anywhere: dict[str, KeyPath] = {}
     for known in sorted(_all_keys(cls), key=len):
@@ -168,11 +169,16 @@ def _models_at(cls: type[BaseModel], data: Any, path: KeyPath) -> Models:
 
 def models_below(models: Models, data: Any, key: str | int) -> Models:
     """Return the classes of `data[key]`, where `data` is of one of `models`, or a collection."""
-    named = [model for model in _with_name(models, data) if key in model.model_fields]
+    named = [model for model in _with_name(models, data) if key in keys_of(model)]
     if not named:  # an item of a list or of a mapping
         return models
-    fields = (model.model_fields[str(key)] for model in named)
+    fields = (keys_of(model)[str(key)] for model in named)
     return [below for field in fields for below in _models_in(field.annotation)]
+
+
+def keys_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Return the fields of a class by the keys that files write."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -198,7 +204,7 @@ def _names(model: type[BaseModel]) -> tuple[str, ...]:
 
 
 def _all_keys(model: type[BaseModel], parent: KeyPath = ()) -> Iterator[KeyPath]:
-    for name, field in model.model_fields.items():
+    for name, field in keys_of(model).items():
         yield (*parent, name)
         for below in _models_in(field.annotation):
             yield from _all_keys(below, (*parent, name))

@@ -25,6 +25,7 @@ OBJECTIVES: dict[str, tuple[type[s.MethodConfig], str]] = {
     "tvd": (s.TVDConfig, "brim.objectives.divergence:Divergence"),
     "llmr": (s.LLMRConfig, "brim.objectives.policy_gradient:PolicyGradient"),
     "brim": (s.BRIMConfig, "brim.objectives.policy_gradient:PolicyGradient"),
+    "anchored": (s.AnchoredConfig, "brim.objectives.anchored:Anchored"),
     "ppo_llmr": (s.PPOLLMRConfig, "brim.objectives.ppo:PPO"),
     "ppo_brim": (s.PPOBRIMConfig, "brim.objectives.ppo:PPO"),
 }

@@ -20,7 +20,7 @@ from brim.divergences import expected_value
 from brim.models import Decoding, LanguageModel
 from brim.objectives.adaptive_k import AdaptiveK
 from brim.objectives.base import return_metrics, return_sums, total
-from brim.objectives.settings import BlockConfig, InductionConfig, OneStepConfig
+from brim.objectives.settings import AnchoredConfig, BlockConfig, InductionConfig, OneStepConfig
 from brim.returns import block_returns, phase_average_returns
 from brim.types import ActionValues, Rollout
 
@@ -29,7 +29,7 @@ def score(
     teacher: LanguageModel,
     rollout: Rollout,
     student: LanguageModel,
-    settings: InductionConfig,
+    settings: InductionConfig | AnchoredConfig,
     decoding: Decoding,
 ) -> ActionValues:
     """Return the teacher's Q-values along a rollout, centered as the settings say; (B, T) each.

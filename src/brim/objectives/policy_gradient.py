@@ -22,7 +22,7 @@ from brim.advantages import (
 from brim.divergences import expected_value
 from brim.losses import importance_weights, policy_gradient_loss
 from brim.masking import masked_sum, zero_padding
-from brim.models import Decoding, LanguageModel
+from brim.models import Comparison, Decoding, LanguageModel
 from brim.objectives.base import Objective, Policy, total
 from brim.objectives.credit import (
     KStepReturns,
@@ -118,34 +118,19 @@ class PolicyGradient(Objective):
         Raises:
             ValueError: the rollout has no credit.
         """
-        if rollout.advantages is None or rollout.values is None:
-            raise ValueError("loss needs a rollout that collect has scored")
         comparison = None
         if self.settings.immediate == "expected":
             assert teacher is not None
             with teacher.evaluating():
                 features = teacher.features(rollout).to(rollout.mask.device)
                 comparison = features.comparison(expected_value)
-        # The policy that is improved is the one that sampled.
-        tokens = policy(rollout, distribution=self.decoding.distribution, comparison=comparison)
-        logprobs, mask = tokens.logprobs.detach(), rollout.mask
-        sums = {
-            "policy/entropy": tokens.entropy.sum(),
-            # Mean over the student's samples of log π − log teacher: the reverse KL of the policy
-            # that sampled (its temperature and cut) from the teacher (temperature 1, no cut).
-            "policy/kl_to_teacher": masked_sum(logprobs - rollout.values.logprobs, mask),
-        }
-        weights = None
-        if rollout.logprobs is not None:
-            bound = self.settings.max_importance_weight
-            weights = importance_weights(logprobs, rollout.logprobs, mask, max_weight=bound)
-            sums["policy/importance_weight"] = weights.sum()
-            sums["squared_weights"] = weights.square().sum()
-            sums["weighted_tokens"] = mask.sum()
-        loss = policy_gradient_loss(tokens.logprobs, rollout.advantages, mask, weights)
-        if tokens.compared is not None:
-            loss = loss - masked_sum(tokens.compared, mask)
-        return LossOutput(loss, sums)
+        return follow(
+            policy,
+            rollout,
+            self.decoding,
+            comparison=comparison,
+            max_weight=self.settings.max_importance_weight,
+        )
 
     def describe(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Return metrics of the returns, the weights, and how much old rollouts are worth."""
@@ -167,3 +152,45 @@ class PolicyGradient(Objective):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what was measured."""
         self.returns.load_state_dict(state)
+
+
+def follow(
+    policy: Policy,
+    rollout: Rollout,
+    decoding: Decoding,
+    *,
+    comparison: Comparison | None = None,
+    max_weight: float | None = None,
+) -> LossOutput:
+    """Return `−Σ_t A_t log π(a_t | s_t)`, less what a comparison with the teacher gives.
+
+    Args:
+        policy: what is trained.
+        rollout: with advantages; with log-probabilities where the behavior policy is another.
+        decoding: the policy that is improved is the one that sampled.
+        comparison: what is differentiated as it is, such as an expected value.
+        max_weight: bound of the importance weights.
+
+    Raises:
+        ValueError: the rollout has no advantages or no values.
+    """
+    if rollout.advantages is None or rollout.values is None:
+        raise ValueError("loss needs a rollout that collect has scored")
+    tokens = policy(rollout, distribution=decoding.distribution, comparison=comparison)
+    logprobs, mask = tokens.logprobs.detach(), rollout.mask
+    sums = {
+        "policy/entropy": tokens.entropy.sum(),
+        # Mean over the student's samples of log π − log teacher: the reverse KL of the policy
+        # that sampled (its temperature and cut) from the teacher (temperature 1, no cut).
+        "policy/kl_to_teacher": masked_sum(logprobs - rollout.values.logprobs, mask),
+    }
+    weights = None
+    if rollout.logprobs is not None:
+        weights = importance_weights(logprobs, rollout.logprobs, mask, max_weight=max_weight)
+        sums["policy/importance_weight"] = weights.sum()
+        sums["squared_weights"] = weights.square().sum()
+        sums["weighted_tokens"] = mask.sum()
+    loss = policy_gradient_loss(tokens.logprobs, rollout.advantages, mask, weights)
+    if tokens.compared is not None:
+        loss = loss - masked_sum(tokens.compared, mask)
+    return LossOutput(loss, sums)

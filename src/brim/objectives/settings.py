@@ -292,6 +292,42 @@ class BRIMConfig(PolicyGradientConfig, BlockConfig):
     name: Literal["brim"] = "brim"
 
 
+class AnchoredConfig(MethodConfig):
+    """Advantages whose critic is the teacher: its best value less the regrets still to come."""
+
+    name: Literal["anchored"] = "anchored"
+    lambda_: float = Field(0.7, ge=0, le=1, alias="lambda")
+    """Decay of what later tokens add to an advantage. 1 has no bias and all the noise; 0 trusts
+    `remaining_regret` wholly."""
+    remaining_regret: Literal["time_mean", "none"] = "time_mean"
+    """The regrets that a state still has before it: `time_mean` is their mean over the batch's
+    other completions at the same step (the prompt's own others, where `num_generations` is above
+    1); `none` is the critic of a student without regrets, which overrates long texts."""
+    expected_regrets: bool = True
+    """Count for each later state the regret that the student expects there, in place of the one
+    that it had: no bias and less noise, for one more pass of the student."""
+    immediate: Literal["expected", "sampled"] = "expected"
+    """How the token itself counts: by the expectation over all tokens, which is differentiated
+    exactly, or as it was sampled, which needs two numbers a token of the teacher."""
+    clip: ClipConfig = ClipConfig()
+    """Bound of an advantage (`target: return` only)."""
+    truncated: Literal["keep", "drop"] = "keep"
+    """Completions cut at the length limit: nothing follows (`keep`), or they are left out."""
+    num_generations: int = Field(1, ge=1)
+    """Completions of each prompt; a step has `trainer.rollout_batch_size` times as many."""
+
+    @property
+    def q_centering(self) -> Literal["max", "policy"]:
+        """Advantages do not depend on it; by policy, the best value is the expected regret."""
+        return "policy" if self.expected_regrets else "max"
+
+    @model_validator(mode="after")
+    def _no_block_rewards(self) -> Self:
+        if self.clip.target == "reward":
+            raise ValueError("clip.target=reward has no meaning for advantages; set it to return")
+        return self
+
+
 class PPOConfig(InductionConfig):
     """Settings that both kinds of PPO share."""
 

@@ -87,6 +87,16 @@ def _policy_gradient(settings: Any) -> Passes:
     )
 
 
+def _anchored(settings: Any) -> Passes:
+    return Passes(
+        generations=settings.num_generations,
+        written=1.0,
+        teacher_reads=1,
+        student_reads=int(settings.expected_regrets),
+        compared=int(settings.immediate == "expected"),
+    )
+
+
 def _ppo(settings: Any) -> Passes:
     charged = int(settings.kl_coefficient > 0)
     return Passes(
@@ -106,6 +116,7 @@ PASSES: Mapping[str, Callable[[Any], Passes]] = {
     "seqkd": lambda settings: Passes(),
     **dict.fromkeys(("kl", "rkl", "js", "tvd"), _divergence),
     **dict.fromkeys(("llmr", "brim"), _policy_gradient),
+    "anchored": _anchored,
     **dict.fromkeys(("ppo_llmr", "ppo_brim"), _ppo),
 }
 

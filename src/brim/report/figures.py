@@ -36,6 +36,7 @@ _COLORS = {
     "llmr": "#D55E00",
     "brim": "#0072B2",
     "brim_plus": "#56B4E9",
+    "anchored": "#882255",
     "ppo": "#CC79A7",
     "other": "#E69F00",
 }

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Family = Literal["teacher", "student", "divergence", "llmr", "brim", "brim_plus", "ppo", "other"]
+Family = Literal[
+    "teacher", "student", "divergence", "llmr", "brim", "brim_plus", "anchored", "ppo", "other"
+]
 
 # The order of the paper's Table 1; what the paper does not have comes after its relatives.
 ORDER = (
@@ -25,6 +27,7 @@ ORDER = (
     "LLMR + leave-one-out baseline",
     "BRIM",
     "BRIM+",
+    "Anchored",
     "PPO with LLMR",
     "PPO with BRIM",
 )
@@ -72,6 +75,9 @@ def name_of(objective: Mapping[str, Any]) -> Name:
         return Name(f"LLMR{suffix}", "llmr", f"LLMR{suffix}")
     if kind == "ppo_llmr":
         return Name("PPO with LLMR", "ppo", "PPO with LLMR")
+    if kind == "anchored":
+        critic = "" if objective.get("remaining_regret") != "none" else ", no critic"
+        return Name(f"Anchored (λ = {objective.get('lambda')}{critic})", "anchored", "Anchored")
     k = objective.get("k")
     number = k if isinstance(k, int) else None
     if kind == "ppo_brim":

@@ -526,6 +526,8 @@ SETTINGS = [
     ("brim", {"k": "auto"}),
     ("brim", {"q_centering": "policy"}),
     ("brim", {"immediate": "expected", "rollout_reuse": 2}),
+    ("anchored", {}),
+    ("anchored", {"expected_regrets": False, "immediate": "sampled", "num_generations": 2}),
     ("ppo_llmr", {"num_minibatches": 1}),
     ("ppo_llmr", {"num_minibatches": 2, "critic": "separate"}),
     ("ppo_brim", {"num_minibatches": 1, "kl_coefficient": 0.1}),

@@ -31,6 +31,12 @@ PLUS = {**BRIM, "phase": "average", "immediate": "expected", "baseline": "time_m
         ({**PLUS, "k": "auto", "baseline": "mean"}, "BRIM+ (auto) + Mean baseline", "brim_plus"),
         ({**BRIM, "phase": "average"}, "BRIM (K = 4) [phase = average]", "other"),
         ({**BRIM, "baseline": "mean"}, "BRIM (K = 4) + Mean baseline", "other"),
+        ({"name": "anchored", "lambda": 0.7}, "Anchored (λ = 0.7)", "anchored"),
+        (
+            {"name": "anchored", "lambda": 1.0, "remaining_regret": "none"},
+            "Anchored (λ = 1.0, no critic)",
+            "anchored",
+        ),
         ({"name": "ppo_llmr"}, "PPO with LLMR", "ppo"),
         ({"name": "ppo_brim", "k": 2}, "PPO with BRIM", "ppo"),
         ({"name": "mine"}, "mine", "other"),
