@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from brim.config.loading import Config
+from brim.objectives.passes import Passes
 
 Tail = Literal["one_step", "none"]
 Phase = Literal["aligned", "average"]
@@ -57,6 +58,10 @@ class MethodConfig(Config):
     def needed_targets(self) -> Literal["teacher", "data"] | None:
         """Whose completions the examples must carry as references; None for no completions."""
         return None
+
+    def passes(self) -> Passes:
+        """Return the passes of a step: here, the student learns from text that there is."""
+        return Passes()
 
 
 # Text as it is given: SeqKD and the divergences.
@@ -111,6 +116,10 @@ class DivergenceConfig(MethodConfig):
     def needed_targets(self) -> Literal["teacher", "data"] | None:
         """Whose completions the others are; None where the student writes all."""
         return None if self.student_fraction == 1 else self.targets
+
+    def passes(self) -> Passes:
+        """Return the passes of a step: the teacher reads beside the student that learns."""
+        return Passes(written=self.student_fraction, compared=1)
 
 
 class KLConfig(DivergenceConfig):
@@ -279,6 +288,21 @@ class PolicyGradientConfig(InductionConfig):
         """As many as the rollouts are reused."""
         return Updates(num_epochs=self.rollout_reuse, sync_every=self.sync_every)
 
+    def passes(self) -> Passes:
+        """Return the passes of a step; the student reads reused and old rollouts once more."""
+        updates, stale = self.rollout_reuse, int(self.sync_every > 1)
+        once_more = (self.baseline == "min_variance", self.q_centering == "policy")
+        return Passes(
+            generations=self.num_generations,
+            written=1.0,
+            teacher_reads=1,
+            student_reads=sum(once_more) + (stale or updates > 1),
+            updates=updates,
+            compared=updates if self.immediate == "expected" else 0,
+            copies=stale,
+            writers=stale,
+        )
+
 
 class LLMRConfig(PolicyGradientConfig, OneStepConfig):
     """LLMR (Li et al. 2024): one-step induced rewards, REINFORCE. BRIM with K = 1."""
@@ -321,6 +345,20 @@ class PPOConfig(InductionConfig):
         """Always: the clipped surrogate is made of ratios."""
         return True
 
+    def passes(self) -> Passes:
+        """Return the passes of a step; a copy of the start reads where there is a charge."""
+        charged = int(self.kl_coefficient > 0)
+        return Passes(
+            generations=self.num_generations,
+            written=1.0,
+            teacher_reads=1,
+            student_reads=1 + (self.q_centering == "policy"),
+            copy_reads=charged,
+            updates=self.num_epochs,
+            minibatches=self.num_minibatches,
+            copies=charged,
+        )
+
 
 class PPOLLMRConfig(PPOConfig, OneStepConfig):
     """PPO on one-step rewards with a learned critic."""
@@ -346,6 +384,10 @@ class PPOLLMRConfig(PPOConfig, OneStepConfig):
                 "clip.target=return, and clip.range to about the largest return that you expect"
             )
         return self
+
+    def passes(self) -> Passes:
+        """Return the passes of a step, with the critic."""
+        return replace(super().passes(), critic=self.critic)
 
 
 class PPOBRIMConfig(PPOConfig, BlockConfig):
