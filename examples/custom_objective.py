@@ -23,7 +23,7 @@ from brim.metrics import Score
 from brim.models import Decoding, build_model, train_tokenizer
 from brim.objectives import OBJECTIVES, make_objective
 from brim.objectives.base import Objective, Policy, length_metrics, length_sums, total
-from brim.objectives.settings import MethodConfig
+from brim.objectives.method import MethodConfig
 from brim.tasks import CMUdict
 from brim.training.evaluation import Evaluation
 from brim.training.settings import LoopConfig, OptimConfig

@@ -1,7 +1,7 @@
 """No public function or class is without a test, nor a public method.
 
-A definition is covered if a test, an example or a command names it, or something covered does. Names
-alone are compared, so this finds what is forgotten; whether it is right is for its tests to say.
+A definition is covered if a test, an example or a command names it, or something covered does.
+Names alone are compared: this finds what is forgotten; whether it is right its tests must say.
 """
 
 import ast

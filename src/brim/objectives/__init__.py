@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Union
 from pydantic import Field
 
 from brim.objectives import settings as s
+from brim.objectives.method import MethodConfig
 
 if TYPE_CHECKING:
     from brim.models import Decoding
     from brim.objectives.base import Objective
 
 # The settings of each method, and where its class is.
-OBJECTIVES: dict[str, tuple[type[s.MethodConfig], str]] = {
+OBJECTIVES: dict[str, tuple[type[MethodConfig], str]] = {
     "seqkd": (s.SeqKDConfig, "brim.objectives.seqkd:SeqKD"),
     "kl": (s.KLConfig, "brim.objectives.divergence:Divergence"),
     "rkl": (s.RKLConfig, "brim.objectives.divergence:Divergence"),
@@ -31,13 +32,13 @@ OBJECTIVES: dict[str, tuple[type[s.MethodConfig], str]] = {
 }
 
 if TYPE_CHECKING:
-    ObjectiveConfig = s.MethodConfig
+    ObjectiveConfig = MethodConfig
 else:
     _Settings = Union[tuple(settings for settings, _ in OBJECTIVES.values())]  # noqa: UP007
     ObjectiveConfig = Annotated[_Settings, Field(discriminator="name")]
 
 
-def make_objective(settings: s.MethodConfig, decoding: Decoding) -> Objective:
+def make_objective(settings: MethodConfig, decoding: Decoding) -> Objective:
     """Return the objective of these settings.
 
     Args:

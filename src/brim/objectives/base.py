@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from brim.models import SOFTMAX, Comparison, Decoding, Distribution, LanguageModel
-from brim.objectives.settings import MethodConfig
+from brim.objectives.method import MethodConfig
 from brim.returns import induced_rewards, rewards_to_go
 from brim.types import Batch, LossOutput, Rollout, TokenStatistics
 

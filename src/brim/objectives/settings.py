@@ -2,61 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from dataclasses import replace
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from brim.config.loading import Config
+from brim.objectives.method import MethodConfig, Passes, Updates
 
 Tail = Literal["one_step", "none"]
 Phase = Literal["aligned", "average"]
-
-
-@dataclass(frozen=True, slots=True)
-class Updates:
-    """How often one rollout batch is used, and how old the behavior policy may be.
-
-    Attributes:
-        num_epochs: passes over a rollout batch.
-        num_minibatches: updates a pass; the rows are shuffled where there are several.
-        sync_every: steps between copies of the student into the behavior policy, which writes the
-            rollouts; at 1 it is the student itself.
-    """
-
-    num_epochs: int = 1
-    num_minibatches: int = 1
-    sync_every: int = 1
-
-    @property
-    def on_policy(self) -> bool:
-        """Whether every update is of the behavior policy itself."""
-        return self.num_epochs * self.num_minibatches * self.sync_every == 1
-
-
-class MethodConfig(Config):
-    """What the trainer and a run ask of every method's settings."""
-
-    if TYPE_CHECKING:
-        name: str  # each method has a Literal of its own
-
-    @property
-    def updates(self) -> Updates:
-        """How often a rollout batch is used."""
-        return Updates()
-
-    @property
-    def compares_policies(self) -> bool:
-        """Whether the loss compares the policy with the behavior policy, token by token.
-
-        Its updates then run without dropout, or the two would differ before the first update.
-        """
-        return not self.updates.on_policy
-
-    @property
-    def needed_targets(self) -> Literal["teacher", "data"] | None:
-        """Whose completions the examples must carry as references; None for no completions."""
-        return None
 
 
 # Text as it is given: SeqKD and the divergences.
@@ -111,6 +66,10 @@ class DivergenceConfig(MethodConfig):
     def needed_targets(self) -> Literal["teacher", "data"] | None:
         """Whose completions the others are; None where the student writes all."""
         return None if self.student_fraction == 1 else self.targets
+
+    def passes(self) -> Passes:
+        """Return the passes of a step: the teacher reads beside the student that learns."""
+        return Passes(written=self.student_fraction, compared=1)
 
 
 class KLConfig(DivergenceConfig):
@@ -279,6 +238,21 @@ class PolicyGradientConfig(InductionConfig):
         """As many as the rollouts are reused."""
         return Updates(num_epochs=self.rollout_reuse, sync_every=self.sync_every)
 
+    def passes(self) -> Passes:
+        """Return the passes of a step; the student reads reused and old rollouts once more."""
+        updates, stale = self.rollout_reuse, int(self.sync_every > 1)
+        once_more = (self.baseline == "min_variance", self.q_centering == "policy")
+        return Passes(
+            generations=self.num_generations,
+            written=1.0,
+            teacher_reads=1,
+            student_reads=sum(once_more) + (stale or updates > 1),
+            updates=updates,
+            compared=updates if self.immediate == "expected" else 0,
+            copies=stale,
+            writers=stale,
+        )
+
 
 class LLMRConfig(PolicyGradientConfig, OneStepConfig):
     """LLMR (Li et al. 2024): one-step induced rewards, REINFORCE. BRIM with K = 1."""
@@ -315,6 +289,16 @@ class AnchoredConfig(MethodConfig):
     """Completions cut at the length limit: nothing follows (`keep`), or they are left out."""
     num_generations: int = Field(1, ge=1)
     """Completions of each prompt; a step has `trainer.rollout_batch_size` times as many."""
+
+    def passes(self) -> Passes:
+        """Return the passes of a step; the student reads where regrets are expected."""
+        return Passes(
+            generations=self.num_generations,
+            written=1.0,
+            teacher_reads=1,
+            student_reads=int(self.expected_regrets),
+            compared=int(self.immediate == "expected"),
+        )
 
     @property
     def q_centering(self) -> Literal["max", "policy"]:
@@ -357,6 +341,20 @@ class PPOConfig(InductionConfig):
         """Always: the clipped surrogate is made of ratios."""
         return True
 
+    def passes(self) -> Passes:
+        """Return the passes of a step; a copy of the start reads where there is a charge."""
+        charged = int(self.kl_coefficient > 0)
+        return Passes(
+            generations=self.num_generations,
+            written=1.0,
+            teacher_reads=1,
+            student_reads=1 + (self.q_centering == "policy"),
+            copy_reads=charged,
+            updates=self.num_epochs,
+            minibatches=self.num_minibatches,
+            copies=charged,
+        )
+
 
 class PPOLLMRConfig(PPOConfig, OneStepConfig):
     """PPO on one-step rewards with a learned critic."""
@@ -382,6 +380,10 @@ class PPOLLMRConfig(PPOConfig, OneStepConfig):
                 "clip.target=return, and clip.range to about the largest return that you expect"
             )
         return self
+
+    def passes(self) -> Passes:
+        """Return the passes of a step, with the critic."""
+        return replace(super().passes(), critic=self.critic)
 
 
 class PPOBRIMConfig(PPOConfig, BlockConfig):

@@ -6,10 +6,33 @@ so its products are counted here: two for each weight and token of a completion.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from brim.plan.memory import Devices, Learner, Sizes
 from brim.plan.models import ModelShape, Size
-from brim.plan.passes import ByPhase
 from brim.plan.peaks import pass_cost, writing_cost
+
+
+@dataclass(frozen=True)
+class ByPhase:
+    """A count of one step, of operations or of bytes that a device sends, by what happens in it.
+
+    Attributes:
+        rollout: the student writes.
+        teacher: the teacher reads.
+        student: the student, or a copy of it, reads without gradient.
+        update: forward and backward passes; of bytes, gradients too.
+    """
+
+    rollout: int
+    teacher: int
+    student: int
+    update: int
+
+    @property
+    def total(self) -> int:
+        """Of all phases."""
+        return self.rollout + self.teacher + self.student + self.update
 
 
 def read_operations(shape: ModelShape, size: Size) -> int:

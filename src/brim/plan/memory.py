@@ -9,8 +9,8 @@ import torch
 
 from brim.models.features import BUFFERS, PAIR_BYTES
 from brim.models.head import CHUNK_BYTES
+from brim.objectives.method import Passes
 from brim.plan.models import ModelShape, Size
-from brim.plan.passes import Passes
 from brim.plan.peaks import pass_cost, writing_cost
 
 # Of a chunk's float32 logits, and of those of the rows that write: the logits and what is made of

@@ -10,10 +10,16 @@ import torch
 
 from brim.errors import BrimError, ModelError, first_line
 from brim.models.modes import checkpoint_layers, without_weights
-from brim.plan.flops import generate_operations, read_operations, step_operations, step_traffic
+from brim.objectives.method import Passes
+from brim.plan.flops import (
+    ByPhase,
+    generate_operations,
+    read_operations,
+    step_operations,
+    step_traffic,
+)
 from brim.plan.memory import Devices, Learner, Memory, Room, Sizes, phases
 from brim.plan.models import ModelShape, Size, student_shape, teacher_shape
-from brim.plan.passes import ByPhase, Passes, passes_of
 from brim.tasks import AnyTask, ReadTask, WordProblems
 from brim.training.optimizer import (
     check_trainable,
@@ -226,9 +232,9 @@ class Planner:
             does = f"trains {student.name} on the teacher's outputs"
             room = self._room("predistill", student, teacher, Passes())
             yield self._training("predistill", does, room)
-        passes = passes_of(config.objective)
+        passes = config.objective.passes()
         room = self._room(config.objective.name, student, teacher, passes)
-        yield self._training(config.objective.name, describe_passes(passes), room)
+        yield self._training(config.objective.name, passes.in_words(), room)
 
     def _room(
         self,
@@ -330,19 +336,6 @@ def count_examples(task: AnyTask) -> int | None:
     if isinstance(task, WordProblems):  # it would take seconds to write them
         return task.num_train
     return len(task.load("train"))
-
-
-def describe_passes(passes: Passes) -> str:
-    """What a step does, in a few words."""
-    share = "" if passes.written == 1 else f" {passes.written:.0%} of the text"
-    counts = {
-        f"student writes{share}": int(passes.written > 0),
-        "teacher reads": passes.teacher_reads + passes.compared,
-        "student reads": passes.student_reads,
-        "a copy of its start reads": passes.copy_reads,
-        "student learns": passes.updates,
-    }
-    return ", ".join(f"{what} {n} times" if n > 1 else what for what, n in counts.items() if n)
 
 
 def _model(role: str, shape: ModelShape, *, trained: bool) -> ModelPlan:

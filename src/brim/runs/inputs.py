@@ -369,9 +369,7 @@ def _some_targets(train: Sequence[Example], number: int) -> list[Example]:
 
 
 def _load(
-    run: RunInputs,
-    settings: TeacherConfig | StudentConfig,
-    quantization: Quantization | None = None,
+    run: RunInputs, settings: TeacherConfig | StudentConfig, bits: Quantization | None = None
 ) -> LanguageModel:
     assert settings.path is not None
     device: Any = run.accelerator.device
@@ -384,15 +382,14 @@ def _load(
         dtype=settings.dtype,
         device=device,
         trust_remote_code=settings.trust_remote_code,
-        quantization=quantization,
+        quantization=bits,
     )
 
 
 def _build(
     run: RunInputs, role: str, description: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> LanguageModel:
-    seed = derive_seed(run.seed_of(role), "build", role)
-    return build_model(description, tokenizer, seed=seed)
+    return build_model(description, tokenizer, seed=derive_seed(run.seed_of(role), "build", role))
 
 
 def _texts(examples: Sequence[Example]) -> Iterator[str]:

@@ -23,7 +23,8 @@ from brim.config.loading import Config, load_config
 from brim.errors import ConfigError
 from brim.models import Decoding
 from brim.objectives import ObjectiveConfig, make_objective
-from brim.objectives.settings import BRIMConfig, LLMRConfig, Updates
+from brim.objectives.method import Updates
+from brim.objectives.settings import BRIMConfig, LLMRConfig
 from brim.seeding import derive_seed
 
 BOTH = ["llmr", "brim"]

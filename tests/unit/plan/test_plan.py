@@ -28,11 +28,11 @@ from brim.models import (
 )
 from brim.models.backbone import Prompts
 from brim.objectives import OBJECTIVES, make_objective
+from brim.objectives.method import Passes
 from brim.plan import as_dict, as_text, plan
 from brim.plan.flops import generate_operations, read_operations, update_operations
 from brim.plan.memory import Learner, Room
 from brim.plan.models import ModelShape, Size, known_models, student_shape, teacher_shape
-from brim.plan.passes import Passes, passes_of
 from brim.plan.peaks import Cost, CostCounter, pass_cost, writing_cost
 from brim.plan.plan import settings_warnings
 from brim.recipes import find_recipe, list_recipes
@@ -559,7 +559,7 @@ def test_passes_are_those_that_are_made(name, settings):
             )
             objective.loss(module, part, teacher)
 
-    passes = passes_of(objective_config)
+    passes = objective_config.passes()
     rows = ROWS * passes.generations
     assert len(rollout) == rows
     if name not in ("js", "tvd"):  # drawn for each row
@@ -595,7 +595,7 @@ def watched_copy(student: LanguageModel, calls: list) -> LanguageModel:
 
 
 def test_old_policies_are_read_and_kept():
-    passes = passes_of(OBJECTIVES["llmr"][0](sync_every=4))
+    passes = OBJECTIVES["llmr"][0](sync_every=4).passes()
     assert (passes.student_reads, passes.copies, passes.writers) == (1, 1, 1)
 
 

@@ -17,11 +17,11 @@ from brim.config.loading import load_config
 from brim.errors import ConfigError
 from brim.models.layers import layers_of
 from brim.models.scratch import build_without_tokenizer
+from brim.objectives.method import Passes
 from brim.plan import as_text, plan
 from brim.plan.flops import step_traffic
 from brim.plan.memory import ONE_DEVICE, Devices, Learner, Room, Sizes, at_work, phases
 from brim.plan.models import ModelShape, Size, stacks_of
-from brim.plan.passes import Passes
 from brim.plan.peaks import Cost
 from brim.recipes import find_recipe
 from brim.training.settings import RunConfig

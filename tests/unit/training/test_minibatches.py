@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from brim.examples import Example
-from brim.objectives.settings import Updates
+from brim.objectives.method import Updates
 from brim.seeding import minibatch_numbers
 from brim.training.settings import LoopConfig
 from brim.training.updates import Updater
