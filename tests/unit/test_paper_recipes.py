@@ -13,8 +13,8 @@ from brim.training.settings import OptimConfig, RunConfig, SupervisedConfig, Tra
 
 TASKS = ("xsum", "europarl", "gsm8k")
 DIVERGENCES = ("seqkd", "kl", "rkl", "js", "tvd")
-REINFORCEMENT = ("llmr", "llmr_mean", "llmr_min_var", "brim", "ppo_llmr", "ppo_brim")
-QWEN = ("kl", "tvd", "llmr", "brim")
+REINFORCEMENT = ("anchored", "llmr", "llmr_mean", "llmr_min_var", "brim", "ppo_llmr", "ppo_brim")
+QWEN = ("kl", "tvd", "llmr", "brim", "anchored")
 
 COUNTS = {  # Table 4
     "xsum": (202_926, 11_332, 11_333),
