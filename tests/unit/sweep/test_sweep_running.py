@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from rundirs import change_results
 
 from brim.config.loading import dump_config
 from brim.errors import RunError
@@ -192,17 +193,15 @@ def test_descriptions_and_trackers_do_not_matter_other_settings_do(make, run):
 def test_a_stopped_run_that_somebody_evaluated_goes_on(make, run):
     point = make()[0]
     run([point])
-    results = run.out / point.name / "results.json"
-    (run.out / point.name / "manifest.json").write_text('{"config_hash": ""}')
-    planned = point.config.trainer.max_steps
-    facts = json.loads(results.read_text())["test"]
+    directory, planned = run.out / point.name, point.config.trainer.max_steps
+    (directory / "manifest.json").write_text('{"config_hash": ""}')
     # `steps` alone is what older versions write.
     for more in ({"steps": 11}, {"steps": 11, "planned_steps": planned}):
-        results.write_text(json.dumps({"test": {**facts, **more}}))
+        change_results(directory, **more)
         assert state_of(point, run.out) == "stopped"
-    results.write_text(json.dumps({"test": {**facts, "steps": planned}}))
+    change_results(directory, steps=planned)
     assert state_of(point, run.out) == "done"
-    results.write_text(json.dumps({"test": {**facts, "steps": 11}}))
+    change_results(directory, steps=11)
     run([point])
     assert begun(run.out) == [point.name, point.name]
     assert state_of(point, run.out) == "done"
