@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from listening import Listener
 from pairs import T5
 from rundirs import write_run
 from test_train import rows
@@ -14,21 +15,11 @@ from brim.runs.directory import RunDirectory
 from brim.runs.evaluate import evaluate_run, evaluate_stage
 from brim.runs.train import train
 from brim.support.files import read_json, write_sealed_json
-from brim.support.progress import Reporter
 from brim.training.optimizer import count_steps
 from brim.training.partial import PartialResults
 from brim.training.trainer import Interrupted, Trainer
 
 SAMPLES = ["evaluation.decoding.strategy=sampling", "evaluation.decoding.num_samples=2"]
-
-
-class Listener(Reporter):
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.lines = []
-
-    def say(self, text):
-        self.lines.append(text)
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from listening import Listener
 from rundirs import change_results
 
 from brim.config.loading import dump_config
 from brim.errors import RunError
-from brim.support.progress import Reporter
 from brim.sweep import Outcome, Point, load_sweep, points, run_sweep
 from brim.sweep.grid import Task
 from brim.sweep.launching import LocalLauncher, local_launcher
@@ -82,17 +82,6 @@ systems:
   a: {recipe: cmudict/llmr}
   b: {recipe: cmudict/brim}
 """
-
-
-class Listener(Reporter):
-    """Keeps what is said."""
-
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.lines = []
-
-    def say(self, text):
-        self.lines.append(text)
 
 
 @pytest.fixture

@@ -477,15 +477,6 @@ def test_metrics_are_checked_before_the_data_is_read(tmp_path):
 # Data sets of Hugging Face's
 
 
-@pytest.fixture
-def datasets(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
-    return datasets
-
-
 def test_a_saved_data_set(tmp_path, datasets):
     table = {"prompt": ["a", "b", None], "target": ["x", "y", "z"], "refs": [["x"], ["y", "w"], []]}
     data = datasets.DatasetDict(train=datasets.Dataset.from_dict(table))

@@ -159,15 +159,6 @@ def test_bad_rows_are_left_out_and_counted_or_stop_the_run(tmp_path):
 
 
 @pytest.fixture
-def datasets(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
-    return datasets
-
-
-@pytest.fixture
 def hub(tmp_path, datasets):
     """`hub(name, splits)` writes Parquet files as the hub has them and says where."""
 
