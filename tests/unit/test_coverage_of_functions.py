@@ -14,7 +14,8 @@ import brim
 SOURCE = Path(brim.__file__).parent
 ROOT = Path(__file__).parents[2]
 
-Definition = ast.FunctionDef | ast.ClassDef
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+Definition = Function | ast.ClassDef
 # `brim analyze` makes their names of its argument.
 NAMED_BY_ARGUMENTS = {"analyze_theorem1", "analyze_variance"}
 
@@ -35,9 +36,9 @@ def names_in(*nodes: ast.AST) -> Iterator[str]:
 
 def own_parts(definition: Definition) -> list[ast.AST]:
     """All of a definition but the methods that have to be covered by themselves."""
-    if isinstance(definition, ast.FunctionDef):
+    if isinstance(definition, Function):
         return [definition]
-    methods = [node for node in definition.body if isinstance(node, ast.FunctionDef)]
+    methods = [node for node in definition.body if isinstance(node, Function)]
     apart = {node for node in methods if not node.name.startswith("__") and not is_hook(node)}
     return [*definition.bases, *definition.decorator_list, *(set(definition.body) - apart)]
 
@@ -46,7 +47,7 @@ def is_exports(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__"
 
 
-def is_hook(method: ast.FunctionDef) -> bool:
+def is_hook(method: Function) -> bool:
     """A method that pydantic calls."""
     return any("validator" in ast.dump(node) or "serializer" in ast.dump(node)
                for node in method.decorator_list)  # fmt: skip
@@ -62,7 +63,7 @@ def test_every_public_definition_is_reached_from_a_test_or_a_command():
         for node in module.body:
             if isinstance(node, Definition):
                 methods = node.body if isinstance(node, ast.ClassDef) else []
-                for one in [node, *(m for m in methods if isinstance(m, ast.FunctionDef))]:
+                for one in [node, *(m for m in methods if isinstance(m, Function))]:
                     definitions[one.name].append(one)
                     owner = "" if one is node else f"{node.name}."
                     if not (one.name.startswith("_") or node.name.startswith("_")):
