@@ -1,7 +1,7 @@
 """Which K to use: the one whose batch gradient points best, if it can be told.
 
 Training's optimizer hardly sees the size of a gradient (Adam divides by it, and its norm is
-clipped), so the plain mean squared error would favour a large K merely for shrinking the gradient.
+clipped), so the plain mean squared error would favor a large K merely for shrinking the gradient.
 What counts is the direction. With g a batch's gradient at K and g_1 that of K = 1, the score is
 
     ⟨E g, E g_1⟩ / √(‖E g‖² + tr Var g)
@@ -74,8 +74,8 @@ def choose_k(
 ) -> RecommendedK:
     """The K whose batch gradient is nearest in direction to that of K = 1 in the mean.
 
-    K = 1 has no bias. So a larger K is recommended only if it is told apart from K = 1; K = 1 is,
-    if it has the highest score; and nothing is, if E g_1 is itself not told apart from zero, by its
+    K = 1 has no bias. So a larger K is recommended only if it differs from K = 1; K = 1 is,
+    if it has the highest score; and nothing is, if E g_1 itself does not differ from zero, by its
     norm or by its product with the best K's E g.
 
     Args:
@@ -93,7 +93,7 @@ def choose_k(
     scores = _scores(moments, num_prompts)
     best = _best(scores)
     winner = ks[int(best[0])]
-    with np.errstate(invalid="ignore"):  # scores of minus infinity are not told apart
+    with np.errstate(invalid="ignore"):  # scores of minus infinity do not differ
         lows = [resamples.interval(scores[int(best[0])] - other).low for other in scores]
     near = tuple(k for k, low in zip(ks, lows, strict=True) if k != winner and not low > 0)
     # ⟨E g, E g_1⟩ > 0 with a g of less noise shows too that E g_1 is not zero.
@@ -144,7 +144,7 @@ def _explain(
     others = ", ".join(map(str, near))
     if not seen:
         text = (
-            "Cannot say: the mean gradient of K = 1 is not told apart from zero at this size; "
+            "Cannot say: the mean gradient of K = 1 does not differ from zero at this size; "
             "give more prompts or samples."
         )
     elif decided and best == 1:
@@ -161,7 +161,7 @@ def _explain(
             "K = 1, which has no bias; give more prompts or samples."
         )
     if near and decided:
-        text += f" Not told apart from it: K = {others}."
+        text += f" No different within the interval: K = {others}."
     sizes = list(by_batch)
     changes = [
         f"K = {by_batch[size]} from {size} prompts on"

@@ -27,7 +27,7 @@ TAILS = {"one_step": "one-step tail", "none": "no tail", "average": "phase avera
 def draw_variance(analysis: VarianceAnalysis) -> Images:
     """Variance and bias of Ĝ_1 by K as in the paper, and what they do to the gradient.
 
-    A line a student and tail. Where more students than colours there are, colours come again.
+    A line a student and tail. Where more students than colors there are, colors come again.
     """
 
     def draw(figure: Figure) -> None:
@@ -82,11 +82,11 @@ def _draw_by_k(ax: Axes, analysis: VarianceAnalysis, name: str, *, log: bool) ->
 
 def _draw_estimates(ax: Axes, points: Sequence[tuple[float, Any]], number: int, line: str) -> None:
     """A line with a band where intervals are known."""
-    colour, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+    color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
     x = [at for at, _ in points]
-    ax.plot(x, [e.value for _, e in points], line, color=colour, marker=marker)
+    ax.plot(x, [e.value for _, e in points], line, color=color, marker=marker)
     low = [e.low for _, e in points]
-    ax.fill_between(x, low, [e.high for _, e in points], color=colour, alpha=0.12, linewidth=0)
+    ax.fill_between(x, low, [e.high for _, e in points], color=color, alpha=0.12, linewidth=0)
 
 
 def draw_theorem1(analysis: Theorem1Analysis) -> Images:
@@ -119,10 +119,10 @@ def _draw_lengths(ax: Axes, student: StudentTheorem1) -> None:
     log_axis(ax)
     left = np.array([row["remaining"] for row in student.lengths])
     for number, fit in enumerate(student.fits):
-        colour, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+        color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
         y = [row["variance"][str(fit.k)] for row in student.lengths]
-        ax.plot(left, y, color=colour, marker=marker, label=f"K = {fit.k}")
-        ax.plot(left, fit.c.value * ((left - 1) // fit.k + 1), "--", color=colour, linewidth=1)
+        ax.plot(left, y, color=color, marker=marker, label=f"K = {fit.k}")
+        ax.plot(left, fit.c.value * ((left - 1) // fit.k + 1), "--", color=color, linewidth=1)
     ax.legend()
 
 
@@ -162,12 +162,12 @@ def _draw_correlations(ax: Axes, student: StudentTheorem1) -> None:
 def _handles(students: Sequence[tuple[str, str]], tails: Sequence[tuple[str, str]]) -> list[Any]:
     from matplotlib.lines import Line2D
 
-    colours = [
+    colors = [
         Line2D([], [], color=COLORS[i % len(COLORS)], marker=MARKERS[i % len(MARKERS)], label=x)
         for i, (x, _) in enumerate(students)
     ]
     lines = [Line2D([], [], color=INK, linestyle=line, label=label) for label, line in tails]
-    return [*colours, *lines]
+    return [*colors, *lines]
 
 
 def _k_axis(ax: Axes, ks: Sequence[int]) -> None:

@@ -71,7 +71,7 @@ def _root(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
     ] = False,
 ) -> None:
-    """Distil a large language model into a small one by reinforcement learning."""
+    """Distill a large language model into a small one by reinforcement learning."""
 
 
 def usage_in_a_line(error: Any) -> str:

@@ -169,13 +169,13 @@ def recipes() -> None:
 
 @app.command()
 def quickstart(
-    out: Annotated[Path, typer.Option(help="Run directory.")] = Path("quickstart"),
+    out: Annotated[Path, typer.Option(help="Folder of runs and report.")] = Path("quickstart"),
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     short: Annotated[
         bool, typer.Option(help="A minute's version, for checking the set-up.")
     ] = False,
 ) -> None:
-    """Distil a teacher of pronunciation, by LLMR and by BRIM."""
+    """Distill a teacher of pronunciation, by LLMR and by BRIM."""
     from brim.quickstart import quickstart
 
     with running() as reporter:

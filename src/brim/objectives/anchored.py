@@ -26,7 +26,7 @@ from brim.divergences import expected_value
 from brim.masking import zero_padding
 from brim.models import Decoding, LanguageModel
 from brim.objectives.base import Objective, Policy, return_metrics, return_sums, total
-from brim.objectives.credit import score, sum_over_processes, warn_of_greedy
+from brim.objectives.credit import sum_over_processes, warn_of_greedy, write_and_score
 from brim.objectives.policy_gradient import follow
 from brim.objectives.settings import AnchoredConfig
 from brim.returns import rewards_to_go
@@ -51,12 +51,7 @@ class Anchored(Objective):
         Raises:
             ValueError: there is no teacher.
         """
-        if teacher is None:
-            raise ValueError("advantages are anchored in a teacher; none was given")
-        with timed("rollout"):  # y ~ π(· | x)
-            rollout = student.generate(batch.repeat(self.settings.num_generations), self.decoding)
-        with timed("teacher"):  # q(s_t, a_t) and max_a q(s_t, a)
-            q = score(teacher, rollout, student, self.settings, self.decoding)
+        rollout, q = write_and_score(batch, student, teacher, self.settings, self.decoding)
         with timed("credit"):
             return self.assign_credit(rollout, q)
 

@@ -22,7 +22,35 @@ from brim.objectives.adaptive_k import AdaptiveK
 from brim.objectives.base import return_metrics, return_sums, total
 from brim.objectives.settings import AnchoredConfig, BlockConfig, InductionConfig, OneStepConfig
 from brim.returns import block_returns, phase_average_returns
-from brim.types import ActionValues, Rollout
+from brim.support.timing import timed
+from brim.types import ActionValues, Batch, Rollout
+
+
+def write_and_score(
+    batch: Batch,
+    student: LanguageModel,
+    teacher: LanguageModel | None,
+    settings: InductionConfig | AnchoredConfig,
+    decoding: Decoding,
+) -> tuple[Rollout, ActionValues]:
+    """Return what the student writes, `y ~ π(· | x)`, and the teacher's Q-values along it.
+
+    Args:
+        batch: the prompts of this process; each is completed `settings.num_generations` times.
+        student: the behavior policy.
+        teacher: whose logits are the Q-values.
+        settings: see `score`.
+        decoding: how completions are written.
+
+    Raises:
+        ValueError: there is no teacher.
+    """
+    if teacher is None:
+        raise ValueError("returns are induced from a teacher; none was given")
+    with timed("rollout"):
+        rollout = student.generate(batch.repeat(settings.num_generations), decoding)
+    with timed("teacher"):
+        return rollout, score(teacher, rollout, student, settings, decoding)
 
 
 def score(

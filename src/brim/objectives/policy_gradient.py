@@ -27,9 +27,9 @@ from brim.objectives.base import Objective, Policy, total
 from brim.objectives.credit import (
     KStepReturns,
     behavior_logprobs,
-    score,
     sum_over_processes,
     warn_of_greedy,
+    write_and_score,
 )
 from brim.objectives.settings import BRIMConfig, LLMRConfig
 from brim.support.timing import timed
@@ -54,12 +54,7 @@ class PolicyGradient(Objective):
         Raises:
             ValueError: there is no teacher.
         """
-        if teacher is None:
-            raise ValueError("returns are induced from a teacher; none was given")
-        with timed("rollout"):  # y ~ π(· | x)
-            rollout = student.generate(batch.repeat(self.settings.num_generations), self.decoding)
-        with timed("teacher"):  # q(s_t, a_t) and max_a q(s_t, a)
-            q = score(teacher, rollout, student, self.settings, self.decoding)
+        rollout, q = write_and_score(batch, student, teacher, self.settings, self.decoding)
         with timed("credit"):
             return self.assign_credit(rollout, q, student)
 

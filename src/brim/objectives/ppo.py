@@ -22,9 +22,9 @@ from brim.objectives.base import Objective, Policy, total
 from brim.objectives.credit import (
     KStepReturns,
     behavior_logprobs,
-    score,
     sum_over_processes,
     warn_of_greedy,
+    write_and_score,
 )
 from brim.objectives.settings import PPOBRIMConfig, PPOLLMRConfig
 from brim.returns import induced_rewards
@@ -67,12 +67,7 @@ class PPO(Objective):
         Raises:
             ValueError: there is no teacher.
         """
-        if teacher is None:
-            raise ValueError("returns are induced from a teacher; none was given")
-        with timed("rollout"):
-            rollout = student.generate(batch.repeat(self.settings.num_generations), self.decoding)
-        with timed("teacher"):
-            q = score(teacher, rollout, student, self.settings, self.decoding)
+        rollout, q = write_and_score(batch, student, teacher, self.settings, self.decoding)
         with timed("credit"):
             return self.assign_credit(rollout, q, student)
 

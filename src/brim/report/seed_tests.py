@@ -24,7 +24,7 @@ class SeedTest:
         test: of `system` minus `against`, over shared seeds.
         holm: the p-value corrected for all that `system` was tested against on this score; None
             where the test has none.
-        better: whether the difference is in favour of `system`, whichever way is better.
+        better: whether the difference is in favor of `system`, whichever way is better.
     """
 
     system: str

@@ -71,7 +71,7 @@ def train(
     command: Sequence[str] = (),
     other_processes: bool = False,
 ) -> dict[str, Any]:
-    """Distil, and test the best checkpoint.
+    """Distill, and test the best checkpoint.
 
     Args:
         config: the run's settings.

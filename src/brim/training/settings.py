@@ -218,7 +218,7 @@ class TrackingConfig(Config):
 
 
 class RunConfig(Config):
-    """A run: distil `teacher` into `student` on `task` by `objective`."""
+    """A run: distill `teacher` into `student` on `task` by `objective`."""
 
     description: Annotated[str, Incidental] = ""
     """One line for `brim recipes`."""
