@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from brim.judge.prompts import VARIANTS, Pair, Verdict, one_line
+from brim.support.tables import p_text
 
 NUM_EXAMPLES = 5
 _SHOWN_CHARACTERS = 600
@@ -86,7 +87,7 @@ def _tables(criteria: Mapping[str, _Row]) -> Iterator[str]:
             "A 4 of 4": _count("pairs_won"),
             "B 4 of 4": _count("pairs_lost"),
             "split": _count("pairs_split"),
-            "p": lambda row: f"{row['p_value']:.3g}",
+            "p": lambda row: p_text(row["p_value"]),
             "of queries": lambda row: _percent(row["query_win_rate"]),
         },
         "A pair's score is the mean of its four queries, each order with each naming: 1 where A "
@@ -222,7 +223,7 @@ def _interval(row: _Row) -> str:
 
 def _bias(row: _Row) -> str:
     flag = ", biased" if row["biased"] else ""
-    return f"{_percent(row['rate'])} (p {row['p_value']:.3g}{flag})"
+    return f"{_percent(row['rate'])} (p {p_text(row['p_value'])}{flag})"
 
 
 def _preferred(row: _Row, place: str, other: str) -> str:

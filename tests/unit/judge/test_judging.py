@@ -108,7 +108,7 @@ def test_a_judge_that_looks_at_the_place_gives_exactly_half_and_is_flagged(
     assert not row[other]
     page = (tmp_path / "out" / "judge.md").read_text(encoding="utf-8")
     wanted = f"- overall: the judge is position-biased{words}"
-    assert f"{wanted}, whichever that is, in 100.00 % (p 0.00781, " in page.split("## Warnings")[1]
+    assert f"{wanted}, whichever that is, in 100.00 % (p 0.008, " in page.split("## Warnings")[1]
     assert "the judge against itself (8 pairs)" in page
 
 
