@@ -49,7 +49,7 @@ def min_variance_baseline(
 
         b = E[‖∇ log π(a_t | s_t)‖² G_t] / E[‖∇ log π(a_t | s_t)‖²]
 
-    over the tokens of the whole rollout batch (see `mean_baseline`). It minimises
+    over the tokens of the whole rollout batch (see `mean_baseline`). It minimizes
     E[‖∇ log π‖² (G - b)²], which is all of the variance that b can change as far as the gradients
     of a completion's different tokens are orthogonal.
 

@@ -32,7 +32,7 @@ class Example:
         field: the characters of `prompt`, first and behind the last, that lose their end where the
             prompt is too long, as an article inside an instruction does; None for a prompt that
             is one piece, and for a chat, which loses the end of its longest message.
-        target: the first reference as the tokens that a model wrote, which are learnt as they are;
+        target: the first reference as the tokens that a model wrote, which are learned as they are;
             None for text, which is tokenized and given an end.
     """
 

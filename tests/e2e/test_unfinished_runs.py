@@ -173,7 +173,7 @@ def test_a_run_stopped_before_its_teacher_is_told_from_one_that_lost_it(
     make, finished, tmp_path, monkeypatch
 ):
     run = stop_at(monkeypatch, 2, make(), tmp_path / "run", tmp_path / "stages")  # the teacher's
-    with pytest.raises(RunError, match="stopped before it had its teacher .* go on with it by"):
+    with pytest.raises(RunError, match="stopped before it had its teacher .* resume it by"):
         evaluate_run(run)
     shutil.copytree(finished, tmp_path / "far" / "away")
     with pytest.raises(RunError, match="teacher is missing; bring back its stages folder"):

@@ -29,7 +29,7 @@ def credited(objective, trajectories=ALL, teacher=TEACHER):
     policy = student()
     rollout = trajectories.rollout()
     values = q_of(objective, rollout, policy, teacher)
-    return objective.assign_credit(rollout, values, policy)[0]
+    return objective.assign_credit(rollout, values)[0]
 
 
 def moments(objective, temperature=1.0, teacher=TEACHER):
@@ -269,7 +269,7 @@ def test_padding_is_not_read(settings):
         q_taken=torch.where(ALL.mask, values.q_taken, torch.nan),
         q_max=torch.where(ALL.mask, values.q_max, torch.inf),
     )
-    clean, spoilt = (objective.assign_credit(rollout, q, policy)[0] for q in (values, dirty))
+    clean, spoilt = (objective.assign_credit(rollout, q)[0] for q in (values, dirty))
     assert torch.equal(clean.advantages, spoilt.advantages)
     if clean.end_values is not None:
         assert torch.equal(clean.end_values, spoilt.end_values)
@@ -311,7 +311,7 @@ def test_dropped_completions_teach_nothing_and_are_no_critic():
     alone = anchored(decoding(), truncated="keep")
     policy, some = student(), ALL.rollout().select(kept)
     values = q_of(alone, some, policy, TEACHER)
-    expected = alone.assign_credit(some, values, policy)[0].advantages
+    expected = alone.assign_credit(some, values)[0].advantages
     torch.testing.assert_close(rollout.advantages[~cut], expected, **near)
 
 
@@ -345,11 +345,11 @@ def test_metrics_say_how_good_the_critic_is():
     objective = anchored(decoding())
     policy, rollout = student(), ALL.rollout()
     values = q_of(objective, rollout, policy, TEACHER)
-    sums = objective.assign_credit(rollout, values, policy)[1]
+    sums = objective.assign_credit(rollout, values)[1]
     metrics = objective.describe({name: float(number) for name, number in sums.items()})
     assert metrics["anchored/regrets_to_come"] > 0
     assert 0 < metrics["anchored/explained_variance"] < 1
     none = anchored(decoding(), remaining_regret="none")
-    sums = none.assign_credit(rollout, values, policy)[1]
+    sums = none.assign_credit(rollout, values)[1]
     metrics = none.describe({name: float(number) for name, number in sums.items()})
     assert metrics["anchored/explained_variance"] == pytest.approx(0, abs=1e-12)

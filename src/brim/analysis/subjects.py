@@ -194,7 +194,7 @@ def load_analyzed(opened: Opened, model: AnalyzedModel) -> LanguageModel:
 def analyzed_objective(run: RunInputs) -> PolicyGradient:
     """The policy gradient whose estimates are measured, by the settings of the run's objective.
 
-    That of LLMR and BRIM is itself, on fresh rollouts. PPO's gives centring, clip, truncation and
+    That of LLMR and BRIM is itself, on fresh rollouts. PPO's gives centering, clip, truncation and
     blocks; where its advantages are normalized, that is a mean baseline, and a scale. Any other
     objective has none of these: they are the defaults of `brim`.
     """

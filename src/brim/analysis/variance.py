@@ -1,7 +1,7 @@
 """Variance and bias of K-step returns and of the gradients that they make, for each K.
 
 `analyze_variance` has P prompts, and of each student M rollouts a prompt, written as the run's
-decoding says and judged by the teacher once: all K come of the same two numbers a token. What is
+decoding says and scored by the teacher once: all K come of the same two numbers a token. What is
 measured is defined in `results.py`.
 """
 

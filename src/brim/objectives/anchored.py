@@ -25,8 +25,16 @@ from brim.advantages import gae, time_mean_baseline
 from brim.divergences import expected_value
 from brim.masking import zero_padding
 from brim.models import Decoding, LanguageModel
-from brim.objectives.base import Objective, Policy, return_metrics, return_sums, total
-from brim.objectives.credit import sum_over_processes, warn_of_greedy, write_and_score
+from brim.objectives.base import (
+    Objective,
+    Policy,
+    add_moments,
+    return_metrics,
+    return_sums,
+    total,
+    variance,
+)
+from brim.objectives.credit import clip_credit, sum_over_processes, warn_of_greedy, write_and_score
 from brim.objectives.policy_gradient import follow
 from brim.objectives.settings import AnchoredConfig
 from brim.returns import rewards_to_go
@@ -56,14 +64,13 @@ class Anchored(Objective):
             return self.assign_credit(rollout, q)
 
     def assign_credit(
-        self, rollout: Rollout, q: ActionValues, student: LanguageModel | None = None
+        self, rollout: Rollout, q: ActionValues
     ) -> tuple[Rollout, Mapping[str, Tensor]]:
         """Return the rollout with the advantage of each token, and what is logged of it.
 
         Args:
             rollout: B completions of at most T tokens.
             q: the teacher's values along it, centered as `settings.q_centering` says.
-            student: not asked; every method's `assign_credit` takes it.
         """
         settings = self.settings
         exact = rewards_to_go(q.q_taken, q.q_max, rollout.mask)
@@ -89,17 +96,12 @@ class Anchored(Objective):
         else:
             advantages = advantages + (regrets - taken)
 
-        limit = settings.clip.range
-        clipped = advantages if limit is None else advantages.clamp(-limit, limit)
-        sums["clipped"] = total(clipped != advantages)
-        sums["weighed"] = total(mask)
-        for name, tokens in {
-            "advantage": clipped,
-            "to_come": to_come,
-            "unexplained": zero_padding(to_come - now, mask),
-        }.items():
-            sums[name], sums[f"squared_{name}"] = total(tokens), total(tokens, power=2)
-        return replace(rollout, advantages=clipped), sums
+        sums["clipped"], sums["weighed"] = total(torch.zeros_like(mask)), total(mask)
+        advantages = clip_credit(advantages, settings.clip, sums)
+        add_moments(sums, "advantage", advantages)
+        add_moments(sums, "to_come", to_come)
+        add_moments(sums, "unexplained", zero_padding(to_come - now, mask))
+        return replace(rollout, advantages=advantages), sums
 
     def remaining(self, to_come: Tensor, mask: Tensor) -> Tensor:
         """Return Û, the regrets still to be expected, of each step and the one behind the last.
@@ -147,20 +149,15 @@ class Anchored(Objective):
     def describe(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Return metrics of the returns, the advantages, and how good Û was as a critic."""
         tokens = max(sums["weighed"], 1.0)
-
-        def variance(name: str) -> float:
-            return sums[f"squared_{name}"] / tokens - (sums[name] / tokens) ** 2
-
         metrics = {
             **return_metrics(sums),
             "rollout/clipped": sums["clipped"] / tokens,
-            "rollout/var_advantage": variance("advantage"),
+            "rollout/var_advantage": variance(sums, "advantage", tokens),
             "anchored/regrets_to_come": sums["to_come"] / tokens,
         }
-        if variance("to_come") > 0:
-            metrics["anchored/explained_variance"] = 1 - variance("unexplained") / variance(
-                "to_come"
-            )
+        if (of_regrets := variance(sums, "to_come", tokens)) > 0:
+            unexplained = variance(sums, "unexplained", tokens)
+            metrics["anchored/explained_variance"] = 1 - unexplained / of_regrets
         return metrics
 
 

@@ -105,6 +105,16 @@ def total(values: Tensor, power: int = 1) -> Tensor:
     return values.detach().cpu().double().pow(power).sum()
 
 
+def add_moments(sums: dict[str, Tensor], name: str, tokens: Tensor) -> None:
+    """Add the sum and the sum of squares over tokens, of which `variance` is made."""
+    sums[name], sums[f"squared_{name}"] = total(tokens), total(tokens, power=2)
+
+
+def variance(sums: Mapping[str, float], name: str, count: float) -> float:
+    """Return the variance of what `add_moments` added up over `count` tokens."""
+    return sums[f"squared_{name}"] / count - (sums[name] / count) ** 2
+
+
 def length_sums(rollout: Rollout) -> dict[str, Tensor]:
     """Count rows, tokens and completions cut at the length limit."""
     return {
@@ -138,8 +148,7 @@ def return_sums(rollout: Rollout) -> dict[str, Tensor]:
         reward = reward - total(values.bootstrap)
     sums = length_sums(rollout)
     for name, tokens in {"estimate": estimate, "exact": exact}.items():
-        sums[name] = total(tokens)
-        sums[f"{name}_squared"] = total(tokens, power=2)
+        add_moments(sums, name, tokens)
     sums["reward"] = reward
     sums["return"] = total(exact[:, 0])
     sums["estimated_return"] = total(estimate[:, 0])
@@ -150,17 +159,13 @@ def return_sums(rollout: Rollout) -> dict[str, Tensor]:
 def return_metrics(sums: Mapping[str, float]) -> dict[str, float]:
     """Return the means of return and reward, and variance and bias of Ĝ over the batch's tokens."""
     tokens, rows = max(sums["tokens"], 1.0), sums["rows"]
-
-    def variance(name: str) -> float:
-        return sums[f"{name}_squared"] / tokens - (sums[name] / tokens) ** 2
-
     return {
         **length_metrics(sums),
         "rollout/return": sums["return"] / rows,
         "rollout/return_k": sums["estimated_return"] / rows,
         "rollout/reward": sums["reward"] / tokens,
-        "rollout/var_return": variance("exact"),
-        "rollout/var_return_k": variance("estimate"),
+        "rollout/var_return": variance(sums, "exact", tokens),
+        "rollout/var_return_k": variance(sums, "estimate", tokens),
         "rollout/bias": (sums["estimate"] - sums["exact"]) / tokens,
         "rollout/teacher_logprob": sums["teacher_logprob"] / tokens,
     }

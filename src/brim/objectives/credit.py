@@ -20,7 +20,13 @@ from brim.divergences import expected_value
 from brim.models import Decoding, LanguageModel
 from brim.objectives.adaptive_k import AdaptiveK
 from brim.objectives.base import return_metrics, return_sums, total
-from brim.objectives.settings import AnchoredConfig, BlockConfig, InductionConfig, OneStepConfig
+from brim.objectives.settings import (
+    AnchoredConfig,
+    BlockConfig,
+    ClipConfig,
+    InductionConfig,
+    OneStepConfig,
+)
 from brim.returns import block_returns, phase_average_returns
 from brim.support.timing import timed
 from brim.types import ActionValues, Batch, Rollout
@@ -120,7 +126,7 @@ class KStepReturns:
         Returns:
             The rollout with `values` and `returns`, without the tokens of completions that are
             dropped; the credit, (B, T), of clipped rewards if rewards are clipped, but before
-            `clip`; sums over rows and tokens.
+            `clip_credit`; sums over rows and tokens.
         """
 
         def credit_of(returns: Tensor, mask: Tensor) -> Tensor:
@@ -129,7 +135,7 @@ class KStepReturns:
         mask, clip = rollout.mask, self.settings.clip
         candidates, chosen = self._candidates(values, mask), None
         if self.adaptive is not None:
-            weights = torch.stack([self.clip(credit_of(found, mask)) for found in candidates])
+            weights = torch.stack([clip_credit(credit_of(each, mask), clip) for each in candidates])
             chosen = self.adaptive.choose(weights, mask, total=sum_over_processes)
         returns = credit = self._pick(candidates, chosen)
         rollout = replace(rollout, values=values, returns=returns)
@@ -142,16 +148,6 @@ class KStepReturns:
         if self.settings.truncated == "drop":
             rollout = replace(rollout, mask=mask & ~rollout.truncated[:, None])
         return rollout, credit_of(credit, rollout.mask), sums
-
-    def clip(self, credit: Tensor, sums: dict[str, Tensor] | None = None) -> Tensor:
-        """Return the credit within its range, if it is what is clipped; counted in `sums`."""
-        limit = self.settings.clip.range
-        if limit is None or self.settings.clip.target == "reward":
-            return credit
-        clipped = credit.clamp(-limit, limit)
-        if sums is not None:
-            sums["clipped"] = total(clipped != credit)
-        return clipped
 
     def _candidates(
         self, values: ActionValues, mask: Tensor, reward_range: float | None = None
@@ -200,6 +196,16 @@ class KStepReturns:
         """Restore what was measured."""
         if self.adaptive is not None:
             self.adaptive.load_state_dict(state["k"])
+
+
+def clip_credit(credit: Tensor, clip: ClipConfig, sums: dict[str, Tensor] | None = None) -> Tensor:
+    """Return the credit within its range, if it is what is clipped; counted in `sums`."""
+    if clip.range is None or clip.target == "reward":
+        return credit
+    clipped = credit.clamp(-clip.range, clip.range)
+    if sums is not None:
+        sums["clipped"] = total(clipped != credit)
+    return clipped
 
 
 def warn_of_greedy(decoding: Decoding) -> None:

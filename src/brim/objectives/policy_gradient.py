@@ -23,10 +23,11 @@ from brim.divergences import expected_value
 from brim.losses import importance_weights, policy_gradient_loss
 from brim.masking import masked_sum, zero_padding
 from brim.models import Comparison, Decoding, LanguageModel
-from brim.objectives.base import Objective, Policy, total
+from brim.objectives.base import Objective, Policy, add_moments, total, variance
 from brim.objectives.credit import (
     KStepReturns,
     behavior_logprobs,
+    clip_credit,
     sum_over_processes,
     warn_of_greedy,
     write_and_score,
@@ -70,14 +71,13 @@ class PolicyGradient(Objective):
         """
         future_only = self.settings.immediate == "expected"
         rollout, credit, sums = self.returns(rollout, q, future_only=future_only)  # Ĝ_t
-        credit = self.returns.clip(credit, sums)
+        credit = clip_credit(credit, self.settings.clip, sums)
         advantages = credit - self._baseline(credit, rollout, student)  # Eq 9
         if not self.settings.updates.on_policy:
             assert student is not None
             logprobs = behavior_logprobs(rollout, student, self.decoding)
             rollout = replace(rollout, logprobs=logprobs)
-        sums["advantage"] = total(zero_padding(advantages, rollout.mask))
-        sums["squared_advantage"] = total(zero_padding(advantages, rollout.mask), power=2)
+        add_moments(sums, "advantage", zero_padding(advantages, rollout.mask))
         sums["weighed"] = total(rollout.mask)
         return replace(rollout, advantages=advantages), sums
 
@@ -131,9 +131,7 @@ class PolicyGradient(Objective):
         """Return metrics of the returns, the weights, and how much old rollouts are worth."""
         metrics = self.returns.describe(sums)
         weighed = max(sums["weighed"], 1.0)
-        metrics["rollout/var_advantage"] = (
-            sums["squared_advantage"] / weighed - (sums["advantage"] / weighed) ** 2
-        )
+        metrics["rollout/var_advantage"] = variance(sums, "advantage", weighed)
         if sums.get("squared_weights"):
             # (Σ w)² / Σ w² samples of equal weight would be as good (Kish 1965); as a fraction.
             effective = sums["policy/importance_weight"] ** 2 / sums["squared_weights"]

@@ -7,7 +7,7 @@ the advantage. Of both, advantages are normalized over the rollout batch unless 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +18,11 @@ from brim.advantages import gae, normalize
 from brim.losses import clipped_surrogate_loss, log_ratios, value_loss
 from brim.masking import masked_sum, zero_padding
 from brim.models import ActorCritic, Decoding, LanguageModel, evaluating
-from brim.objectives.base import Objective, Policy, total
+from brim.objectives.base import Objective, Policy, add_moments, total, variance
 from brim.objectives.credit import (
     KStepReturns,
     behavior_logprobs,
+    clip_credit,
     sum_over_processes,
     warn_of_greedy,
     write_and_score,
@@ -85,9 +86,11 @@ class PPO(Objective):
         rollout = self._behavior(rollout, student)
         charges = self._charges(rollout, sums)
         if self.critic is None:
-            advantages = self.returns.clip(credit - charges.flip(1).cumsum(1).flip(1), sums)
+            advantages = clip_credit(
+                credit - charges.flip(1).cumsum(1).flip(1), self.settings.clip, sums
+            )
         else:
-            targets, advantages = self.critic.assess(rollout, charges, self.returns.clip, sums)
+            targets, advantages = self.critic.assess(rollout, charges, sums)
             rollout = replace(rollout, value_targets=targets)
         if self.settings.normalize_advantages:
             advantages = normalize(advantages, rollout.mask, total=sum_over_processes)
@@ -186,7 +189,6 @@ class Critic:
         self,
         rollout: Rollout,
         charges: Tensor,
-        clip: Callable[[Tensor, dict[str, Tensor]], Tensor],
         sums: dict[str, Tensor],
     ) -> tuple[Tensor, Tensor]:
         """Return what the values should have been, clipped as returns are, and the advantages.
@@ -194,7 +196,6 @@ class Critic:
         Args:
             rollout: with `values` and `state_values`.
             charges: (B, T), subtracted from each token's reward.
-            clip: bounds the targets.
             sums: takes what is to be logged.
         """
         values, old, mask = rollout.values, rollout.state_values, rollout.mask
@@ -208,14 +209,13 @@ class Critic:
         rewards = rewards - charges
         discount, lambda_ = self.settings.discount, self.settings.gae_lambda
         advantages = gae(rewards, old, mask, discount=discount, lambda_=lambda_)
-        targets = clip(zero_padding(advantages + old, mask), sums)
+        targets = clip_credit(zero_padding(advantages + old, mask), self.settings.clip, sums)
         errors = gae(rewards, old, mask, discount=discount, lambda_=0.0)
         residuals = zero_padding(targets - old, mask)
         sums["critic_tokens"] = total(mask)
         sums["squared_td_errors"] = total(errors, power=2)
         for name, tokens in {"residuals": residuals, "targets": targets}.items():
-            sums[name] = total(tokens)
-            sums[f"squared_{name}"] = total(tokens, power=2)
+            add_moments(sums, name, tokens)
         return targets, targets - old
 
     def loss(self, values: Tensor | None, rollout: Rollout) -> Tensor:
@@ -236,10 +236,7 @@ class Critic:
         """Return how good the critic was when the rollout was scored."""
         tokens = max(sums["critic_tokens"], 1.0)
         metrics = {"ppo/td_error": sums["squared_td_errors"] / tokens}
-
-        def variance(name: str) -> float:
-            return sums[f"squared_{name}"] / tokens - (sums[name] / tokens) ** 2
-
-        if variance("targets") > 0:
-            metrics["ppo/explained_variance"] = 1 - variance("residuals") / variance("targets")
+        if (of_targets := variance(sums, "targets", tokens)) > 0:
+            unexplained = variance(sums, "residuals", tokens)
+            metrics["ppo/explained_variance"] = 1 - unexplained / of_targets
         return metrics

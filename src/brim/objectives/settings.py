@@ -22,7 +22,7 @@ class SeqKDConfig(MethodConfig):
 
     name: Literal["seqkd"] = "seqkd"
     targets: Literal["teacher", "data"] = "teacher"
-    """Whose completions are learnt: the teacher's, or the data set's own targets, which is
+    """Whose completions are learned: the teacher's, or the data set's own targets, which is
     ordinary supervised training."""
 
     @property
@@ -135,7 +135,7 @@ class InductionConfig(MethodConfig):
     """Completions of each prompt; a step has `trainer.rollout_batch_size` times as many."""
 
     @model_validator(mode="after")
-    def _bootstrap_is_not_centred_away(self) -> Self:
+    def _bootstrap_is_not_centered_away(self) -> Self:
         if self.truncated == "bootstrap" and self.q_centering in ("max", "policy"):
             raise ValueError(
                 f"truncated=bootstrap charges a best value, which q_centering={self.q_centering} "

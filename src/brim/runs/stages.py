@@ -214,8 +214,8 @@ def find_trained(run: RunInputs, name: str) -> Made:
     folder, digest = (manifest.get(key, {}).get(name) for key in ("stages", "stages_sha256"))
     if folder is None:
         raise RunError(
-            f"{run.out}: was stopped before it had its teacher and all other stages; go on with it "
-            "by the brim train or brim sweep that began it"
+            f"{run.out}: was stopped before it had its teacher and all other stages; resume it by "
+            "the brim train or brim sweep that began it"
         )
     directory = run.stages_dir / folder
     if not (directory / "best").exists():

@@ -29,7 +29,7 @@ def phases() -> Iterator[dict[str, float]]:
 
 @contextmanager
 def timed(name: str) -> Iterator[None]:
-    """Add this block's seconds to the phase `name`; free where nobody asked."""
+    """Add this block's seconds to the phase `name`; free unless phases are timed."""
     seconds = _phases.get()
     if seconds is None:
         yield

@@ -38,7 +38,7 @@ class Launcher(Protocol):
     slots: int
 
     def start(self, task: Task, out: Path) -> Job:
-        """Begin a run, or go on with it; what it says is appended to its log."""
+        """Begin or resume a run; what it says is appended to its log."""
 
 
 @dataclass

@@ -83,7 +83,7 @@ def run_sweep(
     fail_fast: bool = False,
     reporter: Reporter | None = None,
 ) -> Outcome:
-    """Run the points that are not done; go on with those that were stopped.
+    """Run the points that are not done; resume those that were stopped.
 
     Points come in their order, but for one: while a point makes a stage, none that needs the same
     stage is begun. After them, each teacher and each student that they begin with, as loaded and

@@ -115,7 +115,7 @@ def check_processes(path: Path, before: int | None, now: int) -> None:
     """
     if before not in (None, now):
         raise RunError(
-            f"{path}: was begun with {before} processes and would go on with {now}, to other bits "
+            f"{path}: was begun with {before} processes and would resume with {now}, to other bits "
             "(and other dropout); start as many, or allow it with --other-processes"
         )
 

@@ -249,7 +249,7 @@ def load_parameters(parameters: Mapping[str, Tensor], path: Path) -> None:
     if shapes != {name: value.shape for name, value in parameters.items()}:
         raise RunError(
             f"{path}: does not hold what this objective trains beside the student; "
-            "go on with the settings that the run was begun with"
+            "resume with the settings that the run was begun with"
         )
     fill(parameters, stored)
 

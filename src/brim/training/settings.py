@@ -199,7 +199,7 @@ class EvaluationConfig(Config):
     """Also report the teacher's return (Eq 10) of the decoded text."""
     expected_returns: bool = True
     """Also report the return of text sampled as the run's `decoding` says: what reinforcement
-    learning maximises (Eq 3), at the price of decoding everything twice. Needs `returns`."""
+    learning maximizes (Eq 3), at the price of decoding everything twice. Needs `returns`."""
     num_resamples: int = Field(1000, ge=100)
     """Bootstrap resamples of an interval."""
     confidence: float = Field(0.95, gt=0, lt=1)

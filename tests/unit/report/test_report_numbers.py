@@ -130,7 +130,7 @@ def test_best_is_bold_and_only_what_beats_the_baseline_has_a_star(task):
     loose = cells(main_table([task], baseline="LLMR", alpha=0.08))
     starred = [label for label, row in loose.items() if row["exact match ↑"].significant]
     assert starred == ["BRIM (K = 2)", "BRIM (K = 4)"]
-    none = main_table([task], baseline="nobody", alpha=0.05)
+    none = main_table([task], baseline="absent", alpha=0.05)
     assert not any(cell.significant for row in none.rows for cell in row)
     assert "better than" not in none.caption
 
