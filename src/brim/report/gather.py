@@ -62,7 +62,8 @@ def gather(directories: Sequence[Path], *, split: str = "test") -> Gathered:
         split: whose results are wanted.
 
     Raises:
-        RunError: no such folder, no finished run in any of them, or damaged files.
+        RunError: no such folder, no finished run in any of them, damaged files, or intervals of
+            several confidences in one comparison.
     """
     runs: list[Run] = []
     models: list[Run] = []
@@ -100,8 +101,22 @@ def gather(directories: Sequence[Path], *, split: str = "test") -> Gathered:
     for directory in sweeps:
         open_runs += points_not_begun(directory, places, notes)
     tasks = _group(runs, models, notes)
+    _check_confidence(tasks)
     notes += _untrained(tasks)
     return Gathered(tasks, tuple(open_runs), tuple(notes), {n: tuple(p) for n, p in extras.items()})
+
+
+def _check_confidence(tasks: Sequence[TaskRuns]) -> None:
+    for task in tasks:
+        known: dict[str, tuple[float, Run]] = {}
+        for run in (run for system in task.systems for run in system.runs):
+            for metric, score in run.scores.items():
+                confidence, first = known.setdefault(metric, (score.confidence, run))
+                if score.confidence != confidence:
+                    raise RunError(
+                        f"{run.directory / 'results.json'}: intervals of another confidence than "
+                        f"in {first.directory}; evaluate both with the same evaluation.confidence"
+                    )
 
 
 def _group(runs: Sequence[Run], models: Sequence[Run], notes: list[str]) -> tuple[TaskRuns, ...]:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from run_folders import DATA, SEEDS, make_folder, results_of, rows_of
-from rundirs import unseal, write_run
+from rundirs import change_results, unseal, write_run
 
 from brim.errors import RunError
 from brim.report.gather import gather
+from brim.runs.directory import RunDirectory
 
 KL, LLMR = {"name": "kl"}, {"name": "llmr", "baseline": "none"}
 SCORES = {"exact_match": 20.0, "return": 5.0, "length": 7.0}
@@ -287,3 +288,13 @@ def test_the_kind_of_a_student_that_was_built_is_its_familys(tmp_path, family, k
     make_folder(tmp_path / "built", LLMR, 1, SCORES, student__build=build)
     make_folder(tmp_path / "cut", LLMR, 1, SCORES, student=cut, teacher__build=build)
     assert kind_of(tmp_path / "built") == kind_of(tmp_path / "cut") == kind
+
+
+def test_intervals_of_several_confidences_are_refused(tmp_path):
+    first = make_folder(tmp_path / "a", LLMR, 1, {"exact_match": 20.0})
+    second = make_folder(tmp_path / "b", KL, 1, {"exact_match": 21.0})
+    facts = RunDirectory(second).splits("test")["test"]
+    facts["scores"]["exact_match"]["confidence"] = 0.9
+    change_results(second, **facts)
+    with pytest.raises(RunError, match=r"a/results\.json: .* another confidence .*b; evaluate"):
+        found(first, second)
