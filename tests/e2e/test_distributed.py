@@ -47,8 +47,10 @@ OBJECTIVES = {
     "policy_centring": "{name: brim, q_centering: policy, truncated: drop}",
     "brim_plus": "{name: brim, phase: average, immediate: expected, baseline: time_mean}",
     "anchored": "{name: anchored, num_generations: 2, truncated: drop}",
+    "learned_regrets": "{name: anchored, remaining_regret: learned}",
     # Two rows a minibatch: of some a process has none.
     "ppo_llmr": "{name: ppo_llmr, num_epochs: 2, num_minibatches: 4}",
+    "anchored_critic": "{name: ppo_llmr, critic: anchored, num_epochs: 1}",
     "separate_critic": "{name: ppo_llmr, critic: separate, num_epochs: 1, target_kl: 0.01}",
     "ppo_brim": "{name: ppo_brim, num_epochs: 2, num_minibatches: 2, kl_coefficient: 0.1}",
 }

@@ -17,7 +17,7 @@ from brim.losses import cross_entropy
 from brim.models import SOFTMAX, Decoding, Features
 from brim.models.head import OutputHead
 from brim.objectives import make_objective
-from brim.objectives.settings import JSConfig, KLConfig, RKLConfig, TVDConfig
+from brim.objectives.divergence_settings import JSConfig, KLConfig, RKLConfig, TVDConfig
 from brim.types import Batch, Rollout
 
 HORIZON = 3

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
+from brim.objectives import divergence_settings as d
 from brim.objectives import settings as s
 from brim.objectives.method import MethodConfig
 
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
 # The settings of each method, and where its class is.
 OBJECTIVES: dict[str, tuple[type[MethodConfig], str]] = {
     "seqkd": (s.SeqKDConfig, "brim.objectives.seqkd:SeqKD"),
-    "kl": (s.KLConfig, "brim.objectives.divergence:Divergence"),
-    "rkl": (s.RKLConfig, "brim.objectives.divergence:Divergence"),
-    "js": (s.JSConfig, "brim.objectives.divergence:Divergence"),
-    "tvd": (s.TVDConfig, "brim.objectives.divergence:Divergence"),
+    "kl": (d.KLConfig, "brim.objectives.divergence:Divergence"),
+    "rkl": (d.RKLConfig, "brim.objectives.divergence:Divergence"),
+    "js": (d.JSConfig, "brim.objectives.divergence:Divergence"),
+    "tvd": (d.TVDConfig, "brim.objectives.divergence:Divergence"),
     "llmr": (s.LLMRConfig, "brim.objectives.policy_gradient:PolicyGradient"),
     "brim": (s.BRIMConfig, "brim.objectives.policy_gradient:PolicyGradient"),
     "anchored": (s.AnchoredConfig, "brim.objectives.anchored:Anchored"),

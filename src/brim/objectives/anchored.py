@@ -7,6 +7,7 @@ regrets that it still has before it. With an estimate Û of them, 0 behind the e
 
     δ_t = −d_t + Û_t − Û_{t+1}        Â_t = Σ_i λ^i δ_{t+i}
 
+Û_t is the mean `M_t` of other completions at the step, or `M_t f(s_t)` with a learned share f ≥ 0.
 λ = 1 without Û is LLMR with `q_centering: max`; λ = 0 without Û is AggreVaTeD (Sun et al. 2017).
 docs/methods/anchored.md has the derivation and what is biased when.
 """
@@ -18,13 +19,14 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from brim.advantages import gae, time_mean_baseline
+from brim.advantages import gae
 from brim.divergences import expected_value
-from brim.masking import zero_padding
-from brim.models import Decoding, LanguageModel
+from brim.losses import value_loss
+from brim.masking import masked_sum, zero_padding
+from brim.models import ActorCritic, Decoding, LanguageModel, evaluating
 from brim.objectives.base import (
     Objective,
     Policy,
@@ -36,20 +38,37 @@ from brim.objectives.base import (
 )
 from brim.objectives.credit import clip_credit, sum_over_processes, warn_of_greedy, write_and_score
 from brim.objectives.policy_gradient import follow
+from brim.objectives.regrets import mean_of_others, regrets_to_come
 from brim.objectives.settings import AnchoredConfig
 from brim.returns import rewards_to_go
 from brim.support.timing import timed
 from brim.types import ActionValues, Batch, LossOutput, Rollout
 
+# Of the head's loss beside the policy gradient. AdamW's steps do not depend on it, for no other
+# loss reaches the head; small, it hardly counts in the norm by which both gradients are clipped.
+HEAD_WEIGHT = 0.01
+
 
 class Anchored(Objective):
-    """The policy gradient on advantages over `V* − Û`."""
+    """The policy gradient on advantages over `V* − Û`.
+
+    Attributes:
+        critic: holds the student and the head of `remaining_regret: learned`, from `prepare` on.
+    """
 
     settings: AnchoredConfig
+    critic: ActorCritic | None = None
 
     def __init__(self, settings: AnchoredConfig, decoding: Decoding) -> None:
         super().__init__(settings, decoding)
         warn_of_greedy(decoding)
+
+    def prepare(self, student: LanguageModel) -> nn.Module:
+        """Return the student, with a head on its hidden states if Û is learned."""
+        if self.settings.remaining_regret != "learned":
+            return student
+        self.critic = ActorCritic(student, trunk="detached")
+        return self.critic
 
     def collect(
         self, batch: Batch, student: LanguageModel, teacher: LanguageModel | None
@@ -83,19 +102,25 @@ class Anchored(Objective):
         taken = zero_padding(q.q_max - q.q_taken, mask)  # d_t
         # By policy centering the best value is max q − E_π q: the regret that the state expects.
         regrets = zero_padding(q.q_max, mask) if settings.expected_regrets else taken
-        to_come = -rewards_to_go(-regrets, torch.zeros_like(regrets), mask)
-        remaining = self.remaining(to_come, mask)  # Û_1 … Û_{T+1}
-        now, following = zero_padding(remaining[:, :-1], mask), remaining[:, 1:]
+        to_come = regrets_to_come(regrets, mask)
+        means, share = self.remaining(to_come, mask), self.share(rollout)  # M_1 … M_{T+1}, f(s_t)
+        now = zero_padding(means[:, :-1] * share, mask)  # Û_t
         if settings.lambda_ == 1:  # the sum telescopes
             advantages = now - to_come
         else:
             advantages = gae(-regrets, -now, mask, lambda_=settings.lambda_)
         if settings.immediate == "expected":  # what is left to sampling is the future
-            advantages = settings.lambda_ * F.pad(advantages[:, 1:], (0, 1))
-            rollout = replace(rollout, end_values=zero_padding(following, mask))
+            # What an end saves must not depend on the action, as Û_{t+1} does: it is what s_t lets
+            # expect of Û_{t+1}. Where the text goes on, the rest of Û_{t+1} is left to sampling.
+            ending = zero_padding(means[:, 1:] * share, mask)
+            beyond = zero_padding(F.pad(now[:, 1:], (0, 1)) - ending, F.pad(mask[:, 1:], (0, 1)))
+            advantages = settings.lambda_ * F.pad(advantages[:, 1:], (0, 1)) - beyond
+            rollout = replace(rollout, end_values=ending)
         else:
             advantages = advantages + (regrets - taken)
 
+        if self.critic is not None:
+            rollout = self._with_targets(rollout, means[:, :-1], to_come)
         sums["clipped"], sums["weighed"] = total(torch.zeros_like(mask)), total(mask)
         advantages = clip_credit(advantages, settings.clip, sums)
         add_moments(sums, "advantage", advantages)
@@ -104,34 +129,44 @@ class Anchored(Objective):
         return replace(rollout, advantages=advantages), sums
 
     def remaining(self, to_come: Tensor, mask: Tensor) -> Tensor:
-        """Return Û, the regrets still to be expected, of each step and the one behind the last.
-
-        Args:
-            to_come: (B, T), the regrets of each completion from a step on, its own included.
-            mask: (B, T) bool.
-
-        Returns:
-            (B, T + 1), of other completions than the row's own, so that the baseline Û_t does not
-            depend on the row's actions; 0 where no other has a token.
-        """
-        to_come, mask = F.pad(to_come, (0, 1)), F.pad(mask, (0, 1))
+        """Return M, (B, T + 1), see `mean_of_others`; 0 where nothing is counted on."""
         if self.settings.remaining_regret == "none":
-            return torch.zeros_like(to_come)
-        found = time_mean_baseline(
-            to_come, mask, num_steps=self.decoding.max_tokens + 1, total=sum_over_processes
+            return torch.zeros_like(F.pad(to_come, (0, 1)))
+        return mean_of_others(
+            to_come,
+            mask,
+            max_tokens=self.decoding.max_tokens,
+            num_generations=self.settings.num_generations,
         )
-        group = self.settings.num_generations
-        if group == 1:
-            return found
-        own = torch.stack([to_come, mask.to(to_come.dtype)])
-        own = own.reshape(2, -1, group, own.shape[2])
-        others, count = (own.sum(2, keepdim=True) - own).flatten(1, 2)
-        return torch.where(count > 0, others / count, found)
+
+    def share(self, rollout: Rollout) -> Tensor:
+        """Return f(s_t) ≥ 0, (B, T), by which Û is another than M; 1 where nothing is learned."""
+        if self.critic is None:
+            return torch.ones((), device=rollout.mask.device).expand(rollout.mask.shape)
+        with evaluating(self.critic):
+            values = self.critic.student.map(rollout, self.critic.values)
+        return (1 + values.detach()).clamp(min=0)
+
+    def _with_targets(self, rollout: Rollout, means: Tensor, to_come: Tensor) -> Rollout:
+        """With M and the regrets to come less M, both in units of the batch's regrets to come."""
+        mask = rollout.mask
+        moments = torch.stack([masked_sum(to_come.square(), mask), mask.sum().to(to_come.dtype)])
+        squares, num_tokens = sum_over_processes(moments)
+        unit = (squares / num_tokens.clamp(min=1)).sqrt()
+        unit = torch.where(unit == 0, 1.0, unit)
+        return replace(
+            rollout,
+            state_values=zero_padding(means, mask) / unit,
+            value_targets=zero_padding(to_come - means, mask) / unit,
+        )
 
     def loss(
         self, policy: Policy, rollout: Rollout, teacher: LanguageModel | None = None
     ) -> LossOutput:
         """Return `−Σ_t Â_t log π(a_t | s_t)`, the own step exactly where it is expected.
+
+        With a head also `½ Σ_t (M_t f(s_t) − regrets to come)²`, in units of the batch; f is not
+        bounded by 0 here, so that no state is without a gradient.
 
         Raises:
             ValueError: the rollout has no credit.
@@ -144,7 +179,16 @@ class Anchored(Objective):
                 features = teacher.features(rollout).to(rollout.mask.device)
             value = partial(expected_value_of_ending, eos_token_ids=teacher.eos_token_ids)
             comparison = features.comparison(value, rollout.end_values)
-        return follow(policy, rollout, self.decoding, comparison=comparison)
+        tokens = policy(rollout, distribution=self.decoding.distribution, comparison=comparison)
+        out = follow(tokens, rollout)
+        means, targets = rollout.state_values, rollout.value_targets
+        if tokens.state_values is None or means is None or targets is None:
+            return out
+        error = value_loss(
+            tokens.state_values * means, means, targets, rollout.mask, clip_range=None
+        )
+        sums = {**out.sums, "anchored/remaining_loss": error.detach()}
+        return LossOutput(out.loss + HEAD_WEIGHT * error, sums)
 
     def describe(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Return metrics of the returns, the advantages, and how good Û was as a critic."""

@@ -26,7 +26,13 @@ from brim.divergences import (
 from brim.masking import masked_sum
 from brim.models import Decoding, Distribution, LanguageModel, RowFunction
 from brim.objectives.base import Objective, Policy, length_metrics, length_sums, total
-from brim.objectives.settings import DivergenceConfig, JSConfig, KLConfig, RKLConfig, TVDConfig
+from brim.objectives.divergence_settings import (
+    DivergenceConfig,
+    JSConfig,
+    KLConfig,
+    RKLConfig,
+    TVDConfig,
+)
 from brim.seeding import derive_seed
 from brim.support.timing import timed
 from brim.types import Batch, LossOutput, Rollout

@@ -22,7 +22,7 @@ from brim.advantages import (
 from brim.divergences import expected_value
 from brim.losses import importance_weights, policy_gradient_loss
 from brim.masking import masked_sum, zero_padding
-from brim.models import Comparison, Decoding, LanguageModel
+from brim.models import Decoding, LanguageModel
 from brim.objectives.base import Objective, Policy, add_moments, total, variance
 from brim.objectives.credit import (
     KStepReturns,
@@ -34,7 +34,7 @@ from brim.objectives.credit import (
 )
 from brim.objectives.settings import BRIMConfig, LLMRConfig
 from brim.support.timing import timed
-from brim.types import ActionValues, Batch, LossOutput, Rollout
+from brim.types import ActionValues, Batch, LossOutput, Rollout, TokenStatistics
 
 
 class PolicyGradient(Objective):
@@ -119,13 +119,8 @@ class PolicyGradient(Objective):
             with teacher.evaluating():
                 features = teacher.features(rollout).to(rollout.mask.device)
                 comparison = features.comparison(expected_value)
-        return follow(
-            policy,
-            rollout,
-            self.decoding,
-            comparison=comparison,
-            max_weight=self.settings.max_importance_weight,
-        )
+        tokens = policy(rollout, distribution=self.decoding.distribution, comparison=comparison)
+        return follow(tokens, rollout, max_weight=self.settings.max_importance_weight)
 
     def describe(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Return metrics of the returns, the weights, and how much old rollouts are worth."""
@@ -148,20 +143,14 @@ class PolicyGradient(Objective):
 
 
 def follow(
-    policy: Policy,
-    rollout: Rollout,
-    decoding: Decoding,
-    *,
-    comparison: Comparison | None = None,
-    max_weight: float | None = None,
+    tokens: TokenStatistics, rollout: Rollout, *, max_weight: float | None = None
 ) -> LossOutput:
     """Return `−Σ_t A_t log π(a_t | s_t)`, less what a comparison with the teacher gives.
 
     Args:
-        policy: what is trained.
+        tokens: what the policy that is trained says of the rollout, under the distribution that
+            sampled, with what is differentiated as it is, such as an expected value.
         rollout: with advantages; with log-probabilities where the behavior policy is another.
-        decoding: the policy that is improved is the one that sampled.
-        comparison: what is differentiated as it is, such as an expected value.
         max_weight: bound of the importance weights.
 
     Raises:
@@ -169,7 +158,6 @@ def follow(
     """
     if rollout.advantages is None or rollout.values is None:
         raise ValueError("loss needs a rollout that collect has scored")
-    tokens = policy(rollout, distribution=decoding.distribution, comparison=comparison)
     logprobs, mask = tokens.logprobs.detach(), rollout.mask
     sums = {
         "policy/entropy": tokens.entropy.sum(),

@@ -1,7 +1,8 @@
 """PPO (Schulman et al. 2017) on induced returns: with a learned critic, or with BRIM in its place.
 
 `ppo_llmr` is the pipeline of Ouyang et al. (2022) on the one-step rewards of Eq 2: a value head,
-GAE, the clipped surrogate. `ppo_brim` (the paper's Appendix D) has no critic: the K-step return is
+GAE, the clipped surrogate; with `critic: anchored` the values are `V* − Û`, of which nothing is
+learned (see `anchored.py`). `ppo_brim` (the paper's Appendix D) has no critic: the K-step return is
 the advantage. Of both, advantages are normalized over the rollout batch unless settings say not to.
 """
 
@@ -27,6 +28,7 @@ from brim.objectives.credit import (
     warn_of_greedy,
     write_and_score,
 )
+from brim.objectives.regrets import mean_of_others, regrets_to_come
 from brim.objectives.settings import PPOBRIMConfig, PPOLLMRConfig
 from brim.returns import induced_rewards
 from brim.support.timing import timed
@@ -38,7 +40,7 @@ class PPO(Objective):
 
     Attributes:
         returns: induced returns; without a critic they are the advantages.
-        critic: learns what a state is worth; None for `ppo_brim`.
+        critic: what a state is worth; None for `ppo_brim`.
         module: what is trained, from `prepare` on.
         start: the student at the start of training, where KL from it is charged.
     """
@@ -51,7 +53,9 @@ class PPO(Objective):
         super().__init__(settings, decoding)
         warn_of_greedy(decoding)
         self.returns = KStepReturns(settings)
-        self.critic = Critic(settings) if isinstance(settings, PPOLLMRConfig) else None
+        self.critic = None
+        if isinstance(settings, PPOLLMRConfig):
+            self.critic = Critic(settings, decoding.max_tokens)
 
     def prepare(self, student: LanguageModel) -> nn.Module:
         """Return the student, with a critic if there is one; keep a copy where KL is charged."""
@@ -147,7 +151,7 @@ class PPO(Objective):
             "ppo/approx_kl": (difference.exp() - 1 - difference).sum(),
             "ppo/clip_fraction": outside.sum(),
         }
-        if self.critic is not None:
+        if self.critic is not None and tokens.state_values is not None:
             error = self.critic.loss(tokens.state_values, rollout)
             sums["ppo/value_loss"] = error.detach()
             loss = loss + self.critic.settings.value_coefficient * error
@@ -175,15 +179,23 @@ class PPO(Objective):
 
 
 class Critic:
-    """What `ppo_llmr` learns of states: GAE on one-step rewards, in units of the clip range."""
+    """The critic of `ppo_llmr`: GAE on one-step rewards; what is learned counts in clip ranges."""
 
-    def __init__(self, settings: PPOLLMRConfig) -> None:
-        assert settings.clip.range is not None, "the settings see to it"
-        self.settings, self.unit = settings, settings.clip.range
+    def __init__(self, settings: PPOLLMRConfig, max_tokens: int) -> None:
+        self.settings, self.unit, self.max_tokens = settings, settings.clip.range or 1.0, max_tokens
 
     def beside(self, student: LanguageModel) -> nn.Module:
-        """Return the student with a value head."""
+        """Return the student, with a value head if one is to learn."""
+        if self.settings.critic == "anchored":
+            return student
         return ActorCritic(student, trunk=self.settings.critic, unit=self.unit)
+
+    def anchored_values(self, values: ActionValues, mask: Tensor) -> Tensor:
+        """Return `V* − Û`, (B, T): the best value less the others' mean regrets to come."""
+        to_come = regrets_to_come(zero_padding(values.q_max - values.q_taken, mask), mask)
+        group = self.settings.num_generations
+        means = mean_of_others(to_come, mask, max_tokens=self.max_tokens, num_generations=group)
+        return zero_padding(values.q_max - means[:, :-1], mask)
 
     def assess(
         self,
@@ -194,12 +206,14 @@ class Critic:
         """Return what the values should have been, clipped as returns are, and the advantages.
 
         Args:
-            rollout: with `values` and `state_values`.
+            rollout: with `values`, and with `state_values` where they are learned.
             charges: (B, T), subtracted from each token's reward.
             sums: takes what is to be logged.
         """
         values, old, mask = rollout.values, rollout.state_values, rollout.mask
         assert values is not None
+        if self.settings.critic == "anchored":
+            old = self.anchored_values(values, mask)
         assert old is not None
         # Of each whole row: `truncated: drop` masks whole rows, so that no row has holes.
         rewards = induced_rewards(values.q_taken, values.q_max, mask)

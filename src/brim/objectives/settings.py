@@ -14,7 +14,7 @@ Tail = Literal["one_step", "none"]
 Phase = Literal["aligned", "average"]
 
 
-# Text as it is given: SeqKD and the divergences.
+# Text as it is given; the divergences are in `divergence_settings.py`.
 
 
 class SeqKDConfig(MethodConfig):
@@ -29,78 +29,6 @@ class SeqKDConfig(MethodConfig):
     def needed_targets(self) -> Literal["teacher", "data"]:
         """Whose completions are learned."""
         return self.targets
-
-
-Fraction = Annotated[
-    float,
-    Field(
-        ge=0,
-        le=1,
-        description="Share of the completions that the student writes, drawn for each prompt; the "
-        "others are `targets`. GKD's λ.",
-    ),
-]
-
-
-class DivergenceConfig(MethodConfig):
-    """Settings that the divergences share."""
-
-    student_fraction: Fraction = 0.5
-    targets: Literal["teacher", "data"] = "teacher"
-    """The completions that the student does not write: the teacher's, or the data set's own
-    targets."""
-    temperature: float = Field(1.0, gt=0)
-    """Divides the logits of both models in the divergence, not those of the sampling; the loss is
-    not multiplied by its square."""
-
-    @model_validator(mode="after")
-    def _check_targets_used(self) -> Self:
-        if self.student_fraction == 1 and self.targets == "data":
-            raise ValueError(
-                "targets=data has no effect where the student writes all text; leave it out, or "
-                "lower student_fraction"
-            )
-        return self
-
-    @property
-    def needed_targets(self) -> Literal["teacher", "data"] | None:
-        """Whose completions the others are; None where the student writes all."""
-        return None if self.student_fraction == 1 else self.targets
-
-    def passes(self) -> Passes:
-        """Return the passes of a step: the teacher reads beside the student that learns."""
-        return Passes(written=self.student_fraction, compared=1)
-
-
-class KLConfig(DivergenceConfig):
-    """Forward KL of the student from the teacher, on the teacher's text."""
-
-    name: Literal["kl"] = "kl"
-    student_fraction: Fraction = 0.0
-
-
-class RKLConfig(DivergenceConfig):
-    """Reverse KL of the student from the teacher, on the student's own text."""
-
-    name: Literal["rkl"] = "rkl"
-    student_fraction: Fraction = 1.0
-
-
-class JSConfig(DivergenceConfig):
-    """Jensen-Shannon divergence, half on the teacher's text and half on the student's."""
-
-    name: Literal["js"] = "js"
-    beta: float = Field(0.5, gt=0, lt=1)
-    """Weight of the teacher in the mixture m = β p + (1-β) q of teacher p and student q."""
-    terms: Literal["own", "both"] = "own"
-    """What counts: on a text its writer's term, KL(q ‖ m) on the student's and KL(p ‖ m) on the
-    others (`own`, f-distill), or β KL(p ‖ m) + (1-β) KL(q ‖ m) on all of them (`both`, GKD)."""
-
-
-class TVDConfig(DivergenceConfig):
-    """Total variation distance, half on the teacher's text and half on the student's."""
-
-    name: Literal["tvd"] = "tvd"
 
 
 # Returns that the teacher's logits induce.
@@ -273,10 +201,11 @@ class AnchoredConfig(MethodConfig):
     lambda_: float = Field(0.7, ge=0, le=1, alias="lambda")
     """Decay of what later tokens add to an advantage. 1 has no bias and all the noise; 0 trusts
     `remaining_regret` wholly."""
-    remaining_regret: Literal["time_mean", "none"] = "time_mean"
+    remaining_regret: Literal["time_mean", "learned", "none"] = "time_mean"
     """The regrets that a state still has before it: `time_mean` is their mean over the batch's
     other completions at the same step (the prompt's own others, where `num_generations` is above
-    1); `none` is the critic of a student without regrets, which overrates long texts."""
+    1); `learned` multiplies it by what a head on the student's hidden states says of the state;
+    `none` is the critic of a student without regrets, which overrates long texts."""
     expected_regrets: bool = True
     """Count for each later state the regret that the student expects there, in place of the one
     that it had: no bias and less noise, for one more pass of the student."""
@@ -291,13 +220,15 @@ class AnchoredConfig(MethodConfig):
     """Completions of each prompt; a step has `trainer.rollout_batch_size` times as many."""
 
     def passes(self) -> Passes:
-        """Return the passes of a step; the student reads where regrets are expected."""
+        """Return the passes of a step; the student reads where regrets are expected or learned."""
+        learned = self.remaining_regret == "learned"
         return Passes(
             generations=self.num_generations,
             written=1.0,
             teacher_reads=1,
-            student_reads=int(self.expected_regrets),
+            student_reads=self.expected_regrets + learned,
             compared=int(self.immediate == "expected"),
+            critic="shared" if learned else None,
         )
 
     @property
@@ -357,11 +288,13 @@ class PPOConfig(InductionConfig):
 
 
 class PPOLLMRConfig(PPOConfig, OneStepConfig):
-    """PPO on one-step rewards with a learned critic."""
+    """PPO on one-step rewards with a critic."""
 
     name: Literal["ppo_llmr"] = "ppo_llmr"
-    critic: Literal["shared", "separate"] = "shared"
-    """A value head on the student's hidden states, or on those of a copy that learns apart."""
+    critic: Literal["shared", "separate", "anchored"] = "shared"
+    """A value head on the student's hidden states, or on those of a copy that learns apart; or,
+    without one, the teacher's best value less the mean regrets to come of the batch's other
+    completions at the same step (of the prompt's own others with `num_generations` above 1)."""
     gae_lambda: float = Field(0.95, ge=0, le=1)
     """Decay of later TD errors in an advantage: 1 sums all rewards, 0 trusts the critic wholly."""
     discount: float = Field(1.0, gt=0, le=1)
@@ -374,16 +307,30 @@ class PPOLLMRConfig(PPOConfig, OneStepConfig):
 
     @model_validator(mode="after")
     def _critic_has_a_unit(self) -> Self:
-        if self.clip.range is None or self.clip.target == "reward":
+        unbounded = self.clip.range is None and self.critic != "anchored"
+        if unbounded or self.clip.target == "reward":
             raise ValueError(
                 "the critic counts returns in units of clip.range, so it must bound returns: set "
                 "clip.target=return, and clip.range to about the largest return that you expect"
             )
         return self
 
+    @model_validator(mode="after")
+    def _anchored_critic_learns_nothing(self) -> Self:
+        fields = type(self).model_fields
+        fixed = ("discount", "value_coefficient", "value_clip_range")
+        changed = [name for name in fixed if getattr(self, name) != fields[name].default]
+        changed += ["truncated"] if self.truncated == "bootstrap" else []
+        if self.critic == "anchored" and changed:
+            raise ValueError(
+                f"critic=anchored takes no {changed[0]}: nothing is learned, texts end where they "
+                "are cut, and best values cancel without discount only; leave it out"
+            )
+        return self
+
     def passes(self) -> Passes:
-        """Return the passes of a step, with the critic."""
-        return replace(super().passes(), critic=self.critic)
+        """Return the passes of a step, with the critic if it learns."""
+        return replace(super().passes(), critic=None if self.critic == "anchored" else self.critic)
 
 
 class PPOBRIMConfig(PPOConfig, BlockConfig):

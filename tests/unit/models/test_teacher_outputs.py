@@ -15,7 +15,7 @@ from brim.divergences import forward_kl
 from brim.examples import Example, Target
 from brim.models import Decoding, LanguageModel
 from brim.objectives import make_objective
-from brim.objectives.settings import KLConfig
+from brim.objectives.divergence_settings import KLConfig
 from brim.support.progress import Meter
 from brim.training.completions import CompletedExamples, write_completions
 from brim.types import Batch, Rollout

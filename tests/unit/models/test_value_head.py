@@ -18,7 +18,7 @@ from brim.training.optimizer import load_parameters, save_parameters
 from brim.types import Rollout
 
 FAMILIES = ["t5", "t5_v1_1", "bart", "gpt2", "llama", "qwen2", "phi"]
-TRUNKS = ["shared", "separate"]
+TRUNKS = ["shared", "separate", "detached"]
 
 
 def make(family: str, trunk: str, **options: float) -> tuple[ActorCritic, Rollout]:
@@ -64,6 +64,7 @@ def test_values_are_a_linear_map_of_the_features_times_the_unit(family: str, tru
         features = critic.student.features(rollout).hidden
     expected = 10 * (features @ critic.value_head.weight[0] + 0.5)
     assert_rounding(values[rollout.mask], expected)
+    assert torch.equal(critic.values(rollout), values)
     assert not values[~rollout.mask].any()
     assert values[rollout.mask].std() > 0
 
@@ -86,14 +87,16 @@ def test_a_shared_trunk_learns_from_the_critic(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_separate_critic_does_not_move_the_student(family: str) -> None:
-    critic, rollout = make(family, "separate")
+@pytest.mark.parametrize("trunk", ["separate", "detached"])
+def test_a_critic_apart_does_not_move_the_student(family: str, trunk: str) -> None:
+    critic, rollout = make(family, trunk)
     let_it_speak(critic)
     found = gradients(critic, critic(rollout).state_values.square().sum())
     for name, grad in found.items():
         if name.startswith("student."):
             assert grad is None or not grad.any()
-    assert any(g is not None and g.any() for n, g in found.items() if n.startswith("critic."))
+    kept = "critic." if trunk == "separate" else "value_head."
+    assert any(g is not None and g.any() for n, g in found.items() if n.startswith(kept))
     # Nor the other way round.
     found = gradients(critic, critic(rollout).logprobs.sum())
     for name, grad in found.items():

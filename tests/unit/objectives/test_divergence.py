@@ -20,7 +20,7 @@ from brim.examples import Example
 from brim.models import Decoding, LanguageModel
 from brim.objectives import make_objective
 from brim.objectives.divergence import Divergence
-from brim.objectives.settings import JSConfig, KLConfig, RKLConfig, TVDConfig
+from brim.objectives.divergence_settings import JSConfig, KLConfig, RKLConfig, TVDConfig
 from brim.types import Batch, Rollout
 
 DECODING = Decoding(max_tokens=8)

@@ -63,7 +63,7 @@ REFUSED = [
     ("llmr", {"clip": {"range": 0}}, "clip"),
     ("llmr", {"target_kl": 0.1}, "target_kl"),
     ("anchored", {"lambda": 1.5}, "lambda"),
-    ("anchored", {"remaining_regret": "learned"}, "remaining_regret"),
+    ("anchored", {"remaining_regret": "critic"}, "remaining_regret"),
     ("anchored", {"truncated": "bootstrap"}, "truncated"),
     ("anchored", {"clip": {"target": "reward"}}, "has no meaning for advantages"),
     ("ppo_llmr", {"baseline": "mean"}, "baseline"),
@@ -73,6 +73,16 @@ REFUSED = [
     ("ppo_llmr", {"value_coefficient": 0}, "value_coefficient"),
     ("ppo_llmr", {"value_clip_range": 0}, "value_clip_range"),
     ("ppo_llmr", {"critic": "none"}, "critic"),
+    *(
+        ("ppo_llmr", {"critic": "anchored", name: value}, f"anchored takes no {name}")
+        for name, value in (
+            ("discount", 0.99),
+            ("value_coefficient", 0.2),
+            ("value_clip_range", None),
+            ("truncated", "bootstrap"),
+        )
+    ),
+    ("ppo_llmr", {"critic": "anchored", "clip": {"target": "reward"}}, "clip.target=return"),
     ("ppo_brim", {"critic": "shared"}, "critic"),
     ("ppo_brim", {"num_minibatches": 0}, "num_minibatches"),
     ("ppo_brim", {"num_epochs": 0}, "num_epochs"),
@@ -84,6 +94,8 @@ ACCEPTED = [
     ("llmr", {"baseline": "leave_one_out", "num_generations": 2}),
     ("brim", {"truncated": "bootstrap", "q_centering": "logsumexp"}),
     ("ppo_llmr", {"truncated": "bootstrap"}),
+    ("ppo_llmr", {"critic": "anchored", "clip": {"range": None}, "truncated": "drop"}),
+    ("anchored", {"remaining_regret": "learned"}),
     ("brim", {"phase": "average"}),
     ("ppo_brim", {"phase": "average", "clip": {"target": "reward", "range": None}}),
     ("brim", {"k": "auto", "adaptive": {"candidates": [1, 3, 9]}}),

@@ -528,8 +528,10 @@ SETTINGS = [
     ("brim", {"immediate": "expected", "rollout_reuse": 2}),
     ("anchored", {}),
     ("anchored", {"expected_regrets": False, "immediate": "sampled", "num_generations": 2}),
+    ("anchored", {"remaining_regret": "learned"}),
     ("ppo_llmr", {"num_minibatches": 1}),
     ("ppo_llmr", {"num_minibatches": 2, "critic": "separate"}),
+    ("ppo_llmr", {"num_minibatches": 2, "critic": "anchored"}),
     ("ppo_brim", {"num_minibatches": 1, "kl_coefficient": 0.1}),
 ]
 
@@ -567,6 +569,7 @@ def test_passes_are_those_that_are_made(name, settings):
     assert passes.teacher_reads == before[0]
     assert passes.student_reads == before[1]
     separate = passes.critic == "separate"
+    assert (passes.critic is None) == (module is student)
     assert passes.copy_reads + separate == before[2]
     assert passes.updates * passes.minibatches == len(read) - before[1]
     assert passes.compared * passes.minibatches == len(judged) - before[0]
