@@ -45,7 +45,7 @@ TASKS = ("cmudict", "synopsis", "wordproblems")
 METHODS = (
     *("seqkd", "kl", "rkl", "js", "tvd"),
     *("llmr", "llmr_mean", "llmr_min_var", "brim", "brim_auto", "brim_plus", "anchored"),
-    *("ppo_llmr", "ppo_brim"),
+    *("ppo_llmr", "ppo_anchored", "ppo_brim"),
 )
 STAGES = {"teacher": "teacher", "pre-distilled student": "predistill"}
 

@@ -17,7 +17,17 @@ ROOT = Path(__file__).parents[2]
 NAMES = [name for name, _ in list_recipes()]
 TASKS = ("cmudict", "synopsis", "wordproblems")
 DIVERGENCES = {"seqkd", "kl", "rkl", "js", "tvd"}
-VARIANTS = {"llmr_mean": "llmr", "llmr_min_var": "llmr", "brim_auto": "brim", "brim_plus": "brim"}
+VARIANTS = {
+    "llmr_mean": "llmr",
+    "llmr_min_var": "llmr",
+    "brim_auto": "brim",
+    "brim_plus": "brim",
+    "ppo_anchored": "ppo_llmr",
+}
+DECODER_ONLY = {
+    "cmudict/anchored_llama",
+    *("synopsis/anchored_smollm2", "wordproblems/anchored_smollm2", "wordproblems/brim_smollm2"),
+}
 METHODS = {*OBJECTIVES, *VARIANTS}
 
 each_task = pytest.mark.parametrize("task", TASKS)
@@ -34,7 +44,7 @@ def objective(name: str, *leave_out: str) -> dict:
 def test_each_task_has_a_recipe_of_each_method():
     bundled = {name for name in NAMES if name.startswith(TASKS)}
     expected = {f"{task}/{method}" for task in TASKS for method in METHODS}
-    assert bundled == expected | {"wordproblems/brim_smollm2"}
+    assert bundled == expected | DECODER_ONLY
 
 
 def test_the_benchmark_runs_each_method():
@@ -77,6 +87,8 @@ def test_variants_differ_in_what_they_are_named_for(task):
     assert load(f"{task}/llmr_min_var").objective.baseline == "min_variance"
     assert load(f"{task}/brim_auto").objective.k == "auto"
     assert objective(f"{task}/brim_auto", "k") == objective(f"{task}/brim", "k")
+    ppo = objective(f"{task}/ppo_anchored")
+    assert ppo == {**objective(f"{task}/ppo_llmr"), "critic": "anchored"}
     of_blocks = ("name", "k", "tail", "phase", "adaptive")
     assert objective(f"{task}/brim", *of_blocks) == objective(f"{task}/llmr", "name")
 

@@ -29,6 +29,7 @@ ORDER = (
     "BRIM+",
     "Anchored",
     "PPO with LLMR",
+    "PPO, anchored critic",
     "PPO with BRIM",
 )
 _BASELINES = {
@@ -74,9 +75,12 @@ def name_of(objective: Mapping[str, Any]) -> Name:
     if kind == "llmr":
         return Name(f"LLMR{suffix}", "llmr", f"LLMR{suffix}")
     if kind == "ppo_llmr":
-        return Name("PPO with LLMR", "ppo", "PPO with LLMR")
+        anchored = objective.get("critic") == "anchored"
+        label = "PPO, anchored critic" if anchored else "PPO with LLMR"
+        return Name(label, "ppo", label)
     if kind == "anchored":
-        critic = "" if objective.get("remaining_regret") != "none" else ", no critic"
+        critics = {"none": ", no critic", "learned": ", learned critic"}
+        critic = critics.get(str(objective.get("remaining_regret")), "")
         return Name(f"Anchored (λ = {objective.get('lambda')}{critic})", "anchored", "Anchored")
     k = objective.get("k")
     number = k if isinstance(k, int) else None
