@@ -3,9 +3,10 @@
 from dataclasses import replace
 
 import pytest
+import test_anchored
 import torch
 from makers import anchored, ppo_llmr, q_of
-from mdp import TabularModel, expectation, gradients_by_row
+from mdp import PrefixMDP, TabularModel, expectation, gradients_by_row
 from test_anchored import (
     ALL,
     MDP,
@@ -97,6 +98,26 @@ def test_a_head_that_says_0_is_the_mean_of_the_others_to_the_bit(immediate):
     assert torch.equal(one.advantages, other.advantages)
     if immediate == "expected":
         assert torch.equal(one.end_values, other.end_values)
+
+
+@pytest.mark.parametrize("lambda_", [0.0, 0.7])
+def test_to_begin_at_the_mean_is_nearer_to_the_true_gradient_than_to_begin_at_0(
+    lambda_, monkeypatch
+):
+    for seed in range(20):
+        mdp = PrefixMDP(horizon=4, seed=seed)
+        every = mdp.all_trajectories()
+        monkeypatch.setattr(test_anchored, "MDP", mdp)
+        monkeypatch.setattr(test_anchored, "ALL", every)
+        exact = gradient_of(predicted(expected_to_come(regret_table()), 1.0))
+        regrets = regret_table()[every.states, every.actions] * every.mask
+        weights = every.probabilities(mdp.student)[:, None] * every.mask
+        means = (weights * regrets.flip(1).cumsum(1).flip(1)).sum(0) / weights.sum(0)
+        errors = [
+            gradient_of(predicted(guess, lambda_)) - exact
+            for guess in (by_step(means), by_step(0 * means))
+        ]
+        assert errors[0].norm() < errors[1].norm()
 
 
 def test_what_the_head_says_below_none_is_none():
