@@ -64,7 +64,7 @@ def test_values_are_a_linear_map_of_the_features_times_the_unit(family: str, tru
         features = critic.student.features(rollout).hidden
     expected = 10 * (features @ critic.value_head.weight[0] + 0.5)
     assert_rounding(values[rollout.mask], expected)
-    assert torch.equal(critic.values(rollout), values)
+    assert_rounding(critic.values(rollout).detach()[rollout.mask], expected)
     assert not values[~rollout.mask].any()
     assert values[rollout.mask].std() > 0
 
