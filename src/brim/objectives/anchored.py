@@ -47,6 +47,9 @@ from brim.types import ActionValues, Batch, LossOutput, Rollout
 # Of the head's loss beside the policy gradient. AdamW's steps do not depend on it, for no other
 # loss reaches the head; small, it hardly counts in the norm by which both gradients are clipped.
 HEAD_WEIGHT = 0.01
+# The head's output is multiplied by it: AdamW moves a weight by the learning rate, and at one that
+# suits a student the head would otherwise need hundreds of steps.
+HEAD_UNIT = 10.0
 
 
 class Anchored(Objective):
@@ -67,7 +70,7 @@ class Anchored(Objective):
         """Return the student, with a head on its hidden states if Û is learned."""
         if self.settings.remaining_regret != "learned":
             return student
-        self.critic = ActorCritic(student, trunk="detached")
+        self.critic = ActorCritic(student, trunk="detached", unit=HEAD_UNIT)
         return self.critic
 
     def collect(
