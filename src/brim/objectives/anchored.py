@@ -34,7 +34,13 @@ from brim.objectives.base import (
     total,
     variance,
 )
-from brim.objectives.credit import clip_credit, sum_over_processes, warn_of_greedy, write_and_score
+from brim.objectives.credit import (
+    centered_scores,
+    clip_credit,
+    sum_over_processes,
+    warn_of_greedy,
+    write_and_score,
+)
 from brim.objectives.policy_gradient import follow
 from brim.objectives.settings import AnchoredConfig
 from brim.returns import rewards_to_go
@@ -95,6 +101,7 @@ class Anchored(Objective):
             rollout = replace(rollout, end_values=zero_padding(following, mask))
         else:
             advantages = advantages + (regrets - taken)
+        advantages = advantages + centered_scores(rollout, settings)
 
         sums["clipped"], sums["weighed"] = total(torch.zeros_like(mask)), total(mask)
         advantages = clip_credit(advantages, settings.clip, sums)
