@@ -47,6 +47,7 @@ OBJECTIVES = {
     "policy_centring": "{name: brim, q_centering: policy, truncated: drop}",
     "brim_plus": "{name: brim, phase: average, immediate: expected, baseline: time_mean}",
     "anchored": "{name: anchored, num_generations: 2, truncated: drop}",
+    "task_reward": "{name: anchored, reward: {metric: chrf, weight: 2.0}}",
     # Two rows a minibatch: of some a process has none.
     "ppo_llmr": "{name: ppo_llmr, num_epochs: 2, num_minibatches: 4}",
     "separate_critic": "{name: ppo_llmr, critic: separate, num_epochs: 1, target_kl: 0.01}",

@@ -29,8 +29,8 @@ class RewardConfig(Config):
 
     metric: str
     """A metric by which more is better, one text at a time and from 0 to 1: `rougeL`, `bleu`,
-    `chrf`, `exact_match`, `answer_accuracy`, …; or `MODULE:FUNCTION`, a function of yours (see the
-    docs page), for which 0 to 1 is recommended too."""
+    `chrf`, `exact_match`, `answer_accuracy`, …; or `MODULE:FUNCTION`, a function of yours
+    (docs/concepts.md), for which 0 to 1 is recommended too."""
     weight: float = Field(1.0, ge=0)
     """What a score is multiplied by before it is added to the teacher's return, whose unit is that
     of logits. The clip is of the sum (`clip.target: return`), or of the teacher's rewards alone

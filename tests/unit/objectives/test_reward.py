@@ -1,6 +1,7 @@
 """What scores a text: metrics of the package, functions of the user's, and what is refused."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -143,6 +144,15 @@ def test_what_cannot_score_these_examples_is_refused_before_training(metric, kin
     with pytest.raises(kind, match=f"^objective.reward.metric: .*{says}") as caught:
         check_reward(settings, examples)
     assert "\n" not in str(caught.value)
+
+
+def test_the_example_of_a_function_knows_the_length_alone(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[3] / "examples")
+    examples = [Example("0", "x", ("a b c d", "a b"))] * 4
+    reward = RewardConfig(metric="length_reward:closeness")
+    reward.check(examples)
+    texts = ["z z z z", "z z z", "z", ""]
+    assert reward.score(texts, examples) == [1.0, 0.75, 0.5, 0.0]
 
 
 def test_what_suits_the_examples_passes():
