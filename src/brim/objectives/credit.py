@@ -224,7 +224,7 @@ def weighted_scores(rollout: Rollout, settings: RewardedConfig) -> Tensor | floa
     return torch.where(rollout.mask, settings.reward.weight * rollout.task_scores[:, None], 0.0)
 
 
-def centered_scores(rollout: Rollout, settings: AnchoredConfig) -> Tensor | float:
+def centered_scores(rollout: Rollout, settings: InductionConfig | AnchoredConfig) -> Tensor | float:
     """Return `weighted_scores` less their mean over other completions than the row's own.
 
     Of the same prompt where there are several of it, else of the whole rollout batch, all processes
