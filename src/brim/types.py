@@ -120,6 +120,8 @@ class Rollout:
         value_targets: (B, T) float32, what the critic should have expected.
         end_values: (B, T) float32, what ending the text at a token would save: the regrets that are
             expected from the next state on.
+        task_scores: (B,) float32, what the task's metric says of each text, unweighted; None where
+            it is no reward.
         by_student: (B,) bool, True where the student wrote; None where one writer wrote all.
     """
 
@@ -134,6 +136,7 @@ class Rollout:
     state_values: Tensor | None = None
     value_targets: Tensor | None = None
     end_values: Tensor | None = None
+    task_scores: Tensor | None = None
     by_student: Tensor | None = None
 
     def __len__(self) -> int:

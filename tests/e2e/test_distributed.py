@@ -48,6 +48,7 @@ OBJECTIVES = {
     "brim_plus": "{name: brim, phase: average, immediate: expected, baseline: time_mean}",
     "anchored": "{name: anchored, num_generations: 2, truncated: drop}",
     "learned_regrets": "{name: anchored, remaining_regret: learned}",
+    "task_reward": "{name: anchored, reward: {metric: chrf, weight: 2.0}}",
     # Two rows a minibatch: of some a process has none.
     "ppo_llmr": "{name: ppo_llmr, num_epochs: 2, num_minibatches: 4}",
     "anchored_critic": "{name: ppo_llmr, critic: anchored, num_epochs: 1}",

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from test_train import rows
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from brim.errors import ConfigError
 from brim.models import load_model
 from brim.objectives import OBJECTIVES
 from brim.runs.train import train
@@ -42,11 +43,18 @@ CASES = {
     "immediate_expected": ("{name: brim, immediate: expected}", "policy/kl_to_teacher"),
     "policy_centring": ("{name: brim, q_centering: policy}", "rollout/return_k"),
     "reused": ("{name: brim, rollout_reuse: 2}", "policy/effective_sample_size"),
-    "stale": ("{name: brim, sync_every: 2}", "policy/effective_sample_size"),
+    "stale": (
+        "{name: brim, sync_every: 2, reward: {metric: rougeL}}",
+        "policy/effective_sample_size",
+    ),
     "anchored": ("{name: anchored}", "anchored/explained_variance"),
     "anchored_learned": (
         "{name: anchored, remaining_regret: learned}",
         "anchored/remaining_loss",
+    ),
+    "task_reward": (
+        "{name: anchored, reward: {metric: chrf, weight: 2.0}}",
+        "rollout/task_reward",
     ),
     "ppo_llmr": ("{name: ppo_llmr, num_epochs: 2, num_minibatches: 2}", "ppo/value_loss"),
     "ppo_separate": (
@@ -148,6 +156,13 @@ def test_a_resumed_run_reaches_the_same_bits(case, model, finished, begin, tmp_p
     assert files(cut) == files(run)
     for name in ("metrics.jsonl", "samples.jsonl", "predictions/test.jsonl"):
         assert (cut / name).read_bytes() == (run / name).read_bytes()
+
+
+def test_a_reward_that_the_data_cannot_give_is_refused_before_training(make_config, tmp_path):
+    reward = "objective={name: llmr, reward: {metric: answer_accuracy}}"
+    with pytest.raises(ConfigError, match="answer_accuracy finds no answer"):
+        train(make_config(T5, reward), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @each_run

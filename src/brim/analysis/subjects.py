@@ -196,16 +196,19 @@ def analyzed_objective(run: RunInputs) -> PolicyGradient:
 
     That of LLMR and BRIM is itself, on fresh rollouts. PPO's gives centering, clip, truncation and
     blocks; where its advantages are normalized, that is a mean baseline, and a scale. Any other
-    objective has none of these: they are the defaults of `brim`.
+    objective has none of these: they are the defaults of `brim`. A task reward is left out: what
+    is measured is of the teacher.
     """
     decoding = run.config.decoding
     match settings := run.config.objective:
         case LLMRConfig() | BRIMConfig():
-            fresh = settings.model_copy(update={"rollout_reuse": 1, "sync_every": 1})
+            fresh = settings.model_copy(
+                update={"rollout_reuse": 1, "sync_every": 1, "reward": None}
+            )
             return PolicyGradient(fresh, decoding)
         case PPOLLMRConfig() | PPOBRIMConfig():
             shared = {name: getattr(settings, name) for name in InductionConfig.model_fields}
-            shared |= {"k": 1, "tail": settings.tail, "phase": settings.phase}
+            shared |= {"k": 1, "tail": settings.tail, "phase": settings.phase, "reward": None}
             baseline = "mean" if settings.normalize_advantages else "none"
             return PolicyGradient(BRIMConfig(**shared, baseline=baseline), decoding)
         case _:

@@ -36,7 +36,13 @@ from brim.objectives.base import (
     total,
     variance,
 )
-from brim.objectives.credit import clip_credit, sum_over_processes, warn_of_greedy, write_and_score
+from brim.objectives.credit import (
+    centered_scores,
+    clip_credit,
+    sum_over_processes,
+    warn_of_greedy,
+    write_and_score,
+)
 from brim.objectives.policy_gradient import follow
 from brim.objectives.regrets import mean_of_others, regrets_to_come
 from brim.objectives.settings import AnchoredConfig
@@ -121,6 +127,7 @@ class Anchored(Objective):
             rollout = replace(rollout, end_values=ending)
         else:
             advantages = advantages + (regrets - taken)
+        advantages = advantages + centered_scores(rollout, settings)
 
         if self.critic is not None:
             rollout = self._with_targets(rollout, means[:, :-1], to_come)

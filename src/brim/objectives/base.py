@@ -135,6 +135,8 @@ def length_metrics(sums: Mapping[str, float]) -> dict[str, float]:
 def return_sums(rollout: Rollout) -> dict[str, Tensor]:
     """Return sums and squared sums over tokens of Ĝ (`rollout.returns`) and of G (K = 1).
 
+    Both are the teacher's alone; of the task's scores, where there are any, the sums over rows.
+
     Raises:
         ValueError: the rollout has no teacher values or no returns yet.
     """
@@ -153,12 +155,21 @@ def return_sums(rollout: Rollout) -> dict[str, Tensor]:
     sums["return"] = total(exact[:, 0])
     sums["estimated_return"] = total(estimate[:, 0])
     sums["teacher_logprob"] = total(torch.where(mask, values.logprobs, 0.0))
+    if rollout.task_scores is not None:
+        add_moments(sums, "task_reward", rollout.task_scores)
     return sums
 
 
 def return_metrics(sums: Mapping[str, float]) -> dict[str, float]:
-    """Return the means of return and reward, and variance and bias of Ĝ over the batch's tokens."""
+    """Return the means of return and reward, and variance and bias of Ĝ over the batch's tokens.
+
+    Of the task's reward, where there is one, mean and variance of the unweighted scores.
+    """
     tokens, rows = max(sums["tokens"], 1.0), sums["rows"]
+    by_task = {}
+    if "task_reward" in sums:
+        by_task["rollout/task_reward"] = sums["task_reward"] / rows
+        by_task["rollout/var_task_reward"] = variance(sums, "task_reward", rows)
     return {
         **length_metrics(sums),
         "rollout/return": sums["return"] / rows,
@@ -168,4 +179,5 @@ def return_metrics(sums: Mapping[str, float]) -> dict[str, float]:
         "rollout/var_return_k": variance(sums, "estimate", tokens),
         "rollout/bias": (sums["estimate"] - sums["exact"]) / tokens,
         "rollout/teacher_logprob": sums["teacher_logprob"] / tokens,
+        **by_task,
     }

@@ -16,10 +16,12 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import Tensor
 
+from brim.advantages import leave_one_out_baseline, time_mean_baseline
 from brim.divergences import expected_value
 from brim.models import Decoding, LanguageModel
 from brim.objectives.adaptive_k import AdaptiveK
 from brim.objectives.base import return_metrics, return_sums, total
+from brim.objectives.reward import RewardedConfig
 from brim.objectives.settings import (
     AnchoredConfig,
     BlockConfig,
@@ -41,6 +43,8 @@ def write_and_score(
 ) -> tuple[Rollout, ActionValues]:
     """Return what the student writes, `y ~ π(· | x)`, and the teacher's Q-values along it.
 
+    The rollout has the task's score of each text where `settings.reward` asks for it.
+
     Args:
         batch: the prompts of this process; each is completed `settings.num_generations` times.
         student: the behavior policy.
@@ -55,6 +59,11 @@ def write_and_score(
         raise ValueError("returns are induced from a teacher; none was given")
     with timed("rollout"):
         rollout = student.generate(batch.repeat(settings.num_generations), decoding)
+    if settings.reward is not None:
+        with timed("reward"):
+            scores = settings.reward.score(student.decode(rollout), rollout.batch.examples)
+            found = torch.tensor(scores, dtype=torch.float32, device=rollout.mask.device)
+            rollout = replace(rollout, task_scores=found)
     with timed("teacher"):
         return rollout, score(teacher, rollout, student, settings, decoding)
 
@@ -130,9 +139,13 @@ class KStepReturns:
         """
 
         def credit_of(returns: Tensor, mask: Tensor) -> Tensor:
-            return torch.where(mask, returns - values.q_taken, 0.0) if future_only else returns
+            by_teacher = (
+                torch.where(mask, returns - values.q_taken, 0.0) if future_only else returns
+            )
+            return by_teacher + by_task
 
         mask, clip = rollout.mask, self.settings.clip
+        by_task = weighted_scores(rollout, self.settings)
         candidates, chosen = self._candidates(values, mask), None
         if self.adaptive is not None:
             weights = torch.stack([clip_credit(credit_of(each, mask), clip) for each in candidates])
@@ -196,6 +209,40 @@ class KStepReturns:
         """Restore what was measured."""
         if self.adaptive is not None:
             self.adaptive.load_state_dict(state["k"])
+
+
+def weighted_scores(rollout: Rollout, settings: RewardedConfig) -> Tensor | float:
+    """Return what the task's reward at the end adds to each token's return, (B, T), or 0.
+
+    Raises:
+        ValueError: the settings have a reward, and the rollout no scores.
+    """
+    if settings.reward is None:
+        return 0.0
+    if rollout.task_scores is None:
+        raise ValueError("a task reward needs a rollout with task_scores, as collect makes it")
+    return torch.where(rollout.mask, settings.reward.weight * rollout.task_scores[:, None], 0.0)
+
+
+def centered_scores(rollout: Rollout, settings: InductionConfig | AnchoredConfig) -> Tensor | float:
+    """Return `weighted_scores` less their mean over other completions than the row's own.
+
+    Of the same prompt where there are several of it, else of the whole rollout batch, all processes
+    included. A baseline that the row's actions do not change: the expected gradient stays.
+
+    Args:
+        rollout: dropped completions have no tokens, and count for no mean.
+        settings: see `weighted_scores`.
+    """
+    weighted = weighted_scores(rollout, settings)
+    if isinstance(weighted, float):
+        return weighted
+    scores, counts = weighted[:, :1], rollout.mask[:, :1]
+    if settings.num_generations > 1:
+        mean = leave_one_out_baseline(scores, counts, group_size=settings.num_generations)
+    else:
+        mean = time_mean_baseline(scores, counts, num_steps=1, total=sum_over_processes)
+    return torch.where(rollout.mask, weighted - mean, 0.0)
 
 
 def clip_credit(credit: Tensor, clip: ClipConfig, sums: dict[str, Tensor] | None = None) -> Tensor:

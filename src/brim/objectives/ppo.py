@@ -26,6 +26,7 @@ from brim.objectives.credit import (
     clip_credit,
     sum_over_processes,
     warn_of_greedy,
+    weighted_scores,
     write_and_score,
 )
 from brim.objectives.regrets import mean_of_others, regrets_to_come
@@ -217,9 +218,12 @@ class Critic:
         assert old is not None
         # Of each whole row: `truncated: drop` masks whole rows, so that no row has holes.
         rewards = induced_rewards(values.q_taken, values.q_max, mask)
+        at_end = weighted_scores(rollout, self.settings)
         if values.bootstrap is not None:
+            at_end = at_end - values.bootstrap[:, None]
+        if isinstance(at_end, Tensor):
             last = rollout.lengths[:, None] - 1 == torch.arange(mask.shape[1], device=mask.device)
-            rewards = rewards - torch.where(last & mask, values.bootstrap[:, None], 0.0)
+            rewards = rewards + torch.where(last & mask, at_end, 0.0)
         rewards = rewards - charges
         discount, lambda_ = self.settings.discount, self.settings.gae_lambda
         advantages = gae(rewards, old, mask, discount=discount, lambda_=lambda_)

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from brim.config.loading import Config
 from brim.objectives.method import MethodConfig, Passes, Updates
+from brim.objectives.reward import RewardedConfig
 
 Tail = Literal["one_step", "none"]
 Phase = Literal["aligned", "average"]
@@ -44,7 +45,7 @@ class ClipConfig(Config):
     """Bound of the absolute value; null for none."""
 
 
-class InductionConfig(MethodConfig):
+class InductionConfig(RewardedConfig):
     """Settings of every method that learns from induced returns; open points of the paper."""
 
     q_centering: Literal["none", "mean", "max", "logsumexp", "policy"] = "mean"
@@ -194,7 +195,7 @@ class BRIMConfig(PolicyGradientConfig, BlockConfig):
     name: Literal["brim"] = "brim"
 
 
-class AnchoredConfig(MethodConfig):
+class AnchoredConfig(RewardedConfig):
     """Advantages whose critic is the teacher: its best value less the regrets still to come."""
 
     name: Literal["anchored"] = "anchored"

@@ -28,6 +28,7 @@ from brim.config.yaml import parse
 from brim.errors import ConfigError, RunError
 from brim.models import LanguageModel, share_vocabulary
 from brim.objectives.base import Objective
+from brim.objectives.reward import check_reward
 from brim.runs.directory import RunDirectory
 from brim.runs.evaluate import evaluate_model, kept_results, training_facts
 from brim.runs.fit import fit
@@ -100,6 +101,7 @@ def train(
             config, out, accelerator, stages_dir, reporter, other_processes=other_processes
         )
         objective = run.make_objective()  # warns before hours of work, not after
+        check_reward(config.objective, run.examples("train"))
         teacher, loaded, spelling = load_checked(run)
         known = {"student": dict(loaded.facts)} if loaded is not None else {}
         begin_run(out, config, command, {"teacher": dict(teacher.facts), **known})
