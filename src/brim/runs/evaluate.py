@@ -69,13 +69,11 @@ def evaluate_model(
     """
     examples, settings, config = run.examples(split), evaluation_settings(run), run.config
     inputs = _inputs(run, model, teacher, examples, settings)
-    limits = {name: getattr(config.decoding, name) for name in ("max_tokens", "max_prompt_tokens")}
     facts = {
         "data": describe(examples),
         "model": inputs["model"],
         "seed": config.seed,
-        "decoding": {**config.evaluation.decoding.describe(), **limits},
-        "sampling": settings.sampling and settings.sampling.model_dump(include=_OF_SAMPLES),
+        **_decodings(run, settings),
     }
     known = RunDirectory(directory).splits(split)
     if foreign:
@@ -123,6 +121,16 @@ def add_results(directory: Path, split: Split, results: Mapping[str, Any]) -> No
     # Not the directory's own lock: whoever trains in it holds that while stages are tested.
     with disk_errors(path), hold(directory / "predictions" / ".results.lock"):
         write_sealed_json(path, {**RunDirectory(directory).splits(split), split: results})
+
+
+def _decodings(run: RunInputs, settings: EvaluationSettings) -> dict[str, Any]:
+    """How texts are written, for the results: those that are scored, and those that are sampled."""
+    decoding, sampling = run.config.decoding, settings.sampling
+    limits = {name: getattr(decoding, name) for name in ("max_tokens", "max_prompt_tokens")}
+    return {
+        "decoding": {**run.config.evaluation.decoding.describe(), **limits},
+        "sampling": sampling and sampling.model_dump(include=_OF_SAMPLES),
+    }
 
 
 def _inputs(

@@ -23,7 +23,7 @@ _HOW = ("data", "decoding", "sampling")
 
 def evaluate_stages(
     run: Path, *, split: Split = "test", reporter: Reporter | None = None
-) -> dict[StageName, Path]:
+) -> dict[str, Path]:
     """Evaluate the models that a run began with as the run itself was, unless that was done.
 
     Runs that share a model share its results, in the stage's folder; where these are of another

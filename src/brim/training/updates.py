@@ -353,4 +353,6 @@ def text_sums(rollout: Rollout) -> dict[str, float]:
     for i in range(4):  # a hash of 64 bits of row and tokens, which may wrap around
         keys = keys * 1_000_003 + ids[:, i : i + count]
     keys = keys[mask[:, 3:]]  # a row is without holes: where the last token is, the first ones are
-    return {**sums, "ngrams": float(len(keys)), "repeated": float(len(keys) - len(keys.unique()))}
+    keys = keys.sort().values
+    repeated = (keys[1:] == keys[:-1]).sum()
+    return {**sums, "ngrams": float(len(keys)), "repeated": float(repeated)}
