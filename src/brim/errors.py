@@ -29,6 +29,10 @@ class NonFiniteError(BrimError, ArithmeticError):
     """Losses, returns or gradients stayed non-finite; the last good checkpoint is intact."""
 
 
+class MonitorError(BrimError, RuntimeError):
+    """A monitor had the training stop (`trainer.monitors`); its last step is saved."""
+
+
 def first_line(error: Exception) -> str:
     """The first line of what another library's error says, or its kind where it says nothing."""
     lines = str(error).strip().splitlines()

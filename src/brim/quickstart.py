@@ -6,14 +6,13 @@ import sys
 import time
 from pathlib import Path
 
-from brim.compare import compare_runs
+from brim.compare.side_by_side import side_by_side
 from brim.config.loading import load_config
 from brim.recipes import find_recipe
-from brim.report import TaskRuns, write_reports
-from brim.runs.evaluate import StageName, evaluate_stage
+from brim.report import write_reports
+from brim.runs.stage_results import evaluate_stages
 from brim.runs.train import train
 from brim.support.progress import Reporter
-from brim.support.tables import ABSENT, DIGITS, Table, as_text, interval_text, p_text, plain_table
 from brim.training.settings import RunConfig
 
 # A short run checks the set-up, not the method: everything is there, nothing has learned much.
@@ -29,8 +28,7 @@ SHORT = (
     "trainer.evaluate_every=5",
 )
 
-STAGES: tuple[StageName, ...] = ("teacher", "predistill")
-METHODS = ("llmr", "brim")
+METHODS, START = ("llmr", "brim"), "pre-distilled"
 SCORES = ("exact_match", "expected_return", "length")
 
 
@@ -48,23 +46,23 @@ def quickstart(out: Path, *, seed: int, short: bool, reporter: Reporter) -> str:
     """
     started = time.monotonic()
     overrides = [f"seed={seed}", *(SHORT if short else ())]
-    stages: list[Path] = []
+    runs = {method.upper(): out / method for method in METHODS}
     for method in METHODS:
         reporter.say(f"== {method} ==")
         config = load_config(
             RunConfig, find_recipe(f"cmudict/{method}"), overrides, search=find_recipe
         )
-        run = out / method
+        run = runs[method.upper()]
         train(config, run, stages_dir=out / "stages", reporter=reporter, command=sys.argv)
-        stages = stages or [evaluate_stage(run, name, reporter=reporter) for name in STAGES]
-    report = write_reports([out / method for method in METHODS], out / "report", reporter=reporter)
-    [task] = report.tasks
+        tested = evaluate_stages(run, reporter=reporter)
+    write_reports([*runs.values()], out / "report", reporter=reporter)
     return "\n".join(
         [
-            as_text(results_table(task)),
-            "",
-            "expected return minus the pre-distilled student's, paired by example:",
-            as_text(differences(out, stages[-1])),
+            side_by_side(
+                {"teacher": tested["teacher"], START: tested["predistill"], **runs},
+                [(label, START) for label in runs],
+                metrics=SCORES,
+            ),
             "",
             f"report: {out / 'report' / 'report.html'}   ({time.monotonic() - started:.0f} s)",
             "next:",
@@ -75,32 +73,3 @@ def quickstart(out: Path, *, seed: int, short: bool, reporter: Reporter) -> str:
             "  your own teacher on your own file: docs/own_teacher.md",
         ]
     )
-
-
-def results_table(task: TaskRuns) -> Table:
-    """Return a row a system: scores with their intervals over the examples, size and time."""
-    names = [name for name in SCORES if name in task.scores]
-    rows = [["system", *map(task.name_of, names), "parameters", "train seconds"]]
-    for system in task.systems:
-        [run] = system.runs
-        numbers = [
-            interval_text(score.value, score.low, score.high, spec=f"z.{DIGITS.get(name, 1)}f")
-            if (score := run.scores.get(name))
-            else ABSENT
-            for name in names
-        ]
-        facts = [run.results.get(name) for name in ("num_parameters", "seconds")]
-        shown = [ABSENT if fact is None else f"{fact:,.0f}" for fact in facts]
-        rows.append([system.label, *numbers, *shown])
-    return plain_table(rows)
-
-
-def differences(out: Path, student: Path) -> Table:
-    """Return how far each method's expected return is above that of the student before it."""
-    rows = [["method", "difference [95 % interval]", "p"]]
-    for method in METHODS:
-        found = compare_runs(out / method, student, metrics=["expected_return"])
-        metric = found.metrics["expected_return"]
-        difference = interval_text(metric.difference, metric.low, metric.high, spec="+.2f")
-        rows.append([method.upper(), difference, p_text(metric.randomization_p)])
-    return plain_table(rows)

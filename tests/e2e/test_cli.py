@@ -128,6 +128,7 @@ def test_kill_and_resume_reach_the_same_bits(write_recipe, tmp_path, brim_says, 
     code, stdout, stderr = brim_says(*whole)
     assert code == 0, stderr
     assert "exact" in stdout.lower()
+    assert all(f"brim minus {other} " in stdout for other in ("pre-distilled", "teacher"))
 
     out = tmp_path / "cut"
     command = ["train", recipe, STEPS, "--out", out, "--stages", stages]

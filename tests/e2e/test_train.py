@@ -8,15 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from pairs import GPT2, LLAMA, QWEN2, T5
+from rundirs import change_results
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from brim.cli.process import flush_denormals
+from brim.compare.side_by_side import beside_its_start
 from brim.errors import NonFiniteError, RunError
 from brim.models import Decoding
 from brim.objectives.policy_gradient import PolicyGradient
+from brim.runs import stage_results
+from brim.runs.directory import RunDirectory
 from brim.runs.evaluate import evaluate_run, evaluate_stage
 from brim.runs.generate import generate
+from brim.runs.stage_results import evaluate_stages
 from brim.runs.train import train
 from brim.training.trainer import Interrupted, Trainer
 
@@ -230,6 +235,40 @@ def test_evaluate_again_gives_the_same_numbers(finished):
     directory = evaluate_stage(run, "predistill")
     assert directory.parent == stages
     assert json.loads((directory / "results.json").read_text())["test"]["num_examples"] == 23
+
+
+def test_what_a_run_began_with_is_tested_once(finished, monkeypatch):
+    run, stages = finished(T5)
+    tested = evaluate_stages(run)
+    assert {path.parent for path in tested.values()} == {stages}
+    assert [*tested] == ["teacher", "predistill"]
+
+    def evaluate(run, name, *, split, out, reporter):
+        others.append((name, out.name))
+        return evaluate_stage(run, name, split=split, out=out, reporter=reporter)
+
+    others: list[tuple[str, str]] = []
+    monkeypatch.setattr(stage_results, "evaluate_stage", evaluate)
+    assert evaluate_stages(run) == tested
+    assert others == []
+
+    # What another run tested with other decoding stays, and ours goes beside it, once.
+    teacher = tested["teacher"]
+    change_results(teacher, decoding={"strategy": "beam"})
+    beside = evaluate_stages(run)["teacher"]
+    assert others == [("teacher", beside.name)]
+    assert beside.name.startswith(f"{teacher.name}-")
+    assert evaluate_stages(run)["teacher"] == beside
+    assert len(others) == 1
+    assert RunDirectory(teacher).results("test").facts["decoding"] == {"strategy": "beam"}
+
+    # Fewer scores, or a model that was trained again, do not count.
+    change_results(beside, scores={})
+    change_results(tested["predistill"], seconds=-1.0)
+    assert evaluate_stages(run) == {**tested, "teacher": beside}
+    assert len(others) == 3
+    text = beside_its_start(run, "brim", {**tested, "teacher": beside})
+    assert "brim minus pre-distilled" in text
 
 
 def test_generate_depends_on_the_prompt_only(finished):

@@ -58,8 +58,10 @@ def train(
 ) -> None:
     """Run a recipe: teacher, pre-distillation, distillation, test."""
     path, config = load_recipe(recipe, overrides)
+    from brim.compare.side_by_side import beside_its_start
     from brim.recipes import run_directory
     from brim.report import summary
+    from brim.runs.stage_results import evaluate_stages
     from brim.runs.train import train
 
     out = out or run_directory(path)
@@ -73,8 +75,13 @@ def train(
             command=sys.argv,
             other_processes=other_processes,
         )
+        if not quiet and is_main_process():
+            typer.echo(summary(results))
+        if config.evaluation.stages:
+            tested = evaluate_stages(out, reporter=reporter)
     if not quiet and is_main_process():
-        typer.echo(summary(results))
+        if config.evaluation.stages:
+            typer.echo(f"\n{beside_its_start(out, config.objective.name, tested)}\n")
         typer.echo(f"run directory: {out}\nnext: brim report {out} · brim generate {out}")
 
 

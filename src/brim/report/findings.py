@@ -23,6 +23,7 @@ from brim.support.tables import (
     markdown_sentence,
     p_text,
 )
+from brim.training.monitors import KINDS
 
 _MOST_NAMES = 2
 _LENGTHS_DIFFER = 0.05  # of the longest text: then a return is as much about length
@@ -71,6 +72,7 @@ def findings(
     sentences += _ppo(task, tests, alpha)
     sentences += _choice_of_k(task, chosen)
     sentences += _training(task)
+    sentences += _alarms(task)
     if any(system.decoding for system in task.systems):
         sentences.append(decoded_otherwise(task))
     return sentences
@@ -220,6 +222,17 @@ def _training(task: TaskRuns) -> list[str]:
         f"The K-step return while training, K = {', '.join(found)}: variance {variances}; bias "
         f"{biases}."
     ]
+
+
+def _alarms(task: TaskRuns) -> list[str]:
+    """Which monitors raised an alarm in how many runs of which systems."""
+    found = []
+    for kind in KINDS:
+        for system in task.systems:
+            if number := sum(bool(run.curve(f"monitor/{kind}")) for run in system.runs):
+                runs = _many(len(system.runs), "run")
+                found.append(f"{kind} in {number} of {runs} of {system.label}")
+    return [f"Alarms of monitors: {'; '.join(found)}."] if found else []
 
 
 def _and(names: Sequence[str]) -> str:

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 _COUNTS = ("num_truncated_prompts", "num_truncated_completions")
 # What results of all splits in one folder share.
 _OF_A_FOLDER = ("model", "decoding", "seed")
+_OF_SAMPLES = {"strategy", "temperature", "top_k", "top_p"}
 
 
 def evaluate_model(
@@ -68,12 +69,11 @@ def evaluate_model(
     """
     examples, settings, config = run.examples(split), evaluation_settings(run), run.config
     inputs = _inputs(run, model, teacher, examples, settings)
-    limits = {name: getattr(config.decoding, name) for name in ("max_tokens", "max_prompt_tokens")}
     facts = {
         "data": describe(examples),
         "model": inputs["model"],
         "seed": config.seed,
-        "decoding": {**config.evaluation.decoding.describe(), **limits},
+        **_decodings(run, settings),
     }
     known = RunDirectory(directory).splits(split)
     if foreign:
@@ -121,6 +121,16 @@ def add_results(directory: Path, split: Split, results: Mapping[str, Any]) -> No
     # Not the directory's own lock: whoever trains in it holds that while stages are tested.
     with disk_errors(path), hold(directory / "predictions" / ".results.lock"):
         write_sealed_json(path, {**RunDirectory(directory).splits(split), split: results})
+
+
+def _decodings(run: RunInputs, settings: EvaluationSettings) -> dict[str, Any]:
+    """How texts are written, for the results: those that are scored, and those that are sampled."""
+    decoding, sampling = run.config.decoding, settings.sampling
+    limits = {name: getattr(decoding, name) for name in ("max_tokens", "max_prompt_tokens")}
+    return {
+        "decoding": {**run.config.evaluation.decoding.describe(), **limits},
+        "sampling": sampling and sampling.model_dump(include=_OF_SAMPLES),
+    }
 
 
 def _inputs(
@@ -285,7 +295,12 @@ def evaluate_run(
 
 
 def evaluate_stage(
-    run: Path, name: StageName, *, split: Split = "test", reporter: Reporter | None = None
+    run: Path,
+    name: StageName,
+    *,
+    split: Split = "test",
+    out: Path | None = None,
+    reporter: Reporter | None = None,
 ) -> Path:
     """Evaluate the teacher, the student as it was loaded, or the pre-distilled one of a run.
 
@@ -295,10 +310,11 @@ def evaluate_stage(
         run: a run directory that has its stages, whether its own training has ended or not.
         name: which model.
         split: which split.
+        out: where results go, the stage's own folder by default.
         reporter: shows progress.
 
     Returns:
-        The stage's folder.
+        That folder.
 
     Raises:
         RunError: `run` is no run directory, has no such model, or the data is not its own.
@@ -327,8 +343,9 @@ def evaluate_stage(
             model = find_trained(opened, name).model
     _check_fits(opened, model, teacher, split, own=True)
     training = training_facts(directory)
-    evaluate_model(model, opened, teacher, split, directory, label=name, training=training)
-    return directory
+    out = out or directory
+    evaluate_model(model, opened, teacher, split, out, label=name, training=training)
+    return out
 
 
 def _facts_of_best(run: Path) -> dict[str, Any]:

@@ -6,20 +6,25 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from brim.examples import Example
 from brim.models import LanguageModel, add_adapters
 from brim.objectives.base import Objective
-from brim.runs.inputs import RunInputs
+from brim.runs.inputs import RunInputs, some_targets
 from brim.seeding import derive_seed
 from brim.support.progress import Meter
 from brim.training.evaluation import Evaluation, evaluate
+from brim.training.monitors import Monitors, Reference
 from brim.training.optimizer import count_steps
 from brim.training.predictions import EvaluationSettings
 from brim.training.settings import LoopConfig, OptimConfig
 from brim.training.tracking import Tracker
 from brim.training.trainer import Hooks, Trainer
+from brim.training.updates import text_sums
 
 
 def fit(
@@ -31,9 +36,9 @@ def fit(
     teacher: LanguageModel | None,
     objective: Objective,
     examples: Sequence[Example],
-    metric: str,
     optim: OptimConfig,
     loop: LoopConfig,
+    monitors: Monitors | None = None,
 ) -> None:
     """Train a model in a directory, resuming what is there; the rest is as in `Trainer`.
 
@@ -46,9 +51,9 @@ def fit(
         teacher: scores what the student writes; None without it.
         objective: the method.
         examples: the training split.
-        metric: the score that picks the best checkpoint.
         optim: settings of the optimizer.
         loop: settings of the loop.
+        monitors: watch the training; None for none.
     """
     config, lora = run.config, run.config.student.lora
     label = config.objective.name if stage == "objective" else stage
@@ -69,7 +74,7 @@ def fit(
             objective=objective,
             examples=examples,
             evaluate=lambda model: _validate(run, model, teacher, validation, settings),
-            metric=metric,
+            metric=run.metric() if stage == "objective" else run.supervised_metric(),
             optim=optim,
             settings=loop,
             directory=directory,
@@ -79,12 +84,39 @@ def fit(
             seed=derive_seed(run.seed_of(stage), "train", stage),
             load=lambda path: run.reload(path, role, verified=True),
             hooks=Hooks(lambda step, metrics: _show(meter, step, metrics["train/loss"])),
+            monitors=monitors or Monitors(),
             num_samples=config.evaluation.num_samples,
             other_processes=run.other_processes,
         )
         with _stop_on_signals(trainer):
             trainer.train()
     run.accelerator.free_memory()
+
+
+def measure_reference(
+    run: RunInputs, student: LanguageModel, outputs: Sequence[Example] | None
+) -> Reference | None:
+    """Return what the text is like that the student is to write, of evenly spaced examples.
+
+    Args:
+        run: whose settings and data.
+        student: whose tokens are counted.
+        outputs: the training examples with what the teacher wrote; without them the training
+            split's own references count, and None is returned where it has none.
+    """
+    decoding = run.config.decoding
+    examples = some_targets(run.examples("train") if outputs is None else outputs, 256)
+    if not examples:
+        return None
+    batch = student.encode(examples, max_tokens=decoding.max_prompt_tokens)
+    texts = student.encode_targets(batch, max_tokens=decoding.max_tokens)
+    sums = text_sums(replace(texts, by_student=torch.ones_like(texts.truncated)))
+    return Reference(
+        source="the references" if outputs is None else "the teacher",
+        length=texts.num_tokens / len(texts),
+        truncated=float(texts.truncated.float().mean()),
+        repetition=sums["repeated"] / max(sums["ngrams"], 1.0),
+    )
 
 
 def _tracker(run: RunInputs, directory: Path) -> Tracker:

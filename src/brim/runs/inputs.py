@@ -335,7 +335,7 @@ def measure_drift(run: RunInputs, teacher: LanguageModel) -> dict[str, Any]:
         return {}
     if "quantization" in RunDirectory(run.out).manifest() or not run.accelerator.is_main_process:
         return {}
-    examples = _some_targets(run.examples("train"), settings.drift_examples)
+    examples = some_targets(run.examples("train"), settings.drift_examples)
     if not examples:
         run.reporter.say(
             f"teacher ({settings}): how far its Q-values moved is not known, for the "
@@ -362,8 +362,8 @@ def measure_drift(run: RunInputs, teacher: LanguageModel) -> dict[str, Any]:
     return {"num_examples": len(examples), **drift}
 
 
-def _some_targets(train: Sequence[Example], number: int) -> list[Example]:
-    """So many training examples, evenly spaced, less those without a target."""
+def some_targets(train: Sequence[Example], number: int) -> list[Example]:
+    """Return so many training examples, evenly spaced, less those without a target."""
     rows = range(0, len(train), max(len(train) // number, 1))[:number]
     return [example for row in rows if (example := train[row]).references]
 

@@ -362,7 +362,6 @@ def _train_supervised(
                 teacher=teacher,
                 objective=SeqKD(SeqKDConfig(), config.decoding),
                 examples=examples or run.examples("train"),
-                metric=metric,
                 optim=settings.optim,
                 loop=settings.trainer,
             )

@@ -31,7 +31,7 @@ from brim.objectives.base import Objective
 from brim.objectives.reward import check_reward
 from brim.runs.directory import RunDirectory
 from brim.runs.evaluate import evaluate_model, kept_results, training_facts
-from brim.runs.fit import fit
+from brim.runs.fit import fit, measure_reference
 from brim.runs.inputs import Made, RunInputs, load_checked, measure_drift
 from brim.runs.stages import (
     Stage,
@@ -46,6 +46,7 @@ from brim.support.locks import acquire
 from brim.support.progress import Reporter
 from brim.training.accelerator import make_accelerator
 from brim.training.checkpoints import check_processes, latest_state
+from brim.training.monitors import Monitors
 from brim.training.settings import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -148,6 +149,7 @@ def train_objective(
         teacher.compile_layers()
     # The text that the objective learns from, beside what the student writes.
     by_teacher = config.objective.needed_targets == "teacher"
+    reference = measure_reference(run, student, outputs.examples if outputs else None)
     fit(
         run,
         "objective",
@@ -156,9 +158,9 @@ def train_objective(
         teacher=teacher,
         objective=objective,
         examples=outputs.examples if outputs and by_teacher else run.examples("train"),
-        metric=run.metric(),
         optim=config.optim,
         loop=config.trainer,
+        monitors=Monitors(config.trainer.monitors, reference),
     )
 
 

@@ -13,20 +13,54 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from brim.errors import RunError
 from brim.support.files import disk_errors, fsync_directory, read_json
 from brim.support.seals import checkpoints_in, find_damage, seal
+from brim.training.monitors import MonitorState
 
 logger = logging.getLogger(__name__)
 
 STATE = "trainer_state.json"
 
 
+@dataclass(frozen=True, slots=True)
+class TrainerState:
+    """What a checkpoint stores besides the weights and the optimizer's moments.
+
+    Attributes:
+        step: steps done, skipped ones included.
+        best_step: the step of the best validation score so far, the last of equally good ones;
+            None before the first.
+        best_score: that score, in the metric's own direction.
+        nonfinite_steps: steps skipped in a row until now.
+        num_processes: how many processes made the last step; None before it.
+        best_sha256: of the manifest of `best/`, which has the hash of every file in it.
+        seed: of the training, which tells it from a run's other ones.
+        monitors: what the monitors remember.
+    """
+
+    step: int = 0
+    best_step: int | None = None
+    best_score: float | None = None
+    nonfinite_steps: int = 0
+    num_processes: int | None = None
+    best_sha256: str | None = None
+    seed: int | None = None
+    monitors: MonitorState = field(default_factory=MonitorState)
+
+
 def save_checkpoint(
-    root: Path, step: int, write: Callable[[Path], None], *, keep: int, num_bytes: int = 0
+    root: Path,
+    step: int,
+    write: Callable[[Path], None],
+    *,
+    keep: int,
+    spare: int | None = None,
+    num_bytes: int = 0,
 ) -> Path:
     """Make the checkpoint `root/step-{step}` and delete what it makes superfluous.
 
@@ -35,6 +69,7 @@ def save_checkpoint(
         step: number of the checkpoint, from 0.
         write: puts the files into the folder that it is given.
         keep: how many of the newest checkpoints stay, this one included; at least 1.
+        spare: the step of one that stays, too.
         num_bytes: about how much is written, for the message when there is no space.
 
     Returns:
@@ -56,12 +91,14 @@ def save_checkpoint(
         # Later ones are damaged: training would have resumed from them.
         for later in (other for other in checkpoint_steps(root) if other > step):
             shutil.rmtree(root / f"step-{later}")
-    prune(root, step, keep=keep)
+    prune(root, step, keep=keep, spare=spare)
     return path
 
 
-def prune(root: Path, step: int, *, keep: int) -> None:
+def prune(root: Path, step: int, *, keep: int, spare: int | None = None) -> None:
     """Delete what stops left half-written, and checkpoints before the newest `keep` up to `step`.
+
+    The one of the step `spare` stays.
 
     Raises:
         RunError: no permission.
@@ -70,7 +107,7 @@ def prune(root: Path, step: int, *, keep: int) -> None:
         for leftover in root.glob(".step-*"):
             shutil.rmtree(leftover)
         earlier = [other for other in checkpoint_steps(root) if other <= step]
-        for superfluous in earlier[keep:]:
+        for superfluous in set(earlier[keep:]) - {spare}:
             shutil.rmtree(root / f"step-{superfluous}")
 
 
@@ -102,6 +139,19 @@ def latest_state(root: Path) -> dict[str, Any] | None:
     if checkpoints:
         raise RunError(f"{root}: every checkpoint is damaged; delete the folder to begin again")
     return None
+
+
+def what_is_kept(directory: Path, best_step: int | None) -> str:
+    """Say which states of a training are on the disk, every number of which is finite.
+
+    Args:
+        directory: of the training.
+        best_step: of its `best/`; None without one.
+    """
+    saved = [] if best_step is None else [f"best/ of step {best_step}"]
+    steps = checkpoint_steps(directory / "checkpoints")
+    saved += [f"the checkpoint of step {steps[0]}"] if steps else []
+    return f"{' and '.join(saved) or 'nothing'} was saved before, and is intact"
 
 
 def check_processes(path: Path, before: int | None, now: int) -> None:

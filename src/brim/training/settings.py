@@ -103,6 +103,10 @@ class TrainerConfig(LoopConfig):
     """Have `torch.compile` translate both models' layers for rollouts, evaluations and the
     teacher's passes of the objective's stage. It takes half a minute or more at the start, and on a
     CPU a C++ compiler; the docs page on speed says what it gains."""
+    monitors: Literal["off", "warn", "stop", "rollback"] = "warn"
+    """What follows when a monitor sees learning from the student's own text go wrong: a warning; a
+    stop behind the saved step; or the weights of the last healthy checkpoint at half the rate, up
+    to three times, then a stop."""
 
 
 class SupervisedConfig(Config):
@@ -200,6 +204,9 @@ class EvaluationConfig(Config):
     expected_returns: bool = True
     """Also report the return of text sampled as the run's `decoding` says: what reinforcement
     learning maximizes (Eq 3), at the price of decoding everything twice. Needs `returns`."""
+    stages: bool = True
+    """`brim train` also tests the teacher and the student before the objective, unless another run
+    that shares them has, and prints all three: at most two more evaluations of the test split."""
     num_resamples: int = Field(1000, ge=100)
     """Bootstrap resamples of an interval."""
     confidence: float = Field(0.95, gt=0, lt=1)

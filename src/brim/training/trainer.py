@@ -20,30 +20,32 @@ from accelerate import Accelerator
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from brim.errors import BrimError, NonFiniteError, RunError, first_line
+from brim.errors import BrimError, MonitorError, NonFiniteError, RunError, first_line
 from brim.examples import Example
 from brim.models import LanguageModel, load_model
 from brim.objectives.base import Objective
 from brim.seeding import batch_positions, derive_seed, example_index
 from brim.support.files import atomic_write_json, sha256_file
-from brim.support.seals import LOGS, MANIFEST, Record, seal
+from brim.support.seals import LOGS, MANIFEST, Record, find_damage, seal
 from brim.support.timing import phases, timed
 from brim.training.checkpoints import (
     STATE,
+    TrainerState,
     check_processes,
-    checkpoint_steps,
     finish_replacing,
     prune,
     replace_directory,
     save_checkpoint,
+    what_is_kept,
 )
 from brim.training.evaluation import Evaluation
+from brim.training.monitors import MAX_ROLLBACKS, Monitors
 from brim.training.optimizer import count_bytes, count_steps, learning_rate
 from brim.training.resuming import find_start, mend_best
 from brim.training.settings import LoopConfig, OptimConfig
 from brim.training.tracking import Tracker
-from brim.training.updates import Updater, UpdaterState
-from brim.types import Batch, Rollout
+from brim.training.updates import Updater, UpdaterState, name_suspects, text_sums
+from brim.types import Batch
 
 logger = logging.getLogger(__name__)
 
@@ -56,30 +58,6 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, step: int) -> None:
         super().__init__(f"stopped after step {step}, which is saved; the same command goes on")
         self.step = step
-
-
-@dataclass(frozen=True, slots=True)
-class TrainerState:
-    """What a checkpoint stores besides the weights and the optimizer's moments.
-
-    Attributes:
-        step: steps done, skipped ones included.
-        best_step: the step of the best validation score so far, the last of equally good ones;
-            None before the first.
-        best_score: that score, in the metric's own direction.
-        nonfinite_steps: steps skipped in a row until now.
-        num_processes: how many processes made the last step; None before it.
-        best_sha256: of the manifest of `best/`, which has the hash of every file in it.
-        seed: of the training, which tells it from a run's other ones.
-    """
-
-    step: int = 0
-    best_step: int | None = None
-    best_score: float | None = None
-    nonfinite_steps: int = 0
-    num_processes: int | None = None
-    best_sha256: str | None = None
-    seed: int | None = None
 
 
 @dataclass
@@ -109,6 +87,7 @@ class Trainer:
         seed: of every random stream.
         load: reads the student of a checkpoint.
         hooks: called after each step, evaluation and save.
+        monitors: watch it, and say what follows from an alarm.
         num_samples: validation predictions logged at each evaluation.
         other_processes: resume from a checkpoint of another number of processes.
     """
@@ -128,6 +107,7 @@ class Trainer:
     seed: int = 0
     load: Callable[[Path], LanguageModel] = load_model
     hooks: Hooks = field(default_factory=Hooks)
+    monitors: Monitors = field(default_factory=Monitors)
     num_samples: int = 8
     other_processes: bool = False
     stop_requested: bool = False
@@ -143,7 +123,7 @@ class Trainer:
             self.seed,
         )
         self.num_steps = count_steps(self.settings, len(self.examples))
-        self.state = TrainerState(seed=self.seed)
+        self.state = TrainerState(seed=self.seed, monitors=self.monitors.state)
 
     def train(self) -> TrainerState:
         """Run from the newest checkpoint, or from the start, to the last step.
@@ -151,20 +131,29 @@ class Trainer:
         Raises:
             NonFiniteError: too many steps in a row had to be skipped, or an update left weights,
                 moments or logits that are not finite, none of which is saved.
+            MonitorError: a monitor had the training stop; the last step is saved.
             Interrupted: `stop_requested` was set; the last complete step is saved.
         """
         self._resume()
-        if self.state.step == 0:
+        if self.state.best_step is None:
             self._evaluate()
+            if self.monitors.mode == "rollback":
+                self._save()
         while self.state.step < self.num_steps:
             self._train_step()
             step, settings = self.state.step, self.settings
             last = step == self.num_steps
             if last or step % settings.evaluate_every == 0:
                 self._evaluate()
+            halt = self._answer_alarms(last)
             stop = self._any_process(self.stop_requested)
-            if last or stop or step % settings.save_every == 0:
+            if last or stop or halt or step % settings.save_every == 0:
                 self._save()
+            if halt:
+                raise MonitorError(
+                    f"{self.directory}: stopped after step {step}, which is saved: {halt}; the "
+                    "same command goes on, without a stop for the same"
+                )
             if stop:
                 raise Interrupted(step)
         self._warn_of_the_untrained()
@@ -174,13 +163,13 @@ class Trainer:
 
     def _train_step(self) -> None:
         step = self.state.step
-        lr = learning_rate(self.optim, step, self.num_steps)
+        lr = learning_rate(self.optim, step, self.num_steps) * self.monitors.lr_factor
         self.updater.begin_step(step, lr)
         with phases() as seconds, timed("step"), self._random_streams(step):
             batch = self._batch(step)
             rollout, rollout_sums = self.updater.collect(batch)
             cut = {"truncated_prompts": float(batch.num_truncated_prompts)}
-            sums = self.updater.total({**rollout_sums, **cut})
+            sums = self.updater.total({**rollout_sums, **cut, **text_sums(rollout)})
             with timed("update"):
                 updates = self.updater.update(rollout, step, all(map(math.isfinite, sums.values())))
             nonfinite = self.updater.find_nonfinite(rollout)
@@ -197,13 +186,15 @@ class Trainer:
             "optim/skipped": float(not updates.finite),
             "data/truncated_prompts": sums["truncated_prompts"],
         }
+        metrics |= self.monitors.observe(metrics, sums)
         timings = {f"time/{phase}": value for phase, value in seconds.items()}
         timings["time/tokens_per_second"] = sums["tokens"] / seconds["step"]
         self._log(metrics, timings)
         if nonfinite is not None:
+            kept = what_is_kept(self.directory, self.state.best_step)
             raise NonFiniteError(
                 f"{self.directory}: step {self.state.step} left {nonfinite} whose norm is not "
-                f"finite; {self._what_is_kept()}: lower optim.lr, or raise optim.eps"
+                f"finite; {kept}: lower optim.lr, or raise optim.eps"
             )
         self._give_up_on(suspects)
 
@@ -226,18 +217,12 @@ class Trainer:
         """Stop the run when the weights could not be updated too often in a row."""
         skipped = self.state.nonfinite_steps
         if skipped >= self.settings.max_nonfinite_steps:
+            kept = what_is_kept(self.directory, self.state.best_step)
             raise NonFiniteError(
                 f"{self.directory}: {skipped} steps in a row were not finite, up to step "
-                f"{self.state.step} (examples {suspects}); {self._what_is_kept()}: lower optim.lr "
+                f"{self.state.step} (examples {suspects}); {kept}: lower optim.lr "
                 "or decoding.temperature, or check those examples"
             )
-
-    def _what_is_kept(self) -> str:
-        """The last state that is on the disk, every number of which is finite."""
-        saved = [] if self.state.best_step is None else [f"best/ of step {self.state.best_step}"]
-        steps = checkpoint_steps(self.directory / "checkpoints")
-        saved += [f"the checkpoint of step {steps[0]}"] if steps else []
-        return f"{' and '.join(saved) or 'nothing'} was saved before, and is intact"
 
     def _batch(self, step: int) -> Batch:
         """This process's share of the prompts of a step."""
@@ -276,8 +261,10 @@ class Trainer:
             weights = self.updater.weights()
             if self.accelerator.is_main_process:
                 self._write_best(weights)
+        values = {f"eval/{k}": s.value for k, s in evaluation.scores.items()}
+        values |= self.monitors.evaluate(evaluation.scores)
         if self.accelerator.is_main_process:
-            self.tracker.log(step, {f"eval/{k}": s.value for k, s in evaluation.scores.items()})
+            self.tracker.log(step, values)
             samples = evaluation.predictions[: self.num_samples]
             self.tracker.log_samples(step, [sample.as_dict() for sample in samples])
             self.hooks.on_evaluate(step, evaluation)
@@ -290,6 +277,46 @@ class Trainer:
         best, own = self.directory / "best", weights or self.student.model.state_dict()
         replace_directory(best, write, count_bytes(own.values()))
         self.state = replace(self.state, best_sha256=sha256_file(best / MANIFEST))
+
+    # -- alarms -----------------------------------------------------------------------------
+
+    def _answer_alarms(self, last: bool) -> str | None:
+        """Warn of new alarms, and roll back if that is asked for; why to stop, if that is."""
+        alarms, watch = self.monitors.take(), self.monitors
+        for alarm in alarms:
+            if self.accelerator.is_main_process:
+                logger.warning("%s: step %d: %s", self.directory, self.state.step, alarm)
+        if not alarms or last or watch.mode == "warn":
+            return None
+        if watch.mode == "rollback" and watch.state.num_rollbacks < MAX_ROLLBACKS:
+            damage = self._roll_back()
+            if damage is None:
+                return None
+            alarms.append(damage)
+        return "; ".join(alarms)
+
+    def _roll_back(self) -> str | None:
+        """Go on from the last healthy checkpoint's weights and moments, more slowly; why not.
+
+        Steps go on to count, with new prompts, and the logs keep what has been; what is gone back
+        to is saved as this step's, so a resume needs nothing that a run does not have anyway.
+        """
+        step, healthy = self.state.step, self.monitors.state.healthy_step
+        source = self.directory / "checkpoints" / f"step-{healthy}"
+        damage = find_damage(source)
+        self.accelerator.wait_for_everyone()
+        if damage is not None:
+            return f"{source} cannot be gone back to: {damage}"
+        self.updater.restore(source, self.load)
+        self.monitors.roll_back()
+        if self.accelerator.is_main_process:
+            self.tracker.log(step, {"monitor/rolled_back_to": float(healthy or 0)})
+            logger.warning(
+                "%s: step %d goes on from the weights of step %d, with optim.lr times %g",
+                *(self.directory, step, healthy, self.monitors.lr_factor),
+            )
+        self._save()
+        return None
 
     def _warn_of_the_untrained(self) -> None:
         if self.state.best_step == 0 < self.state.step and self.accelerator.is_main_process:
@@ -309,6 +336,7 @@ class Trainer:
             self.tracker.rewind(step, logs)
 
     def _save(self) -> None:
+        self.monitors.note_checkpoint(self.state.step)
         state = self.updater.state()
         if self.accelerator.is_main_process:
             logs = self.tracker.sync()
@@ -317,6 +345,7 @@ class Trainer:
                 self.state.step,
                 lambda path: self._write_checkpoint(path, state, logs),
                 keep=self.settings.keep_checkpoints,
+                spare=self.monitors.spare,
                 num_bytes=self.updater.num_bytes(state),
             )
             self.hooks.on_save(self.state.step, path)
@@ -341,6 +370,7 @@ class Trainer:
             return
         try:
             self.state = TypeAdapter(TrainerState).validate_python(start.state)
+            self.monitors.state = self.state.monitors
             if not self.other_processes:
                 before, now = self.state.num_processes, self.accelerator.num_processes
                 check_processes(start.path, before, now)
@@ -360,17 +390,6 @@ class Trainer:
         if self.accelerator.is_main_process:
             mend_best(self.directory, start)
             # A stop may have come before a save had tidied up.
-            prune(start.path.parent, self.state.step, keep=self.settings.keep_checkpoints)
+            keep = self.settings.keep_checkpoints
+            prune(start.path.parent, self.state.step, keep=keep, spare=self.monitors.spare)
         self._rewind(self.state.step, start.logs)
-
-
-def name_suspects(rollout: Rollout) -> str:
-    """Return ids of the examples whose returns or weights are not finite; of all, if none is."""
-    ids = [example.id for example in rollout.batch.examples]
-    # Returns first: one of them that is not finite spoils the baseline, and so all weights.
-    for numbers in (rollout.returns, rollout.advantages):
-        if numbers is not None:
-            bad = (~numbers.isfinite() & rollout.mask).any(dim=1).tolist()
-            if any(bad):
-                return ", ".join(name for name, is_bad in zip(ids, bad, strict=True) if is_bad)
-    return ", ".join(ids)

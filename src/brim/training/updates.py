@@ -317,3 +317,42 @@ def _select(rollout: Rollout, rows: Sequence[int]) -> Rollout:
         return rollout.select(rows)
     nothing = rollout.select([0])
     return replace(nothing, mask=torch.zeros_like(nothing.mask))
+
+
+def name_suspects(rollout: Rollout) -> str:
+    """Return ids of the examples whose returns or weights are not finite; of all, if none is."""
+    ids = [example.id for example in rollout.batch.examples]
+    # Returns first: one of them that is not finite spoils the baseline, and so all weights.
+    for numbers in (rollout.returns, rollout.advantages):
+        if numbers is not None:
+            bad = (~numbers.isfinite() & rollout.mask).any(dim=1).tolist()
+            if any(bad):
+                return ", ".join(name for name, is_bad in zip(ids, bad, strict=True) if is_bad)
+    return ", ".join(ids)
+
+
+def text_sums(rollout: Rollout) -> dict[str, float]:
+    """Return what the monitors watch of the texts that the student wrote, as sums.
+
+    Returns:
+        `own_rows`; `ngrams`, runs of four tokens, and how many of them their text had before,
+        `repeated` (seq-rep-4 of Welleck et al. 2019, over all texts); `weights`, tokens with an
+        advantage, and the sums of it and of its square.
+    """
+    weights, own = rollout.advantages, rollout.by_student
+    if own is None:
+        own = torch.full_like(rollout.truncated, weights is not None)
+    mask, ids = rollout.mask & own[:, None], rollout.completion_ids
+    sums = {"own_rows": float(own.sum()), "weights": 0.0, "weight": 0.0, "squared_weight": 0.0}
+    if weights is not None:
+        values = weights[mask].cpu().double()
+        sums |= {"weights": float(len(values)), "weight": float(values.sum())}
+        sums["squared_weight"] = float(values.square().sum())
+    count = max(ids.shape[1] - 3, 0)
+    keys = torch.arange(len(ids), device=ids.device)[:, None].expand(-1, count)
+    for i in range(4):  # a hash of 64 bits of row and tokens, which may wrap around
+        keys = keys * 1_000_003 + ids[:, i : i + count]
+    keys = keys[mask[:, 3:]]  # a row is without holes: where the last token is, the first ones are
+    keys = keys.sort().values
+    repeated = (keys[1:] == keys[:-1]).sum()
+    return {**sums, "ngrams": float(len(keys)), "repeated": float(repeated)}

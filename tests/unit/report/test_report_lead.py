@@ -138,6 +138,15 @@ def test_variance_in_training_is_over_the_seeds_that_all_have(tmp_path):
     assert not any("while training" in sentence for sentence in sentences(task))
 
 
+def test_alarms_are_named_with_the_runs_that_raised_them(tmp_path):
+    for seed, rows in enumerate([[{"step": 9, "monitor/kl": 1.0}], [{"step": 1}]]):
+        make_folder(
+            tmp_path / str(seed), OBJECTIVES["llmr"], seed, scores_of(1.0), metrics=rows
+        )  # fmt: skip
+    (task,) = gather([tmp_path]).tasks
+    assert sentences(task)[-1] == "Alarms of monitors: kl in 1 of 2 runs of LLMR."
+
+
 # -- what is missing --------------------------------------------------------------------------
 
 SWEEP = """

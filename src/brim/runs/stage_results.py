@@ -1,0 +1,92 @@
+"""Results of what a run began with: its teacher, and the student before its objective."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from accelerate import PartialState
+
+from brim.config.loading import config_hash
+from brim.errors import RunError
+from brim.runs.directory import Results, RunDirectory
+from brim.runs.evaluate import StageName, evaluate_stage, training_facts
+from brim.support.progress import Reporter
+from brim.tasks import Split
+from brim.training.accelerator import hold_together
+
+logger = logging.getLogger(__name__)
+
+_HOW = ("data", "decoding", "sampling")
+
+
+def evaluate_stages(
+    run: Path, *, split: Split = "test", reporter: Reporter | None = None
+) -> dict[str, Path]:
+    """Evaluate the models that a run began with as the run itself was, unless that was done.
+
+    Runs that share a model share its results, in the stage's folder; where these are of another
+    decoding or other data, in one beside it. One process at a time evaluates, others wait for it.
+
+    Args:
+        run: a run directory with results of the split.
+        split: which split.
+        reporter: shows progress.
+
+    Returns:
+        Where results are, by `teacher` and then `predistill`, or `student` where the run began with
+        a loaded one; a student of random weights is left out.
+
+    Raises:
+        RunError: `run` has no results, or a model is gone.
+    """
+    own, manifest = RunDirectory(run).results(split), RunDirectory(run).manifest()
+    stages, root = manifest.get("stages", {}), run / manifest.get("stages_dir", "stages")
+    root = Path(os.path.normpath(root))
+    start: StageName = "predistill" if "predistill" in stages else "student"
+    names: list[StageName] = [name for name in ("teacher", start) if name in stages]
+    return {name: _evaluate(run, name, root / stages[name], own, split, reporter) for name in names}
+
+
+def _evaluate(
+    run: Path,
+    name: StageName,
+    stage: Path,
+    own: Results,
+    split: Split,
+    reporter: Reporter | None,
+) -> Path:
+    folder, busy = stage, f"{stage}: another process is testing it; waiting"
+    with hold_together(stage / ".test.lock", busy, wait=True):
+        found = _find(folder, split)
+        if found is not None and _differ(own, found):
+            how = config_hash({key: own.facts.get(key) for key in _HOW})
+            folder = stage.with_name(f"{stage.name}-{how[:12]}")
+            found = _find(folder, split)
+        training = training_facts(stage).items()
+        done = (
+            found is not None
+            and own.scores.keys() <= found.scores.keys()
+            and training <= found.facts.items()
+        )
+        PartialState().wait_for_everyone()  # all have looked before anything changes
+        if not done:
+            evaluate_stage(run, name, split=split, out=folder, reporter=reporter)
+    return folder
+
+
+def _differ(ours: Results, theirs: Results) -> bool:
+    """Whether the texts are of other data or were written otherwise, as far as both say it."""
+    pairs = [(ours.facts.get(key), theirs.facts.get(key)) for key in _HOW]
+    return any(a != b for a, b in pairs if a is not None and b is not None)
+
+
+def _find(directory: Path, split: Split) -> Results | None:
+    """The results of a split with their predictions; None where they are missing or damaged."""
+    found = RunDirectory(directory)
+    try:
+        return found.find_results(split) if found.predictions_path(split).exists() else None
+    except RunError as error:
+        logger.warning("%s; doing so", error)
+        return None
