@@ -26,7 +26,7 @@ from brim.support.progress import Reporter
 from brim.support.seals import MANIFEST, is_sealed, record_of
 from brim.tasks import Split, describe
 from brim.training.checkpoints import latest_state
-from brim.training.evaluation import evaluate
+from brim.training.evaluation import REGRET_DECIMALS, evaluate
 from brim.training.partial import PartialResults
 from brim.training.predictions import EvaluationSettings
 
@@ -97,6 +97,7 @@ def evaluate_model(
             **facts,
             "num_examples": len(examples),
             **{name: getattr(evaluation, name) for name in _COUNTS},
+            "mean_regrets": evaluation.mean_regrets,
             "num_parameters": model.num_parameters,
             **training,
         }
@@ -141,6 +142,7 @@ def _inputs(
         "decoding": settings.decoding.describe(),
         "sampling": settings.sampling and settings.sampling.describe(),
         "block": settings.block,
+        "regret_decimals": REGRET_DECIMALS,
         "device": run.accelerator.device.type,
         "num_processes": run.accelerator.num_processes,
     }
