@@ -256,10 +256,10 @@ def _verdict(
     p_value: float | None,
     confidence: float,
 ) -> str:
-    if metric.higher_is_better is not None and p_value is not None and difference == 0:
-        return "tie"
-    if metric.higher_is_better is None or p_value is None or p_value >= 1 - confidence:
+    if metric.higher_is_better is None or p_value is None:
         return ABSENT
+    if p_value >= 1 - confidence:
+        return ABSENT if round(difference, _MOST_DIGITS) else "tie"
     return "A" if (difference > 0) == metric.higher_is_better else "B"
 
 
