@@ -32,7 +32,7 @@ from brim.training.predictions import EvaluationSettings
 
 logger = logging.getLogger(__name__)
 
-_COUNTS = ("num_truncated_prompts", "num_truncated_completions")
+_COUNTED = ("num_truncated_prompts", "num_truncated_completions", "mean_regrets")
 # What results of all splits in one folder share.
 _OF_A_FOLDER = ("model", "decoding", "seed")
 
@@ -96,8 +96,7 @@ def evaluate_model(
             "scores": {name: score.as_dict() for name, score in evaluation.scores.items()},
             **facts,
             "num_examples": len(examples),
-            **{name: getattr(evaluation, name) for name in _COUNTS},
-            "mean_regrets": evaluation.mean_regrets,
+            **{name: getattr(evaluation, name) for name in _COUNTED},
             "num_parameters": model.num_parameters,
             **training,
         }
