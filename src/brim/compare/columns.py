@@ -98,12 +98,13 @@ def read_columns(
         RunError: one of `names` is not there for both, or nothing is.
     """
     wanted = dict.fromkeys(names if names else _all_names(results))
+    cut = cut or _common_length(rows)
     columns: dict[str, Column] = {}
     left_out: dict[str, str] = {}
     for name in wanted:
         found: Column | str
         if name in NUMBERS:
-            found = _number_column(name, results, rows, cut or _common_length(rows))
+            found = _number_column(name, results, rows, cut)
         elif names or name in METRICS:
             found = _metric_column(name, get_metric(name), results, rows)
         else:
