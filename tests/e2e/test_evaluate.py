@@ -69,7 +69,7 @@ def test_samples(run, tmp_path):
     assert results["num_examples"] == len(found) == 23
     for row in found:
         assert [set(sample) for sample in row["samples"]] == [
-            {"text", "num_tokens", "truncated", "teacher_return", "token_ids"}
+            {"text", "num_tokens", "truncated", "teacher_return", "token_ids", "regrets"}
         ] * 3
         assert row["text"] == row["samples"][0]["text"]
         assert row["statistics"]["exact_match"][1] == 3

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from brim.cli.process import flush_denormals
 from brim.compare.side_by_side import beside_its_start
 from brim.errors import NonFiniteError, RunError
+from brim.metrics.regrets import REGRETS
 from brim.models import Decoding
 from brim.objectives.policy_gradient import PolicyGradient
 from brim.runs import stage_results
@@ -65,7 +66,7 @@ def test_run_directory(finished, model):
     run, _ = finished(model)
     results = json.loads((run / "results.json").read_text())["test"]
     assert results["num_examples"] == 23
-    scores = {"exact_match", "ter", "return", "expected_return", "length"}
+    scores = {"exact_match", "ter", *REGRETS, *REGRETS.values(), "length"}
     assert set(results["scores"]) == scores
     score = results["scores"]["return"]
     assert score["low"] <= score["value"] <= score["high"]
@@ -291,7 +292,7 @@ def test_prompts_without_targets(finished, make_config, numerals, tmp_path):
         "student.predistill=null", "task.target_column=null", "evaluation.metric=return",
     )  # fmt: skip
     results = train(config, tmp_path / "run")
-    assert set(results["scores"]) == {"return", "expected_return", "length"}
+    assert set(results["scores"]) == {*REGRETS, *REGRETS.values(), "length"}
 
 
 def test_student_from_teacher_layers(finished, make_config, tmp_path):

@@ -12,12 +12,22 @@ import numpy.typing as npt
 from brim._version import __version__
 from brim.errors import RunError
 from brim.metrics import METRICS, Metric, Pair, Score, get_metric, sentence_statistics
-from brim.metrics.base import Array, mean_of_sums, with_counts
+from brim.metrics.base import Array, mean_of_sums
+from brim.metrics.regrets import (
+    CUT_RETURNS,
+    REGRETS,
+    common_length,
+    cut_label,
+    regret_and_length,
+    regret_behind,
+)
 from brim.runs.directory import Results
 from brim.training.predictions import Prediction
 
-# Of single numbers an example, which no text is needed for.
-NUMBERS = {"return": "return", "expected_return": "expected return", "length": "length"}
+# Of numbers an example that are in the predictions. For the returns, what goes with each.
+RETURN_OF = {key: name for keys in (REGRETS, CUT_RETURNS) for name, key in keys.items()}
+RETURN_OF |= {name: name for name in REGRETS}
+NUMBERS = (*RETURN_OF, "length")
 # Returns of one text, asked twice, differ by rounding; by more than this only with two teachers.
 _ONE_TEACHER = 0.01
 
@@ -49,7 +59,10 @@ class Column:
     details: Callable[[Array], Mapping[str, float]] = lambda sums: {}
 
     def score(
-        self, side: Literal["a", "b"], interval: tuple[float, float], confidence: float
+        self,
+        side: Literal["a", "b"],
+        interval: tuple[float, float] | tuple[None, None],
+        confidence: float,
     ) -> Score:
         """Return the score of one side, with this interval."""
         second = side == "b"
@@ -76,7 +89,7 @@ class Column:
 
 
 def read_columns(
-    results: Both, rows: BothWritten, names: Sequence[str] | None
+    results: Both, rows: BothWritten, names: Sequence[str] | None, cut: int | None
 ) -> tuple[dict[str, Column], dict[str, str]]:
     """Return the columns of these metrics, or of all scores, and why some are left out.
 
@@ -84,13 +97,14 @@ def read_columns(
         ConfigError: one of `names` is no metric.
         RunError: one of `names` is not there for both, or nothing is.
     """
-    wanted = dict.fromkeys(names if names else [*results[0].scores, *results[1].scores])
+    wanted = dict.fromkeys(names if names else _all_names(results))
+    cut = cut or _common_length(rows)
     columns: dict[str, Column] = {}
     left_out: dict[str, str] = {}
     for name in wanted:
         found: Column | str
         if name in NUMBERS:
-            found = _number_column(name, results, rows)
+            found = _number_column(name, results, rows, cut)
         elif names or name in METRICS:
             found = _metric_column(name, get_metric(name), results, rows)
         else:
@@ -128,7 +142,7 @@ def _metric_column(name: str, metric: Metric, results: Both, rows: BothWritten) 
         higher_is_better=metric.higher_is_better,
         signatures=signatures,
         rows=answered,
-        pair=Pair(a, b, metric.corpus_score),
+        pair=Pair(a, b, metric.corpus_score, metric.bounds),
         values_a=sentence_score(a),
         values_b=sentence_score(b),
         details=metric.details,
@@ -166,44 +180,77 @@ def _statistics(
     return statistics
 
 
-def _number_column(name: str, results: Both, rows: BothWritten) -> Column | str:
+def _all_names(results: Both) -> list[str]:
+    """All scores of either, a return followed by that of cut texts where the regrets are known."""
+    names = []
+    for name in [key for side in results for key in side.scores]:
+        names.append(name)
+        if all(REGRETS.get(name) in side.scores for side in results):
+            names.append(CUT_RETURNS[name])
+    return names
+
+
+def _number_column(name: str, results: Both, rows: BothWritten, length: int | None) -> Column | str:
+    is_ratio = name in REGRETS.values()
+    length = length if name in CUT_RETURNS.values() else None
     sides = []
     for side, written in zip(results, rows, strict=True):
-        values = [_number(name, row) for row in written]
+        values = [_number(name, row, length) for row in written]
         if None in values:
             return f"{side.directory} does not have it of every example"
         sides.append(np.array(values, dtype=np.float64))
         if not np.isfinite(sides[-1]).all():
             return f"{side.directory} has one that is not finite"
     a, b = sides
-    signature = f"agg:mean|version:brim-{__version__}"
+    signature = f"agg:{'ratio' if is_ratio else 'mean'}|version:brim-{__version__}"
+    if length is not None:
+        signature += f"|first:{length}"
     if name != "length":
         same = np.array([_text(name, x) == _text(name, y) for x, y in zip(*rows, strict=True)])
-        gaps = np.abs(a - b)[same]
-        if same.any() and np.median(gaps) > _ONE_TEACHER * (1 + np.median(np.abs(a[same]))):
+        gaps = np.abs(a - b)[same, 0]
+        if same.any() and np.median(gaps) > _ONE_TEACHER * (1 + np.median(np.abs(a[same, 0]))):
             return (
                 "the same texts have other returns in the two (by a median of "
                 f"{np.median(gaps):.3g}), so their teachers were not the same"
             )
-        b = np.where(same, a, b)  # one text has one return, whatever it was batched with
+        b = np.where(same[:, None], a, b)  # one text has one return, whatever it was batched with
+    of_one_sample = RETURN_OF.get(name) == "expected_return"
     return Column(
-        label=NUMBERS[name],
-        higher_is_better=None if name == "length" else True,
-        signatures=(signature + _samples(rows[0]), signature + _samples(rows[1]))
-        if name != "expected_return"  # which is of one sample
-        else (signature, signature),
+        label=name.replace("_", " ") if length is None else cut_label(RETURN_OF[name], length),
+        higher_is_better=None if name == "length" else not is_ratio,
+        signatures=(signature, signature)
+        if of_one_sample
+        else (signature + _samples(rows[0]), signature + _samples(rows[1])),
         rows=np.arange(len(a)),
-        pair=Pair(with_counts(a), with_counts(b), mean_of_sums),
-        values_a=a,
-        values_b=b,
+        pair=Pair(a, b, mean_of_sums),
+        values_a=mean_of_sums(a),
+        values_b=mean_of_sums(b),
     )
 
 
-def _number(name: str, row: Prediction) -> float | None:
-    if name == "length":
-        return row.num_tokens
-    return row.teacher_return if name == "return" else row.sampled_return
+def _common_length(rows: BothWritten) -> int | None:
+    """Of the texts of both; None where one does not know its lengths."""
+    lengths = [[c.num_tokens or 0 for row in side for c in row.completions] for side in rows]
+    if any(0 in side for side in lengths):
+        return None
+    return common_length(float(np.median(side)) for side in lengths)
+
+
+def _number(name: str, row: Prediction, length: int | None) -> tuple[float, float] | None:
+    """Of an example, its share of a sum and of what divides the sum."""
+    of = RETURN_OF.get(name)
+    value = {
+        "return": row.teacher_return, "expected_return": row.sampled_return, None: row.num_tokens
+    }[of]  # fmt: skip
+    if of is None or name == of or value is None:
+        return None if value is None else (value, 1.0)
+    texts = row.regrets(of)
+    if texts is None:
+        return None
+    if name == REGRETS[of]:
+        return regret_and_length(texts)
+    return None if length is None else (value + regret_behind(texts, length), 1.0)
 
 
 def _text(name: str, row: Prediction) -> tuple[str, ...] | str | None:
-    return row.texts if name == "return" else row.sampled_text
+    return row.texts if RETURN_OF[name] == "return" else row.sampled_text

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from brim.errors import RunError
 from brim.metrics import PairedTest, Score, paired_t_test, spread
+from brim.metrics.regrets import cut_all
 from brim.runs.directory import Results, RunDirectory, different_decodings
 
 
@@ -98,6 +99,7 @@ def compare_seeds(
     results_a, missing_a = _read(a, split)
     results_b, missing_b = _read(b, split)
     seeds = [seed for seed in results_a if seed in results_b]
+    results_a, results_b = _cut([results_a, results_b], seeds)
     unpaired = {**missing_b, **missing_a}
     for here, there, folder in ((results_a, results_b, b), (results_b, results_a, a)):
         for seed in here:
@@ -135,6 +137,16 @@ def compare_seeds(
         decodings=different_decodings(*pairs[0]),
         confidence=confidence,
     )
+
+
+def _cut(methods: Sequence[dict[str, Results]], seeds: Sequence[str]) -> list[dict[str, Results]]:
+    """The results of these seeds with the returns of texts cut at a length common to all."""
+    known = [results[seed] for results in methods for seed in seeds]
+    scores = iter(cut_all([(found.scores, found.facts) for found in known])[0])
+    return [
+        {**results, **{seed: replace(results[seed], scores=next(scores)) for seed in seeds}}
+        for results in methods
+    ]
 
 
 def _compare(name: str, scores: Sequence[tuple[Score, Score]], confidence: float) -> SeedMetric:

@@ -32,6 +32,7 @@ class MetricComparison:
         a, b: the scores of the two; their intervals come from the same resamples.
         difference: score of A minus score of B.
         low, high: the paired bootstrap interval of the difference.
+        detectable: the difference that a test on such examples sees with 80 % power.
         bootstrap_p: two-sided p-value of the paired bootstrap.
         randomization_p: two-sided p-value of approximate randomization.
         sentences: on how many A is better, as good, and worse, with the p-value of a sign test.
@@ -41,8 +42,9 @@ class MetricComparison:
     a: Score
     b: Score
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    detectable: float | None
     bootstrap_p: float
     randomization_p: float
     sentences: WinTieLoss
@@ -116,6 +118,7 @@ def compare_runs(
     seed: int = 0,
     confidence: float = 0.95,
     num_sentences: int = 10,
+    cut: int | None = None,
 ) -> Comparison:
     """Compare what two systems wrote for the same examples.
 
@@ -123,12 +126,15 @@ def compare_runs(
         a: a run directory, a stage, or what `brim evaluate --out` wrote.
         b: another one.
         split: of the data, evaluated in both.
-        metrics: keys of `METRICS`, `return`, `expected_return` and `length`, the one that orders
-            the sentences first; None for all that the two `results.json` have.
+        metrics: keys of `METRICS`, `return`, `expected_return`, what goes with these
+            (`brim.metrics.regrets`) and `length`, the one that orders the sentences first; None for
+            all that the two `results.json` have.
         num_resamples: of the bootstrap, and trials of the randomization.
         seed: of both.
         confidence: coverage of the intervals.
         num_sentences: to show in each direction, at most.
+        cut: length at which the returns of cut texts are compared; by default the smaller of the
+            two median lengths.
 
     Raises:
         ConfigError: an unknown metric, or a number out of bounds.
@@ -144,7 +150,7 @@ def compare_runs(
         list(theirs.predictions(split, count=results[1].num_examples)),
     )
     _check_same_examples(ours.predictions_path(split), theirs.predictions_path(split), *rows)
-    columns, left_out = read_columns(results, rows, metrics)
+    columns, left_out = read_columns(results, rows, metrics, cut)
     compared = _compare(columns, seed, num_resamples, confidence)
     ahead = np.stack([column.ahead(len(rows[0])) for column in columns.values()])
     return Comparison(
@@ -208,6 +214,7 @@ def _compare(
                 difference=test.difference,
                 low=test.low,
                 high=test.high,
+                detectable=test.detectable,
                 bootstrap_p=test.p_value,
                 randomization_p=p_values[name],
                 sentences=win_tie_loss(

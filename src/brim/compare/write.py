@@ -9,6 +9,7 @@ from pathlib import Path
 
 from brim.compare import Comparison, MetricComparison, SeedComparison, SeedMetric, Sentence
 from brim.metrics import Score
+from brim.metrics.bootstrap import FEW
 from brim.support.files import atomic_write_json, atomic_write_text, disk_errors
 from brim.support.tables import (
     ABSENT,
@@ -131,7 +132,10 @@ def _tables(comparison: Comparison | SeedComparison) -> list[Rows]:
         return _seed_tables(comparison)
     scores: Rows = [["", "A", "B", "A minus B", "better"]]
     tests: Rows = [
-        ["p-values", "randomization", "bootstrap", "sign test", "A better", "even", "B better"]
+        [
+            *("p-values", "randomization", "bootstrap", "sign test"),
+            *("A better", "even", "B better", "could see"),
+        ]
     ]
     for name, metric in comparison.metrics.items():
         digits, count = DIGITS.get(name, 1), metric.sentences
@@ -146,12 +150,14 @@ def _tables(comparison: Comparison | SeedComparison) -> list[Rows]:
         )
         p_values = (metric.randomization_p, metric.bootstrap_p, count.p_value)
         counts = (count.wins, count.ties, count.losses)
-        tests.append([metric.a.name, *map(p_text, p_values), *(f"{n:,}" for n in counts)])
+        detectable = _detectable(metric.detectable, digits + 1)
+        numbers = [*map(p_text, p_values), *(f"{n:,}" for n in counts), detectable]
+        tests.append([metric.a.name, *numbers])
     return [scores, tests]
 
 
 def _seed_tables(comparison: SeedComparison) -> list[Rows]:
-    table: Rows = [["", "A", "B", "A minus B", "p", "effect size", "better"]]
+    table: Rows = [["", "A", "B", "A minus B", "could see", "p", "effect size", "better"]]
     values: Rows = [["by seed", "", *comparison.seeds]]
     for name, metric in comparison.metrics.items():
         digits, test = DIGITS.get(name, 1), metric.test
@@ -161,6 +167,7 @@ def _seed_tables(comparison: SeedComparison) -> list[Rows]:
                 mean_text(metric.mean_a, metric.sd_a, digits=digits),
                 mean_text(metric.mean_b, metric.sd_b, digits=digits),
                 _interval(test.difference, test.low, test.high, digits + 1),
+                _detectable(test.detectable, digits + 1),
                 p_text(test.p_value),
                 ABSENT if test.effect_size is None else f"{test.effect_size:+.2f}",
                 _verdict(metric, test.difference, test.p_value, comparison.confidence),
@@ -175,14 +182,19 @@ def _seed_tables(comparison: SeedComparison) -> list[Rows]:
 def _remarks(comparison: Comparison | SeedComparison) -> list[str]:
     """What the columns are."""
     chance = f"{1 - comparison.confidence:.4g}"
+    could_see = "could see: the true difference that such a test finds in 80 % of cases."
     if isinstance(comparison, SeedComparison):
         return [
             "A, B: mean ± standard deviation over the seeds. p: two-sided paired t-test.",
+            could_see,
             "effect size: mean of the differences over their standard deviation.",
             f"better: p below {chance}.",
         ]
     longer = "; of length: longer" if "length" in comparison.metrics else ""
+    few = f"Fewer than {FEW} examples: intervals and bootstrap p are of a t-test (jackknife)."
     return [
+        *([few] if comparison.num_examples < FEW else []),
+        could_see,
         f"better: p of approximate randomization below {chance}.",
         f"A better, even, B better: number of sentences{longer}.",
     ]
@@ -244,8 +256,10 @@ def _verdict(
     p_value: float | None,
     confidence: float,
 ) -> str:
-    if metric.higher_is_better is None or p_value is None or p_value >= 1 - confidence:
+    if metric.higher_is_better is None or p_value is None:
         return ABSENT
+    if p_value >= 1 - confidence:
+        return ABSENT if round(difference, _MOST_DIGITS) else "tie"
     return "A" if (difference > 0) == metric.higher_is_better else "B"
 
 
@@ -254,6 +268,10 @@ def _interval(value: float, low: float | None, high: float | None, digits: int) 
     shown = (more for more in range(digits, _MOST_DIGITS) if round(value, more))
     digits = next(shown, digits)
     return interval_text(value, low, high, spec=f"+z.{digits}f")
+
+
+def _detectable(difference: float | None, digits: int) -> str:
+    return ABSENT if difference is None else f"{difference:.{digits}f}"
 
 
 def _score(score: Score, digits: int) -> str:

@@ -7,6 +7,7 @@ from textwrap import shorten
 
 from brim.errors import DataError
 from brim.metrics.base import (
+    PERCENT,
     Array,
     Metric,
     References,
@@ -91,6 +92,7 @@ EXACT_MATCH = Metric(
     signature=lambda references: own_signature(
         references, refs="any", case="mixed", norm="whitespace"
     ),
+    bounds=PERCENT,
 )
 ANSWER_ACCURACY = Metric(
     label="answer accuracy",
@@ -100,6 +102,7 @@ ANSWER_ACCURACY = Metric(
         references, refs="any", answer="first-####", norm="typesetting", compare="number"
     ),
     details=_answer_details,
+    bounds=PERCENT,
 )
 GSM8K_ACCURACY = Metric(
     label="GSM8K accuracy",
@@ -108,4 +111,5 @@ GSM8K_ACCURACY = Metric(
     signature=lambda references: own_signature(
         references, refs="any", answer="first-####", norm="commas", compare="text"
     ),
+    bounds=PERCENT,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
@@ -14,6 +15,10 @@ from brim.errors import DataError
 
 Array: TypeAlias = npt.NDArray[np.float64]
 References: TypeAlias = Sequence[Sequence[str]]
+Ends: TypeAlias = tuple[float, float]
+"""Of an interval, or of a scale."""
+ANY: Ends = (-math.inf, math.inf)
+PERCENT: Ends = (0.0, 100.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,7 @@ class Metric:
         higher_is_better: False for an error rate.
         details: sums of statistics (S,) -> further numbers printed beside the score.
         sentence_score: like `corpus_score`, where a single sentence needs another formula.
+        bounds: what no score, and so no end of an interval, is beyond.
     """
 
     label: str
@@ -40,6 +46,7 @@ class Metric:
     higher_is_better: bool = True
     details: Callable[[Array], Mapping[str, float]] = lambda sums: {}
     sentence_score: Callable[[Array], Array] | None = None
+    bounds: Ends = ANY
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +59,8 @@ class Score:
     Attributes:
         name: the name as it is printed.
         value: the score of the whole corpus.
-        low: lower end of the percentile bootstrap interval.
+        low: lower end of the interval, see `bootstrap_interval`; None of a single example, and of
+            what is computed from means alone.
         high: upper end of it.
         confidence: coverage of the interval, 0.95 for 95 %.
         signature: what the number depends on.
@@ -63,8 +71,8 @@ class Score:
 
     name: str
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     confidence: float
     signature: str
     higher_is_better: bool
@@ -73,7 +81,9 @@ class Score:
 
     def __format__(self, spec: str) -> str:
         spec = spec or ".1f"
-        return f"{self.name} {self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+        known = self.low is not None and self.high is not None
+        ends = f" [{self.low:{spec}}, {self.high:{spec}}]" if known else ""
+        return f"{self.name} {self.value:{spec}}{ends}"
 
     def __str__(self) -> str:
         return format(self)
@@ -113,7 +123,7 @@ def with_counts(*columns: Sequence[float] | Array) -> Array:
 
 
 def mean_of_sums(sums: Array) -> Array:
-    """Return (...,) means of the first column, of (..., S) sums of `with_counts` statistics."""
+    """Return (...,) ratios of the first column to the last: means, of `with_counts` statistics."""
     return np.asarray(sums[..., 0] / sums[..., -1])
 
 

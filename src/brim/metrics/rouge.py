@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 from brim.metrics.base import (
+    PERCENT,
     Array,
     Metric,
     References,
@@ -49,7 +50,7 @@ def rouge(rouge_type: str, label: str, *, use_stemmer: bool = True) -> Metric:
         nrefs = num_references(references)
         return f"nrefs:{nrefs}|refs:max|stem:{stemming}|agg:mean-f|version:rouge_score-{release}"
 
-    return Metric(label, statistics, mean_of_sums, signature)
+    return Metric(label, statistics, mean_of_sums, signature, bounds=PERCENT)
 
 
 @cache

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
+import numpy as np
 import numpy.typing as npt
 
 from brim._version import __version__
 from brim.errors import ConfigError, DataError
 from brim.metrics.answers import ANSWER_ACCURACY, EXACT_MATCH, GSM8K_ACCURACY
 from brim.metrics.base import (
+    ANY,
     Array,
+    Ends,
     Metric,
     References,
     Score,
@@ -123,6 +126,7 @@ def score_statistics(
         signature=metric.signature(references),
         higher_is_better=metric.higher_is_better,
         details=metric.details,
+        bounds=metric.bounds,
     )
 
 
@@ -157,6 +161,7 @@ def mean_score(
     name: str,
     values: npt.ArrayLike,
     *,
+    weights: npt.ArrayLike | None = None,
     seed: int = 0,
     num_resamples: int = 1000,
     confidence: float = 0.95,
@@ -167,6 +172,8 @@ def mean_score(
     Args:
         name: as it is to be printed.
         values: (N,) finite numbers.
+        weights: (N,) positive finite numbers: the score is then a ratio of sums, Σ values over
+            Σ weights, such as regret per token.
         seed: of the resamples, the same as those of `score` for N examples.
         num_resamples: corpora drawn with replacement for the interval.
         confidence: coverage of the interval.
@@ -176,14 +183,18 @@ def mean_score(
         ConfigError: fewer than one resample, or a confidence outside (0, 1).
         DataError: no values, or one that is not a finite number.
     """
+    known = finite_values(name, values)
+    statistics = with_counts(known)
+    if weights is not None:
+        statistics = np.column_stack(paired_values(name, known, weights))
     return _estimate(
         name,
-        with_counts(finite_values(name, values)),
+        statistics,
         mean_of_sums,
         seed=seed,
         num_resamples=num_resamples,
         confidence=confidence,
-        signature=f"agg:mean|version:brim-{__version__}",
+        signature=f"agg:{'mean' if weights is None else 'ratio'}|version:brim-{__version__}",
         higher_is_better=higher_is_better,
     )
 
@@ -229,9 +240,15 @@ def _estimate(
     signature: str,
     higher_is_better: bool,
     details: Callable[[Array], Mapping[str, float]] = lambda sums: {},
+    bounds: Ends = ANY,
 ) -> Score:
     low, high = bootstrap_interval(
-        statistics, corpus_score, seed=seed, num_resamples=num_resamples, confidence=confidence
+        statistics,
+        corpus_score,
+        seed=seed,
+        num_resamples=num_resamples,
+        confidence=confidence,
+        bounds=bounds,
     )
     sums = statistics.sum(axis=0)
     return Score(

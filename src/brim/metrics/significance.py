@@ -6,6 +6,7 @@ mean over the seeds with its standard deviation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,8 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from brim.errors import DataError
-from brim.metrics.base import Array, finite_values, paired_values
-from brim.metrics.bootstrap import blocks, check_confidence, percentile_interval, resample_counts
+from brim.metrics.base import ANY, Array, Ends, finite_values, paired_values
+from brim.metrics.bootstrap import (
+    FEW,
+    blocks,
+    check_confidence,
+    check_draws,
+    percentile_interval,
+    pseudo_values,
+    resample_counts,
+    t_interval,
+)
 from brim.seeding import derive_seed
 
 # Differences that vary by less than this part of the values vary by rounding only.
@@ -27,9 +37,9 @@ _PAIR_ROUNDING = 1e-9
 class PairedTest:
     """A two-sided paired t-test of the mean difference `a - b`.
 
-    One pair has no variance to judge by: interval, p-value and effect size are None. Differences
-    that are all the same leave no doubt to measure: the interval is a point, the p-value 1 where
-    they are 0 and else 0, and the effect size, which divides by their deviation, is None.
+    One pair has no variance to judge by: all but the difference is None. Differences that are all
+    the same leave no doubt to measure: the interval is a point, the p-value 1 where they are 0 and
+    else 0, and the effect size, which divides by their deviation, is None.
 
     Attributes:
         num_pairs: seeds that both have.
@@ -39,6 +49,8 @@ class PairedTest:
         p_value: how often a difference as large, in either direction, comes about without cause.
         effect_size: Cohen's d_z, the mean of the differences over their standard deviation.
         confidence: coverage of the interval, 0.95 for 95 %.
+        detectable: the difference that such a test sees with 80 % power, see
+            `detectable_difference`.
     """
 
     num_pairs: int
@@ -48,44 +60,72 @@ class PairedTest:
     p_value: float | None
     effect_size: float | None
     confidence: float
+    detectable: float | None
 
 
-def paired_t_test(a: npt.ArrayLike, b: npt.ArrayLike, *, confidence: float = 0.95) -> PairedTest:
+def paired_t_test(
+    a: npt.ArrayLike, b: npt.ArrayLike, *, confidence: float = 0.95, alpha: float | None = None
+) -> PairedTest:
     """Test whether the mean of `a - b` over pairs is other than 0 (Student's t, n − 1 degrees).
 
     Args:
         a: (n,) finite numbers of system A, one a seed.
         b: (n,) finite numbers of system B with the same seeds, in the same order.
         confidence: coverage of the interval of the difference.
+        alpha: level at which `detectable` is seen; what the interval leaves out by default.
 
     Raises:
         ConfigError: a confidence outside (0, 1).
         DataError: no values, different lengths, or a value that is not a finite number.
     """
     check_confidence(confidence)
+    alpha = 1 - confidence if alpha is None else alpha
     first, second = paired_values("seeds", a, b)
     differences = first - second
     mean, n = float(differences.mean()), len(differences)
     if n == 1:
-        return PairedTest(1, mean, None, None, None, None, confidence)
+        return PairedTest(1, mean, None, None, None, None, confidence, None)
     largest = max(np.abs(first).max(), np.abs(second).max())
     if np.ptp(differences) <= _ROUNDING * largest:
         same = abs(mean) <= _ROUNDING * largest
         mean = 0.0 if same else mean
-        return PairedTest(n, mean, mean, mean, 1.0 if same else 0.0, None, confidence)
+        return PairedTest(n, mean, mean, mean, 1.0 if same else 0.0, None, confidence, 0.0)
     from scipy import stats
 
     result = stats.ttest_rel(first, second)
     low, high = result.confidence_interval(confidence)
+    deviation = float(differences.std(ddof=1))
     return PairedTest(
         num_pairs=n,
         difference=mean,
         low=float(low),
         high=float(high),
         p_value=float(result.pvalue),
-        effect_size=mean / float(differences.std(ddof=1)),
+        effect_size=mean / deviation,
         confidence=confidence,
+        detectable=detectable_difference(deviation, n, alpha=alpha),
     )
+
+
+def detectable_difference(
+    deviation: float, num_pairs: int, *, alpha: float = 0.05, power: float = 0.8
+) -> float:
+    """Return the true mean difference that a two-sided paired t-test finds this often.
+
+    `δ = c s / √n`, with c the noncentrality of Student's t (n − 1 degrees of freedom) that is above
+    the critical value with probability `power`; that it is below the negative one is neglected.
+
+    Args:
+        deviation: s, the standard deviation of the differences.
+        num_pairs: n, at least 2.
+        alpha: level of the test.
+        power: how often the difference is to be found.
+    """
+    from scipy.special import nctdtrinc, stdtrit
+
+    critical = stdtrit(num_pairs - 1, 1 - alpha / 2)
+    noncentrality = float(nctdtrinc(num_pairs - 1, 1 - power, critical))
+    return noncentrality * deviation / math.sqrt(num_pairs)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -126,11 +166,13 @@ class Pair:
         a: (N, S) additive statistics of system A.
         b: (N, S) of system B, the same examples in the same order.
         corpus_score: sums of statistics (..., S) -> scores (...,).
+        bounds: of a score.
     """
 
     a: Array
     b: Array
     corpus_score: Callable[[Array], Array]
+    bounds: Ends = ANY
 
     @property
     def scores(self) -> tuple[float, float]:
@@ -150,14 +192,17 @@ class BootstrapTest:
         interval_a: percentile interval of A's score, from the same resamples.
         interval_b: that of B's.
         p_value: two-sided, see `paired_bootstrap`.
+        detectable: the difference that a test on as many such examples sees with 80 % power, by the
+            jackknife; None of a single example.
     """
 
     difference: float
-    low: float
-    high: float
-    interval_a: tuple[float, float]
-    interval_b: tuple[float, float]
+    low: float | None
+    high: float | None
+    interval_a: Ends | tuple[None, None]
+    interval_b: Ends | tuple[None, None]
     p_value: float
+    detectable: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +232,9 @@ def paired_bootstrap(
 
     The p-value moves the distribution of the resampled differences d* to a mean of nothing, as the
     null hypothesis has it, and asks how often they are as far out as the difference d that was
-    seen: `(1 + #{|d* - d| >= |d|}) / (1 + R)`. Of a single example nothing can be said: p is 1.
+    seen: `(1 + #{|d* - d| >= |d|}) / (1 + R)`. Of fewer than 30 examples the resamples are too much
+    alike: intervals and p-value are then those of a t-test of the jackknife's pseudo-values. Of a
+    single example nothing can be said: p is 1.
 
     Args:
         pairs: by the name of the metric; all of the same N examples.
@@ -201,6 +248,9 @@ def paired_bootstrap(
     """
     check_confidence(confidence)
     num_examples = _check_pairs(pairs)
+    check_draws(num_resamples, "num_resamples")
+    if num_examples < FEW:
+        return {name: _of_few(pair, confidence) for name, pair in pairs.items()}
     statistics = _side_by_side(pairs)
     resamples = resample_counts(num_examples, num_resamples, seed)
     scores = _scores(pairs, (counts @ statistics for counts in resamples))
@@ -212,9 +262,29 @@ def paired_bootstrap(
         (low, high), interval_a, interval_b = (
             percentile_interval(of, confidence) for of in (resampled, *scores[name])
         )
-        p_value = (1 + int(far.sum())) / (1 + num_resamples) if num_examples > 1 else 1.0
-        tests[name] = BootstrapTest(difference, low, high, interval_a, interval_b, p_value)
+        p_value = (1 + int(far.sum())) / (1 + num_resamples)
+        detectable = _jackknifed(pair, confidence).detectable
+        tests[name] = BootstrapTest(
+            difference, low, high, interval_a, interval_b, p_value, detectable
+        )
     return tests
+
+
+def _jackknifed(pair: Pair, confidence: float) -> PairedTest:
+    a, b = (pseudo_values(side, pair.corpus_score) for side in (pair.a, pair.b))
+    return paired_t_test(a, b, confidence=confidence)
+
+
+def _of_few(pair: Pair, confidence: float) -> BootstrapTest:
+    test, (a, b) = _jackknifed(pair, confidence), pair.scores
+    interval_a, interval_b = (
+        t_interval(side, pair.corpus_score, confidence=confidence, bounds=pair.bounds)
+        for side in (pair.a, pair.b)
+    )
+    p_value = 1.0 if test.p_value is None else test.p_value
+    return BootstrapTest(
+        a - b, test.low, test.high, interval_a, interval_b, p_value, test.detectable
+    )
 
 
 def approximate_randomization(

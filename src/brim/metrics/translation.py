@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from brim.metrics.base import Array, Metric, References, num_references
+from brim.metrics.base import ANY, PERCENT, Array, Metric, References, num_references
 
 _BLEU_ORDER = 4
 _CHRF_ORDER = 6
@@ -135,12 +135,14 @@ BLEU = Metric(
     signature=partial(_signature, _bleu),
     details=_bleu_details,
     sentence_score=partial(bleu_score, effective_order=True),
+    bounds=PERCENT,
 )
 CHRF = Metric(
     label="chrF2",
     statistics=partial(_statistics, _chrf),
     corpus_score=chrf_score,
     signature=partial(_signature, _chrf),
+    bounds=PERCENT,
 )
 TER = Metric(
     label="TER",
@@ -148,4 +150,5 @@ TER = Metric(
     statistics=partial(_statistics, _ter),
     corpus_score=ter_score,
     signature=partial(_signature, _ter),
+    bounds=(0.0, ANY[1]),
 )

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from brim.metrics import spread
+from brim.metrics.regrets import REGRETS
 from brim.report.folders import NOT_BEGUN, Unfinished
 from brim.report.seed_tests import SeedTest, TestsByTask, seed_test
-from brim.report.systems import Gathered, SystemRuns, TaskRuns, shared_seeds
+from brim.report.systems import LLMR_HERE, Gathered, SystemRuns, TaskRuns, shared_seeds
 from brim.report.tables import decoded_otherwise
 from brim.support.figures import Figure
 from brim.support.tables import (
@@ -60,17 +61,16 @@ def findings(
     task: TaskRuns, tests: Sequence[SeedTest], *, baseline: str, alpha: float
 ) -> list[str]:
     """Return sentences about one task: on each first-class number, then what else was measured."""
-    chosen = task.best_brim()
     sentences = []
     for name in dict.fromkeys([*task.returns[:1], *task.metrics[:1]]):
-        parts = [_leader(task, name, chosen, baseline)]
-        parts += _better_than_baseline(task, name, chosen, baseline, alpha)
-        if chosen is not None:
-            mine = [t for t in tests if t.system == chosen.label and t.metric == name]
-            parts += _against_competitors(chosen.label, mine, baseline=baseline, alpha=alpha)
+        parts = [_leader(task, name, baseline)]
+        parts += _better_than_baseline(task, name, baseline, alpha)
+        for system in task.ours:
+            mine = [t for t in tests if t.system == system.label and t.metric == name]
+            parts += _against_competitors(system.label, mine, baseline=baseline, alpha=alpha)
         sentences.append(" ".join(parts))
     sentences += _ppo(task, tests, alpha)
-    sentences += _choice_of_k(task, chosen)
+    sentences += _choice_of_k(task)
     sentences += _training(task)
     sentences += _alarms(task)
     if any(system.decoding for system in task.systems):
@@ -78,22 +78,32 @@ def findings(
     return sentences
 
 
-def _leader(task: TaskRuns, name: str, chosen: SystemRuns | None, baseline: str) -> str:
-    """Which system has the best score, and what BRIM and the baseline have."""
-    best = task.best_student(name, task.systems)
-    others = [s for s in dict.fromkeys([chosen, task.find(baseline)]) if s is not None]
-    others = [s for s in others if s is not best and s.values(name)]
-    if best is None and not others:
+def _leader(task: TaskRuns, name: str, baseline: str) -> str:
+    """Which system has the best score, and what our methods and the baseline have."""
+    best = task.best_students(name, task.systems)
+    others = [s for s in dict.fromkeys([*task.ours, task.find(baseline)]) if s is not None]
+    others = [s for s in others if s not in best and s.values(name)]
+    if not best and not others:
         others = [s for s in task.systems if s.is_student and s.values(name)][:3]
-    parts = [f"{best.label} is the best student, {_score(task, best, name)}"] if best else []
+    parts = []
+    if len(best) > 1:
+        scores = ", ".join(_score(task, s, name) for s in best)
+        parts.append(f"{_and([s.label for s in best])} tie for the best student, {scores}")
+    elif best:
+        parts.append(f"{best[0].label} is the best student, {_score(task, best[0], name)}")
     if others:
         parts.append(", ".join(f"{s.label} has {_score(task, s, name)}" for s in others))
     printed = task.name_of(name)
     text = f"{printed[:1].upper()}{printed[1:]}: {'; '.join(parts)}"
-    lengths = [spread(s.values("length"))[0] for s in [best, *others] if s and s.values("length")]
+    shown = [s for s in [*best, *others] if s.values("length")]
+    lengths = [spread(s.values("length"))[0] for s in shown]
     if name in task.returns and lengths and min(lengths) < (1 - _LENGTHS_DIFFER) * max(lengths):
         counts = ", ".join(f"{length:.1f}" for length in lengths)
-        text += f" (their texts have {counts} tokens, and a shorter text has the higher return)"
+        text += f" (their texts have {counts} tokens, and a shorter text has the higher return"
+        regrets = [s.values(REGRETS[name]) for s in shown]
+        if all(regrets):
+            text += f"; regret per token {', '.join(f'{spread(r)[0]:.3f}' for r in regrets)}"
+        text += ")"
     return f"{text}."
 
 
@@ -104,15 +114,13 @@ def _score(task: TaskRuns, system: SystemRuns, name: str) -> str:
     return f"{system.score_text(name)}{f' (n = {count})' if fewer else ''}"
 
 
-def _better_than_baseline(
-    task: TaskRuns, name: str, chosen: SystemRuns | None, baseline: str, alpha: float
-) -> list[str]:
-    """Those that have a star in the tables, but for the one that has a sentence of its own."""
+def _better_than_baseline(task: TaskRuns, name: str, baseline: str, alpha: float) -> list[str]:
+    """Those that have a star in the tables, but for those that have a sentence of their own."""
     base = task.find(baseline)
     if base is None:
         return []
-    others = [s for s in task.systems if s.is_student and s not in (base, chosen)]
-    tests = [test for system in others if (test := seed_test(task, system, base, name))]
+    others = [s for s in task.systems if s.is_student and s not in (base, *task.ours)]
+    tests = [test for system in others if (test := seed_test(task, system, base, name, alpha))]
     better = [test for test in tests if test.better and test.significant(alpha)]
     if not better:
         return []
@@ -145,7 +153,10 @@ def _against_competitors(
                 bound += f", not after Holm's correction{which}"
             word = "better" if better else "worse"
             groups.append(f"{word} than {_and([t.against for t in found])} ({bound})")
-    even = [t for t in tested if not t.significant(alpha)]
+    ties = [t.against for t in tested if not t.significant(alpha) and t.tie]
+    if ties:
+        groups.append(f"in a tie with {_and(ties)}")
+    even = [t for t in tested if not t.significant(alpha) and not t.tie]
     if even:
         names = [t.against for t in even]
         if len(names) > _MOST_NAMES:  # all that is not named elsewhere: it can be counted
@@ -154,8 +165,9 @@ def _against_competitors(
         bound = _bound(even, largest=False)
         groups.append(f"not significantly different from {_and(names)} ({bound})")
     pairs = sorted({t.test.num_pairs for t in tested})
-    count = " to ".join(dict.fromkeys([str(pairs[0]), str(pairs[-1])]))
-    return [f"{label} is {'; '.join(groups)}, over {count} shared seeds."]
+    count = " to ".join(dict.fromkeys([f"{pairs[0]:,}", f"{pairs[-1]:,}"]))
+    of = "sentences of one seed" if tested[0].over == "sentences" else "shared seeds"
+    return [f"{label} is {'; '.join(groups)}, over {count} {of}."]
 
 
 def _ppo(task: TaskRuns, tests: Sequence[SeedTest], alpha: float) -> list[str]:
@@ -168,6 +180,8 @@ def _ppo(task: TaskRuns, tests: Sequence[SeedTest], alpha: float) -> list[str]:
         p_value = found.test.p_value
         if p_value is None:
             verdict = "cannot be tested against"
+        elif not found.significant(alpha) and found.tie:
+            verdict = "ties with"
         elif not found.significant(alpha):
             verdict = "is not significantly different from"
         else:
@@ -175,24 +189,38 @@ def _ppo(task: TaskRuns, tests: Sequence[SeedTest], alpha: float) -> list[str]:
         p = "" if p_value is None else f"p = {p_text(p_value)}, "
         sentences.append(
             f"{found.system} {verdict} {found.against} in {task.name_of(name)} ({p}"
-            f"{found.test.difference:+.2f}, {_many(found.test.num_pairs, 'seed')})."
+            f"{found.test.difference:+.2f}, {_many(found.test.num_pairs, found.over[:-1])})."
         )
     return sentences
 
 
-def _choice_of_k(task: TaskRuns, chosen: SystemRuns | None) -> list[str]:
-    if len(task.brims) < 2:
-        return []
+def _choice_of_k(task: TaskRuns) -> list[str]:
+    same = [s for s in task.systems if s.is_llmr]
+    sentences = []
+    if same:
+        sentences.append(
+            f"{_and([s.label for s in same])}: {LLMR_HERE}, for half of the texts or more have no "
+            "more tokens than K; no choice, and not tested against LLMR."
+        )
+    chosen = task.best_brim()
+    if len(task.choices) < 2:
+        return sentences
     if chosen is None:
         return [
+            *sentences,
             "No K is chosen: some K is there twice, the K share no seed, or a validation score is "
-            "not known."
+            "not known.",
         ]
-    on_test = task.best_student(task.criterion, task.brims)
     text = f"K = {chosen.name.k} is chosen, by the validation {task.name_of(task.criterion)}"
-    if on_test is None or on_test is chosen:
-        return [f"{text}."]
-    return [f"{text}; the {chosen.runs[0].split} split would have chosen K = {on_test.name.k}."]
+    values = task.validation_by_k(task.criterion)
+    ties = [f"K = {k}" for k, v in values.items() if round(v - values[chosen.name.k or 0], 2) == 0]
+    if len(ties) > 1:
+        text += f", in which {_and(ties)} tie"
+    on_test = task.best_students(task.criterion, task.choices)
+    if on_test and chosen not in on_test:
+        other = " or ".join(f"K = {s.name.k}" for s in on_test)
+        text += f"; the {chosen.runs[0].split} split would have chosen {other}"
+    return [*sentences, f"{text}."]
 
 
 def _training(task: TaskRuns) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from brim.errors import RunError
+from brim.metrics.regrets import cut_all
 from brim.report.folders import (
     SWEEP_FILE,
     Run,
@@ -138,6 +139,7 @@ def _group(runs: Sequence[Run], models: Sequence[Run], notes: list[str]) -> tupl
         names = distinct([system.label for system, _ in found], [own for _, own in found])
         systems = [replace(s, label=name) for (s, _), name in zip(found, names, strict=True)]
         systems.sort(key=lambda system: (system.name.place, system.label))
+        systems, cut = _with_cut_returns(systems)
         criterion = mine[0].settings.get("evaluation", {}).get("metric")
         tasks.append(
             TaskRuns(
@@ -147,9 +149,18 @@ def _group(runs: Sequence[Run], models: Sequence[Run], notes: list[str]) -> tupl
                 systems=tuple(systems),
                 criterion=criterion or next(iter(mine[0].scores)),
                 decoding=usual,
+                cut=cut,
             )
         )
     return tuple(tasks)
+
+
+def _with_cut_returns(systems: Sequence[SystemRuns]) -> tuple[list[SystemRuns], int | None]:
+    """The systems with the returns of texts cut at a length common to all, and that length."""
+    runs = [run for system in systems for run in system.runs]
+    scores, length = cut_all([(run.scores, run.results) for run in runs])
+    new = iter(replace(run, scores=found) for run, found in zip(runs, scores, strict=True))
+    return [replace(s, runs=tuple(next(new) for _ in s.runs)) for s in systems], length
 
 
 def identities(settings: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> list[Identity]:

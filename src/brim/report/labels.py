@@ -39,6 +39,8 @@ _BASELINES = {
     "time_mean": " + time-mean baseline",
     "leave_one_out": " + leave-one-out baseline",
 }
+# What makes `brim` the BRIM of the paper.
+PAPERS = {"phase": "aligned", "immediate": "sampled", "tail": "one_step"}
 _DIVERGENCES = {"seqkd": "SeqKD", "kl": "KL", "rkl": "RKL", "js": "JS", "tvd": "TVD"}
 
 
@@ -94,12 +96,16 @@ def name_of(objective: Mapping[str, Any]) -> Name:
         suffix = "" if baseline == "time_mean" else suffix
         return Name(f"BRIM+ ({shown}){suffix}", "brim_plus", "BRIM+", number)
     # With another estimator it is not the BRIM of the paper, among whose K the best is sought.
-    usual = {"phase": "aligned", "immediate": "sampled", "tail": "one_step"}
-    set_to = {key: objective.get(key, value) for key, value in usual.items()}
-    changes = [f"{key} = {value}" for key, value in set_to.items() if value != usual[key]]
+    set_to = {key: objective.get(key, value) for key, value in PAPERS.items()}
+    changes = [f"{key} = {value}" for key, value in set_to.items() if value != PAPERS[key]]
     family: Family = "other" if changes or suffix else "brim"
     extra = f" [{', '.join(changes)}]" if changes else ""
     return Name(f"BRIM ({shown}){suffix}{extra}", family, "BRIM", number)
+
+
+def is_llmr(k: int, median_length: float) -> bool:
+    """Return whether most completions have no more than K tokens, on which Algorithm 1 is LLMR."""
+    return k >= median_length
 
 
 def distinct(labels: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> list[str]:

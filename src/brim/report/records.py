@@ -77,12 +77,14 @@ def results_of(
                 "kind": task.kind,
                 "criterion": task.criterion,
                 "decoding": task.decoding,
+                "cut": task.cut,
                 "best_k": best.name.k if (best := task.best_brim()) else None,
                 "systems": [
                     {
                         "label": system.label,
                         "family": system.name.family,
                         "k": system.name.k,
+                        "llmr_here": system.is_llmr,
                         "decoding": system.decoding or None,
                         "runs": [
                             _run_results(run, task, out)

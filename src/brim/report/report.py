@@ -95,7 +95,7 @@ def write_reports(
     reporter.say(f"{num_runs} finished runs and {len(found.unfinished)} others")
 
     notes: list[str] = []
-    tests = {task.label: all_tests(task) for task in found.tasks}
+    tests = {task.label: all_tests(task, alpha) for task in found.tasks}
     tables = _tables(found, tests, base, alpha, split, notes)
     reporter.say("drawing")
     figures = _figures(found, out, notes)

@@ -9,13 +9,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from brim.metrics import Score, spread
+from brim.metrics.regrets import CUT_RETURNS, REGRETS
 from brim.report.folders import Run, Unfinished
-from brim.report.labels import Name
+from brim.report.labels import PAPERS, Name, is_llmr
 from brim.support.tables import ABSENT, interval_text, mean_text
 
 RETURNS = ("expected_return", "return")
-NO_METRICS = (*RETURNS, "length")  # scores of every task
+# What tells whether a return is of better text or of shorter text.
+COMPANIONS = tuple(names[name] for names in (CUT_RETURNS, REGRETS) for name in RETURNS)
+NO_METRICS = (*RETURNS, *COMPANIONS, "length")  # scores of every task
+LLMR_HERE = "= LLMR here"
+
+
+def digits_of(metric: str) -> int:
+    """Return the digits of a score behind the point, in tables."""
+    return 1 if metric == "length" else 3 if metric in REGRETS.values() else 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +56,22 @@ class SystemRuns:
         """Whether it depends on the seed; what was loaded as it is does not."""
         return self.runs[0].seed is not None
 
+    @cached_property
+    def median_length(self) -> float | None:
+        """The median number of tokens of its texts; of old results the mean, if they have that."""
+        lengths = [run.scores["length"] for run in self.runs if "length" in run.scores]
+        known = [length.details.get("median", length.value) for length in lengths]
+        return float(np.median(known)) if known else None
+
+    @property
+    def is_llmr(self) -> bool:
+        """Whether it is BRIM with a K that most texts do not exceed, which is LLMR."""
+        objective = self.runs[0].settings.get("objective", {})
+        changed = any(objective.get(key, value) != value for key, value in PAPERS.items())
+        if self.name.stem != "BRIM" or changed or not self.name.k or self.median_length is None:
+            return False
+        return is_llmr(self.name.k, self.median_length)
+
     def values(self, metric: str) -> list[float]:
         """Return the scores of the runs that have it."""
         return [run.scores[metric].value for run in self.runs if metric in run.scores]
@@ -69,7 +96,7 @@ class SystemRuns:
         values, score = self.values(metric), self.score(metric)
         if score is None:
             return ABSENT
-        digits = 1 if metric == "length" else 2
+        digits = digits_of(metric)
         if len(values) == 1:
             return interval_text(score.value, score.low, score.high, spec=f"z.{digits}f")
         return mean_text(*spread(values), digits=digits)
@@ -101,6 +128,8 @@ class TaskRuns:
         systems: in the order of the rows.
         criterion: the score that picks checkpoints, and K, on the validation split.
         decoding: how most systems' texts were decoded, in words.
+        cut: tokens of the texts whose returns are compared at a common length; None where no run
+            knows its regrets.
     """
 
     label: str
@@ -109,6 +138,7 @@ class TaskRuns:
     systems: tuple[SystemRuns, ...]
     criterion: str
     decoding: str = "greedy"
+    cut: int | None = None
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
@@ -125,6 +155,11 @@ class TaskRuns:
     def returns(self) -> tuple[str, ...]:
         """The returns that some system has, the expected one first."""
         return tuple(name for name in RETURNS if name in self.scores)
+
+    @property
+    def tested(self) -> tuple[str, ...]:
+        """The scores that systems are tested on: all but the length."""
+        return (*self.metrics, *self.returns, *(name for name in COMPANIONS if name in self.scores))
 
     @property
     def num_examples(self) -> int:
@@ -159,15 +194,18 @@ class TaskRuns:
         found = [s for s in self.systems if s.name.family == "brim" and s.name.k is not None]
         return [system for system in found if not system.decoding]
 
+    @property
+    def choices(self) -> list[SystemRuns]:
+        """The systems among whose K the best is sought: each K of BRIM that is not LLMR here."""
+        return [system for system in self.brims if not system.is_llmr]
+
     def validation_by_k(self, metric: str) -> dict[int, float]:
-        """Return the mean validation score of each K, over the seeds that all K have.
+        """Return the mean validation score of each K to choose from, over the seeds that all have.
 
         Empty where they share none, or a run does not know its own.
         """
-        shared = shared_seeds(self.brims)
-        values = {system.name.k: system.validation(metric, shared) for system in self.brims}
-        known = {k: v for k, v in values.items() if k is not None and v is not None}
-        return known if len(known) == len(self.brims) else {}
+        values = _on_validation(self.choices, metric)
+        return {s.name.k: value for s, value in values.items() if s.name.k is not None}
 
     def best_brim(self, metric: str | None = None) -> SystemRuns | None:
         """Return BRIM with the K whose mean validation score is best; the test split has no say.
@@ -178,30 +216,51 @@ class TaskRuns:
         Returns:
             None without BRIM, or where the validation scores cannot decide. The only K needs none.
         """
-        metric = metric or self.criterion
-        if len(self.brims) == 1:
-            return self.brims[0]
-        values = self.validation_by_k(metric)
-        if not values:
+        if len({system.name.k for system in self.choices}) < len(self.choices):
             return None
+        return self._chosen(self.choices, metric or self.criterion)
+
+    @property
+    def ours(self) -> list[SystemRuns]:
+        """What the report is about: BRIM and `anchored`, as the validation split chooses them."""
+        anchored = [s for s in self.systems if s.name.family == "anchored" and not s.decoding]
+        chosen = [self.best_brim(), self._chosen(anchored, self.criterion)]
+        return [system for system in chosen if system is not None]
+
+    def _chosen(self, systems: Sequence[SystemRuns], metric: str) -> SystemRuns | None:
+        if len(systems) == 1:
+            return systems[0]
+        values = _on_validation(systems, metric)
         higher = metric not in self.scores or self.example(metric).higher_is_better
-        best = (max if higher else min)(values, key=lambda k: values[k])
-        return next(system for system in self.brims if system.name.k == best)
+        return (max if higher else min)(values, key=lambda s: values[s]) if values else None
 
-    def best_student(self, metric: str, systems: Iterable[SystemRuns]) -> SystemRuns | None:
-        """Return the best student of those with the most seeds; None where it has no rival.
+    def best_students(self, metric: str, systems: Iterable[SystemRuns]) -> list[SystemRuns]:
+        """Return the best student of those with the most seeds; none where it has no rival.
 
-        What was decoded unlike the others does not compete, and a length is never the best.
+        Several where they tie: are equal to the digits that are shown. What was decoded unlike the
+        others does not compete, and a length is never the best.
         """
         if metric == "length":
-            return None
+            return []
         students = [s for s in systems if s.is_student and not s.decoding and s.values(metric)]
         most = max((len(s.values(metric)) for s in students), default=0)
-        rivals = [s for s in students if len(s.values(metric)) == most]
-        if len(rivals) < 2:
-            return None
-        choose = max if self.example(metric).higher_is_better else min
-        return choose(rivals, key=lambda s: spread(s.values(metric))[0])
+        means = {
+            s: round(spread(s.values(metric))[0], digits_of(metric))
+            for s in students
+            if len(s.values(metric)) == most
+        }
+        if len(means) < 2:
+            return []
+        best = (max if self.example(metric).higher_is_better else min)(means.values())
+        return [system for system, mean in means.items() if mean == best]
+
+
+def _on_validation(systems: Sequence[SystemRuns], metric: str) -> dict[SystemRuns, float]:
+    """The mean validation score of each over the seeds that all have; none if one is not known."""
+    shared = shared_seeds(systems)
+    values = {system: system.validation(metric, shared) for system in systems}
+    known = {system: value for system, value in values.items() if value is not None}
+    return known if len(known) == len(systems) else {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,14 @@ from brim.report import paper_numbers as paper
 from brim.report.folders import Run
 from brim.report.labels import Name
 from brim.report.seed_tests import SeedTest, seed_test
-from brim.report.systems import SystemRuns, TaskRuns, by_task
+from brim.report.systems import (
+    COMPANIONS,
+    LLMR_HERE,
+    RETURNS,
+    SystemRuns,
+    TaskRuns,
+    by_task,
+)
 from brim.support.tables import ABSENT, Cell, Table, mean_text
 
 Row = dict[str, Any]
@@ -48,8 +55,8 @@ def decoder_only_table(tasks: Sequence[TaskRuns], *, baseline: str, alpha: float
 
 
 def return_table(tasks: Sequence[TaskRuns], *, baseline: str, alpha: float) -> Table | None:
-    """Return the numbers of Figure 1: returns, and the length; None without either."""
-    wanted = ("expected_return", "return", "length")
+    """Return the numbers of Figure 1: returns with what explains them; None without any."""
+    wanted = (*RETURNS, *COMPANIONS, "length")
     columns = [(c, name) for c in tasks for name in wanted if name in c.scores]
     return _score_table(
         columns,
@@ -59,7 +66,9 @@ def return_table(tasks: Sequence[TaskRuns], *, baseline: str, alpha: float) -> T
         baseline=baseline,
         alpha=alpha,
         more="Return is Eq 10 in the teacher's logits: of greedy text, or, expected, of sampled "
-        "text. It is a sum of negative regrets, so shorter text has the higher one: see length.",
+        "text. It is a sum of negative regrets, so shorter text has the higher one: see regret per "
+        "token, length, and the return of the first tokens, as many as half of each system's texts "
+        "have.",
     )
 
 
@@ -81,6 +90,7 @@ def _score_table(
     head = ["system"]
     grid: list[dict[str, tuple[Cell, Row]]] = []
     names: dict[str, Name] = {}
+    marks: dict[str, str] = {}
     for task, metric in columns:
         example = task.example(metric)
         arrow = "" if metric == "length" else " ↑" if example.higher_is_better else " ↓"
@@ -95,6 +105,7 @@ def _score_table(
             label: Name(label, s.name.family, s.name.stem, None if label == "BRIM" else s.name.k)
             for label, s in systems.items()
         }
+        marks |= {label: LLMR_HERE for label, s in systems.items() if s.is_llmr}
         kind = "decoder-only" if one_brim else "encoder-decoder"
         numbers = published(task.name, metric) if published and task.kind == kind else {}
         names |= {label: _paper_name(label) for label in numbers if label not in names}
@@ -103,7 +114,10 @@ def _score_table(
         )
     labels = sorted(names, key=lambda label: names[label].place)
     rows = [
-        (Cell(label), *(column.get(label, (Cell(ABSENT), {}))[0] for column in grid))
+        (
+            Cell(label, note=marks.get(label, "")),
+            *(column.get(label, (Cell(ABSENT), {}))[0] for column in grid),
+        )
         for label in labels
     ]
     data = [column[label][1] for column in grid for label in labels if label in column]
@@ -127,7 +141,7 @@ def _column(
     table: str,
 ) -> dict[str, tuple[Cell, Row]]:
     """Cell and unrounded numbers of each system."""
-    best = task.best_student(metric, systems.values())
+    best = task.best_students(metric, systems.values())
     base = task.find(baseline)
     column: dict[str, tuple[Cell, Row]] = {}
     for label in dict.fromkeys([*systems, *numbers]):
@@ -144,15 +158,15 @@ def _column(
             notes.insert(0, f"K = {system.name.k}")
         test = None
         if base is not None and system is not base and system.is_student and metric != "length":
-            test = seed_test(task, system, base, metric)
+            test = seed_test(task, system, base, metric, alpha)
         cell = Cell(
             system.score_text(metric),
-            best=system is best,
+            best=system in best,
             significant=test is not None and test.better and test.significant(alpha),
             note=", ".join(notes),
         )
         row |= {**_numbers_of(system, metric), "paper": number}
-        column[label] = (cell, {**row, "best": system is best, **_test_columns(test, baseline)})
+        column[label] = (cell, {**row, "best": system in best, **_test_columns(test, baseline)})
     return column
 
 
@@ -179,6 +193,7 @@ def _test_columns(found: SeedTest | None, baseline: str) -> Row:
         "p": test and test.p_value,
         "d_z": test and test.effect_size,
         "num_pairs": test and test.num_pairs,
+        "detectable": test and test.detectable,
     }
 
 
@@ -197,12 +212,13 @@ def _caption(tasks: Sequence[TaskRuns], baseline: str, alpha: float) -> str:
     seeds = f"mean ± standard deviation over {most} seeds" if most > 1 else "one seed"
     text = (
         f"{tasks[0].systems[0].runs[0].split.capitalize()} split, {sizes} examples; {seeds}; a "
-        "single run with its bootstrap interval over examples. Best student in bold."
+        "single run with its interval over examples. Best student, or those that tie, in bold."
     )
-    if any(c.find(baseline) for c in tasks) and most > 1:
+    if any(c.find(baseline) for c in tasks):
+        test = "paired two-sided t-test over the seeds" if most > 1 else "test over the sentences"
         text += (
-            f" * better than {baseline}: p < {alpha:g} in a paired two-sided t-test over the seeds "
-            f"(the paper: p < {paper.ALPHA})."
+            f" * better than {baseline}: p < {alpha:g} in a {test} (the paper: p < {paper.ALPHA}, "
+            "over seeds)."
         )
     for c in tasks:
         if any(system.decoding for system in c.systems):
@@ -243,7 +259,7 @@ def best_k_table(tasks: Sequence[TaskRuns]) -> Table | None:
     caption = (
         "The K whose mean validation score, of the checkpoints that are tested and over the seeds "
         "that all K have, is best; the test split has no say. The score is the one that picks "
-        "checkpoints."
+        "checkpoints. A K that most texts do not exceed is LLMR, and no choice."
     )
     data = [
         {
@@ -255,6 +271,7 @@ def best_k_table(tasks: Sequence[TaskRuns]) -> Table | None:
             "criterion": c.criterion,
             "validation": c.validation_by_k(c.criterion).get(s.name.k or 0),
             "best": s is c.best_brim(),
+            "llmr_here": s.is_llmr,
             "paper": paper.table8(c.name, c.kind),
         }
         for c in columns
@@ -273,7 +290,8 @@ def _best_k_cell(task: TaskRuns, kind: str, name: str) -> Cell:
 def _validation(task: TaskRuns, k: int) -> Cell:
     values, best = task.validation_by_k(task.criterion), task.best_brim()
     if k not in values:
-        return Cell(ABSENT)
+        is_llmr = any(s.is_llmr for s in task.brims if s.name.k == k)
+        return Cell(ABSENT, note=LLMR_HERE if is_llmr else "")
     return Cell(f"{values[k]:.2f}", best=best is not None and best.name.k == k)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from brim.config.yaml import parse
 from brim.errors import BrimError, ConfigError, RunError
 from brim.metrics import Score
+from brim.metrics.regrets import REGRETS
 from brim.support.files import read_json, sha256_file
 from brim.support.json_lines import BAD_ROW, JsonLines
 from brim.support.seals import (
@@ -373,6 +374,7 @@ def _prediction(row: Mapping[str, Any]) -> Prediction:
     texts = [found.id, found.prompt, *found.references, *found.texts, found.sampled_text or ""]
     "".join(texts).encode()
     _ = found.num_tokens, found.teacher_return, float(found.sampled_return or 0)
+    _ = [sum(regrets) for name in REGRETS for regrets in found.regrets(name) or ()]
     return found
 
 

@@ -26,13 +26,13 @@ from brim.support.progress import Reporter
 from brim.support.seals import MANIFEST, is_sealed, record_of
 from brim.tasks import Split, describe
 from brim.training.checkpoints import latest_state
-from brim.training.evaluation import evaluate
+from brim.training.evaluation import REGRET_DECIMALS, evaluate
 from brim.training.partial import PartialResults
 from brim.training.predictions import EvaluationSettings
 
 logger = logging.getLogger(__name__)
 
-_COUNTS = ("num_truncated_prompts", "num_truncated_completions")
+_COUNTED = ("num_truncated_prompts", "num_truncated_completions", "mean_regrets")
 # What results of all splits in one folder share.
 _OF_A_FOLDER = ("model", "decoding", "seed")
 _OF_SAMPLES = {"strategy", "temperature", "top_k", "top_p"}
@@ -96,7 +96,7 @@ def evaluate_model(
             "scores": {name: score.as_dict() for name, score in evaluation.scores.items()},
             **facts,
             "num_examples": len(examples),
-            **{name: getattr(evaluation, name) for name in _COUNTS},
+            **{name: getattr(evaluation, name) for name in _COUNTED},
             "num_parameters": model.num_parameters,
             **training,
         }
@@ -151,6 +151,7 @@ def _inputs(
         "decoding": settings.decoding.describe(),
         "sampling": settings.sampling and settings.sampling.describe(),
         "block": settings.block,
+        "regret_decimals": REGRET_DECIMALS,
         "device": run.accelerator.device.type,
         "num_processes": run.accelerator.num_processes,
     }

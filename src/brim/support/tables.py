@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 ABSENT = "—"
-DIGITS = {"expected_return": 2, "return": 2}  # others have one: metrics go from 0 to 100
+# Others have one: metrics go from 0 to 100.
+DIGITS = {
+    "expected_return": 2, "return": 2, "expected_cut_return": 2, "cut_return": 2,
+    "expected_regret_per_token": 3, "regret_per_token": 3,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

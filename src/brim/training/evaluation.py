@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from brim.errors import DataError, NonFiniteError
 from brim.examples import Example
 from brim.metrics import Score, mean_score, score_statistics, sentence_statistics
+from brim.metrics.regrets import REGRETS, Texts, mean_regrets, regret_and_length
 from brim.models import Decoding, LanguageModel
 from brim.returns import rewards_to_go
 from brim.seeding import derive_seed
@@ -22,6 +23,8 @@ from brim.training.predictions import Block, Completion, EvaluationSettings, Pre
 from brim.types import Batch, Rollout
 
 Advance = Callable[[int], None]
+
+REGRET_DECIMALS = 4  # of a regret in a file
 
 
 class Interval(TypedDict):
@@ -41,12 +44,14 @@ class Evaluation:
         predictions: one an example, in order; none where partial results keep them.
         num_truncated_prompts: prompts that were cut.
         num_truncated_completions: completions that met the length limit.
+        mean_regrets: by `return` and `expected_return`, the mean regret at each position.
     """
 
     scores: dict[str, Score]
     predictions: list[Prediction]
     num_truncated_prompts: int
     num_truncated_completions: int = 0
+    mean_regrets: Mapping[str, list[float]] = field(default_factory=dict)
 
 
 def evaluate(
@@ -70,7 +75,7 @@ def evaluate(
     decoded text, on the teacher's plain logits, so that it compares students of one teacher
     whatever they were trained with. With `settings.sampling` too there is `expected_return`: the
     same of text that is sampled, the policy's own, which is what reinforcement learning maximizes
-    (Eq 3).
+    (Eq 3). With each goes its regret per token, a ratio of sums, on which the length has no say.
 
     Args:
         model: the writer.
@@ -104,7 +109,11 @@ def evaluate(
     interval = Interval(seed=settings.seed, num_resamples=num_resamples, confidence=confidence)
     scores = _scores(columns, settings, [e.references for e in examples], interval)
     return Evaluation(
-        scores, kept, columns.num_truncated_prompts, columns.num_truncated_completions
+        scores,
+        kept,
+        columns.num_truncated_prompts,
+        columns.num_truncated_completions,
+        {name: mean_regrets(texts) for name, texts in columns.regrets.items()},
     )
 
 
@@ -116,6 +125,8 @@ class _Columns:
     returns: list[float] = field(default_factory=list)
     sampled_returns: list[float] = field(default_factory=list)
     lengths: list[float] = field(default_factory=list)
+    every_length: list[int] = field(default_factory=list)
+    regrets: dict[str, list[Texts]] = field(default_factory=dict)
     num_truncated_prompts: int = 0
     num_truncated_completions: int = 0
 
@@ -129,6 +140,10 @@ class _Columns:
             if row.sampled_return is not None:
                 self.sampled_returns.append(row.sampled_return)
             self.lengths.append(row.num_tokens or 0.0)
+            self.every_length += [completion.num_tokens or 0 for completion in row.completions]
+            for name in REGRETS:
+                if texts := row.regrets(name):
+                    self.regrets.setdefault(name, []).append(texts)
             self.num_truncated_completions += sum(bool(c.truncated) for c in row.completions)
 
 
@@ -147,10 +162,18 @@ def _scores(
     if columns.sampled_returns:
         expected = mean_score("expected return", columns.sampled_returns, **interval)
         scores["expected_return"] = expected
-    scores["length"] = mean_score("length", columns.lengths, **interval)
+    for name, key in REGRETS.items():
+        if texts := columns.regrets.get(name):
+            sums, lengths = zip(*map(regret_and_length, texts), strict=True)
+            scores[key] = mean_score(
+                key.replace("_", " "), sums, weights=lengths, higher_is_better=False, **interval
+            )
+    length = mean_score("length", columns.lengths, **interval)
+    scores["length"] = replace(length, details={"median": float(np.median(columns.every_length))})
     if settings.num_samples > 1:
         number = f"|samples:{settings.num_samples}"
-        for name in scores.keys() - {"expected_return"}:  # which is of one sample
+        of_one_sample = {"expected_return", REGRETS["expected_return"]}
+        for name in scores.keys() - of_one_sample:
             scores[name] = replace(scores[name], signature=scores[name].signature + number)
     return scores
 
@@ -221,6 +244,7 @@ def _answer(
             completions=tuple(written[i * number : (i + 1) * number]),
             sampled_text=None if sample is None else sample.text,
             sampled_return=None if sample is None else sample.teacher_return,
+            sampled_regrets=None if sample is None else sample.regrets,
             sampled=settings.decoding.strategy == "sampling",
         )
         for i, (example, sample) in enumerate(zip(batch.examples, beside, strict=True))
@@ -231,24 +255,30 @@ def _complete(
     model: LanguageModel, batch: Batch, decoding: Decoding, teacher: LanguageModel | None
 ) -> list[Completion]:
     rollout = model.generate(batch, decoding)
-    returns: list[Any] = [None] * len(batch) if teacher is None else _returns(teacher, rollout)
+    scored: list[Any] = [(None, None)] * len(batch)
+    if teacher is not None:
+        scored = _returns_and_regrets(teacher, rollout)
     return [
-        Completion(text, length, truncated, value, tuple(ids[:length]))
-        for text, length, truncated, value, ids in zip(
+        Completion(text, length, truncated, value, tuple(ids[:length]), regrets)
+        for text, length, truncated, (value, regrets), ids in zip(
             model.decode(rollout),
             rollout.lengths.tolist(),
             rollout.truncated.tolist(),
-            returns,
+            scored,
             rollout.completion_ids.tolist(),
             strict=True,
         )
     ]
 
 
-def _returns(teacher: LanguageModel, rollout: Rollout) -> list[float]:
+def _returns_and_regrets(
+    teacher: LanguageModel, rollout: Rollout
+) -> list[tuple[float, tuple[float, ...]]]:
     values = teacher.map(rollout, teacher.action_values)
-    returns: list[float] = rewards_to_go(values.q_taken, values.q_max, rollout.mask)[:, 0].tolist()
-    return returns
+    returns = rewards_to_go(values.q_taken, values.q_max, rollout.mask)[:, 0].tolist()
+    rows = zip((values.q_max - values.q_taken).tolist(), rollout.lengths.tolist(), strict=True)
+    regrets = [tuple(round(d, REGRET_DECIMALS) for d in row[:length]) for row, length in rows]
+    return list(zip(returns, regrets, strict=True))
 
 
 def _check_finite(predictions: Sequence[Prediction]) -> None:
@@ -256,6 +286,8 @@ def _check_finite(predictions: Sequence[Prediction]) -> None:
         values = [completion.teacher_return for completion in prediction.completions]
         if prediction.sampled_text is not None:
             values.append(prediction.sampled_return)
+        # The best value of the first state is in its regret, and in no return.
+        values += [regrets[0] for name in REGRETS for regrets in prediction.regrets(name) or ()]
         for value in values:
             if value is None or not math.isfinite(value):
                 raise NonFiniteError(

@@ -26,6 +26,7 @@ class Completion:
         truncated: cut at the length limit.
         teacher_return: `G_1` (Eq 10) in the teacher's logits.
         token_ids: the actions.
+        regrets: of each action, `max_a q - q` in the teacher's logits, to four decimals.
     """
 
     text: str
@@ -33,6 +34,7 @@ class Completion:
     truncated: bool | None = None
     teacher_return: float | None = None
     token_ids: tuple[int, ...] = ()
+    regrets: tuple[float, ...] | None = None
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Completion:
@@ -43,6 +45,7 @@ class Completion:
             row.get("truncated"),
             row.get("teacher_return"),
             tuple(row.get("token_ids", ())),
+            _tuple(row.get("regrets")),
         )
 
 
@@ -53,7 +56,8 @@ class Prediction:
     Attributes:
         id, prompt, references: of the example.
         completions: what is scored: the decoded text, or all samples of a sampled evaluation.
-        sampled_text, sampled_return: a sample of the policy and its return, if it was drawn beside.
+        sampled_text, sampled_return, sampled_regrets: a sample of the policy, its return and its
+            regrets, if it was drawn beside.
         statistics: of each metric the additive statistics, summed over the completions; empty
             without references.
         sampled: the completions are samples, which a row lists one by one.
@@ -67,6 +71,7 @@ class Prediction:
     sampled_return: float | None = None
     statistics: Mapping[str, Sequence[float]] = field(default_factory=dict)
     sampled: bool = False
+    sampled_regrets: tuple[float, ...] | None = None
 
     @property
     def text(self) -> str:
@@ -88,10 +93,17 @@ class Prediction:
         """The mean over the completions; None if one does not know it."""
         return _mean([completion.teacher_return for completion in self.completions])
 
+    def regrets(self, name: str) -> tuple[tuple[float, ...], ...] | None:
+        """Return the regrets of each text behind `return` or `expected_return`; None if unknown."""
+        sampled = name == "expected_return"
+        texts = [self.sampled_regrets] if sampled else [c.regrets for c in self.completions]
+        known = tuple(regrets for regrets in texts if regrets)
+        return known if len(known) == len(texts) else None
+
     def as_dict(self) -> dict[str, Any]:
         """Return the row: plain values, those of the first completion, and all of the samples."""
         first = asdict(self.completions[0])
-        token_ids = first.pop("token_ids")
+        per_token = {name: first.pop(name) for name in ("token_ids", "regrets")}
         row = {
             "id": self.id,
             "prompt": self.prompt,
@@ -99,7 +111,8 @@ class Prediction:
             **first,
             "sampled_text": self.sampled_text,
             "sampled_return": self.sampled_return,
-            "token_ids": token_ids,
+            **per_token,
+            "sampled_regrets": self.sampled_regrets,
             "statistics": self.statistics,
         }
         samples = [asdict(completion) for completion in self.completions]
@@ -122,6 +135,7 @@ class Prediction:
             sampled_return=row.get("sampled_return"),
             statistics={name: tuple(values) for name, values in statistics.items()},
             sampled=bool(samples),
+            sampled_regrets=_tuple(row.get("sampled_regrets")),
         )
 
 
@@ -163,6 +177,10 @@ class EvaluationSettings:
     def block(self) -> int:
         """Examples that a process answers together."""
         return max(1, BLOCK // self.num_samples)
+
+
+def _tuple(values: Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(values)
 
 
 def _mean(values: Sequence[Any]) -> float | None:

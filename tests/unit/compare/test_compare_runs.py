@@ -273,6 +273,8 @@ def test_the_same_seed_gives_the_same_comparison(two) -> None:
         ({"text": 3}, r":8: damaged: .*; write it anew by brim evaluate"),
         ({"text": "\ud800"}, r":8: damaged"),
         ({"num_tokens": "many"}, r":8: damaged"),
+        ({"regrets": [0.5, "x"]}, r":8: damaged"),
+        ({"sampled_regrets": 3}, r":8: damaged"),
         ({"references": None}, r":8: damaged"),
     ],
 )

@@ -63,6 +63,7 @@ def test_text_has_every_number(two) -> None:
         p_text(bleu.bootstrap_p),
         p_text(bleu.sentences.p_value),
         *(str(n) for n in (bleu.sentences.wins, bleu.sentences.ties, bleu.sentences.losses)),
+        f"{bleu.detectable:.2f}",
     ]
     ter = next(line for line in lines if line[:1] == ["TER"])
     assert ter[1:4] == ["(lower", "is", "better)"]

@@ -71,7 +71,8 @@ def test_randomization_against_all_swaps(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["bleu", "ter", "rouge1"])
-def test_bootstrap_against_all_resamples(name: str) -> None:
+def test_bootstrap_against_all_resamples(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("brim.metrics.significance.FEW", 0)
     pair = pair_of(name, A[:5], B[:5])
     observed = corpus_difference(pair, list(pair.a), list(pair.b))
     differences = np.array(
@@ -131,6 +132,29 @@ def test_p_values_are_uniform_where_nothing_differs(ratio: bool) -> None:
         assert stats.kstest(p_values, "uniform").pvalue > 0.01
 
 
+def test_few_pairs_are_told_apart_by_the_t_test_and_by_chance_no_more_often() -> None:
+    a, b = np.random.default_rng(5).normal(size=(2, 1000, 5))
+    tests = [paired_bootstrap({"x": means(*row)})["x"] for row in zip(a, b, strict=True)]
+    expected = stats.ttest_rel(a, b, axis=1)
+    assert [test.p_value for test in tests] == pytest.approx(expected.pvalue)
+    # Standard error of the rate: 0.7 points; a percentile bootstrap rejects 17.7 %.
+    assert 0.02 < np.mean([test.p_value < 0.05 for test in tests]) < 0.08
+    assert [not test.low <= 0 <= test.high for test in tests] == [t.p_value < 0.05 for t in tests]
+
+
+def test_the_jackknife_of_a_metric_is_near_its_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many examples as have percentiles: BLEU's spread is the same by both."""
+    rows = np.random.default_rng(7).integers(7, size=200)
+    pair = pair_of("bleu")
+    many = Pair(pair.a[rows], pair.b[rows], pair.corpus_score)
+    by_percentiles = paired_bootstrap({"x": many}, num_resamples=2000)["x"]
+    monkeypatch.setattr("brim.metrics.significance.FEW", 1000)
+    by_t = paired_bootstrap({"x": many})["x"]
+    widths = [test.high - test.low for test in (by_percentiles, by_t)]
+    assert widths[0] == pytest.approx(widths[1], rel=0.1)
+    assert by_t.detectable == by_percentiles.detectable > 0
+
+
 def test_p_values_agree_with_the_t_test_on_many_examples() -> None:
     generator = np.random.default_rng(2)
     a, b = generator.normal(size=(2, 400))
@@ -160,7 +184,8 @@ def test_a_difference_beyond_doubt_has_the_smallest_p_value() -> None:
 def test_one_example_shows_nothing() -> None:
     pairs = {"x": means(np.array([9.0]), np.array([1.0]))}
     test = paired_bootstrap(pairs, num_resamples=50)["x"]
-    assert (test.difference, test.low, test.high, test.p_value) == (8, 8, 8, 1)
+    assert (test.difference, test.low, test.high, test.p_value) == (8, None, None, 1)
+    assert test.detectable is None
     assert approximate_randomization(pairs, num_trials=50)["x"] == 1
 
 

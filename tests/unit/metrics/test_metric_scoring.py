@@ -92,11 +92,12 @@ def test_a_metric_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
         corpus_score=lambda sums: 100 * sums[..., 0] / sums[..., 1],
         signature=lambda references: "unit:characters",
         details=lambda sums: {"characters": float(sums[0])},
+        bounds=(60.0, 140.0),
     )
     monkeypatch.setitem(METRICS, "length", ratio)
     result = score(["length"], ["ab", "abcd"], [("abc",), ("abc",)])["length"]
     assert (result.value, result.details) == (100, {"characters": 6})
-    assert 200 / 3 <= result.low < result.high <= 400 / 3
+    assert (result.low, result.high) == (60, 140)  # two examples say little
     assert sentence_scores("length", ["ab"], [("abcd",)]).tolist() == [50]
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from brim.errors import ConfigError, DataError
-from brim.metrics import PairedTest, holm, paired_t_test, spread
+from brim.metrics import PairedTest, detectable_difference, holm, paired_t_test, spread
 
 # Student (1908), hours of sleep that two drugs gave the same ten patients; R's `sleep`.
 DRUG_1 = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
@@ -58,7 +59,28 @@ def test_p_values_are_uniform_where_nothing_differs() -> None:
 
 
 def test_one_pair_has_a_difference_and_nothing_else() -> None:
-    assert paired_t_test([3.0], [1.0]) == PairedTest(1, 2.0, None, None, None, None, 0.95)
+    assert paired_t_test([3.0], [1.0]) == PairedTest(1, 2.0, None, None, None, None, 0.95, None)
+
+
+@pytest.mark.parametrize(("n", "alpha"), [(3, 0.05), (5, 0.05), (5, 0.035), (10, 0.01), (80, 0.05)])
+def test_the_detectable_difference_is_found_in_80_percent_of_cases(n: int, alpha: float) -> None:
+    differences = np.random.default_rng(n).normal(size=n)
+    found = paired_t_test(differences, np.zeros(n), alpha=alpha).detectable
+    center = found / differences.std(ddof=1) * np.sqrt(n)
+    critical = stats.t.isf(alpha / 2, n - 1)
+    beyond = stats.nct.sf(critical, n - 1, center), stats.nct.cdf(-critical, n - 1, center)
+    assert sum(beyond) == pytest.approx(0.8, abs=1e-4)
+    assert paired_t_test(3 * differences, np.zeros(n), alpha=alpha).detectable == pytest.approx(
+        3 * found
+    )
+
+
+def test_detectable_differences_that_are_known() -> None:
+    # Of many pairs it is (z_0.975 + z_0.8) s / √n; of five with s = 0.23 it is about 0.4.
+    expected = (stats.norm.isf(0.025) + stats.norm.isf(0.2)) / 100
+    assert detectable_difference(1.0, 10_000) == pytest.approx(expected, rel=1e-3)
+    assert detectable_difference(0.23, 5) == pytest.approx(0.4, rel=0.05)
+    assert detectable_difference(0.0, 5) == 0
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.1, -7.0, 1e-3])

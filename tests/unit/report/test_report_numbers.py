@@ -124,8 +124,8 @@ def test_best_is_bold_and_only_what_beats_the_baseline_has_a_star(task):
     table = cells(main_table([task], baseline="LLMR", alpha=0.05))
     marks = {label: row["exact match ↑"] for label, row in table.items()}
     assert [label for label, cell in marks.items() if cell.significant] == ["BRIM (K = 2)"]
-    # Both means are 2 above LLMR's: one of them is the best, and the same one in the other column.
-    assert sum(cell.best for cell in marks.values()) == 1
+    # Both means are 2 above LLMR's.
+    assert [label for label, cell in marks.items() if cell.best] == ["BRIM (K = 2)", "BRIM (K = 4)"]
     assert marks["PPO with LLMR"].significant is False  # significantly worse
     loose = cells(main_table([task], baseline="LLMR", alpha=0.08))
     starred = [label for label, row in loose.items() if row["exact match ↑"].significant]
@@ -135,15 +135,12 @@ def test_best_is_bold_and_only_what_beats_the_baseline_has_a_star(task):
     assert "better than" not in none.caption
 
 
-def test_one_seed_has_the_interval_of_its_examples_and_no_test(tmp_path):
+def test_one_seed_has_the_interval_of_its_examples(tmp_path):
     make_grid(tmp_path, systems=("llmr", "brim-k=2"), seeds=SEEDS[:1])
     (task,) = gather([tmp_path]).tasks
     table = main_table([task], baseline="LLMR", alpha=0.05)
     assert cells(table)["LLMR"]["exact match ↑"].text == "23.00 [22.00, 24.00]"
     assert not any(cell.significant for row in table.rows for cell in row)
-    tests = all_tests(task)
-    assert {test.verdict(0.05) for test in tests} == {"too few seeds"}
-    assert significance_tables([task], {"cmudict": tests}, alpha=0.05) == []
 
 
 def test_fewer_seeds_are_counted_in_the_cell(tmp_path):

@@ -10,6 +10,7 @@ import torch
 from brim.errors import DataError, NonFiniteError
 from brim.examples import Example
 from brim.metrics import METRICS, score, sentence_scores
+from brim.metrics.regrets import CUT_RETURNS, REGRETS, regret_behind, with_cut_returns
 from brim.models import BeamSearch, Decoding, LanguageModel, build_model, train_tokenizer
 from brim.training import predictions as module
 from brim.training.evaluation import evaluate
@@ -69,7 +70,8 @@ def test_scores_are_those_of_the_texts():
     texts, references = [row.text for row in rows], [row.references for row in rows]
     expected = score(METRIC_NAMES, texts, references, **INTERVAL)
     assert {name: found.scores[name] for name in METRIC_NAMES} == expected
-    assert list(found.scores) == [*METRIC_NAMES, "return", "expected_return", "length"]
+    more = ("return", "expected_return", *REGRETS.values(), "length")
+    assert list(found.scores) == [*METRIC_NAMES, *more]
     for name, key in (("return", "teacher_return"), ("expected_return", "sampled_return")):
         values = [getattr(row, key) for row in found.predictions]
         assert found.scores[name].value == pytest.approx(np.mean(values))
@@ -154,6 +156,40 @@ def test_mean_scores_of_samples_are_means_of_means():
         for row in rows
     ]
     assert found.scores["rougeL"].value == pytest.approx(np.mean(scores))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_return_and_regrets_of_a_text_add_up_to_what_the_prompt_is_worth(case):
+    """The best value of the first state, which no text has a part in."""
+    found = evaluate(MODEL, EXAMPLES, CASES[case], teacher=TEACHER, **INTERVAL)
+    seen = {}
+    for row in found.predictions:
+        texts = [(c.teacher_return, c.regrets) for c in row.completions]
+        assert all(len(c.regrets) == c.num_tokens for c in row.completions)
+        if CASES[case].sampling:
+            texts.append((row.sampled_return, row.sampled_regrets))
+        for value, regrets in texts:
+            assert min(regrets) >= 0
+            worth = value + sum(regrets)
+            assert worth == pytest.approx(seen.setdefault(row.prompt, worth), abs=1e-3)
+    assert len(seen) > 3
+
+
+@pytest.mark.parametrize("case", ["greedy", "sampling"])
+def test_regret_per_token_and_cut_returns_are_those_of_the_rows(case):
+    found = evaluate(MODEL, EXAMPLES, CASES[case], teacher=TEACHER, **INTERVAL)
+    lengths = [c.num_tokens for row in found.predictions for c in row.completions]
+    assert found.scores["length"].details == {"median": np.median(lengths)}
+    for name, key in REGRETS.items():
+        rows = [row.regrets(name) for row in found.predictions]
+        flat = [d for texts in rows for regrets in texts for d in regrets]
+        assert found.scores[key].value == pytest.approx(np.mean(flat))
+        assert not found.scores[key].higher_is_better
+        for length in (1, 3, 6):
+            cut = with_cut_returns(found.scores, found.mean_regrets, length)[CUT_RETURNS[name]]
+            behind = [regret_behind(texts, length) for texts in rows]
+            assert cut.value - found.scores[name].value == pytest.approx(np.mean(behind), abs=1e-4)
+    assert evaluate(MODEL, EXAMPLES, CASES[case], **INTERVAL).mean_regrets == {}
 
 
 class StopError(Exception):
