@@ -100,7 +100,7 @@ def test_a_recipe_is_analysed_before_any_reinforcement_learning(write_recipe, tm
     [
         (GPT2, ["objective.phase=average"]),
         (LLAMA, ["student.lora.r=2"]),
-        (LLAMA, ["objective={name: ppo_brim, k: auto}"]),
+        (LLAMA, ["objective={name: ppo_brim}"]),
         (LLAMA, ["objective={name: kl}"]),
     ],
     ids=["average", "lora", "ppo", "kl"],
