@@ -5,7 +5,13 @@ import pytest
 from pairs import GPT2, LLAMA, T5
 
 import brim.cli.analyze
-from brim.analysis import AnalyzedModel, analyze_variance, find_students, open_run
+from brim.analysis import (
+    AnalyzedModel,
+    analyze_variance,
+    find_students,
+    open_run,
+    write_analysis,
+)
 from brim.analysis.subjects import Analysis, analyzed_objective, load_analyzed
 from brim.cli import app
 from brim.errors import ConfigError, RunError
@@ -95,23 +101,42 @@ def test_a_recipe_is_analysed_before_any_reinforcement_learning(write_recipe, tm
         brim("analyze", "variance", "nosuch", *QUICK)
 
 
+def check_lambdas(found, folder):
+    paths = {path.suffix: path for path in write_analysis(found, folder / "out")}
+    written = json.loads(paths[".json"].read_text())["students"][0]
+    lambdas = [1, 0.9, 0.7, 0.6, 0.5, 0.3, 0]
+    assert [row["lambda"] for row in written["rows"]] == lambdas
+    assert written["choice"]["lambda"] in (None, *lambdas)
+    assert written["prompts"][0].keys() == {"id", "length"}
+    assert "## Which λ?" in paths[".md"].read_text()
+    rows = list(csv.DictReader(paths[".csv"].open()))
+    assert {float(row["lambda"] or 1) for row in rows} == set(lambdas)
+
+
 @pytest.mark.parametrize(
     ("model", "settings"),
     [
         (GPT2, ["objective.phase=average"]),
         (LLAMA, ["student.lora.r=2"]),
-        (LLAMA, ["objective={name: ppo_brim, k: auto}"]),
+        (LLAMA, ["objective={name: ppo_brim}"]),
         (LLAMA, ["objective={name: kl}"]),
+        (T5, ["objective={name: anchored, lambda: 0.6}"]),
     ],
-    ids=["average", "lora", "ppo", "kl"],
+    ids=["average", "lora", "ppo", "kl", "anchored"],
 )
 def test_other_objectives(make_config, tmp_path, model, settings):
     config = make_config(model, "trainer.max_steps=1", "evaluation.num_resamples=100", *settings)
     out = tmp_path / "run"
     train(config, out)
     opened = open_run(out)
-    found = analyze_variance(opened, find_students([]), ks=[2], num_prompts=4, num_samples=2)
+    ks = None if "anchored" in settings[0] else [2]
+    found = analyze_variance(opened, find_students([]), ks=ks, num_prompts=4, num_samples=2)
     student = found.students[0]
+    if ks is None:
+        check_lambdas(found, tmp_path)
+        with pytest.raises(ConfigError, match="anchored"):
+            analyze_variance(opened, find_students([]), ks=[2], num_prompts=4, num_samples=2)
+        return
     tails = {row.tail for row in student.rows}
     assert tails == {"one_step", "none", "average"} if "phase" in settings[0] else tails
     assert student.row(2, found.objective["tail"]).numbers["scaled_gradient_variance"].value > 0

@@ -41,7 +41,7 @@ OBJECTIVES = {
     "tvd": "{name: tvd}",
     "llmr": "{name: llmr}",
     "mean": "{name: brim, baseline: mean}",
-    "time_mean_and_k_auto": "{name: brim, k: auto, baseline: time_mean}",
+    "time_mean": "{name: brim, baseline: time_mean}",
     "leave_one_out": "{name: brim, baseline: leave_one_out, num_generations: 2, rollout_reuse: 2}",
     "min_variance_and_old_rollouts": "{name: llmr, baseline: min_variance, sync_every: 2}",
     "policy_centring": "{name: brim, q_centering: policy, truncated: drop}",

@@ -8,17 +8,19 @@ import json
 import subprocess
 import sys
 import tarfile
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from brim.compare import compare
 from brim.config.loading import load_config
+from brim.errors import RunError
 from brim.judge.pairs import pairs_of, read_systems
 from brim.report.gather import gather
 from brim.runs.directory import RunDirectory
 from brim.runs.evaluate import evaluate_run
-from brim.runs.train import train
+from brim.runs.train import train, update_manifest
 from brim.training.settings import RunConfig
 
 ARCHIVE = Path(__file__).parents[1] / "data" / "runs-0.2.0.tar.gz"
@@ -57,6 +59,22 @@ def test_evaluate_and_resume_go_on_from_them(runs, caplog):
     assert RunDirectory(Path("stopped")).log("metrics.jsonl")[: len(first)] == first
     assert sorted(path.name for path in Path("stages").iterdir()) == stages
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_run_whose_k_was_auto_is_read_and_evaluated_and_not_resumed(runs):
+    run = Path(RUNS[0])
+    text = run.joinpath("config.yaml").read_text()
+    text = text.replace("  k: 2\n", "  k: auto\n").replace("smoothing: 0.9", "smoothing: 0.5")
+    run.joinpath("config.yaml").write_text(text)
+    update_manifest(run, {"config_sha256": sha256(text.encode()).hexdigest()})
+    old, again = results(RUNS[0]), evaluate_run(run, out=Path("again"))
+    assert {name: score["value"] for name, score in again["scores"].items()} == pytest.approx(
+        {name: score["value"] for name, score in old["scores"].items()}, rel=1e-3, abs=1e-3
+    )
+    assert "BRIM (auto)" in {system.label for system in gather([run]).tasks[0].systems}
+    config = load_config(RunConfig, Path("colors.yaml"), ["seed=0"])
+    with pytest.raises(RunError, match=r"objective\.k: \"?auto\"? → 2"):
+        train(config, run, stages_dir=Path("stages"))
 
 
 def test_readers_say_what_the_runs_hold(runs):

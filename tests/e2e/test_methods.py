@@ -38,7 +38,6 @@ CASES = {
         "{name: brim, baseline: leave_one_out, num_generations: 3}",
         "rollout/var_advantage",
     ),
-    "k_auto": ("{name: brim, k: auto, adaptive: {candidates: [1, 2, 3]}}", "k/mean"),
     "phase_average": ("{name: brim, k: 3, phase: average}", "rollout/bias"),
     "immediate_expected": ("{name: brim, immediate: expected}", "policy/kl_to_teacher"),
     "policy_centring": ("{name: brim, q_centering: policy}", "rollout/return_k"),
@@ -66,9 +65,9 @@ CASES = {
         "{name: ppo_brim, num_epochs: 2, num_minibatches: 2, kl_coefficient: 0.1}",
         "ppo/approx_kl",
     ),
-    "ppo_brim_auto": (
-        "{name: ppo_brim, num_epochs: 1, num_minibatches: 3, k: auto, num_generations: 3}",
-        "k/mean",
+    "ppo_brim_group": (
+        "{name: ppo_brim, num_epochs: 1, num_minibatches: 3, num_generations: 3}",
+        "ppo/approx_kl",
     ),
 }
 FAST = (

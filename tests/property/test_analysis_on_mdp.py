@@ -4,13 +4,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from makers import policy_gradient, q_of
-from mdp import PrefixMDP, TabularModel, expectation, gradients_by_row, make_batch
+from makers import anchored, policy_gradient, q_of
+from mdp import EOS, PrefixMDP, TabularModel, expectation, gradients_by_row, make_batch
 
-from brim.analysis.gradients import GradientSketch, gradient_moments, measure_gradients
+from brim.analysis.choice import choose
+from brim.analysis.estimators import Estimator, plan_of, weigh
+from brim.analysis.gradients import (
+    GradientMoments,
+    GradientSketch,
+    gradient_moments,
+    measure_gradients,
+)
 from brim.analysis.sampling import Resamples, draw_samples, token_divergences
 from brim.analysis.subjects import AnalyzedModel
-from brim.analysis.variance import Estimator, describe_student, weigh
+from brim.analysis.variance import describe_student
 from brim.divergences import forward_kl, reverse_kl
 from brim.errors import ConfigError
 from brim.examples import Example
@@ -39,9 +46,10 @@ class Writer(TabularModel):
 class Setting:
     """P prompts that are all alike, M completions each, and the exact answers."""
 
-    def __init__(self, num_prompts, num_samples, **settings):
+    def __init__(self, num_prompts, num_samples, make=policy_gradient, **settings):
         mdp = PrefixMDP(HORIZON, seed=3)
-        self.objective = policy_gradient(Decoding(max_tokens=HORIZON), **settings)
+        self.objective = make(Decoding(max_tokens=HORIZON), **settings)
+        self.plan = PLAN if make is policy_gradient else plan_of(self.objective, [])
         self.student, self.teacher = Writer(mdp.student, mdp), Writer(mdp.teacher, mdp)
         self.teacher.requires_grad_(False)
         self.examples = [Example(f"{i}", "prompt") for i in range(num_prompts)]
@@ -49,7 +57,7 @@ class Setting:
             self.objective, self.student, self.teacher, self.examples,
             num_samples=num_samples, seed=1,
         )  # fmt: skip
-        self.weights = [weigh(self.samples, e.of(self.objective), self.student) for e in PLAN]
+        self.weights = [weigh(self.samples, e.of(self.objective), self.student) for e in self.plan]
         self.all = mdp.all_trajectories()
         self.probabilities = self.all.probabilities(mdp.student)
         self.mean_length = float(self.probabilities @ self.all.mask.sum(1).double())
@@ -58,7 +66,7 @@ class Setting:
     def exact_returns(self, estimator):
         rollout = self.all.rollout()
         values = q_of(self.objective, rollout, self.student, self.teacher)
-        k, tail = estimator.k, estimator.tail
+        k, tail = estimator.value, estimator.tail
         return block_returns(values.q_taken, values.q_max, rollout.mask, k=k, tail=tail)
 
     def exact_gradient(self, estimator):
@@ -66,8 +74,10 @@ class Setting:
         rollout = self.all.rollout()
         values = q_of(self.objective, rollout, self.student, self.teacher)
         objective = estimator.of(self.objective)
-        scored, _ = objective.assign_credit(rollout, values, self.student)
-        gradients = gradients_by_row(objective, scored, self.student) / self.mean_length
+        student = () if self.plan is not PLAN else (self.student,)
+        scored, _ = objective.assign_credit(rollout, values, *student)
+        gradients = gradients_by_row(objective, scored, self.student, self.teacher)
+        gradients = gradients / self.mean_length
         return expectation(self.probabilities, gradients)
 
     def measure(self, num_dimensions=1024):
@@ -85,9 +95,9 @@ def many():
 def describe(setting, gradients, num_resamples=200):
     divergences = token_divergences(setting.samples, setting.student, setting.teacher)
     return describe_student(
-        AnalyzedModel("student"), setting.samples, PLAN, setting.weights, gradients, divergences,
-        Resamples.draw(len(setting.examples), num_resamples=num_resamples),
-        own_tail="one_step", batch_prompts=32,
+        AnalyzedModel("student"), setting.samples, setting.plan, setting.weights, gradients,
+        divergences, Resamples.draw(len(setting.examples), num_resamples=num_resamples),
+        own_tail="one_step" if setting.plan is PLAN else "", batch_prompts=32,
     )  # fmt: skip
 
 
@@ -117,9 +127,11 @@ def test_variance_and_bias_are_those_of_enumeration(many, measured):
         assert near(row.numbers["bias_tokens"], float((each * (returns - exact)).sum()))
 
 
-def test_gradients_have_the_mean_and_the_variance_of_enumeration(many, measured):
-    reference, _ = many.exact_gradient(PLAN[0])
-    for estimator, row in zip(PLAN, measured.rows, strict=True):
+def check_gradients(many, measured):
+    """Those of each estimator; the exact alignments."""
+    alignments = []
+    reference, _ = many.exact_gradient(many.plan[0])
+    for estimator, row in zip(many.plan, measured.rows, strict=True):
         mean, variance = many.exact_gradient(estimator)
         assert near(row.numbers["gradient_squared_norm"], float(mean.square().sum()))
         assert near(row.numbers["gradient_variance"], variance)
@@ -130,6 +142,75 @@ def test_gradients_have_the_mean_and_the_variance_of_enumeration(many, measured)
         assert near(row.numbers["gradient_cosine"], float(cosine))
         alignment = float(cosine) / math.sqrt(1 + variance / 32 / float(mean.square().sum()))
         assert near(row.numbers["gradient_alignment"], alignment)
+        alignments.append(alignment)
+    return alignments
+
+
+def test_gradients_have_the_mean_and_the_variance_of_enumeration(many, measured):
+    check_gradients(many, measured)
+
+
+def test_so_have_those_of_anchored_advantages_whose_best_is_chosen():
+    many = Setting(120, 6, anchored, remaining_regret="none")
+    found = describe(many, many.measure(num_dimensions=512))
+    assert [row.as_dict()["lambda"] for row in found.rows] == [1, 0.9, 0.7, 0.5, 0.3, 0]
+    exact = dict(zip(found.choice.shares, check_gradients(many, found), strict=True))
+    assert exact[found.choice.best] > 0.97 * max(exact.values())
+    assert min(exact.values()) < 0.9 * max(exact.values())
+    assert "of λ = 1" in found.choice.text
+
+
+def two_steps_back(depends):
+    """Three words a text; a regret of 4 at the second, by that word or by the first alone."""
+    mdp = PrefixMDP(3, seed=0)
+    student, teacher = torch.zeros(2, mdp.num_states, 3, dtype=torch.float64)
+    student[:, EOS] = -60.0  # never written
+    if depends:
+        teacher[2] = torch.tensor([-4.0, -4.0, 0.0])
+    else:
+        teacher[1:3] = torch.tensor([0.0, -4.0, -9.0])
+    return mdp, student, teacher
+
+
+def exact_moments(mdp, student, teacher, ks):
+    """The law of the returns of all K, and the moments of the gradients that they make."""
+    everything = mdp.all_trajectories()
+    probabilities = everything.probabilities(student)
+    rollout, means = everything.rollout(), []
+    for k in ks:
+        objective = policy_gradient(Decoding(max_tokens=3), k=k, q_centering="max")
+        model, judge = TabularModel(student, mdp), TabularModel(teacher, mdp)
+        values = q_of(objective, rollout, model, judge)
+        scored, _ = objective.assign_credit(rollout, values, model)
+        gradients = gradients_by_row(objective, scored, model)
+        means.append((scored.returns, *expectation(probabilities, gradients)))
+    of_one = means[0][1]
+    moments = [
+        GradientMoments(*(np.full(9, float(x)) for x in (
+            mean.square().sum(), variance, variance, (mean * of_one).sum(),
+            (mean - of_one).square().sum(), of_one.square().sum(),
+        )))
+        for _, mean, variance in means
+    ]  # fmt: skip
+    law = {}
+    together = torch.cat([returns for returns, *_ in means], dim=1)
+    for row, probability in zip(together.tolist(), probabilities.tolist(), strict=True):
+        if probability > 1e-9:
+            law[tuple(row)] = law.get(tuple(row), 0.0) + probability
+    return law, moments
+
+
+def test_what_the_returns_look_like_does_not_say_which_k_is_biased():
+    """Why K is chosen by gradients: the same returns of each K, by chance or by the first word."""
+    found = [exact_moments(*two_steps_back(depends), (1, 2)) for depends in (False, True)]
+    (law, by_chance), (same_law, by_choice) = found
+    assert law == pytest.approx(same_law)
+    assert len(law) > 1
+    resamples = Resamples.draw(8, num_resamples=8)
+    for moments, k in ((by_chance, 2), (by_choice, 1)):
+        assert choose([1, 2], moments, resamples, num_prompts=4).value == k
+    assert by_chance[1].squared_bias[0] < 1e-12
+    assert by_choice[1].squared_norm[0] < 1e-12 < by_choice[1].reference[0]
 
 
 def test_divergences_are_those_of_enumeration(many, measured):
@@ -153,7 +234,9 @@ def test_k_1_has_no_bias_and_k_above_the_length_is_k_1_with_the_one_step_tail(ma
     assert np.array_equal(gradients.sketches["scaled"][0], gradients.sketches["scaled"][2])
     assert (nine.active, found.longest <= HORIZON) == (0.0, True)
     assert untailed.numbers["bias_first"].value > 0
-    assert f"K ≥ {found.longest} is K = 1" in found.choice.text
+    assert (one.llmr, nine.llmr, untailed.llmr) == (False, True, False)
+    assert 9 not in found.choice.shares
+    assert found.choice.text.endswith("K = 9.")
 
 
 def test_bias_is_never_negative_and_without_a_tail_grows_with_k(many, measured):

@@ -20,7 +20,6 @@ DIVERGENCES = {"seqkd", "kl", "rkl", "js", "tvd"}
 VARIANTS = {
     "llmr_mean": "llmr",
     "llmr_min_var": "llmr",
-    "brim_auto": "brim",
     "brim_plus": "brim",
     "ppo_anchored": "ppo_llmr",
 }
@@ -85,11 +84,9 @@ def test_variants_differ_in_what_they_are_named_for(task):
         assert objective(f"{task}/{name}", "baseline") == objective(f"{task}/llmr", "baseline")
     assert load(f"{task}/llmr_mean").objective.baseline == "mean"
     assert load(f"{task}/llmr_min_var").objective.baseline == "min_variance"
-    assert load(f"{task}/brim_auto").objective.k == "auto"
-    assert objective(f"{task}/brim_auto", "k") == objective(f"{task}/brim", "k")
     ppo = objective(f"{task}/ppo_anchored")
     assert ppo == {**objective(f"{task}/ppo_llmr"), "critic": "anchored"}
-    of_blocks = ("name", "k", "tail", "phase", "adaptive")
+    of_blocks = ("name", "k", "tail", "phase")
     assert objective(f"{task}/brim", *of_blocks) == objective(f"{task}/llmr", "name")
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from brim.objectives.method import is_llmr
 from brim.returns import (
     block_returns,
     induced_rewards,
@@ -57,6 +58,17 @@ def test_weights_of_the_future_above_1_are_refused(k):
 def test_block_lengths_that_are_none_are_refused(k):
     with pytest.raises(ValueError, match="k must be an integer of at least 1"):
         block_returns(TAKEN, BEST, MASK, k=k)
+
+
+@pytest.mark.parametrize("lengths", [[1, 2, 3], [3, 3, 5, 8], [4, 4, 4], [8, 8, 1]], ids=str)
+def test_k_is_llmr_where_most_completions_have_its_returns(lengths):
+    mask = torch.arange(8) < torch.tensor(lengths)[:, None]
+    taken, best = torch.arange(-8.0, 0).expand(mask.shape), torch.zeros(mask.shape)
+    exact = rewards_to_go(taken, best, mask)
+    for k in range(1, 10):
+        same = (block_returns(taken, best, mask, k=k) == exact).all(dim=1)
+        assert is_llmr(k, lengths) == (2 * int(same.sum()) > len(lengths))
+        assert is_llmr(k, lengths, tail="none") == is_llmr(k, lengths, tail="average") == (k == 1)
 
 
 def test_numpy_integers_are_block_lengths():

@@ -20,38 +20,38 @@ if TYPE_CHECKING:
         VarianceAnalysis,
     )
 
-LINES = {"one_step": "-", "none": "--", "average": ":"}
+LINES = {"one_step": "-", "none": "--", "average": ":", "": "-"}
 TAILS = {"one_step": "one-step tail", "none": "no tail", "average": "phase average"}
 
 
 def draw_variance(analysis: VarianceAnalysis) -> Images:
     """Variance and bias of Ĝ_1 by K as in the paper, and what they do to the gradient.
 
-    A line a student and tail. Where more students than colors there are, colors come again.
+    A line a student and tail. Where more students than colors there are, colors come again. By λ
+    variance is of the weights, and bias the cosine of the mean gradient.
     """
+    by_k = analysis.students[0].choice.knob == "k"
 
     def draw(figure: Figure) -> None:
-        axes = figure.subplots(2, 2)
-        panels = (
-            (axes[0, 0], "variance_first", "Variance of Ĝ₁ over rollouts", "variance"),
-            (axes[0, 1], "bias_first", "Bias: mean of Ĝ₁ - G₁", "bias"),
-            (
-                axes[1, 0],
-                "scaled_gradient_variance",
-                "Variance of the gradient",
-                "trace, own scale",
-            ),
-            (axes[1, 1], "scaled_gradient_alignment", "Cosine of a batch with E g₁", "cosine"),
-        )
-        for ax, name, title, label in panels:
+        panels = [
+            ("variance_first", "Variance of Ĝ₁ over rollouts", "variance"),
+            ("bias_first", "Bias: mean of Ĝ₁ - G₁", "bias"),
+            ("scaled_gradient_variance", "Variance of the gradient", "trace, own scale"),
+            ("scaled_gradient_alignment", "Cosine of a batch with E g₁", "cosine"),
+        ]
+        if not by_k:
+            panels[:2] = [
+                ("variance_weight", "Variance of the weights", "variance"),
+                ("scaled_gradient_cosine", "Bias: cosine of E g with E g₁", "cosine"),
+            ]
+        for ax, (name, title, label) in zip(figure.subplots(2, 2).flat, panels, strict=True):
             ax.set_title(title)
             ax.set_ylabel(label)
-            ax.set_xlabel("K")
             # What may be negative, and hardly varies in size, has a plain scale.
-            _draw_by_k(ax, analysis, name, log=ax is not axes[1, 1])
+            _draw_by_value(ax, analysis, name, log=label != "cosine", by_k=by_k)
         handles = _handles(
             [(student.label, "-") for student in analysis.students],
-            [(TAILS[tail], LINES[tail]) for tail in _tails(analysis.students[0])],
+            [(TAILS[tail], LINES[tail]) for tail in _tails(analysis.students[0]) if tail],
         )
         figure.legend(handles=handles, loc="outside upper left", ncols=4, fontsize=9)
 
@@ -62,20 +62,24 @@ def _tails(student: StudentVariance) -> list[str]:
     return list(dict.fromkeys(row.tail for row in student.rows))
 
 
-def _draw_by_k(ax: Axes, analysis: VarianceAnalysis, name: str, *, log: bool) -> None:
+def _draw_by_value(
+    ax: Axes, analysis: VarianceAnalysis, name: str, *, log: bool, by_k: bool
+) -> None:
+    ax.set_xlabel("K" if by_k else "λ")
     for number, student in enumerate(analysis.students):
         for tail in _tails(student):
-            rows = [row for row in student.rows if row.k == 1 or row.tail == tail]
-            found = [(row.k, row.numbers[name]) for row in rows if name in row.numbers]
+            rows = [row for row in student.rows if row.value == 1 or row.tail == tail]
+            found = [(row.value, row.numbers[name]) for row in rows if name in row.numbers]
             # Zero has no place on a logarithmic axis: the bias of K = 1 is left out.
             points = [
-                (k, estimate)
-                for k, estimate in found
+                (value, estimate)
+                for value, estimate in found
                 if np.isfinite(estimate.value) and (estimate.value > 0 or not log)
             ]
             if points:
                 _draw_estimates(ax, points, number, LINES[tail])
-    _k_axis(ax, sorted({row.k for student in analysis.students for row in student.rows}))
+    if by_k:
+        _k_axis(ax, sorted({row.value for student in analysis.students for row in student.rows}))
     if log:
         log_axis(ax)
 
@@ -170,7 +174,7 @@ def _handles(students: Sequence[tuple[str, str]], tails: Sequence[tuple[str, str
     return [*colors, *lines]
 
 
-def _k_axis(ax: Axes, ks: Sequence[int]) -> None:
+def _k_axis(ax: Axes, ks: Sequence[float]) -> None:
     ax.set_xscale("log", base=2)
-    ax.set_xticks(ks, [str(k) for k in ks], minor=False)
+    ax.set_xticks(ks, [f"{k:g}" for k in ks], minor=False)
     ax.set_xticks([], minor=True)

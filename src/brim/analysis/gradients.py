@@ -38,11 +38,13 @@ class Weights:
         returns: Ĝ before clipping and baselines.
         advantages: what weighs each token's log-probability in training.
         mask: the tokens that training learns from.
+        end_values: what is saved by an end of the text there, of anchored advantages.
     """
 
     returns: Tensor
     advantages: Tensor
     mask: Tensor
+    end_values: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ def measure_gradients(
 
     Args:
         samples: what `student` wrote.
-        estimators: what weighs the tokens, for each K.
-        objective: what the loss is; it sees the weights, and so need not know K.
+        estimators: what weighs the tokens, for each K or λ.
+        objective: what the loss is; it sees the weights, and so need not know K or λ.
         student: the policy; all of its parameters that require a gradient count.
         teacher: for a loss that needs it.
         output_layer: the parameters of the head; with tied embeddings they are those too.
@@ -107,8 +109,12 @@ def measure_gradients(
             policy = _EvaluatedOnce(student)
             part, places = some.select(chosen), [rows[i] for i in chosen]
             for i, weights in enumerate(estimators[:number]):
+                ends = None if weights.end_values is None else weights.end_values[places]
                 weighed = replace(
-                    part, advantages=weights.advantages[places], mask=weights.mask[places]
+                    part,
+                    advantages=weights.advantages[places],
+                    mask=weights.mask[places],
+                    end_values=ends,
                 )
                 with torch.enable_grad():
                     loss = objective.loss(policy, weighed, teacher).loss
@@ -243,7 +249,10 @@ class GradientMoments:
                 "gradient_mse": self.error(num_prompts),
                 "gradient_alignment": self.alignment(num_prompts),
             }
-        return {name: resamples.interval(value) for name, value in values.items()}
+        found = {name: resamples.interval(value) for name, value in values.items()}
+        # Ratios of unbiased estimates: noise can take them where no cosine is.
+        cosines = ("gradient_cosine", "gradient_alignment")
+        return found | {name: found[name].within(-1, 1) for name in cosines}
 
 
 def gradient_moments(

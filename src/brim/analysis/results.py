@@ -9,9 +9,10 @@ Each number has an interval over prompts, {value, low, high}; null stands for wh
     num_prompts           P
     num_samples           M
     batch_prompts         B, prompts of one update in training (rollout_batch_size, less in PPO)
-    objective             the settings of the gradient: name of the run's objective, q_centering,
-                          clip_target, clip_range, truncated, baseline, immediate, num_generations,
-                          and `tail`, the one that K is recommended for
+    objective             the settings of the gradient: name, q_centering, clip_target, clip_range,
+                          truncated, immediate, num_generations; where K is chosen, baseline and
+                          `tail`, the one that K is recommended for; where λ is, remaining_regret
+                          and expected_regrets
     decoding              strategy, temperature, top_k, top_p, max_tokens
     confidence, num_resamples, num_dimensions (of the gradients' sketch)
     students[]            in the order that they were given in
@@ -19,15 +20,18 @@ Each number has an interval over prompts, {value, low, high}; null stands for wh
       longest             tokens of the longest completion
       numbers             name -> {value, low, high}: length, truncated (share), return (G_1),
                           reverse_kl and forward_kl (nats a token; `sampling.token_divergences`)
-      rows[]              {k, tail, active, numbers}, K = 1 first and once; tail is one_step, none,
-                          or average for a run with `phase: average`; active is the share of the
-                          completions that are longer than K, on which K has an effect
-      choice              see `choice.RecommendedK`: which K, and why, by the scaled gradient
-      prompts[]           {id, length, variance_first, bias_first}, the latter two lists by row;
-                          so are …_low and …_high, percentile bootstraps over the prompt's M
-                          rollouts (with few rollouts too narrow)
+      rows[]              {k, tail, active, llmr, numbers}, K = 1 first and once; tail is one_step,
+                          none, or average for a run with `phase: average`; active is the share of
+                          the completions that are longer than K, on which K has an effect; llmr is
+                          whether most are not, with the one-step tail: such a K is no choice. Of
+                          anchored advantages {lambda, numbers}, λ = 1 first
+      choice              see `choice.Recommendation`: which K or λ (`k` or `lambda`), and why, by
+                          the scaled gradient
+      prompts[]           {id, length, variance_first, bias_first}, the latter two lists by row, of
+                          K alone; so are …_low and …_high, percentile bootstraps over the
+                          prompt's M rollouts (with few rollouts too narrow)
 
-`numbers` of a row:
+`numbers` of a row; Ĝ's (…_first, …_tokens) are of K alone, and of λ K = 1 stands for λ = 1:
 
     variance_first        Var[Ĝ_1 | prompt], over the prompt's M rollouts (divided by M - 1), mean
                           over prompts (of the paper's own definition little is left in its text)
@@ -48,7 +52,8 @@ Each number has an interval over prompts, {value, low, high}; null stands for wh
       …variance           tr Var of one prompt's contribution; divide by B for a batch
       …variance_within    the part of it that is due to the rollouts of the same prompt
       …snr                ‖E g‖² / (tr Var / B), of a batch; can be negative as ‖E g‖² can
-      …cosine             of E g and E g_1 of K = 1, by unbiased estimates: may leave [-1, 1]
+      …cosine             of E g and E g_1 of K = 1, by unbiased estimates; `outside` is true where
+                          noise took it out of [-1, 1], to whose end it is put; so with alignment
       …squared_bias       ‖E g - E g_1‖²
       …mse                squared_bias + tr Var / B
       …alignment          root-mean-square cosine of a batch's g with E g_1: `choice`
@@ -88,7 +93,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from brim.analysis.choice import RecommendedK
+from brim.analysis.choice import Recommendation
 from brim.analysis.sampling import Estimate
 
 
@@ -101,7 +106,7 @@ class Result:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Result | Estimate | RecommendedK):
+    if isinstance(value, Result | Estimate | Recommendation):
         return value.as_dict()
     if isinstance(value, Mapping):
         return {name: _plain(part) for name, part in value.items()}
@@ -110,12 +115,24 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Row(Result):
-    """What was measured of one estimator."""
+    """What was measured of one estimator, K or λ; of λ, `tail` is "" and `active` 1."""
 
-    k: int
+    value: float
     tail: str
     active: float
+    llmr: bool
     numbers: Mapping[str, Estimate]
+
+    @property
+    def knob(self) -> str:
+        """Which setting `value` is of, `k` or `lambda`."""
+        return "k" if self.tail else "lambda"
+
+    def as_dict(self) -> dict[str, Any]:
+        """See `Result`; the value is called as the setting is."""
+        own = {self.knob: self.value, **super().as_dict()}
+        left_out = {"value"} if self.tail else {"value", "tail", "active", "llmr"}
+        return {name: value for name, value in own.items() if name not in left_out}
 
 
 @dataclass(frozen=True)
@@ -127,17 +144,18 @@ class StudentVariance(Result):
     longest: int
     numbers: Mapping[str, Estimate]
     rows: tuple[Row, ...]
-    choice: RecommendedK
+    choice: Recommendation
     prompts: tuple[Mapping[str, Any], ...] = field(repr=False)
 
     @property
     def verdict(self) -> str:
-        """Which K, in words."""
+        """Which K or λ, in words."""
         return self.choice.text
 
-    def row(self, k: int, tail: str) -> Row:
+    def row(self, value: float, tail: str = "") -> Row:
         """The row of an estimator; K = 1 is that of every tail."""
-        return next(row for row in self.rows if row.k == k and (k == 1 or row.tail == tail))
+        rows = (row for row in self.rows if row.value == value)
+        return next(row for row in rows if value == 1 or row.tail == tail)
 
 
 @dataclass(frozen=True)

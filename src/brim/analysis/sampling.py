@@ -18,6 +18,7 @@ from brim.examples import Example
 from brim.metrics.base import Array
 from brim.metrics.bootstrap import resample_counts
 from brim.models import LanguageModel
+from brim.objectives.anchored import Anchored
 from brim.objectives.credit import score
 from brim.objectives.policy_gradient import PolicyGradient
 from brim.seeding import derive_seed
@@ -64,7 +65,9 @@ class Samples:
         return result
 
 
-def check_samples(objective: PolicyGradient, *, num_samples: int, num_prompts: int) -> None:
+def check_samples(
+    objective: PolicyGradient | Anchored, *, num_samples: int, num_prompts: int
+) -> None:
     """Whether these rollouts have a variance that can be measured.
 
     Raises:
@@ -89,7 +92,7 @@ def check_samples(objective: PolicyGradient, *, num_samples: int, num_prompts: i
 
 
 def draw_samples(
-    objective: PolicyGradient,
+    objective: PolicyGradient | Anchored,
     student: LanguageModel,
     teacher: LanguageModel,
     examples: Sequence[Example],
@@ -189,23 +192,35 @@ class Estimate:
         value: the estimate; NaN where it is not defined, such as a root of a negative estimate.
         low, high: ends of the percentile bootstrap interval over prompts; NaN where the number is
             undefined in some of the resamples.
+        outside: whether noise took the estimate out of the number's range, to whose end it is put.
     """
 
     value: float
     low: float
     high: float
+    outside: bool = False
 
-    def as_dict(self) -> dict[str, float | None]:
-        """Plain values for JSON, null for what is undefined."""
-        return {name: _finite(getattr(self, name)) for name in self.__slots__}
+    def within(self, least: float, greatest: float) -> Estimate:
+        """The estimate and its interval cut to the range of the number.
+
+        No interval covers less for it, and no estimate comes further from the truth.
+        """
+        value, low, high = np.clip((self.value, self.low, self.high), least, greatest).tolist()
+        return Estimate(value, low, high, outside=abs(self.value - value) > 1e-9)  # not by rounding
+
+    def as_dict(self) -> dict[str, float | bool | None]:
+        """Plain values for JSON, null for what is undefined; `outside` where it is true."""
+        numbers = {name: _finite(getattr(self, name)) for name in ("value", "low", "high")}
+        return numbers | ({"outside": True} if self.outside else {})
 
     def __format__(self, spec: str) -> str:
         spec = spec or ".3g"
         if not math.isfinite(self.value):
             return "—"
+        value = f"{self.value:{spec}}{'†' if self.outside else ''}"
         if not math.isfinite(self.low):
-            return f"{self.value:{spec}} [—]"
-        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+            return f"{value} [—]"
+        return f"{value} [{self.low:{spec}}, {self.high:{spec}}]"
 
 
 def _finite(value: Any) -> float | None:
@@ -250,7 +265,8 @@ class Resamples:
 
     def interval(self, values: Array) -> Estimate:
         """(1 + R,) values, the first of the sample itself."""
-        return Estimate(*(float(row[0]) for row in self.intervals(values[:, None])))
+        value, low, high = self.intervals(values[:, None])[:, 0].tolist()
+        return Estimate(value, low, high)
 
     def intervals(self, values: Array) -> Array:
         """(1 + R, N) values, those of N numbers: (3, N), the numbers, lower and upper ends."""

@@ -16,8 +16,10 @@ from brim.analysis.sampling import Resamples, Samples, check_samples, draw_sampl
 from brim.errors import ConfigError
 from brim.examples import Example
 from brim.models import LanguageModel, add_adapters, load_model, quantization_of, share_vocabulary
+from brim.objectives.anchored import Anchored
 from brim.objectives.policy_gradient import PolicyGradient
 from brim.objectives.settings import (
+    AnchoredConfig,
     BRIMConfig,
     InductionConfig,
     LLMRConfig,
@@ -191,13 +193,13 @@ def load_analyzed(opened: Opened, model: AnalyzedModel) -> LanguageModel:
     return student
 
 
-def analyzed_objective(run: RunInputs) -> PolicyGradient:
+def analyzed_objective(run: RunInputs) -> PolicyGradient | Anchored:
     """The policy gradient whose estimates are measured, by the settings of the run's objective.
 
-    That of LLMR and BRIM is itself, on fresh rollouts. PPO's gives centering, clip, truncation and
-    blocks; where its advantages are normalized, that is a mean baseline, and a scale. Any other
-    objective has none of these: they are the defaults of `brim`. A task reward is left out: what
-    is measured is of the teacher.
+    That of LLMR and BRIM is itself, on fresh rollouts, and so are anchored advantages. PPO's gives
+    centering, clip, truncation and blocks; where its advantages are normalized, that is a mean
+    baseline, and a scale. Any other objective has none of these: they are the defaults of `brim`. A
+    task reward is left out: what is measured is of the teacher.
     """
     decoding = run.config.decoding
     match settings := run.config.objective:
@@ -206,6 +208,8 @@ def analyzed_objective(run: RunInputs) -> PolicyGradient:
                 update={"rollout_reuse": 1, "sync_every": 1, "reward": None}
             )
             return PolicyGradient(fresh, decoding)
+        case AnchoredConfig():
+            return Anchored(settings, decoding)
         case PPOLLMRConfig() | PPOBRIMConfig():
             shared = {name: getattr(settings, name) for name in InductionConfig.model_fields}
             shared |= {"k": 1, "tail": settings.tail, "phase": settings.phase, "reward": None}
@@ -249,7 +253,7 @@ class Analysis:
     """
 
     opened: Opened
-    objective: PolicyGradient
+    objective: PolicyGradient | Anchored
     split: Split
     examples: Sequence[Example]
     num_samples: int

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from brim.analysis.estimators import KS
 from brim.analysis.results import Fit, StudentTheorem1, Theorem1Analysis
 from brim.analysis.sampling import Estimate, Resamples, Samples, pooled_variance
 from brim.analysis.steps import MIN_TOKENS, Steps, fit_laws
@@ -43,7 +44,7 @@ def analyze_theorem1(
     opened: Opened,
     students: Sequence[AnalyzedModel],
     *,
-    ks: Sequence[int],
+    ks: Sequence[int] | None = None,
     split: Split = "validation",
     num_prompts: int = 64,
     num_samples: int = 16,
@@ -57,7 +58,7 @@ def analyze_theorem1(
     setup = Analysis.plan(
         opened, split=split, num_prompts=num_prompts, num_samples=num_samples, seed=seed
     )
-    every_k = sorted({1, *check_ks(ks)})
+    every_k = sorted({1, *check_ks(KS if ks is None else ks)})
     measured = tuple(
         measure_theorem1(model, samples, setup.resamples, every_k)
         for model, _, samples in setup.sample(students)

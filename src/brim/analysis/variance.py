@@ -1,19 +1,26 @@
-"""Variance and bias of K-step returns and of the gradients that they make, for each K.
+"""Variance and bias of returns and of the gradients that they make, for each K or λ.
 
 `analyze_variance` has P prompts, and of each student M rollouts a prompt, written as the run's
-decoding says and scored by the teacher once: all K come of the same two numbers a token. What is
-measured is defined in `results.py`.
+decoding says and scored by the teacher once: all K and λ come of the same two numbers a token. What
+is measured is defined in `results.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from brim.analysis.choice import choose_k
+from brim.analysis.choice import choose
+from brim.analysis.estimators import (
+    KS,
+    Estimator,
+    describe_objective,
+    own_tail,
+    plan_of,
+    weigh,
+)
 from brim.analysis.gradients import (
     PREFIXES,
     PromptGradients,
@@ -24,41 +31,22 @@ from brim.analysis.gradients import (
 from brim.analysis.results import Row, StudentVariance, VarianceAnalysis
 from brim.analysis.sampling import Estimate, Resamples, Samples, pooled_variance, token_divergences
 from brim.analysis.subjects import Analysis, AnalyzedModel, Opened, check_ks
+from brim.errors import ConfigError
 from brim.metrics.base import Array
 from brim.models import LanguageModel
-from brim.objectives.policy_gradient import PolicyGradient
-from brim.objectives.settings import BRIMConfig, PolicyGradientConfig
+from brim.objectives.anchored import Anchored
+from brim.objectives.method import is_llmr
 from brim.tasks import Split
 
-KS = (1, 2, 4, 8, 16)
-
-
-@dataclass(frozen=True, slots=True)
-class Estimator:
-    """One way to induce returns.
-
-    Attributes:
-        k: steps in a block.
-        tail: `one_step` (Algorithm 1), `none` (Eq 7), or `average` over the phases.
-    """
-
-    k: int
-    tail: str
-
-    def of(self, objective: PolicyGradient) -> PolicyGradient:
-        """The objective with this K and tail."""
-        kept = {
-            name: getattr(objective.settings, name) for name in PolicyGradientConfig.model_fields
-        }
-        blocks = {"phase": "average"} if self.tail == "average" else {"tail": self.tail}
-        return PolicyGradient(BRIMConfig(**kept, k=self.k, **blocks), objective.decoding)
+# Of the first token's Ĝ.
+FIRSTS = ("variance_first", "bias_first")
 
 
 def analyze_variance(
     opened: Opened,
     students: Sequence[AnalyzedModel],
     *,
-    ks: Sequence[int] = KS,
+    ks: Sequence[int] | None = None,
     split: Split = "validation",
     num_prompts: int = 64,
     num_samples: int = 16,
@@ -70,7 +58,8 @@ def analyze_variance(
     Args:
         opened: a run (`open_run`) or a recipe (`open_recipe`).
         students: `find_students`.
-        ks: the K to compare; 1 is always among them.
+        ks: the K to compare, `KS` by default; 1 is always among them. Of anchored runs `LAMBDAS`
+            and the run's own λ are compared instead.
         split: where the prompts are from.
         num_prompts: P, at least 2; a smaller split is taken whole.
         num_samples: M, a multiple of twice the objective's `num_generations`.
@@ -86,7 +75,9 @@ def analyze_variance(
         opened, split=split, num_prompts=num_prompts, num_samples=num_samples, seed=seed
     )
     objective = setup.objective
-    plan = _estimators(objective, check_ks(ks))
+    if ks is not None and isinstance(objective, Anchored):
+        raise ConfigError("k: the objective `anchored` has none; leave it out, λ are compared")
+    plan = plan_of(objective, check_ks(KS if ks is None else ks))
     minibatches = run.config.objective.updates.num_minibatches
     batch_prompts = max(1, run.config.trainer.rollout_batch_size // minibatches)
     measured = tuple(
@@ -101,22 +92,10 @@ def analyze_variance(
         )
         for model, student, samples in setup.sample(students)
     )
-    chosen = objective.settings
-    settings = {
-        "name": chosen.name,
-        "q_centering": chosen.q_centering,
-        "clip_target": chosen.clip.target,
-        "clip_range": chosen.clip.range,
-        "truncated": chosen.truncated,
-        "baseline": chosen.baseline,
-        "immediate": chosen.immediate,
-        "num_generations": chosen.num_generations,
-        "tail": own_tail(objective),
-    }
     return VarianceAnalysis(
         **setup.facts(),
         batch_prompts=batch_prompts,
-        objective=settings,
+        objective=describe_objective(objective),
         decoding=objective.decoding.describe(),
         num_dimensions=num_dimensions,
         students=measured,
@@ -151,34 +130,9 @@ def _measure(
     return weights, gradients, divergences
 
 
-def own_tail(objective: PolicyGradient) -> str:
-    """The tail of the objective's own returns, as in `Estimator`."""
-    return "average" if objective.settings.phase == "average" else objective.settings.tail
-
-
-def _estimators(objective: PolicyGradient, ks: Sequence[int]) -> list[Estimator]:
-    """K = 1, which is the same for every tail, and the others by tail."""
-    tails = ["one_step", "none", *(["average"] if own_tail(objective) == "average" else [])]
-    larger = sorted(set(ks) - {1})
-    return [Estimator(1, "one_step"), *(Estimator(k, tail) for tail in tails for k in larger)]
-
-
 def output_layer(student: LanguageModel) -> list[torch.nn.Parameter]:
     """The parameters of the output head."""
     return list(student.model.get_output_embeddings().parameters())
-
-
-def weigh(samples: Samples, objective: PolicyGradient, student: LanguageModel) -> Weights:
-    """Returns and weights of all tokens by the objective's own code, a round at a time."""
-    parts = []
-    for rows in samples.rounds():
-        rollout = samples.rollout.select(rows)
-        assert rollout.values is not None
-        scored, _ = objective.assign_credit(rollout, rollout.values, student)
-        assert scored.returns is not None
-        assert scored.advantages is not None
-        parts.append((scored.returns, scored.advantages, scored.mask))
-    return Weights(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def describe_student(
@@ -198,7 +152,7 @@ def describe_student(
     Args:
         model: the student.
         samples: its rollouts.
-        plan: the estimators, K = 1 first.
+        plan: the estimators, K = 1 or λ = 1 first.
         weights: of each estimator.
         gradients: of each estimator.
         divergences: sums by prompt, of `token_divergences`.
@@ -208,34 +162,38 @@ def describe_student(
     """
     lengths = samples.by_prompt(samples.rollout.lengths)
     exact = samples.by_prompt(weights[0].returns[:, 0])
-    firsts = _describe_firsts(samples, weights, exact, resamples)
+    knob = plan[0].knob
+    firsts = _describe_firsts(samples, weights, exact, resamples) if knob == "k" else []
     moments = {
         part: gradient_moments(gradients, part, resamples.counts) for part in gradients.sketches
     }
     rows = []
     for i, (estimator, own) in enumerate(zip(plan, weights, strict=True)):
-        numbers = _describe_returns(samples, own, weights[0], lengths.sum(axis=1), resamples)
-        for name in ("variance_first", "bias_first"):
-            numbers[name] = resamples.mean(firsts[i][name])
+        numbers = _describe_weights(samples, own, resamples)
+        if knob == "k":
+            numbers |= _describe_returns(samples, own, weights[0], lengths.sum(axis=1), resamples)
+            numbers |= {name: resamples.mean(firsts[i][name]) for name in FIRSTS}
         for part, found in moments.items():
             described = found[i].describe(resamples, batch_prompts)
             numbers |= {f"{PREFIXES[part]}{name}": value for name, value in described.items()}
-        active = float((lengths > estimator.k).mean())
-        rows.append(Row(estimator.k, estimator.tail, active, numbers))
-    own_rows = [i for i, e in enumerate(plan) if e.k == 1 or e.tail == own_tail]
-    longest = int(lengths.max())
+        value, tail = estimator.value, estimator.tail
+        llmr = i > 0 and is_llmr(int(value), lengths.ravel().tolist(), tail=tail)
+        rows.append(Row(value, tail, float((lengths > value).mean()), llmr, numbers))
+    own_rows = [i for i, row in enumerate(rows) if i == 0 or row.tail == own_tail]
+    chosen_of = [i for i in own_rows if not rows[i].llmr]
     return StudentVariance(
         label=model.label,
         path=None if model.path is None else str(model.path),
-        longest=longest,
+        longest=int(lengths.max()),
         numbers=_describe_rollouts(samples, lengths, exact, divergences, resamples),
         rows=tuple(rows),
-        choice=choose_k(
-            [plan[i].k for i in own_rows],
-            [moments["scaled"][i] for i in own_rows],
+        choice=choose(
+            [plan[i].value for i in chosen_of],
+            [moments["scaled"][i] for i in chosen_of],
             resamples,
             num_prompts=batch_prompts,
-            note=_beyond(plan, own_tail, longest),
+            knob=knob,
+            note=_note([rows[i] for i in own_rows], int(lengths.max())),
         ),
         prompts=_prompts(samples, lengths, firsts),
     )
@@ -249,7 +207,11 @@ def _prompts(
         {
             "id": examples[i].id,
             "length": float(lengths[i].mean()),
-            **{name: [float(found[name][i]) for found in firsts] for name in firsts[0]},
+            **{
+                name: [float(row[name][i]) for row in firsts]
+                for first in firsts[:1]
+                for name in first
+            },
         }
         for i in range(samples.num_prompts)
     )
@@ -299,36 +261,48 @@ def _describe_prompts(first: Array, exact: Array, rollouts: Resamples) -> dict[s
     }
 
 
-def _beyond(plan: Sequence[Estimator], tail: str, longest: int) -> str:
-    """What a K means that no completion is longer than, if one of the plan's is."""
-    if tail == "average" or max(estimator.k for estimator in plan) < longest:
+def _note(rows: Sequence[Row], longest: int) -> str:
+    """Which K are no choice, or have no effect."""
+    left_out = ", ".join(f"{row.value:g}" for row in rows if row.llmr)
+    if left_out:
+        return f" Left out, for most completions are no longer and so LLMR: K = {left_out}."
+    if rows[-1].tail != "none" or rows[-1].value < longest:
         return ""
-    means = "K = 1" if tail == "one_step" else "the token's own q alone"
-    return f" No completion is longer than {longest} tokens: K ≥ {longest} is {means}."
+    return (
+        f" No completion is longer than {longest} tokens: K ≥ {longest} is the token's own q alone."
+    )
+
+
+def _sums(samples: Samples, values: torch.Tensor) -> Array:
+    """Sums over the tokens of each prompt, (P,), of (B, T) values."""
+    result: Array = samples.by_prompt(values.double().sum(dim=1)).sum(axis=1)
+    return result
 
 
 def _describe_returns(
     samples: Samples, own: Weights, exact: Weights, tokens: Array, resamples: Resamples
 ) -> dict[str, Estimate]:
-    """Moments over all tokens."""
-
-    def sums(values: torch.Tensor) -> Array:
-        result: Array = samples.by_prompt(values.double().sum(dim=1)).sum(axis=1)
-        return result
-
-    mask = samples.rollout.mask
-    bias = torch.where(mask, own.returns - exact.returns, 0.0)
-    squares = sums(own.returns.double().square())
-    weight = torch.where(own.mask, own.advantages, 0.0).double()
-    learned, weights, weights_squared = sums(own.mask), sums(weight), sums(weight.square())
-    returns = sums(own.returns)
+    """Moments of Ĝ over all tokens."""
+    bias = torch.where(samples.rollout.mask, own.returns - exact.returns, 0.0)
+    squares = _sums(samples, own.returns.double().square())
+    returns = _sums(samples, own.returns)
     return {
         "variance_tokens": resamples.estimate(
             lambda counts: pooled_variance(counts, tokens, returns, squares)
         ),
-        "bias_tokens": resamples.ratio(sums(bias), tokens),
+        "bias_tokens": resamples.ratio(_sums(samples, bias), tokens),
+    }
+
+
+def _describe_weights(samples: Samples, own: Weights, resamples: Resamples) -> dict[str, Estimate]:
+    """Moments of the weights over the tokens that are learned from."""
+    weight = torch.where(own.mask, own.advantages, 0.0).double()
+    learned, weights, squared = (
+        _sums(samples, values) for values in (own.mask, weight, weight.square())
+    )
+    return {
         "mean_weight": resamples.ratio(weights, learned),
         "variance_weight": resamples.estimate(
-            lambda counts: pooled_variance(counts, learned, weights, weights_squared)
+            lambda counts: pooled_variance(counts, learned, weights, squared)
         ),
     }

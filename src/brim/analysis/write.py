@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from brim.analysis.choice import SYMBOLS
 from brim.analysis.drawing import TAILS, draw_theorem1, draw_variance
 from brim.analysis.results import (
     Row,
@@ -18,7 +19,7 @@ from brim.analysis.sampling import Estimate
 from brim.support.files import atomic_write_bytes, atomic_write_text, disk_errors, write_sealed_json
 from brim.support.tables import as_csv, as_markdown, escape_markdown, plain_table
 
-COLUMNS = ("student", "k", "tail", "quantity", "at", "value", "low", "high")
+COLUMNS = ("student", "k", "lambda", "tail", "quantity", "at", "value", "low", "high")
 
 
 def write_analysis(analysis: VarianceAnalysis | Theorem1Analysis, out: Path) -> list[Path]:
@@ -55,39 +56,42 @@ _STUDENTS = {
     "forward KL": "forward_kl",
     "truncated": "truncated",
 }
+_WEIGHTS = {"Var weight": "variance_weight", "mean weight": "mean_weight"}
 _RETURNS = {
     "Var Ĝ₁": "variance_first",
     "bias Ĝ₁": "bias_first",
     "Var, all tokens": "variance_tokens",
     "bias, all tokens": "bias_tokens",
-    "Var weight": "variance_weight",
-    "mean weight": "mean_weight",
+    **_WEIGHTS,
 }
 _GRADIENT = {
     "tr Var": "scaled_gradient_variance",
     "of which rollouts": "scaled_gradient_variance_within",
     "SNR of a batch": "scaled_gradient_snr",
-    "cosine with K = 1": "scaled_gradient_cosine",
+    "cosine with {} = 1": "scaled_gradient_cosine",
     "alignment": "scaled_gradient_alignment",
 }
-_NOTES = (
+_OF_RETURNS = (
     "Ĝ₁ is the K-step return of a completion's first token: its variance is over the rollouts of a "
     "prompt, the mean over prompts. *All tokens* are pooled as in training's log. *Weight*: after "
-    "clip and baseline. *Active*: share of completions longer than K.",
-    "",
+    "clip and baseline. *Active*: share of completions longer than K. A K marked LLMR is that for "
+    "most completions.\n"
+)
+_OF_GRADIENTS = (
     "Of the gradient, each tensor scaled as Adam would by and large: tr Var of one prompt's "
     "contribution; SNR = ‖E g‖² / tr Var of a batch, unbiased and so possibly negative; cosine of "
-    "E g with that of K = 1 (by unbiased estimates: noise may take it out of [-1, 1], and — is a "
-    "root of a negative estimate); alignment, the root-mean-square cosine of a batch's gradient "
-    "with E g of K = 1, by which K is recommended.",
+    "E g with that of {0} = 1 (— is a root of a negative estimate, and of what has a † noise took "
+    "the estimate out of [-1, 1]: the nearer end is given); alignment, the root-mean-square cosine "
+    "of a batch's gradient with E g of {0} = 1, by which {0} is recommended."
 )
 
 
 def variance_text(analysis: VarianceAnalysis) -> str:
     """The tables and what follows from them, as Markdown."""
-    tail, settings = analysis.objective["tail"], analysis.objective.items()
+    tail, settings = analysis.objective.get("tail", ""), analysis.objective.items()
+    symbol = SYMBOLS[analysis.students[0].choice.knob]
     lines = [
-        f"# Variance and bias by K: {escape_markdown(analysis.run)}",
+        f"# Variance and bias by {symbol}: {escape_markdown(analysis.run)}",
         "",
         f"{analysis.num_prompts} prompts of the {analysis.split} split, {analysis.num_samples} "
         f"rollouts each, seed {analysis.seed}; {analysis.confidence:.0%} bootstrap intervals over "
@@ -95,7 +99,7 @@ def variance_text(analysis: VarianceAnalysis) -> str:
         + ", ".join(f"{key} {value}" for key, value in settings if key != "name")
         + f"; batches of {analysis.batch_prompts} prompts.",
         "",
-        "## Which K?",
+        f"## Which {symbol}?",
         "",
         *(f"- **{escape_markdown(s.label)}.** {s.choice.text}" for s in analysis.students),
         "",
@@ -111,18 +115,25 @@ def variance_text(analysis: VarianceAnalysis) -> str:
         lines += [f"## {escape_markdown(student.label)}", ""]
         for each in dict.fromkeys((tail, *(row.tail for row in student.rows))):
             own = " (this run's)" if each == tail else ""
-            rows = [row for row in student.rows if row.k == 1 or row.tail == each]
-            lines += [
-                f"{TAILS[each]}{own}:",
-                "",
-                _table(("K", "active"), _RETURNS, [(_names(row), row.numbers) for row in rows]),
-                _table(("K",), _GRADIENT, [((str(row.k),), row.numbers) for row in rows]),
-            ]
-    return "\n".join([*lines, *_NOTES]) + "\n"
+            rows = [row for row in student.rows if row.value == 1 or row.tail == each]
+            lines += [f"{TAILS[each]}{own}:", ""] if each else []
+            lines += _tables(symbol, rows)
+    notes = [_OF_GRADIENTS.format(symbol)]
+    return "\n".join([*lines, *([_OF_RETURNS] if tail else []), *notes]) + "\n"
 
 
-def _names(row: Row) -> tuple[str, str]:
-    return str(row.k), f"{row.active:.0%}"
+def _tables(symbol: str, rows: Sequence[Row]) -> list[str]:
+    """Of weights and of gradients, by K of one tail or by λ."""
+    gradient = {title.format(symbol): name for title, name in _GRADIENT.items()}
+    named = [(f"{row.value:g}{' (LLMR)' if row.llmr else ''}", row) for row in rows]
+    if not rows[0].tail:
+        columns = _WEIGHTS | gradient
+        return [_table((symbol,), columns, [((name,), row.numbers) for name, row in named])]
+    active = [((name, f"{row.active:.0%}"), row.numbers) for name, row in named]
+    return [
+        _table((symbol, "active"), _RETURNS, active),
+        _table((symbol,), gradient, [((name,), row.numbers) for name, row in named]),
+    ]
 
 
 def _table(
@@ -139,8 +150,9 @@ def _variance_rows(student: StudentVariance) -> Iterable[dict[str, Any]]:
     for name, estimate in student.numbers.items():
         yield {"student": student.label, "quantity": name, **_numbers(estimate)}
     for row in student.rows:
-        where = {"student": student.label, "k": row.k, "tail": row.tail}
-        yield {**where, "quantity": "active", "value": row.active}
+        where = {"student": student.label, row.knob: row.value, "tail": row.tail}
+        if row.tail:
+            yield {**where, "quantity": "active", "value": row.active}
         for name, estimate in row.numbers.items():
             yield {**where, "quantity": name, **_numbers(estimate)}
 
@@ -209,4 +221,5 @@ def _theorem1_rows(student: StudentTheorem1) -> Iterable[dict[str, Any]]:
 
 
 def _numbers(estimate: Estimate) -> dict[str, Any]:
-    return {name: "" if x is None else x for name, x in estimate.as_dict().items()}
+    numbers = estimate.as_dict()
+    return {name: "" if numbers[name] is None else numbers[name] for name in COLUMNS[-3:]}

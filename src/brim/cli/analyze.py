@@ -1,4 +1,4 @@
-"""`brim analyze`: which K, and does Theorem 1 hold, before any reinforcement learning."""
+"""`brim analyze`: which K or λ, and does Theorem 1 hold, before any reinforcement learning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from brim.analysis.subjects import Opened
     from brim.support.progress import Reporter
 
-analyze = typer.Typer(no_args_is_help=True, help="Measure how K trades variance for bias.")
+analyze = typer.Typer(no_args_is_help=True, help="Measure how K or λ trades variance for bias.")
 app.add_typer(analyze, name="analyze")
 
 Run = Annotated[str, typer.Argument(help="A run directory, a recipe's name or a YAML file.")]
@@ -33,7 +33,7 @@ Students = Annotated[
 FromSplit = Annotated[Split, typer.Option("--split", help="Where the prompts are from.")]
 Prompts = Annotated[int, typer.Option("--prompts", help="How many, drawn at random; at least 2.")]
 SamplesOption = Annotated[int, typer.Option("--samples", help="Rollouts a prompt; even.")]
-Ks = Annotated[str, typer.Option("--k", help="The K to compare.")]
+Ks = Annotated[str | None, typer.Option("--k", help="The K to compare [1,2,4,8,16].")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the results [RUN/analysis].")]
 Stages = Annotated[
@@ -52,7 +52,7 @@ def _add_command(name: str, told: str) -> None:
         split: FromSplit = Split.validation,
         prompts: Prompts = 64,
         samples: SamplesOption = 16,
-        k: Ks = "1,2,4,8,16",
+        k: Ks = None,
         seed: Seed = 0,
         out: Out = None,
         stages: Stages = None,
@@ -80,7 +80,10 @@ def _add_command(name: str, told: str) -> None:
             typer.echo(f"tables and figure: {path}")
 
 
-_add_command("variance", "Variance and bias of returns and gradients by K, and which K to use.")
+_add_command(
+    "variance",
+    "Variance and bias of returns and gradients by K, or by λ of anchored runs, and which to use.",
+)
 _add_command(
     "theorem1",
     "Measured variance against Theorem 1's law, and how far steps are from independent.",
@@ -125,9 +128,11 @@ def _open(
     return opened, models, folder
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(text: str | None) -> list[int] | None:
     from brim.errors import ConfigError
 
+    if text is None:
+        return None
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -19,7 +18,6 @@ from torch import Tensor
 from brim.advantages import leave_one_out_baseline, time_mean_baseline
 from brim.divergences import expected_value
 from brim.models import Decoding, LanguageModel
-from brim.objectives.adaptive_k import AdaptiveK
 from brim.objectives.base import return_metrics, return_sums, total
 from brim.objectives.reward import RewardedConfig
 from brim.objectives.settings import (
@@ -111,16 +109,10 @@ class KStepReturns:
 
     Attributes:
         settings: how long blocks are, where they begin, what is clipped.
-        ks: the K to choose among; one if it is fixed.
-        adaptive: chooses K where it is `auto`; all that is remembered from step to step.
     """
 
     def __init__(self, settings: OneStepConfig | BlockConfig) -> None:
-        self.settings, self.adaptive = settings, None
-        if isinstance(settings.k, int):
-            self.ks: tuple[int, ...] = (settings.k,)
-        else:
-            self.ks, self.adaptive = settings.adaptive.candidates, AdaptiveK(settings.adaptive)
+        self.settings = settings
 
     def __call__(
         self, rollout: Rollout, values: ActionValues, *, future_only: bool = False
@@ -137,78 +129,41 @@ class KStepReturns:
             dropped; the credit, (B, T), of clipped rewards if rewards are clipped, but before
             `clip_credit`; sums over rows and tokens.
         """
-
-        def credit_of(returns: Tensor, mask: Tensor) -> Tensor:
-            by_teacher = (
-                torch.where(mask, returns - values.q_taken, 0.0) if future_only else returns
-            )
-            return by_teacher + by_task
-
         mask, clip = rollout.mask, self.settings.clip
-        by_task = weighted_scores(rollout, self.settings)
-        candidates, chosen = self._candidates(values, mask), None
-        if self.adaptive is not None:
-            weights = torch.stack([clip_credit(credit_of(each, mask), clip) for each in candidates])
-            chosen = self.adaptive.choose(weights, mask, total=sum_over_processes)
-        returns = credit = self._pick(candidates, chosen)
+        returns = credit = self._induce(values, mask)
         rollout = replace(rollout, values=values, returns=returns)
         sums = return_sums(rollout)
-        if chosen is not None:
-            sums["chosen_k"] = total(chosen)
         if clip.range is not None and clip.target == "reward":
-            credit = self._pick(self._candidates(values, mask, clip.range), chosen)
+            credit = self._induce(values, mask, clip.range)
         sums["clipped"] = total(credit != returns)
         if self.settings.truncated == "drop":
             rollout = replace(rollout, mask=mask & ~rollout.truncated[:, None])
-        return rollout, credit_of(credit, rollout.mask), sums
+        if future_only:
+            credit = torch.where(rollout.mask, credit - values.q_taken, 0.0)
+        return rollout, credit + weighted_scores(rollout, self.settings), sums
 
-    def _candidates(
+    def _induce(
         self, values: ActionValues, mask: Tensor, reward_range: float | None = None
     ) -> Tensor:
-        """Returns of each K that there is to choose from, (candidates, B, T)."""
-        settings, ks = self.settings, self.ks
+        """Ĝ of each token, (B, T)."""
+        settings, taken, best = self.settings, values.q_taken, values.q_max
         if settings.phase == "average":
-            found = [phase_average_returns(values.q_taken, values.q_max, mask, k=k) for k in ks]
+            returns = phase_average_returns(taken, best, mask, k=settings.k)
         else:
-            found = [
-                block_returns(
-                    values.q_taken, values.q_max, mask,
-                    k=k, tail=settings.tail, reward_range=reward_range,
-                )
-                for k in ks
-            ]  # fmt: skip
-        returns = torch.stack(found)
+            returns = block_returns(
+                taken, best, mask, k=settings.k, tail=settings.tail, reward_range=reward_range
+            )
         if values.bootstrap is None:
             return returns
         # What follows the last action is charged once to every return before it.
         return torch.where(mask, returns - values.bootstrap[:, None], 0.0)
 
-    def _pick(self, candidates: Tensor, chosen: Tensor | None) -> Tensor:
-        """Each row's returns by the K (B,) chosen for it."""
-        if chosen is None:
-            return candidates[0]
-        index = (chosen[:, None] == chosen.new_tensor(self.ks)).long().argmax(dim=1)
-        return candidates[index, torch.arange(len(chosen), device=chosen.device)]
-
     def describe(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Return metrics of return, reward, length, and what K and the clip did."""
-        metrics = {
+        return {
             **return_metrics(sums),
             "rollout/clipped": sums["clipped"] / max(sums["tokens"], 1.0),
         }
-        if self.adaptive is not None:
-            metrics["k/mean"] = sums["chosen_k"] / sums["rows"]
-            metrics.update(self.adaptive.describe())
-        return metrics
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what `k: auto` has measured."""
-        return {} if self.adaptive is None else {"k": self.adaptive.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what was measured."""
-        if self.adaptive is not None:
-            self.adaptive.load_state_dict(state["k"])
 
 
 def weighted_scores(rollout: Rollout, settings: RewardedConfig) -> Tensor | float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -105,3 +106,17 @@ class MethodConfig(Config):
     def passes(self) -> Passes:
         """Return the passes of a step: here, the student learns from text that there is."""
         return Passes()
+
+
+def is_llmr(k: int, lengths: Sequence[float], *, tail: str = "one_step") -> bool:
+    """Return whether blocks of K steps give LLMR's returns to most completions.
+
+    With the one-step tail a completion of at most K tokens has no block but the tail (Algorithm 1).
+
+    Args:
+        k: steps in a block; K = 1 is LLMR of every completion.
+        lengths: tokens of each completion, or their mean alone.
+        tail: `one_step`, `none`, or `average` over the phases.
+    """
+    short = sum(length <= k for length in lengths)
+    return k == 1 or (tail == "one_step" and 2 * short > len(lengths))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
@@ -132,14 +131,6 @@ class PolicyGradient(Objective):
             effective = sums["policy/importance_weight"] ** 2 / sums["squared_weights"]
             metrics["policy/effective_sample_size"] = effective / sums["weighted_tokens"]
         return metrics
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what `k: auto` has measured."""
-        return self.returns.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what was measured."""
-        self.returns.load_state_dict(state)
 
 
 def follow(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -169,14 +168,6 @@ class PPO(Objective):
         if "kl_to_start" in sums:
             metrics["ppo/kl_to_start"] = sums["kl_to_start"] / max(sums["kl_tokens"], 1.0)
         return metrics if self.critic is None else {**metrics, **self.critic.describe(sums)}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what `k: auto` has measured."""
-        return self.returns.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what was measured."""
-        self.returns.load_state_dict(state)
 
 
 class Critic:

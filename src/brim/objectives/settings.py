@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from brim.config.loading import Config
 from brim.objectives.method import MethodConfig, Passes, Updates
@@ -81,45 +81,41 @@ class OneStepConfig(InductionConfig):
     phase: ClassVar[Phase] = "aligned"
 
 
-class AdaptiveKConfig(Config):
-    """How `k: auto` chooses (docs/methods/adaptive_k.md)."""
-
-    candidates: tuple[int, ...] = Field((1, 2, 4, 8, 16), min_length=1)
-    """The K to choose among, ascending; the first must be 1, whose return has no bias."""
-    smoothing: float = Field(0.9, ge=0, lt=1)
-    """How much of what was known before a step counts beside the step's own tokens."""
-    num_samples: float = Field(1.0, gt=0)
-    """Samples that the variance is divided by before the squared bias is added: 1 is the error of
-    one token's weight; more weigh bias more, as fits an average over a large batch."""
-
-    @model_validator(mode="after")
-    def _ascending_from_one(self) -> Self:
-        if self.candidates[0] != 1 or list(self.candidates) != sorted(set(self.candidates)):
-            raise ValueError("candidates must be ascending and begin with 1")
-        return self
+# How 0.2.0's `k: auto` chose; with any other K every run said so.
+_UNUSED_ADAPTIVE = {"candidates": [1, 2, 4, 8, 16], "smoothing": 0.9, "num_samples": 1.0}
 
 
 class BlockConfig(InductionConfig):
     """Settings of returns over blocks of K steps."""
 
-    k: Annotated[int, Field(ge=1)] | Literal["auto"] = 2
-    """Steps in a block; `auto` chooses by what it measures. With `tail: one_step`, K longer than
-    a completion is K = 1 for it: larger is not monotone on short outputs."""
+    k: int = Field(2, ge=1)
+    """Steps in a block. With `tail: one_step`, K longer than a completion is K = 1 for it: larger
+    is not monotone on short outputs."""
     tail: Tail = "one_step"
     """Last steps that fill no block: one-step rewards (Algorithm 1) or none of them (Eq 7)."""
     phase: Phase = "aligned"
     """Where blocks begin: `aligned` at the token itself (the paper); `average` takes the mean over
     all K places, which counts every later regret by 1/K. It has no blocks left over, so `tail`
     has no meaning then."""
-    adaptive: AdaptiveKConfig = AdaptiveKConfig()
-    """How `k: auto` chooses."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_runs_of_0_2_0(cls, settings: Any) -> Any:
+        if isinstance(settings, dict) and settings.get("adaptive") in (None, _UNUSED_ADAPTIVE):
+            return {key: value for key, value in settings.items() if key != "adaptive"}
+        return settings
+
+    @field_validator("k", mode="before")
+    @classmethod
+    def _no_k_is_chosen(cls, k: Any) -> Any:
+        if k == "auto":
+            raise ValueError("auto is gone; brim analyze variance measures which K to set")
+        return k
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> Self:
         if self.phase == "average" and self.tail == "none":
             raise ValueError("tail=none has no effect with phase=average; leave it out")
-        if self.k != "auto" and self.adaptive != AdaptiveKConfig():
-            raise ValueError("adaptive has an effect with k=auto only; leave it out, or set k=auto")
         return self
 
     @model_validator(mode="after")

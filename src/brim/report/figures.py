@@ -267,8 +267,9 @@ def variance_figure(paths: Sequence[Path], out: Path, notes: list[str]) -> Figur
     found: list[tuple[str, Lines]] = []
     for path in paths:
         try:
-            found.append((os.path.relpath(path, out), _lines(read_json(path))))
-        except (RunError, KeyError, TypeError, AttributeError) as error:
+            if lines := _lines(read_json(path)):
+                found.append((os.path.relpath(path, out), lines))
+        except (RunError, LookupError, TypeError, AttributeError) as error:
             notes.append(f"{path}: left out, for it cannot be read as an analysis ({error!r}).")
     if not found:
         return None
@@ -295,9 +296,11 @@ def variance_figure(paths: Sequence[Path], out: Path, notes: list[str]) -> Figur
 
 
 def _lines(analysis: Mapping[str, Any]) -> Lines:
-    """A label and its rows for each student and tail; K = 1 is in every tail."""
+    """A label and its rows for each student and tail; K = 1 is in every tail; none of λ."""
     lines = []
     for student in analysis["students"]:
+        if "lambda" in student["rows"][0]:
+            continue
         divergence = student.get("numbers", {}).get("reverse_kl", {}).get("value")
         name = student["label"] + ("" if divergence is None else f", KL {divergence:.2f}")
         tails = list(dict.fromkeys(row["tail"] for row in student["rows"]))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from brim.analysis.choice import choose_k
+from brim.analysis.choice import choose
 from brim.analysis.gradients import (
     GradientMoments,
     GradientSketch,
@@ -123,8 +123,8 @@ RESAMPLES = Resamples.draw(10, num_resamples=200)
 def test_variance_that_dominates_asks_for_a_large_k():
     # The same direction, a quarter of the variance.
     moments = [moments_of(1, 1000, 1, 1), moments_of(1, 500, 1, 1), moments_of(1, 250, 1, 1)]
-    choice = choose_k([1, 2, 4], moments, RESAMPLES, num_prompts=10)
-    assert (choice.k, choice.best, choice.not_told_apart) == (4, 4, ())
+    choice = choose([1, 2, 4], moments, RESAMPLES, num_prompts=10)
+    assert (choice.value, choice.best, choice.not_told_apart) == (4, 4, ())
     assert choice.shares[4] == 1
     assert "K = 4" in choice.text
 
@@ -132,14 +132,14 @@ def test_variance_that_dominates_asks_for_a_large_k():
 def test_bias_that_dominates_asks_for_k_1():
     # Hardly any noise, and other directions: cosines 1, 0.8, 0.5.
     moments = [moments_of(1, 1, 1, 1), moments_of(1, 0.1, 0.8, 1), moments_of(1, 0.1, 0.5, 1)]
-    choice = choose_k([1, 2, 4], moments, RESAMPLES, num_prompts=100)
-    assert (choice.k, choice.by_mse) == (1, 1)
+    choice = choose([1, 2, 4], moments, RESAMPLES, num_prompts=100)
+    assert (choice.value, choice.by_mse) == (1, 1)
 
 
 def test_a_larger_batch_asks_for_a_smaller_k():
     moments = [moments_of(1, 10, 1, 1), moments_of(1, 1, 0.8, 1)]
-    choice = choose_k([1, 4], moments, RESAMPLES, num_prompts=1)
-    assert choice.k == 4
+    choice = choose([1, 4], moments, RESAMPLES, num_prompts=1)
+    assert choice.value == 4
     assert list(choice.by_batch.values()) == sorted(choice.by_batch.values(), reverse=True)
     assert choice.by_batch[64] == 1
 
@@ -147,14 +147,14 @@ def test_a_larger_batch_asks_for_a_smaller_k():
 def test_shrinking_a_gradient_is_no_merit():
     # At K = 4 everything is a tenth: the plain error falls, the direction is as noisy as before.
     moments = [moments_of(1, 1000, 1, 1), moments_of(0.01, 10, 0.1, 1)]
-    choice = choose_k([1, 4], moments, RESAMPLES, num_prompts=10)
-    assert (choice.k, choice.by_mse) == (1, 4)
+    choice = choose([1, 4], moments, RESAMPLES, num_prompts=10)
+    assert (choice.value, choice.by_mse) == (1, 4)
 
 
 def test_noise_that_hides_the_gradient_or_the_difference_is_said():
     hidden = [moments_of(1, 100, 1, 1, noise=2), moments_of(1, 10, 1, 1, noise=2)]
-    choice = choose_k([1, 4], hidden, RESAMPLES, num_prompts=10)
-    assert choice.k is None
+    choice = choose([1, 4], hidden, RESAMPLES, num_prompts=10)
+    assert choice.value is None
     assert choice.text.startswith("Cannot say")
     rng = np.random.default_rng(0)
     shaken = moments_of(1, 100, 1, 1)
@@ -164,22 +164,31 @@ def test_noise_that_hides_the_gradient_or_the_difference_is_said():
         shaken.squared_norm, shaken.variance, shaken.variance_within,
         shaken.product * wobble, shaken.squared_bias, shaken.reference,
     )  # fmt: skip
-    choice = choose_k([1, 4], [shaken, other], RESAMPLES, num_prompts=10)
-    assert (choice.k, choice.best, choice.not_told_apart) == (None, 4, (1,))
+    choice = choose([1, 4], [shaken, other], RESAMPLES, num_prompts=10)
+    assert (choice.value, choice.best, choice.not_told_apart) == (None, 4, (1,))
     assert choice.text.startswith("Cannot tell them apart")
 
 
 def test_equal_estimators_are_the_smallest_k():
     moments = [moments_of(1, 100, 1, 1), moments_of(1, 100, 1, 1)]
-    choice = choose_k([1, 16], moments, RESAMPLES, num_prompts=10, note=" Mind the tail.")
-    assert (choice.k, choice.not_told_apart) == (1, (16,))
+    choice = choose([1, 16], moments, RESAMPLES, num_prompts=10, note=" Mind the tail.")
+    assert (choice.value, choice.not_told_apart) == (1, (16,))
     assert choice.text.endswith(" Mind the tail.")
     json.dumps(choice.as_dict(), allow_nan=False)
 
 
-def test_ks_begin_with_1():
+@pytest.mark.parametrize(("knob", "symbol"), [("k", "K"), ("lambda", "λ")])
+def test_what_is_chosen_is_called_by_its_name_and_the_first_has_no_bias(knob, symbol):
+    moments = [moments_of(1, 1000, 1, 1), moments_of(1, 250, 1, 1), moments_of(1, 250, 1, 1)]
+    choice = choose([1, 0.7, 0], moments, RESAMPLES, num_prompts=10, knob=knob)
+    assert (choice.value, choice.as_dict()[knob]) == (0.7, 0.7)  # of equal ones the least bias
+    assert choice.text.startswith(f"{symbol} = 0.7: ")
+    assert choice.as_dict()["shares"].keys() == {"1", "0.7", "0"}
+
+
+def test_values_begin_with_1():
     with pytest.raises(ValueError, match="begin with 1"):
-        choose_k([2, 4], [], RESAMPLES, num_prompts=1)
+        choose([2, 4], [], RESAMPLES, num_prompts=1)
 
 
 def choices_of(means, noise, *, num_prompts, trials=40, dimensions=30):
@@ -191,7 +200,7 @@ def choices_of(means, noise, *, num_prompts, trials=40, dimensions=30):
         halves = means[:, None, None] + noise[:, None, None, None] * (0.9 * common[:1] + 0.44 * own)
         resamples = Resamples.draw(num_prompts, num_resamples=200, seed=seed)
         moments = gradient_moments(PromptGradients({"whole": halves}, 2), "whole", resamples.counts)
-        found.append(choose_k([1, 2, 4], moments, resamples, num_prompts=num_prompts).k)
+        found.append(choose([1, 2, 4], moments, resamples, num_prompts=num_prompts).value)
     return found
 
 
@@ -221,6 +230,26 @@ def test_undefined_numbers_are_null_and_printed_as_such():
     assert f"{Estimate(math.nan, 0, 1)}" == "—"
     assert f"{Estimate(0.5, math.nan, 1):.1f}" == "0.5 [—]"
     assert f"{Estimate(0.5, 0.25, 1):.2f}" == "0.50 [0.25, 1.00]"
+
+
+def test_cosines_are_cosines_and_what_noise_took_out_is_marked():
+    marked = 0
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        halves = np.eye(1, 4) + 0.7 * rng.standard_normal((2, 12, 2, 4))  # of the same mean
+        gradients = PromptGradients({"whole": halves}, 2)
+        resamples = Resamples.draw(12, num_resamples=50, seed=seed)
+        for found in gradient_moments(gradients, "whole", resamples.counts):
+            cosines = found.describe(resamples, 4)
+            for name in ("gradient_cosine", "gradient_alignment"):
+                cosine = cosines[name]
+                ends = np.array([cosine.value, cosine.low, cosine.high])
+                assert (np.isnan(ends) | (np.abs(ends) <= 1)).all()
+                assert cosine.outside == ("†" in f"{cosine}") == ("outside" in cosine.as_dict())
+                marked += cosine.outside
+    assert marked
+    assert not Estimate(1 + 1e-12, 0.5, 1.5).within(-1, 1).outside
+    assert Estimate(-1.2, -1.5, -0.9).within(-1, 1) == Estimate(-1.0, -1.0, -0.9, outside=True)
 
 
 def test_intervals_of_a_mean_are_those_of_the_metrics():

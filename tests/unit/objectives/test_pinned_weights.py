@@ -44,14 +44,9 @@ METHODS = [
     {"name": "brim", **PLAIN},
     {"name": "brim", "k": 3, "tail": "none", **PLAIN},
     {"name": "brim", "k": 3, "phase": "average", **PLAIN},
-    {"name": "brim", "k": "auto", **PLAIN},
-    {"name": "brim", "k": "auto", "phase": "average", "immediate": "expected"},
-    {
-        "name": "brim",
-        "k": "auto",
-        "adaptive": {"candidates": [1, 3], "smoothing": 0.5, "num_samples": 4.0},
-        "clip": {"target": "reward", "range": 1.0},
-    },
+    {"name": "brim", "k": 4, **PLAIN},
+    {"name": "brim", "k": 4, "phase": "average", "immediate": "expected"},
+    {"name": "brim", "k": 3, "clip": {"target": "reward", "range": 1.0}},
     *({"name": "brim", "truncated": truncated, **PLAIN} for truncated in ("drop", "bootstrap")),
     {"name": "brim", "truncated": "drop", "baseline": "mean", "immediate": "expected", **PLAIN},
     *(
@@ -78,7 +73,7 @@ METHODS = [
     {"name": "ppo_brim", "num_epochs": 2, "num_minibatches": 2, **PLAIN},
     {
         "name": "ppo_brim",
-        "k": "auto",
+        "k": 3,
         "num_epochs": 3,
         "num_minibatches": 1,
         "kl_coefficient": 0.2,

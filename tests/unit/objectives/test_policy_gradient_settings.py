@@ -24,6 +24,7 @@ from brim.errors import ConfigError
 from brim.models import Decoding
 from brim.objectives import ObjectiveConfig, make_objective
 from brim.objectives.method import Updates
+from brim.objectives.policy_gradient import PolicyGradient
 from brim.objectives.settings import BRIMConfig, LLMRConfig
 from brim.seeding import derive_seed
 
@@ -45,16 +46,9 @@ REFUSED = [
         (name, {"phase": "average", "clip": {"target": "reward"}}, "no block rewards to clip")
         for name in BLOCKS
     ),
-    *(
-        (name, {"adaptive": {"candidates": candidates}}, "ascending and begin with 1")
-        for name in BLOCKS
-        for candidates in ([2, 4], [1, 4, 2], [1, 2, 2], [0, 1])
-    ),
-    ("brim", {"adaptive": {"candidates": []}}, "candidates"),
-    ("brim", {"adaptive": {"smoothing": 1.0}}, "smoothing"),
-    ("brim", {"adaptive": {"num_samples": 0}}, "num_samples"),
+    *((name, {"k": "auto"}, "auto is gone; brim analyze variance") for name in BLOCKS),
+    ("brim", {"adaptive": {"smoothing": 0.5}}, "adaptive"),
     ("brim", {"k": 0}, "k"),
-    ("brim", {"k": "automatic"}, "k"),
     ("llmr", {"k": 2}, "k"),
     ("llmr", {"rollout_reuse": 0}, "rollout_reuse"),
     ("llmr", {"sync_every": 0}, "sync_every"),
@@ -98,8 +92,6 @@ ACCEPTED = [
     ("anchored", {"remaining_regret": "learned"}),
     ("brim", {"phase": "average"}),
     ("ppo_brim", {"phase": "average", "clip": {"target": "reward", "range": None}}),
-    ("brim", {"k": "auto", "adaptive": {"candidates": [1, 3, 9]}}),
-    ("ppo_brim", {"k": "auto"}),
 ]
 
 
@@ -133,16 +125,6 @@ def test_settings_say_how_often_a_rollout_is_used():
     assert reused.compares_policies
     assert LLMRConfig().updates.on_policy
     assert not LLMRConfig().compares_policies
-
-
-def test_an_automatic_k_has_the_settings_of_its_own_and_no_shared_memory():
-    adaptive = {"candidates": (1, 3), "smoothing": 0.5, "num_samples": 7}
-    config = BRIMConfig(k="auto", adaptive=adaptive)
-    one, other = make_objective(config, DECODING), make_objective(config, DECODING)
-    assert one.returns.adaptive.settings == config.adaptive
-    one.returns.adaptive.choose(torch.ones(2, 1, 1), torch.ones(1, 1, dtype=torch.bool))
-    assert one.returns.adaptive.sums.any()
-    assert not other.returns.adaptive.sums.any()
 
 
 # Several completions of a prompt
@@ -272,12 +254,7 @@ def test_expected_credit_has_the_expected_gradient_of_sampling(sampling):
     [
         {"k": 1, "immediate": "expected", "q_centering": "policy", "baseline": "time_mean"},
         {"k": 2, "phase": "average", "baseline": "min_variance"},
-        {
-            "k": "auto",
-            "adaptive": {"candidates": (1, 2)},
-            "num_generations": 4,
-            "baseline": "leave_one_out",
-        },
+        {"k": 1, "num_generations": 4, "baseline": "leave_one_out"},
         {"k": 1, "rollout_reuse": 3},
         {"k": 1, "sync_every": 3},
     ],
@@ -303,26 +280,40 @@ def test_training_raises_the_exact_expected_return(settings, tmp_path):
     assert {metrics["optim/updates"] for metrics in logged} == {settings.get("rollout_reuse", 1)}
 
 
-def test_a_resumed_run_goes_on_to_the_same_bits_with_its_old_writer_and_its_k(tmp_path):
+class Counting(PolicyGradient):
+    """One that keeps something from step to step."""
+
+    steps = 0
+
+    def collect(self, *arguments):
+        self.steps += 1
+        return super().collect(*arguments)
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+
+
+def test_a_resumed_run_goes_on_to_the_same_bits_with_its_old_writer_and_its_state(tmp_path):
     def run(directory, *steps):
         for last in steps:
             student, teacher = pair()
-            objective = policy_gradient(
-                DECODING, k="auto", adaptive={"candidates": (1, 2)}, sync_every=3, rollout_reuse=2,
-                num_generations=2,
-            )  # fmt: skip
+            settings = BRIMConfig(k=2, sync_every=3, rollout_reuse=2, num_generations=2)
+            objective = Counting(settings, DECODING)
             trainer, logged = make_trainer(
                 objective, student, teacher, directory, steps=last, rows=8
             )
             trainer.train()
-        return student.state_dict(), trainer.updater.behavior.state_dict(), objective, logged[-1]
+        return student.state_dict(), trainer.updater.behavior.state_dict(), logged[-1], objective
 
     whole, resumed = run(tmp_path / "whole", 5), run(tmp_path / "resumed", 2, 5)
     for one, other in zip(whole[:2], resumed[:2], strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one)
-    assert whole[2].state_dict() == resumed[2].state_dict() != {}
-    assert whole[3] == resumed[3]
-    assert whole[3]["policy/effective_sample_size"] < 1
+    assert whole[2] == resumed[2]
+    assert whole[3].steps == resumed[3].steps == 5
+    assert whole[2]["policy/effective_sample_size"] < 1
 
 
 def test_weights_are_those_of_the_policy_that_wrote():

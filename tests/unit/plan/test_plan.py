@@ -523,7 +523,7 @@ SETTINGS = [
     ("llmr", {"baseline": "min_variance"}),
     ("llmr", {"rollout_reuse": 3}),
     ("llmr", {"num_generations": 2, "baseline": "leave_one_out"}),
-    ("brim", {"k": "auto"}),
+    ("brim", {"k": 4}),
     ("brim", {"q_centering": "policy"}),
     ("brim", {"immediate": "expected", "rollout_reuse": 2}),
     ("anchored", {}),

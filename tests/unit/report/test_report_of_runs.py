@@ -178,11 +178,14 @@ def test_variance_by_k_is_drawn_and_a_damaged_file_is_named(tmp_path):
         for k in (1, 2, 4) for tail in (("one_step",) if k == 1 else ("one_step", "none"))
     ]  # fmt: skip
     students = [{"label": "pre-distilled", "numbers": {"reverse_kl": {"value": 0.5}}, "rows": rows}]
-    for name, text in (("good", json.dumps({"students": students})), ("bad", '{"students": 3}')):
+    files = {"good": json.dumps({"students": students}), "bad": '{"students": 3}'}
+    files["anchored"] = json.dumps({"students": [{"label": "it", "rows": [{"lambda": 1.0}]}]})
+    for name, text in files.items():
         (tmp_path / "runs" / name / "analysis").mkdir(parents=True)
         (tmp_path / "runs" / name / "analysis" / "variance.json").write_text(text)
     text = write_reports([tmp_path / "runs"], tmp_path / "out", max_outputs=0).text
     assert "bad/analysis/variance.json: left out" in text
+    assert "anchored/analysis" not in text
     svg = (tmp_path / "out" / "variance_k.svg").read_text()
     for label in ("pre-distilled, KL 0.50 (one-step tail)", "pre-distilled, KL 0.50 (no tail)"):
         assert f"<!-- {label} -->" in svg
