@@ -64,7 +64,7 @@ def sweep(
     check_files(file, search=find_recipe)
     from brim.support.progress import Reporter
     from brim.sweep import running as work
-    from brim.sweep.cluster import Resources, launcher_of
+    from brim.sweep.launching import Resources, launcher_of
     from brim.sweep.states import status_table
 
     _check_one({"--status": status, "--dry-run": dry_run, "--sbatch": sbatch,

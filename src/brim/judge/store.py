@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from brim.errors import RunError
-from brim.support.locks import hold
+from brim.support.files import hold
 
 _VERSION = 1
 _BUSY_SECONDS = 60.0

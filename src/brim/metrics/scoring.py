@@ -21,8 +21,7 @@ from brim.metrics.base import (
     with_counts,
 )
 from brim.metrics.bootstrap import bootstrap_interval
-from brim.metrics.rouge import rouge
-from brim.metrics.translation import BLEU, CHRF, TER
+from brim.metrics.overlap import BLEU, CHRF, TER, rouge
 
 METRICS: dict[str, Metric] = {
     "rouge1": rouge("rouge1", "ROUGE-1"),

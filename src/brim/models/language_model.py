@@ -17,10 +17,15 @@ from brim.errors import ModelError
 from brim.examples import Example
 from brim.models.adapters import restore_weights
 from brim.models.backbone import Backbone, DecoderOnly, EncoderDecoder, Prompts
-from brim.models.decoding import Written, row_uniforms, write_completions, write_in_groups
+from brim.models.decoding import (
+    Written,
+    generate_with_transformers,
+    row_uniforms,
+    write_completions,
+    write_in_groups,
+)
 from brim.models.encoding import Encoder
 from brim.models.features import Comparison, Features
-from brim.models.generate import generate_with_transformers
 from brim.models.generation_settings import exclude_tokens, generation_rules
 from brim.models.head import OutputHead
 from brim.models.head_checks import (

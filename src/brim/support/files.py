@@ -1,4 +1,7 @@
-"""Durable files: what is there after a crash is the old text or the new one, never half of it."""
+"""Durable files: what is there after a crash is the old text or the new one, never half of it.
+
+And lock files: one process at a time works in a place. The system lets go when a process ends.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import errno
 import glob
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -14,6 +18,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
 
 from brim.errors import BrimError, RunError
 
@@ -237,3 +243,63 @@ def sha256_file(path: Path | str) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+logger = logging.getLogger(__name__)
+
+# A process that only looks whether a lock is held has it for less than this.
+_LOOK_SECONDS = 0.1
+
+
+def acquire(path: Path, busy: str | None = None, *, wait: bool = False) -> FileLock:
+    """Take a lock, its folder made if need be; the caller releases it.
+
+    Args:
+        path: the lock file.
+        busy: what to say if another process holds it; None to wait in silence until it is free.
+        wait: log `busy` as a warning and wait, in place of raising it.
+
+    Raises:
+        RunError: another process holds it.
+        OSError: the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=-1 if busy is None else _LOOK_SECONDS)
+    except Timeout:
+        if not wait:
+            raise RunError(str(busy)) from None
+        logger.warning("%s", busy)
+        lock.acquire()
+    return lock
+
+
+@contextmanager
+def hold(path: Path, busy: str | None = None, *, wait: bool = False) -> Iterator[None]:
+    """Hold a lock while the block runs; see `acquire`.
+
+    Raises:
+        RunError: another process holds it, or its folder cannot be written.
+    """
+    with disk_errors(path.parent):
+        lock = acquire(path, busy, wait=wait)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a process, this one too, holds a lock."""
+    if not path.exists():
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:  # a folder in which we cannot write
+        return False
+    lock.release()
+    return False

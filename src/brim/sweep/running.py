@@ -19,10 +19,8 @@ from brim.errors import ConfigError, RunError
 from brim.runs.train import changed_settings
 from brim.support.files import disk_errors
 from brim.support.progress import Meter, Reporter
-from brim.sweep.cluster import Resources, sbatch_script
-from brim.sweep.grid import Point, Task, points, run_point
-from brim.sweep.launching import Job, Launcher, local_launcher
-from brim.sweep.spec import SweepConfig, keep_sweep, load_sweep
+from brim.sweep.grid import Point, SweepConfig, Task, keep_sweep, load_sweep, points, run_point
+from brim.sweep.launching import Job, Launcher, Resources, local_launcher, sbatch_script
 from brim.sweep.states import (
     FAILED,
     MARK,

@@ -15,12 +15,10 @@ from brim.tasks.base import (
     without_rows,
 )
 from brim.tasks.bundled import BundledTask, CMUdict, Synopsis
-from brim.tasks.europarl import Europarl
 from brim.tasks.files import Files, ReadTask
 from brim.tasks.gsm8k import GSM8K
-from brim.tasks.published import PublishedTask
+from brim.tasks.published import Europarl, PublishedTask, XSum
 from brim.tasks.wordproblems import WordProblems
-from brim.tasks.xsum import XSum
 
 AnyTask = Annotated[
     CMUdict | Synopsis | WordProblems | XSum | Europarl | GSM8K | Files,

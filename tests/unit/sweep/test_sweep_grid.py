@@ -11,7 +11,7 @@ from brim.config.yaml import parse
 from brim.errors import ConfigError
 from brim.recipes import find_recipe
 from brim.sweep import PAPER_SEEDS, Point, load_sweep, points
-from brim.sweep.spec import as_overrides, keep_sweep
+from brim.sweep.grid import as_overrides, keep_sweep
 from brim.training.settings import RunConfig
 
 ROOT = Path(__file__).parents[3]
