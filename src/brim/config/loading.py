@@ -93,12 +93,7 @@ def load_config(
 
 
 def make_config(cls: type[ConfigT], data: Mapping[str, Any], place: str) -> ConfigT:
-    """Make settings of values that stand in no file.
-
-    Args:
-        cls: the class of the settings.
-        data: their values by name.
-        place: where these come from, for the error.
+    """Make settings of values that stand in no file; errors call their origin `place`.
 
     Raises:
         ConfigError: a key or value that cannot be used.

@@ -111,11 +111,7 @@ def dotted(path: KeyPath) -> str:
 
 
 def parse(text: str, where: Callable[[int], str]) -> Document:
-    """Read one YAML document.
-
-    Args:
-        text: the document.
-        where: what errors call a line, given its number from 1.
+    """Read one YAML document; `where` is what errors call a line, given its number from 1.
 
     Raises:
         ConfigError: broken YAML, equal keys, tags beyond the core schema, nesting of more than 100

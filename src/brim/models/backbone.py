@@ -56,8 +56,7 @@ class Prompts:
 class DecodingState(ABC):
     """A batch of B rows that is being decoded, with its cache.
 
-    Attributes:
-        hidden: (B, d), features that predict the next token.
+    `hidden` (B, d) are the features that predict the next token.
     """
 
     hidden: Tensor
@@ -90,10 +89,8 @@ class Backbone(ABC):
     def hidden(self, prompts: Prompts, completion_ids: Tensor, num_positions: int) -> Tensor:
         """Hidden states (B, P, d) that predict completion tokens 0 … P - 1.
 
-        Args:
-            prompts: what the completions continue.
-            completion_ids: (B, T) right-padded.
-            num_positions: P ≤ T + 1; position T is the state after the last token.
+        `completion_ids` (B, T) are right-padded, and P ≤ T + 1; position T is the state after the
+        last token.
 
         Raises:
             ModelError: the tokens are more than the model has positions for.
@@ -123,12 +120,7 @@ class Backbone(ABC):
 
 
 class EncoderDecoder(Backbone):
-    """T5, BART, Marian and their kin.
-
-    Args:
-        model: the whole of it.
-        start_ids: the tokens that open every completion, and that the model does not choose.
-    """
+    """T5, BART, Marian and their kin; `start_ids` open every completion, and are not chosen."""
 
     prompt_side = "right"
 

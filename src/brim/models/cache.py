@@ -18,8 +18,7 @@ from transformers.cache_utils import DynamicLayer
 class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
     """Keys and values of one layer, (B, heads, length, d) views of room for `capacity` tokens.
 
-    Args:
-        capacity: tokens that will be written, at most; None for what the first call brings.
+    A capacity of None is what the first call brings.
     """
 
     def __init__(self, capacity: int | None) -> None:

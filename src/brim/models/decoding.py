@@ -42,13 +42,9 @@ LOOK_EVERY = 8
 def write_in_groups(
     write: Callable[[Batch, Decoding], Written], batch: Batch, decoding: Decoding, pad_id: int
 ) -> Rollout:
-    """Write a completion of each prompt, rows of similar prompt length together.
+    """Write a completion of each of B prompts, those of similar length together.
 
-    Args:
-        write: an engine's writing of some rows.
-        batch: B prompts.
-        decoding: as for `write`, whose `batch_tokens` a group keeps.
-        pad_id: behind completions.
+    `write` is an engine's writing of some rows, of which a group keeps `decoding.batch_tokens`.
     """
     device = batch.prompt_ids.device
     limit = max(1, decoding.batch_tokens // decoding.texts_per_row)
@@ -165,11 +161,7 @@ def write_completions(
 
 
 def check_finite(finite: Tensor, dtype: torch.dtype) -> None:
-    """Check that all rows were written by finite logits.
-
-    Args:
-        finite: (B,) bool.
-        dtype: of the model's weights, for the message.
+    """Check that all (B,) rows were written by finite logits; `dtype` is that of the weights.
 
     Raises:
         NonFiniteError: a row was not.
@@ -200,17 +192,12 @@ class GeneratingModel(Protocol):
 
 @torch.no_grad()
 def generate_with_transformers(model: GeneratingModel, batch: Batch, decoding: Decoding) -> Written:
-    """Write a completion of each prompt by `model.generate` of transformers.
+    """Write a completion of each prompt by `generate` of transformers; a model in evaluation mode.
 
     Only what `decoding` says counts, and of the model's own generation settings its `rules` and
     which tokens end a text. Samples are drawn from torch's global generator, seeded with all of
     `batch.seeds` for this call and restored after it. So other than in the loop, a row's text
     depends on the rows that are decoded with it.
-
-    Args:
-        model: in evaluation mode.
-        batch: B prompts.
-        decoding: the strategy and the limit, of the tokens that the model chooses.
 
     Raises:
         NonFiniteError: as `write_completions`.

@@ -339,12 +339,9 @@ class LanguageModel(nn.Module):
         """Write model and tokenizer so that `from_pretrained` and `load_model` read them.
 
         Plain transformers, 4 and 5, reads the same ids there and writes the same greedy tokens.
-        Adapters are written merged into the weights; the live weights are not changed.
-
-        Args:
-            directory: made if need be.
-            resumable: also write what `restore` needs, the adapters as they are.
-            state_dict: the weights of `model`, where it holds only a part of them.
+        Adapters are written merged into the weights; the live weights are not changed. `resumable`
+        also writes what `restore` needs, the adapters as they are; `state_dict` has the weights of
+        a `model` that holds only a part of them.
 
         Raises:
             ModelError: the head in the file is not the one in memory.

@@ -187,14 +187,9 @@ def plain_tensors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def q_drift(
     teacher: LanguageModel, reference: LanguageModel, rollouts: Iterable[Rollout]
 ) -> dict[str, float]:
-    """How far the Q-values of two teachers differ along the same text.
+    """How far Q-values of a quantized teacher and of the same in full precision differ along text.
 
     Q-values are centered by their mean over the vocabulary, for a softmax does not know its offset.
-
-    Args:
-        teacher: quantized, say.
-        reference: the same model in full precision, with the same tokenizer.
-        rollouts: completions on the models' device.
 
     Returns:
         `num_tokens`; `mean_*` and `max_*` of the absolute difference of `taken` = q(s, a), of

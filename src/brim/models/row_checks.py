@@ -26,7 +26,6 @@ class RowReport:
     """What was found in a split.
 
     Attributes:
-        num_rows: how many rows were read.
         unusable: from a row's number to why no model can use it.
         num_unknown: rows with a token that stands for whatever the vocabulary lacks.
         num_changed: rows with a text that does not come back from its tokens as it was.
@@ -76,13 +75,8 @@ def inspect_rows(
 ) -> RowReport:
     """Encode and decode every prompt and reference once, as training and evaluation will.
 
-    Args:
-        models: all that will read the rows; they share the tokenizer, and may have chat templates
-            and numbers of positions of their own.
-        examples: a split.
-        max_prompt_tokens: limit at which prompts are cut, or None.
-        max_tokens: tokens that are written behind a prompt.
-        advance: receives the number of rows that were read since the last call.
+    The models share the tokenizer, and may have chat templates and numbers of positions of their
+    own. `advance` receives the number of rows that were read since the last call.
 
     Raises:
         ModelError: there are chats and a tokenizer has no chat template.

@@ -36,11 +36,9 @@ SEAL = "sha256"
 
 @contextmanager
 def disk_errors(path: Path | str, num_bytes: int | None = None) -> Iterator[None]:
-    """Turn the operating system's refusals inside the block into a `RunError` that names `path`.
+    """Turn refusals of the operating system inside the block into a `RunError` that names `path`.
 
-    Args:
-        path: what is written.
-        num_bytes: how much of it there is, where that is known.
+    `num_bytes` is how much is written there, where that is known.
     """
     try:
         yield
@@ -53,12 +51,7 @@ def raise_refusal(error: BaseException, path: Path | str, num_bytes: int | None 
     """Raise a one-line `RunError` if an error says that the system cannot write `path`.
 
     A full disk is also seen in errors of native code, in causes of errors, and where a part of
-    `path` was refused.
-
-    Args:
-        error: that was raised.
-        path: what was written.
-        num_bytes: how much of it there is, where that is known.
+    `path` was refused. `num_bytes` is how much is written, where that is known.
     """
     if isinstance(error, BrimError) and not num_bytes:
         return
@@ -114,10 +107,6 @@ def atomic_open(path: Path | str, num_bytes: int | None = None) -> Iterator[Bina
     Until then its bytes are in a temporary file beside it; they are on the disk, and so is the
     name, when the block is left. After an error the temporary file is gone and `path` untouched;
     what processes that were killed left of theirs is removed.
-
-    Args:
-        path: the file.
-        num_bytes: its size, if it is known before.
 
     Raises:
         RunError: no space, no permission, no such folder.
@@ -218,10 +207,7 @@ def atomic_write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> N
 def read_json(path: Path | str, *, sealed_with: str = SEAL) -> Any:
     """Read a JSON file of brim's; one of `write_sealed_json` is compared with its `sha256`.
 
-    Args:
-        path: the file.
-        sealed_with: a key that only sealed objects have; without it nothing says that a `sha256`
-            has been lost.
+    `sealed_with` is a key that only sealed objects have, or nothing says that a `sha256` was lost.
 
     Raises:
         RunError: the file is missing, damaged or cannot be read.
@@ -254,10 +240,8 @@ _LOOK_SECONDS = 0.1
 def acquire(path: Path, busy: str | None = None, *, wait: bool = False) -> FileLock:
     """Take a lock, its folder made if need be; the caller releases it.
 
-    Args:
-        path: the lock file.
-        busy: what to say if another process holds it; None to wait in silence until it is free.
-        wait: log `busy` as a warning and wait, in place of raising it.
+    `busy` says that another process holds it: it is raised or, with `wait`, logged. Without, the
+    wait is silent.
 
     Raises:
         RunError: another process holds it.

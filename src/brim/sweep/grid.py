@@ -36,7 +36,6 @@ class Point:
     Attributes:
         number: from 1, in the order in which points run: all systems of a seed, then the next seed.
         label: the system with its grid values, such as `brim-k=4`.
-        seed: of the run.
         recipe: name or path.
         overrides: the settings on top of it, as `brim train` takes them.
         config: all of it resolved.
@@ -92,7 +91,6 @@ class StageTest:
 
     Attributes:
         run: name of a point whose run has the model.
-        stage: as `brim evaluate` calls it.
         folder: of its stage, or of its tests alone where it is loaded, below the sweep's `stages`.
         stage_keys: of a point; a test makes no stage, and needs none that is still being made.
     """
@@ -121,11 +119,7 @@ Task = Point | StageTest
 
 
 def points(sweep: SweepConfig, source: str = "sweep") -> list[Point]:
-    """The runs of a sweep, every setting of each checked.
-
-    Args:
-        sweep: the file.
-        source: what errors call the file.
+    """The runs of a sweep, every setting of each checked; errors call the file `source`.
 
     Raises:
         ConfigError: a recipe or setting that cannot be used, or two points with one folder.

@@ -38,11 +38,7 @@ class Job(Protocol):
 
 
 class Launcher(Protocol):
-    """Where runs are made.
-
-    Attributes:
-        slots: how many at a time.
-    """
+    """Where runs are made, `slots` at a time."""
 
     slots: int
 
@@ -55,7 +51,6 @@ class LocalLauncher:
     """Runs as processes of this machine.
 
     Attributes:
-        slots: how many at a time.
         threads: `OMP_NUM_THREADS` of each.
         devices: `CUDA_VISIBLE_DEVICES` of the processes in turn; none where there is no GPU.
         command: the process of a task; for tests.
@@ -157,11 +152,9 @@ class Resources:
 
 @dataclass
 class RayLauncher:
-    """Runs as tasks of a Ray cluster, which finds a place for each.
+    """Runs as tasks of a Ray cluster, which finds a place for each and sets `CUDA_VISIBLE_DEVICES`.
 
-    Attributes:
-        slots: how many are handed to Ray at a time; what has no place yet waits there.
-        cpus, gpus: what a run needs; Ray sets `CUDA_VISIBLE_DEVICES`.
+    `slots` are handed to Ray at a time; what has no place yet waits there.
     """
 
     slots: int
@@ -188,7 +181,7 @@ def ray_launcher(
         address: `local` for a Ray of this machine that ends with this process, `auto` for the
             cluster that this machine belongs to, or `host:port`.
         slots: how many runs are handed to Ray at a time.
-        cpus: cores of a run; 1 by default.
+        cpus: cores of a run.
         gpus: GPUs of a run, also a part of one; by default 1 where the cluster has any.
 
     Raises:
@@ -331,16 +324,9 @@ def sbatch_script(
     gpus: float | None = None,
     jobs: int | None = None,
 ) -> str:
-    """A SLURM array script with a task for each point.
+    """A SLURM array script with a task for each point, by default on one core, without a GPU.
 
-    Args:
-        points: those to run.
-        file: the sweep's file, as the tasks read it.
-        out: the sweep's folder.
-        name: of the job; what is not a letter or digit is left out.
-        cpus: cores of a task; 1 by default.
-        gpus: GPUs of a task; 0 by default.
-        jobs: how many tasks at a time; all by default.
+    `file` is the sweep's, as the tasks read it; `jobs` the tasks at a time, by default all.
 
     Raises:
         ConfigError: a part of a GPU, which SLURM does not give out.

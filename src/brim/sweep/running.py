@@ -41,7 +41,6 @@ class Outcome:
     """How a sweep ended, as names of points and, behind them, of stages that are tested.
 
     Attributes:
-        done: finished, now or before.
         failed: that have failed, also when they were tried again.
         elsewhere: that another process works on.
         left: that were not run, or not to the end.
@@ -291,15 +290,7 @@ class _Work:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A sweep, its folder, and the points that were asked for.
-
-    Attributes:
-        name: of the file.
-        sweep: what it says.
-        out: the folder of the runs.
-        every: all points.
-        points: those whose name, or whose system's, fits the pattern.
-    """
+    """A sweep, the folder of its runs, and those of its points that were asked for."""
 
     name: str
     sweep: SweepConfig

@@ -72,12 +72,7 @@ class ArrowWriter:
 
 
 class ArrowExamples(Sequence[Example]):
-    """Random access to examples in an Arrow file.
-
-    Args:
-        path: the file, which is memory-mapped.
-        provenance: what `describe` reports of them.
-    """
+    """Random access to examples in a memory-mapped Arrow file; `provenance` is for `describe`."""
 
     def __init__(self, path: Path, provenance: Mapping[str, Any]) -> None:
         self.provenance = dict(provenance)
@@ -123,12 +118,14 @@ def read_copy(
 ) -> ArrowExamples:
     """Return a split from the copy in a folder; it is made where there is none, or a damaged one.
 
+    Its file is compared with its SHA-256 before it is mapped, for a damaged one can end the
+    process.
+
     Args:
         folder: where copies are kept.
         key: the name of the copy: of all that `write` depends on.
         splits: those that are written together.
-        split: the one of them that is wanted. Its file is compared with its SHA-256 before it is
-            mapped, for a damaged one can end the process.
+        split: the one of them that is wanted.
         write: appends the examples of each split, and returns what is known of each.
 
     Raises:

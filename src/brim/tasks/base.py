@@ -95,13 +95,7 @@ class Task(Config):
 
 
 class Selected(Sequence[Example]):
-    """Some of a split's examples.
-
-    Args:
-        examples: the split, or all that there is.
-        rows: the numbers of those that are in.
-        facts: what `describe` reports beside what it reports of all, but for their hash.
-    """
+    """These rows of a split, and `facts` for `describe` beside those of the split but its hash."""
 
     def __init__(self, examples: Sequence[Example], rows: Sequence[int], **facts: Any) -> None:
         self.provenance = {**getattr(examples, "provenance", {}), **facts}
@@ -132,11 +126,7 @@ def without_rows(
 ) -> Sequence[Example]:
     """Return the examples of a split less those that no model can use, as `on_bad_row` says.
 
-    Args:
-        task: of the split.
-        split: its name.
-        examples: all of it.
-        unusable: from the number of a row to why it cannot be used.
+    `unusable` has the numbers of these rows, and why.
 
     Raises:
         DataError: there is one, and the task leaves none out; the text names its file and line.
@@ -173,9 +163,7 @@ def locate(task: Task, split: Split, examples: Sequence[Example]) -> list[str]:
 def warn_of_overlap(splits: Mapping[Split, Sequence[Example]], latest: Split) -> None:
     """Warn where prompts of a split with a source of its own are training prompts too.
 
-    Args:
-        splits: those that were loaded.
-        latest: the last of them; the pairs without it were compared before.
+    `latest` is the last split that was loaded; the pairs without it were compared before.
     """
     for split in SPLITS[1:]:
         facts = getattr(splits.get(split), "provenance", {})

@@ -51,8 +51,6 @@ class Reader:
 
     Attributes:
         sources: what is read for each split; None for a split to carve, or for none.
-        columns: which columns make an example.
-        on_bad_row: `error`, or `skip` to leave bad rows out and count them.
         fractions: the fraction of the prompts that is carved for validation and test, where it is.
         open: the source of a name and a split.
         carved_by: the text of an example whose hash is looked at.
@@ -202,13 +200,7 @@ class ReadTask(Task):
     def load(
         self, split: Split, *, cache_dir: Path | None = None, on_progress: Progress | None = None
     ) -> Sequence[Example]:
-        """Return the examples of a split, memory-mapped where there is a `cache_dir`.
-
-        Raises:
-            ConfigError: the split is not set, or the source has not the columns.
-            DataError: no such source, a bad row, or not a single good one.
-            RunError: the copy cannot be written.
-        """
+        """Return the examples of a split; see `Task.load`."""
         return self.reader().load(split, cache_dir, on_progress)[: self.limit(split)]
 
     def find(self, split: Split, ids: Collection[str]) -> dict[str, str]:

@@ -80,10 +80,8 @@ class GSM8K(PublishedTask):
 class _Problems:
     """The problems of a source, or those of its lines that belong to a split.
 
-    Args:
-        source: rows with `question` and `answer`.
-        split: which lines of a published file to read; None for all rows as they are.
-        marks: whether answers keep the calculator's marks.
+    A `split` of None has all rows as they are; `marks` are the calculator's, which answers may
+    keep.
     """
 
     def __init__(self, source: Source, split: Split | None, *, marks: bool) -> None:
@@ -96,11 +94,7 @@ class _Problems:
         return [*self._source.identity(), self._split, self._marks]
 
     def rows(self, columns: Sequence[str]) -> Iterator[NumberedRow]:
-        """Yield each row of the split with its number.
-
-        Raises:
-            DataError: the split is one of lines, and the source is not the published file.
-        """
+        """Yield each row of the split; a DataError if it is one of lines, and of another file."""
         held_out = validation_lines() if self._split in ("train", "validation") else frozenset()
         file = "test" if self._split == "test" else "train"
         line = -1

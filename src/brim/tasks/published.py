@@ -46,12 +46,10 @@ class Publication:
     """Where a data set is on the hub, and what is known of it.
 
     Attributes:
-        hub_id: its id.
         names: what the prompt's, the target's and the id's column may be called, best first.
         num_rows: how many rows it has for the splits that come from one source.
-        config: its configuration.
-        revision: its branch.
-        splits: the splits that it has.
+        config, revision: of the hub's.
+        splits: that it has.
     """
 
     hub_id: str
@@ -150,11 +148,9 @@ class PublishedTask(ReadTask):
 
 
 class NamedColumns:
-    """A source whose columns may go by several names (`brim.tasks.rows.Source`).
+    """A source whose columns may go by several names (`brim.tasks.rows.Source`), best first.
 
-    Args:
-        source: the source.
-        names: what each column may be called, best first; `a.b` is the key `b` of an object `a`.
+    `a.b` is the key `b` of an object `a`.
     """
 
     def __init__(self, source: Source, names: Mapping[str, Sequence[str]]) -> None:
