@@ -105,18 +105,6 @@ def make_config(cls: type[ConfigT], data: Mapping[str, Any], place: str) -> Conf
         raise ConfigError(explain(cls, document, error)) from None
 
 
-def check_files(
-    source: Path, overrides: Sequence[str] = (), *, search: _Search | None = None
-) -> None:
-    """Find the mistakes that can be found without the class of the settings.
-
-    Raises:
-        ConfigError: a file that cannot be read, or an override that is none.
-    """
-    _read_overrides(overrides)
-    _read_file(source, [], search)
-
-
 def read_mapping(path: Path) -> Document:
     """Read a YAML file that holds a mapping; an empty one holds none of its keys.
 

@@ -194,6 +194,7 @@ class _Builder:
         return mapping
 
 
-def dump(data: Any) -> str:
-    """Return text that `parse` reads back as equal data; keys keep their order."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))
+def dump(data: Any, *, flow: bool = False) -> str:
+    """Return text that `parse` reads back as equal data; `flow` is the style of `{}` and `[]`."""
+    style = {"sort_keys": False, "allow_unicode": True, "width": float("inf")}
+    return yaml.dump(data, Dumper=_Dumper, default_flow_style=flow, **style)

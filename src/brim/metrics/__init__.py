@@ -20,7 +20,6 @@ from brim.metrics.scoring import (
     sentence_statistics,
 )
 from brim.metrics.significance import (
-    BootstrapTest,
     Pair,
     PairedTest,
     WinTieLoss,
@@ -35,7 +34,6 @@ from brim.metrics.significance import (
 
 __all__ = [
     "METRICS",
-    "BootstrapTest",
     "Metric",
     "Pair",
     "PairedTest",

@@ -21,8 +21,7 @@ from transformers import (
 )
 
 from brim.errors import NonFiniteError
-from brim.models.backbone import DecodingState
-from brim.models.cache import encoder_decoder_cache
+from brim.models.backbone import DecodingState, encoder_decoder_cache
 from brim.models.generation_settings import GenerationRules, settings_aside
 from brim.models.head import OutputHead
 from brim.models.head_checks import start_token_id

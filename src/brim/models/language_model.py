@@ -57,10 +57,6 @@ class LanguageModel(nn.Module):
     The policy is the softmax over the rows of the output head with a token that the model's
     generation settings let it write. Others are never sampled, never the best, without gradient.
 
-    Args:
-        model: a sequence-to-sequence or causal language model of transformers.
-        tokenizer: the tokenizer it was trained with.
-
     Attributes:
         encoder: between text and token ids.
         rules: what the model's generation settings say of its text.
@@ -146,12 +142,10 @@ class LanguageModel(nn.Module):
         max_tokens: int | None,
         seeds: Sequence[int] | None = None,
     ) -> Batch:
-        """Token ids of the examples' prompts, on the model's device.
+        """Token ids of the prompts of B examples, on the model's device.
 
-        Args:
-            examples: B rows; those with messages are rendered by the chat template.
-            max_tokens: longer prompts are truncated, see `Encoder.prompts`; None for no limit.
-            seeds: B seeds of the rows' random streams, by default 0 … B - 1.
+        Longer prompts than `max_tokens` are truncated, see `Encoder.prompts`; `seeds` are those of
+        the rows' random streams, by default 0 … B - 1.
 
         Raises:
             DataError: the chat template refuses an example's messages.
@@ -266,11 +260,9 @@ class LanguageModel(nn.Module):
     ) -> ActionValues:
         """The logits as Q-values of the rollout's tokens, in evaluation mode without gradient.
 
-        Args:
-            rollout: B completions.
-            centering: the statistic of the logits at a step that is subtracted from both its
-                values; it moves the return of that step alone (method: `q_centering`).
-            bootstrap: also value the state behind completions that were cut.
+        `centering` is the statistic of the logits at a step that is subtracted from both its
+        values; it moves the return of that step alone (method: `q_centering`). `bootstrap` also
+        values the state behind completions that were cut.
         """
         with self.evaluating():
             values = self.features(rollout, after=bootstrap).action_values(centering)

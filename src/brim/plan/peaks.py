@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from brim.models import set_dropout
-from brim.models.cache import (
+from brim.models.backbone import (
     PreallocatedLayer,
     decoder_cache,
     encoder_decoder_cache,

@@ -7,16 +7,14 @@
 starts them, here or elsewhere, and `running.py` runs all.
 """
 
-from brim.sweep.grid import PAPER_SEEDS, Point, SweepConfig, load_sweep, points, run_point
+from brim.sweep.grid import PAPER_SEEDS, Point, load_sweep, points
 from brim.sweep.running import Outcome, run_sweep
 
 __all__ = [
     "PAPER_SEEDS",
     "Outcome",
     "Point",
-    "SweepConfig",
     "load_sweep",
     "points",
-    "run_point",
     "run_sweep",
 ]

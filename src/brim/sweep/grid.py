@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import shlex
 from collections import Counter
@@ -325,23 +324,11 @@ def _leaves(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str,
 
 def _value_text(key: str, value: Any) -> str:
     """The YAML of a value on one line, which reads back as the value, text as text."""
-    text = _flow(value)
+    # As a mapping's value: a document of its own would end with `...`.
+    text = dump({"v": value}, flow=True).removeprefix("{v: ").rstrip().removesuffix("}")
     try:
         if parse(text, lambda line: key).data == value and "\n" not in text:
             return text
     except ConfigError:
         pass
     raise ConfigError(f"{key}: {value!r} cannot be given on a command line; put it into a recipe")
-
-
-def _flow(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_flow, value))}]"
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{_flow(k)}: {_flow(v)}' for k, v in value.items())}}}"
-    # A mapping's value, not a document of its own, which would end with `...`.
-    text = dump({"v": value}).removeprefix("v: ").removesuffix("\n")
-    plain = text == value
-    return (
-        json.dumps(value, ensure_ascii=False) if plain and re.search(r"[\[\]{},:]", text) else text
-    )

@@ -6,7 +6,6 @@ from pydantic import Field
 
 from brim.tasks.base import (
     SPLITS,
-    Progress,
     Split,
     Task,
     describe,
@@ -14,10 +13,10 @@ from brim.tasks.base import (
     warn_of_overlap,
     without_rows,
 )
-from brim.tasks.bundled import BundledTask, CMUdict, Synopsis
+from brim.tasks.bundled import CMUdict, Synopsis
 from brim.tasks.files import Files, ReadTask
 from brim.tasks.gsm8k import GSM8K
-from brim.tasks.published import Europarl, PublishedTask, XSum
+from brim.tasks.published import Europarl, XSum
 from brim.tasks.wordproblems import WordProblems
 
 AnyTask = Annotated[
@@ -29,12 +28,9 @@ __all__ = [
     "GSM8K",
     "SPLITS",
     "AnyTask",
-    "BundledTask",
     "CMUdict",
     "Europarl",
     "Files",
-    "Progress",
-    "PublishedTask",
     "ReadTask",
     "Split",
     "Synopsis",
