@@ -120,7 +120,10 @@ def test_the_whole_key_where_last_parts_are_the_same():
 )
 def test_values_become_names_of_files(value, name, monkeypatch):
     monkeypatch.setattr(
-        "brim.sweep.grid.load_config", lambda *args, **kwargs: RunConfig.model_construct()
+        "brim.sweep.grid.load_config",
+        lambda cls, *args, **kwargs: (
+            RunConfig.model_construct() if cls is RunConfig else load_config(cls, *args, **kwargs)
+        ),
     )
     (point,) = of(f"grid: {{objective.k: [{value}]}}")
     assert point.label == f"a-k={name}"
