@@ -12,7 +12,7 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from brim.metrics import METRICS, score, sentence_scores, sentence_statistics
 from brim.metrics.base import mean_of_sums
 from brim.metrics.bootstrap import resample_counts
-from brim.metrics.overlap import rouge
+from brim.metrics.rouge import rouge
 
 SACREBLEU = {"bleu": lambda: BLEU(force=True), "chrf": CHRF, "ter": TER}
 ROUGE = ["rouge1", "rouge2", "rougeL", "rougeLsum"]

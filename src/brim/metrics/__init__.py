@@ -20,6 +20,7 @@ from brim.metrics.scoring import (
     sentence_statistics,
 )
 from brim.metrics.significance import (
+    BootstrapTest,
     Pair,
     PairedTest,
     WinTieLoss,
@@ -34,6 +35,7 @@ from brim.metrics.significance import (
 
 __all__ = [
     "METRICS",
+    "BootstrapTest",
     "Metric",
     "Pair",
     "PairedTest",

@@ -50,11 +50,14 @@ class Score:
     `f"{score:.2f}"`.
 
     Attributes:
+        name: the name as it is printed.
         value: the score of the whole corpus.
-        low, high: ends of the percentile bootstrap interval.
+        low: lower end of the percentile bootstrap interval.
+        high: upper end of it.
         confidence: coverage of the interval, 0.95 for 95 %.
         signature: what the number depends on.
         higher_is_better: False for an error rate.
+        num_examples: the size of the corpus.
         details: further numbers of the metric, without intervals.
     """
 

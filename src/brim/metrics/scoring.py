@@ -21,7 +21,8 @@ from brim.metrics.base import (
     with_counts,
 )
 from brim.metrics.bootstrap import bootstrap_interval
-from brim.metrics.overlap import BLEU, CHRF, TER, rouge
+from brim.metrics.rouge import rouge
+from brim.metrics.translation import BLEU, CHRF, TER
 
 METRICS: dict[str, Metric] = {
     "rouge1": rouge("rouge1", "ROUGE-1"),
@@ -100,8 +101,13 @@ def score_statistics(
 ) -> Score:
     """Return the score, with its bootstrap interval, of examples whose statistics are known.
 
-    `statistics` (N, S) have one row an example, which may be a sum over several texts for it. The
-    other arguments are those of `score`.
+    Args:
+        name: a key of `METRICS`.
+        statistics: (N, S), one row an example, which may be a sum over several texts for it.
+        references: of the examples, for the signature.
+        seed: of the resamples.
+        num_resamples: corpora drawn with replacement for the interval.
+        confidence: coverage of the interval.
 
     Raises:
         ConfigError: an unknown metric, fewer than one resample, a confidence outside (0, 1).
@@ -156,9 +162,15 @@ def mean_score(
     confidence: float = 0.95,
     higher_is_better: bool = True,
 ) -> Score:
-    """Return the mean of (N,) numbers, such as returns, with its bootstrap interval.
+    """Return the mean of one number an example, such as its return, with its bootstrap interval.
 
-    The resamples are those of `score` for N examples; so are the other arguments.
+    Args:
+        name: as it is to be printed.
+        values: (N,) finite numbers.
+        seed: of the resamples, the same as those of `score` for N examples.
+        num_resamples: corpora drawn with replacement for the interval.
+        confidence: coverage of the interval.
+        higher_is_better: False for an error or a cost.
 
     Raises:
         ConfigError: fewer than one resample, or a confidence outside (0, 1).
@@ -187,8 +199,16 @@ def paired_difference(
 ) -> Score:
     """Return the mean over examples of `a - b`: A beats B beyond the interval where `low > 0`.
 
-    The values are (N,) each, of the same examples in the same order. What makes an example hard for
-    both systems cancels, and the interval is narrower than two separate ones suggest.
+    Both systems see the same examples, so what makes an example hard for both cancels, and the
+    interval is narrower than two separate ones suggest.
+
+    Args:
+        values_a: (N,) finite numbers of system A.
+        values_b: (N,) finite numbers of system B on the same examples, in the same order.
+        name: as it is to be printed.
+        seed: of the resamples.
+        num_resamples: corpora drawn with replacement for the interval.
+        confidence: coverage of the interval.
 
     Raises:
         ConfigError: fewer than one resample, or a confidence outside (0, 1).

@@ -35,7 +35,7 @@ from brim.models.language_model import LanguageModel
 from brim.models.quantization import (
     check_available,
     check_quantized,
-    head_name,
+    head_of_config,
     plain_tensors,
     prepare_stored,
     stored_quantization,
@@ -213,7 +213,7 @@ def _read(
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     _check_has_head(name, config)
     if quantization is not None:
-        head = head_name(auto_class, config, trust_remote_code=options["trust_remote_code"])
+        head = head_of_config(auto_class, config, trust_remote_code=options["trust_remote_code"])
         settings = transformers_config(quantization, head, device)
         storage = {"device_map": {"": device}, "quantization_config": settings}
     model, info = auto_class.from_pretrained(

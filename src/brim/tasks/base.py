@@ -94,7 +94,33 @@ class Task(Config):
         return limit
 
 
-class Selected(Sequence[Example]):
+class Rows(Sequence[Example]):
+    """Examples of a split by number; a slice is `Selected`, that of all of them itself."""
+
+    provenance: dict[str, Any]
+
+    @abstractmethod
+    def row(self, number: int) -> Example:
+        """Return one of them; numbers are from 0."""
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Rows: ...
+
+    def __getitem__(self, index: int | slice) -> Example | Rows:
+        rows = range(len(self))
+        if isinstance(index, slice):
+            return self if rows[index] == rows else Selected(self, rows[index])
+        return self.row(rows[index])
+
+    def __iter__(self) -> Iterator[Example]:
+        # The mixin's own stops at IndexError, and would hide one of ours.
+        return map(self.row, range(len(self)))
+
+
+class Selected(Rows):
     """These rows of a split, and `facts` for `describe` beside those of the split but its hash."""
 
     def __init__(self, examples: Sequence[Example], rows: Sequence[int], **facts: Any) -> None:
@@ -105,20 +131,9 @@ class Selected(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Selected: ...
-
-    def __getitem__(self, index: int | slice) -> Example | Selected:
-        if isinstance(index, slice):
-            return Selected(self._examples, self._rows[index], **self.provenance)
-        return self._examples[self._rows[index]]
-
-    def __iter__(self) -> Iterator[Example]:
-        # The mixin's own stops at IndexError, and would hide one of ours.
-        return (self._examples[row] for row in self._rows)
+    def row(self, number: int) -> Example:
+        """See `Rows.row`."""
+        return self._examples[self._rows[number]]
 
 
 def without_rows(
