@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from brim.models.actor_critic import ActorCritic
     from brim.models.adapters import add_adapters
+    from brim.models.checks import (
+        RowReport,
+        check_same_tokenizer,
+        inspect_rows,
+        share_vocabulary,
+    )
     from brim.models.features import Comparison, Features, RowFunction
     from brim.models.head_checks import hash_tensors
     from brim.models.language_model import LanguageModel
@@ -16,7 +22,6 @@ if TYPE_CHECKING:
     from brim.models.loading import load_model
     from brim.models.modes import checkpoint_layers, evaluating, set_dropout, updating
     from brim.models.quantization import plain_tensors, q_drift, quantization_of
-    from brim.models.row_checks import RowReport, inspect_rows
     from brim.models.scratch import build_model, train_tokenizer
     from brim.models.settings import (
         SOFTMAX,
@@ -28,11 +33,11 @@ if TYPE_CHECKING:
         Quantization,
     )
     from brim.models.vllm import VLLMEngine, check_vllm
-    from brim.models.vocabulary import check_same_tokenizer, share_vocabulary
 
 _HOMES = {
     "actor_critic": ("ActorCritic",),
     "adapters": ("add_adapters",),
+    "checks": ("RowReport", "check_same_tokenizer", "inspect_rows", "share_vocabulary"),
     "features": ("Comparison", "Features", "RowFunction"),
     "head_checks": ("hash_tensors",),
     "language_model": ("LanguageModel",),
@@ -40,7 +45,6 @@ _HOMES = {
     "loading": ("load_model",),
     "modes": ("checkpoint_layers", "evaluating", "set_dropout", "updating"),
     "quantization": ("plain_tensors", "q_drift", "quantization_of"),
-    "row_checks": ("RowReport", "inspect_rows"),
     "scratch": ("build_model", "train_tokenizer"),
     "settings": (
         "SOFTMAX",
@@ -52,7 +56,6 @@ _HOMES = {
         "Quantization",
     ),
     "vllm": ("VLLMEngine", "check_vllm"),
-    "vocabulary": ("check_same_tokenizer", "share_vocabulary"),
 }
 
 __all__ = [
