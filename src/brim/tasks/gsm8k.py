@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from importlib import resources
 from typing import Any, ClassVar, Literal
 
 from brim.errors import DataError
 from brim.tasks.base import MetricNames, Split
-from brim.tasks.files import Reader
 from brim.tasks.published import Publication, PublishedTask
 from brim.tasks.rows import NumberedRow, RowError, Source
 
@@ -62,19 +60,17 @@ class GSM8K(PublishedTask):
     calculator_marks: bool = True
     """Whether targets keep the calculator's marks, `<<3*4=12>>`."""
 
-    def reader(self) -> Reader:
-        """Return what reads the splits: of one published file two, where they are not given."""
-        reader = super().reader()
-        train, validation = reader.sources["train"], reader.sources["validation"]
+    def sources(self) -> dict[Split, str | None]:
+        """Return those of one published file for two splits, where they are not given."""
+        sources = super().sources()
+        return {**sources, "validation": sources["validation"] or sources["train"]}
 
-        def open_problems(text: str, split: Split) -> Source:
-            if validation is not None:
-                return _Problems(reader.open(text, split), None, marks=self.calculator_marks)
-            source = reader.open(text, "test" if split == "test" else "train")
-            return _Problems(source, split, marks=self.calculator_marks)
-
-        sources: dict[Split, str | None] = {**reader.sources, "validation": validation or train}
-        return replace(reader, sources=sources, open=open_problems)
+    def open(self, text: str, split: Split) -> Source:
+        """See `ReadTask.open`."""
+        if super().sources()["validation"] is not None:
+            return _Problems(super().open(text, split), None, marks=self.calculator_marks)
+        source = super().open(text, "test" if split == "test" else "train")
+        return _Problems(source, split, marks=self.calculator_marks)
 
 
 class _Problems:

@@ -26,7 +26,7 @@ and test, where these have no data of their own.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -35,7 +35,7 @@ from pydantic import model_validator
 from brim.errors import DataError
 from brim.examples import Example
 from brim.tasks.base import SPLITS, MetricNames, Progress, Split
-from brim.tasks.files import Reader, ReadTask
+from brim.tasks.files import ReadTask
 from brim.tasks.rows import Columns, NumberedRow, OnBadRow, Row, RowError, Source
 from brim.tasks.sources import find_file, open_source
 from brim.tasks.templates import Template
@@ -96,7 +96,7 @@ class PublishedTask(ReadTask):
         self, split: Split, *, cache_dir: Path | None = None, on_progress: Progress | None = None
     ) -> Sequence[Example]:
         """Return the examples of a split; see `ReadTask.load`."""
-        sources, carved = self.reader().sources, self.held_out and split != "train"
+        sources, carved = self.sources(), self.held_out and split != "train"
         if sources[split] is None and not (carved and sources["train"]):
             raise DataError(
                 f"{self.path}: no {split}.jsonl, nor .csv or .tsv, nor with .gz; "
@@ -104,26 +104,27 @@ class PublishedTask(ReadTask):
             )
         return super().load(split, cache_dir=cache_dir, on_progress=on_progress)
 
-    def reader(self) -> Reader:
-        """Return what reads the splits, made of the settings."""
+    def columns(self) -> Columns:
+        """See `ReadTask.columns`."""
         _, target, row_id = self.published.names
-        return Reader(
-            sources=self._sources(),
-            columns=Columns(
-                template=Template(self.prompt),
-                targets=(target,),
-                id=row_id,
-                optional_id=True,
-                metrics=self.metrics,
-            ),
-            on_bad_row=self.on_bad_row,
-            fractions={"validation": self.held_out, "test": self.held_out},
-            open=self._open,
-            num_rows=self.published.num_rows,
+        return Columns(
+            template=Template(self.prompt),
+            targets=(target,),
+            id=row_id,
+            optional_id=True,
+            metrics=self.metrics,
         )
 
-    def _sources(self) -> dict[Split, str | None]:
-        """The source of each split: as it is given, or else what `path` has."""
+    def fractions(self) -> dict[Split, float]:
+        """See `ReadTask.fractions`."""
+        return {"validation": self.held_out, "test": self.held_out}
+
+    def num_rows(self, splits: tuple[Split, ...]) -> int | None:
+        """See `ReadTask.num_rows`."""
+        return self.published.num_rows.get(splits)
+
+    def sources(self) -> dict[Split, str | None]:
+        """Return the source of each split: as it is given, or else what `path` has."""
         folder = Path(self.path).expanduser()
         files = {split: find_file(folder, split) for split in SPLITS}
         found: dict[Split, str] = {split: str(file) for split, file in files.items() if file}
@@ -131,7 +132,8 @@ class PublishedTask(ReadTask):
             found = {split: f"{self.path}#{split}" for split in self.published.splits}
         return {split: getattr(self, split) or found.get(split) for split in SPLITS}
 
-    def _open(self, text: str, split: Split) -> Source:
+    def open(self, text: str, split: Split) -> Source:
+        """See `ReadTask.open`."""
         published = self.published
         own = text.partition("#")[0] == published.hub_id
         try:
@@ -243,10 +245,6 @@ class Europarl(PublishedTask):
     metrics: MetricNames = ("bleu", "chrf", "ter")
     """What is measured; the first one picks the checkpoint."""
 
-    def reader(self) -> Reader:
-        """Return what reads the splits: carved by the sentence, whatever the prompt's template."""
-        return replace(super().reader(), carved_by=_sentence)
-
-
-def _sentence(example: Example) -> str:
-    return example.prompt[slice(*example.field)] if example.field else example.prompt
+    def carved_by(self, example: Example) -> str:
+        """Return the sentence, whatever the prompt's template."""
+        return example.prompt[slice(*example.field)] if example.field else example.prompt
