@@ -196,5 +196,11 @@ class _Builder:
 
 def dump(data: Any, *, flow: bool = False) -> str:
     """Return text that `parse` reads back as equal data; `flow` is the style of `{}` and `[]`."""
-    style = {"sort_keys": False, "allow_unicode": True, "width": float("inf")}
-    return yaml.dump(data, Dumper=_Dumper, default_flow_style=flow, **style)
+    return yaml.dump(
+        data,
+        Dumper=_Dumper,
+        default_flow_style=flow,
+        sort_keys=False,
+        allow_unicode=True,
+        width=float("inf"),
+    )
