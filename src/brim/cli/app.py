@@ -9,9 +9,8 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -37,14 +36,7 @@ app = typer.Typer(
 )
 
 
-class Split(StrEnum):
-    """A part of the data."""
-
-    train = "train"
-    validation = "validation"
-    test = "test"
-
-
+Split = Literal["train", "validation", "test"]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY.SUB=VALUE", help="Settings to change.", show_default=False),

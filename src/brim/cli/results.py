@@ -17,7 +17,7 @@ def report(
         list[Path], typer.Argument(metavar="DIR...", help="Folders that hold run directories.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("report"),
-    split: Annotated[Split, typer.Option(help="Which part of the data.")] = Split.test,
+    split: Annotated[Split, typer.Option(help="Which part of the data.")] = "test",
     baseline: Annotated[
         str | None,
         typer.Option(
@@ -41,7 +41,7 @@ def report(
     written = write_reports(
         directories,
         out,
-        split=split.value,
+        split=split,
         baseline=baseline,
         alpha=alpha,
         max_outputs=outputs,
@@ -58,7 +58,7 @@ def compare(
         Path, typer.Argument(help="A run, stage or evaluation; or a folder of runs seed=*.")
     ],
     b: Annotated[Path, typer.Argument(help="Another one, of the same examples.")],
-    split: Annotated[Split, typer.Option(help="Which part of the data.")] = Split.test,
+    split: Annotated[Split, typer.Option(help="Which part of the data.")] = "test",
     metric: Annotated[
         list[str] | None,
         typer.Option(
@@ -83,7 +83,7 @@ def compare(
     comparison = compare(
         a,
         b,
-        split=split.value,
+        split=split,
         metrics=metric,
         num_resamples=resamples,
         seed=seed,
