@@ -240,8 +240,8 @@ _LOOK_SECONDS = 0.1
 def acquire(path: Path, busy: str | None = None, *, wait: bool = False) -> FileLock:
     """Take a lock, its folder made if need be; the caller releases it.
 
-    `busy` says that another process holds it: it is raised or, with `wait`, logged. Without, the
-    wait is silent.
+    `busy` says that another process holds it: it is raised or, with `wait`, logged; None to wait in
+    silence until it is free.
 
     Raises:
         RunError: another process holds it.
