@@ -14,7 +14,7 @@ from brim.models import build_model, train_tokenizer
 from brim.report import report
 from brim.runs.evaluate import evaluate_stage
 from brim.runs.train import train
-from brim.sweep import cluster
+from brim.sweep import launching
 from brim.sweep.launching import Job
 from brim.sweep.states import log_of
 
@@ -91,7 +91,7 @@ def swept(folder):
     """The sweep's folder, and what was started for it."""
     launcher, out = Here(), folder / "sweep"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster, "local_launcher", lambda jobs, threads: launcher)
+        patch.setattr(launching, "local_launcher", lambda jobs, threads: launcher)
         assert "4 done\nstages: 8 done" in brim("sweep", folder / "paper.yaml", "--out", out)
         first = list(launcher.started)
         brim("sweep", folder / "paper.yaml", "--out", out)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from brim.errors import BrimError, RunError
 from brim.models import Decoding, load_model
-from brim.models.fingerprints import describe_model
+from brim.models.loading import describe_model
 from brim.report.gather import gather
 from brim.runs.directory import RunDirectory
 from brim.runs.evaluate import evaluate_run

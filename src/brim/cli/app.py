@@ -9,9 +9,8 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -37,14 +36,7 @@ app = typer.Typer(
 )
 
 
-class Split(StrEnum):
-    """A part of the data."""
-
-    train = "train"
-    validation = "validation"
-    test = "test"
-
-
+Split = Literal["train", "validation", "test"]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY.SUB=VALUE", help="Settings to change.", show_default=False),
@@ -119,14 +111,12 @@ def overrides_and_paths(words: Sequence[str] | None) -> tuple[list[str], list[Pa
 
 
 def load_recipe(recipe: str, overrides: Sequence[str] | None) -> tuple[Path, RunConfig]:
-    """Return the file and the settings of a recipe; no torch where a file or its YAML is wrong."""
-    from brim.config.loading import check_files, load_config
+    """Return the file and the settings of a recipe."""
+    from brim.config.loading import load_config
     from brim.recipes import find_recipe
-
-    path = find_recipe(recipe)
-    check_files(path, overrides or [], search=find_recipe)
     from brim.training.settings import RunConfig
 
+    path = find_recipe(recipe)
     return path, load_config(RunConfig, path, overrides or [], search=find_recipe)
 
 

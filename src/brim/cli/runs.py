@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,21 +19,10 @@ from brim.cli.app import (
     running,
 )
 
-
-class Resume(StrEnum):
-    """Whether a run directory may, must or must not hold a run."""
-
-    auto = "auto"
-    must = "must"
-    never = "never"
-
-
-class Stage(StrEnum):
-    """A model that a run has before its objective is trained."""
-
-    teacher = "teacher"
-    student = "student"
-    predistill = "predistill"
+# Whether a run directory may, must or must not hold a run.
+Resume = Literal["auto", "must", "never"]
+# The models that a run has before its objective is trained.
+Stage = Literal["teacher", "student", "predistill"]
 
 
 @app.command()
@@ -42,7 +30,7 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A recipe's name (brim recipes) or a YAML file.")],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run directory [runs/RECIPE].")] = None,
-    resume: Annotated[Resume, typer.Option(help="Resume a run in --out?")] = Resume.auto,
+    resume: Annotated[Resume, typer.Option(help="Resume a run in --out?")] = "auto",
     stages: Annotated[
         Path | None, typer.Option(help="Folder of stages that runs share [OUT/stages].")
     ] = None,
@@ -69,7 +57,7 @@ def train(
         results = train(
             config,
             out,
-            resume=resume.value,
+            resume=resume,
             stages_dir=stages,
             reporter=reporter,
             command=sys.argv,
@@ -89,7 +77,7 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     overrides: Overrides = None,
-    split: Annotated[Split, typer.Option(help="Which part of the data.")] = Split.test,
+    split: Annotated[Split, typer.Option(help="Which part of the data.")] = "test",
     model: Annotated[
         str | None, typer.Option(help="Evaluate this folder or hub name instead; needs --out.")
     ] = None,
@@ -113,9 +101,9 @@ def evaluate(
     with running(quiet) as reporter:
         results = evaluate_run(
             run,
-            split=split.value,
+            split=split,
             model=model,
-            stage=None if stage is None else stage.value,
+            stage=stage,
             out=out,
             overrides=overrides or [],
             reporter=reporter,

@@ -58,13 +58,12 @@ def sweep(
 
     Stop it at any time; the same command resumes it.
     """
-    from brim.config.loading import check_files
-    from brim.recipes import find_recipe
+    from brim.config.loading import read_mapping
 
-    check_files(file, search=find_recipe)
+    read_mapping(file)  # before torch comes
     from brim.support.progress import Reporter
     from brim.sweep import running as work
-    from brim.sweep.cluster import Resources, launcher_of
+    from brim.sweep.launching import Resources, launcher_of
     from brim.sweep.states import status_table
 
     _check_one({"--status": status, "--dry-run": dry_run, "--sbatch": sbatch,

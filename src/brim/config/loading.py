@@ -93,12 +93,7 @@ def load_config(
 
 
 def make_config(cls: type[ConfigT], data: Mapping[str, Any], place: str) -> ConfigT:
-    """Make settings of values that stand in no file.
-
-    Args:
-        cls: the class of the settings.
-        data: their values by name.
-        place: where these come from, for the error.
+    """Make settings of values that stand in no file; errors call their origin `place`.
 
     Raises:
         ConfigError: a key or value that cannot be used.
@@ -108,18 +103,6 @@ def make_config(cls: type[ConfigT], data: Mapping[str, Any], place: str) -> Conf
     except ValidationError as error:
         document = Document(dict(data), {(): place})
         raise ConfigError(explain(cls, document, error)) from None
-
-
-def check_files(
-    source: Path, overrides: Sequence[str] = (), *, search: _Search | None = None
-) -> None:
-    """Find the mistakes that can be found without the class of the settings.
-
-    Raises:
-        ConfigError: a file that cannot be read, or an override that is none.
-    """
-    _read_overrides(overrides)
-    _read_file(source, [], search)
 
 
 def read_mapping(path: Path) -> Document:

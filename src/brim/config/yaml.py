@@ -111,11 +111,7 @@ def dotted(path: KeyPath) -> str:
 
 
 def parse(text: str, where: Callable[[int], str]) -> Document:
-    """Read one YAML document.
-
-    Args:
-        text: the document.
-        where: what errors call a line, given its number from 1.
+    """Read one YAML document; `where` is what errors call a line, given its number from 1.
 
     Raises:
         ConfigError: broken YAML, equal keys, tags beyond the core schema, nesting of more than 100
@@ -198,6 +194,13 @@ class _Builder:
         return mapping
 
 
-def dump(data: Any) -> str:
-    """Return text that `parse` reads back as equal data; keys keep their order."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))
+def dump(data: Any, *, flow: bool = False) -> str:
+    """Return text that `parse` reads back as equal data; `flow` is the style of `{}` and `[]`."""
+    return yaml.dump(
+        data,
+        Dumper=_Dumper,
+        default_flow_style=flow,
+        sort_keys=False,
+        allow_unicode=True,
+        width=float("inf"),
+    )

@@ -69,12 +69,9 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked.
+    """What is asked, its key in the store, and what reads the verdict of a reply.
 
-    Attributes:
-        key: of the store.
-        prompt: writes the prompt: all of them at once would fill the memory.
-        read: the verdict of a reply.
+    `prompt` writes the prompt: all of them at once would fill the memory.
     """
 
     key: str
@@ -107,15 +104,7 @@ def ask_all(
     """Ask what is not in the store yet; every reply is in the store as soon as it arrives.
 
     Ctrl-C waits for the answers of the requests under way, for they are paid for; a second one
-    does not.
-
-    Args:
-        questions: by key.
-        backend: who is asked.
-        store: where replies go.
-        limits: how many and how often.
-        advance: called for each question that was asked, failed ones too.
-        say: shows the user a line.
+    does not. `advance` is called for each question that was asked, failed ones too.
 
     Raises:
         BrimError: no further question has any chance; the replies so far are in the store.

@@ -36,11 +36,9 @@ from brim.support.progress import Reporter
 
 @dataclass(frozen=True)
 class PairwiseJudging:
-    """All that a judge is to be asked about two systems.
+    """All that a judge is to be asked about the systems a and b.
 
     Attributes:
-        settings: who judges what.
-        a, b: the systems.
         kind: whose templates of the paper; None for others.
         templates: by criterion.
         pairs: examples with both texts.
@@ -190,18 +188,10 @@ def estimate(judging: PairwiseJudging, out: Path) -> str:
 def judge_runs(
     judging: PairwiseJudging, out: Path, *, reporter: Reporter | None = None
 ) -> dict[str, Any]:
-    """Ask what is not answered yet, and write `judge.json` and `judge.md` into `out`.
+    """Ask what is not answered yet, and write `judge.json`, which is returned, and `judge.md`.
 
     It can be stopped at any time; the same call resumes, and pays for no answer twice. What is in
     `out` may be added to, by criteria or examples; a call that would lose a part of it is refused.
-
-    Args:
-        judging: of `open_judging`.
-        out: folder for the results.
-        reporter: shows progress.
-
-    Returns:
-        What `judge.json` holds.
 
     Raises:
         BrimError: `out` holds another comparison or more than this one, another process is judging

@@ -43,11 +43,7 @@ def local_identity(model: str, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class LocalBackend:
-    """A model in this process.
-
-    Args:
-        identity: of `local_identity`.
-        say: shows the user a line.
+    """A model in this process, of `local_identity`.
 
     Raises:
         ModelError: the model cannot be loaded.

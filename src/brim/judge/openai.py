@@ -60,14 +60,10 @@ def openai_identity(model: str, base_url: str, request: Mapping[str, Any]) -> di
 
 
 class OpenAIBackend:
-    """A model behind a server.
+    """A model behind a server, of `openai_identity`.
 
-    The client's own retries are off: `ask_all` repeats requests, and counts each.
-
-    Args:
-        identity: of `openai_identity`.
-        api_key_env: name of the variable that holds the key; None for a server that wants none.
-        timeout: seconds of one request.
+    The client's own retries are off: `ask_all` repeats requests, and counts each. `api_key_env` is
+    None for a server that wants no key; `timeout` is in seconds of one request.
 
     Raises:
         ConfigError: there is no key in the variable, or the package `openai` is missing.

@@ -51,10 +51,7 @@ class Template:
     def fill(self, *, source: str, ids: tuple[str, str], texts: tuple[str, str]) -> str:
         """Return the prompt, filled in one pass: what looks like a slot in a text stays text.
 
-        Args:
-            source: the document or source sentence.
-            ids: of the text listed first and of the second.
-            texts: the candidates in the order of the list.
+        `ids` and `texts` are those of the candidate listed first and of the second.
         """
         values = {"Source": source, "ID1": ids[0], "ID2": ids[1]}
 
@@ -68,12 +65,7 @@ class Template:
 def load_templates(
     criteria: Sequence[str], *, kind: Kind | None = None, path: Path | None = None
 ) -> dict[str, Template]:
-    """Return the template of each criterion.
-
-    Args:
-        criteria: names of templates, such as `CRITERIA`.
-        kind: whose templates of the paper's are taken; those of translation say English and Dutch.
-        path: a YAML file `criterion: template` to take instead.
+    """Return the template of each criterion: the paper's for this kind, or those of a YAML file.
 
     Raises:
         ConfigError: neither or no such template; a template without one of its slots or without
@@ -169,13 +161,7 @@ class Variant:
         return ("A", "B") if self.a_first == (self.id_of_a == "A") else ("B", "A")
 
     def prompt(self, template: Template, pair: Pair, *, keep_lines: bool = False) -> str:
-        """Return the filled template.
-
-        Args:
-            template: of the criterion.
-            pair: the texts.
-            keep_lines: candidates keep their line breaks, and can then imitate the prompt's lines.
-        """
+        """Return the filled template; candidates that keep their lines can imitate the prompt's."""
         a, b = (pair.a, pair.b) if keep_lines else (one_line(pair.a), one_line(pair.b))
         return template.fill(
             source=pair.source, ids=self.ids, texts=(a, b) if self.a_first else (b, a)
@@ -195,12 +181,7 @@ VARIANTS = (Variant(True, "A"), Variant(True, "B"), Variant(False, "A"), Variant
 
 
 def query_key(judge: Mapping[str, Any], prompt: str) -> str:
-    """Return the SHA-256 (hex) of all that a reply depends on, its key in the store.
-
-    Args:
-        judge: the model and the settings of its requests.
-        prompt: the whole text.
-    """
+    """Return the SHA-256 (hex) of all that a reply depends on, its key in the store."""
     text = json.dumps([dict(judge), prompt], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -254,10 +235,7 @@ def parse_verdict(reply: str, *, noun: str, refused: bool = False) -> Verdict:
     passages of several lines in quotes. What is before `</think>` is no part of a reply, and what
     follows it on its line no verdict: it may be a candidate's, quoted.
 
-    Args:
-        reply: the raw text.
-        noun: what the prompt calls a candidate, such as `summary`.
-        refused: the server says that the judge refused.
+    `noun` is what the prompt calls a candidate, such as `summary`; `refused` what the server says.
     """
     if refused:
         return Verdict.REFUSAL

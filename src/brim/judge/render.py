@@ -21,13 +21,7 @@ _Row = Mapping[str, Any]
 
 
 def as_markdown(results: Mapping[str, Any], pairs: Sequence[Pair], verdicts: Verdicts) -> str:
-    """Return what `judge.md` holds.
-
-    Args:
-        results: what `judge.json` holds.
-        pairs: the examples that the judge was asked about.
-        verdicts: on them.
-    """
+    """Return what `judge.md` holds: the results, and verdicts on the pairs asked about."""
     warnings = [f"- {line}" for line in _warnings(results)]
     parts = (
         _head(results),

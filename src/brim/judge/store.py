@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from brim.errors import RunError
-from brim.support.locks import hold
+from brim.support.files import hold
 
 _VERSION = 1
 _BUSY_SECONDS = 60.0
@@ -53,14 +53,11 @@ class Reply:
 
 
 class Store:
-    """Replies by key, in one file. A reply is on the disk when `put` returns.
+    """Replies by key, in one file, made if need be. A reply is on the disk when `put` returns.
 
     One process at a time has it, so that nothing is asked twice. The lock is the system's and goes
-    with the process, however that ends.
-
-    Args:
-        path: the file; made if need be, and so is its folder.
-        alone: False to look into it only, while another process may have it.
+    with the process, however that ends. `alone=False` only looks into it, while another may have
+    it.
 
     Raises:
         RunError: here and in all methods: the file cannot be used, or another process has it.

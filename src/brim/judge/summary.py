@@ -127,13 +127,7 @@ def pair_score(answers: Answers) -> float | None:
 def summarize(
     pairs: Sequence[Answers], *, num_identical: int = 0, confidence: float = 0.95
 ) -> Summary:
-    """Count verdicts.
-
-    Args:
-        pairs: what the judge said about each pair that it was asked about.
-        num_identical: pairs of equal texts, which are not asked about.
-        confidence: of the interval.
-    """
+    """Count verdicts about each asked pair; equal texts (`num_identical`) are not asked about."""
     scored = [(pair_score(answers), answers) for answers in pairs]
     complete = [answers for score, answers in scored if score is not None]
     scores = [score for score, _ in scored if score is not None]

@@ -1,38 +1,48 @@
 """Students and teachers: loading, building, writing, and scoring text through one class.
 
-The names are imported when first used: `brim.models.settings` needs no torch.
+The names are imported when first used, for `brim.models.settings` needs no torch.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from brim.models.actor_critic import ActorCritic
-    from brim.models.adapters import add_adapters
-    from brim.models.features import Comparison, Features, RowFunction
-    from brim.models.head_checks import hash_tensors
-    from brim.models.language_model import LanguageModel
-    from brim.models.layers import keep_layers
-    from brim.models.loading import load_model
-    from brim.models.modes import checkpoint_layers, evaluating, set_dropout, updating
-    from brim.models.quantization import plain_tensors, q_drift, quantization_of
-    from brim.models.row_checks import RowReport, inspect_rows
-    from brim.models.scratch import build_model, train_tokenizer
-    from brim.models.settings import (
-        SOFTMAX,
-        BeamSearch,
-        Centering,
-        Decoding,
-        Distribution,
-        Lora,
-        Quantization,
-    )
-    from brim.models.vllm import VLLMEngine, check_vllm
-    from brim.models.vocabulary import check_same_tokenizer, share_vocabulary
+    from brim.models.actor_critic import ActorCritic as ActorCritic
+    from brim.models.adapters import add_adapters as add_adapters
+    from brim.models.checks import RowReport as RowReport
+    from brim.models.checks import check_same_tokenizer as check_same_tokenizer
+    from brim.models.checks import inspect_rows as inspect_rows
+    from brim.models.checks import share_vocabulary as share_vocabulary
+    from brim.models.features import Comparison as Comparison
+    from brim.models.features import Features as Features
+    from brim.models.features import RowFunction as RowFunction
+    from brim.models.head_checks import hash_tensors as hash_tensors
+    from brim.models.language_model import LanguageModel as LanguageModel
+    from brim.models.layers import keep_layers as keep_layers
+    from brim.models.loading import load_model as load_model
+    from brim.models.modes import checkpoint_layers as checkpoint_layers
+    from brim.models.modes import evaluating as evaluating
+    from brim.models.modes import set_dropout as set_dropout
+    from brim.models.modes import updating as updating
+    from brim.models.quantization import plain_tensors as plain_tensors
+    from brim.models.quantization import q_drift as q_drift
+    from brim.models.quantization import quantization_of as quantization_of
+    from brim.models.scratch import build_model as build_model
+    from brim.models.scratch import train_tokenizer as train_tokenizer
+    from brim.models.settings import SOFTMAX as SOFTMAX
+    from brim.models.settings import BeamSearch as BeamSearch
+    from brim.models.settings import Centering as Centering
+    from brim.models.settings import Decoding as Decoding
+    from brim.models.settings import Distribution as Distribution
+    from brim.models.settings import Lora as Lora
+    from brim.models.settings import Quantization as Quantization
+    from brim.models.vllm import VLLMEngine as VLLMEngine
+    from brim.models.vllm import check_vllm as check_vllm
 
 _HOMES = {
     "actor_critic": ("ActorCritic",),
     "adapters": ("add_adapters",),
+    "checks": ("RowReport", "check_same_tokenizer", "inspect_rows", "share_vocabulary"),
     "features": ("Comparison", "Features", "RowFunction"),
     "head_checks": ("hash_tensors",),
     "language_model": ("LanguageModel",),
@@ -40,7 +50,6 @@ _HOMES = {
     "loading": ("load_model",),
     "modes": ("checkpoint_layers", "evaluating", "set_dropout", "updating"),
     "quantization": ("plain_tensors", "q_drift", "quantization_of"),
-    "row_checks": ("RowReport", "inspect_rows"),
     "scratch": ("build_model", "train_tokenizer"),
     "settings": (
         "SOFTMAX",
@@ -52,42 +61,7 @@ _HOMES = {
         "Quantization",
     ),
     "vllm": ("VLLMEngine", "check_vllm"),
-    "vocabulary": ("check_same_tokenizer", "share_vocabulary"),
 }
-
-__all__ = [
-    "SOFTMAX",
-    "ActorCritic",
-    "BeamSearch",
-    "Centering",
-    "Comparison",
-    "Decoding",
-    "Distribution",
-    "Features",
-    "LanguageModel",
-    "Lora",
-    "Quantization",
-    "RowFunction",
-    "RowReport",
-    "VLLMEngine",
-    "add_adapters",
-    "build_model",
-    "check_same_tokenizer",
-    "check_vllm",
-    "checkpoint_layers",
-    "evaluating",
-    "hash_tensors",
-    "inspect_rows",
-    "keep_layers",
-    "load_model",
-    "plain_tensors",
-    "q_drift",
-    "quantization_of",
-    "set_dropout",
-    "share_vocabulary",
-    "train_tokenizer",
-    "updating",
-]
 
 
 def __getattr__(name: str) -> Any:
@@ -98,4 +72,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(name for names in _HOMES.values() for name in names)

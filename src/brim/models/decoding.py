@@ -1,19 +1,32 @@
-"""Writing completions, each row from its own stream of random numbers."""
+"""Writing completions, each row from its own stream of random numbers.
+
+Or by transformers' own `generate`, which has beams and more kinds of models.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import (
+    DynamicCache,
+    EncoderDecoderCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+)
 
 from brim.errors import NonFiniteError
-from brim.models.backbone import DecodingState
-from brim.models.generation_settings import GenerationRules
+from brim.models.backbone import DecodingState, encoder_decoder_cache
+from brim.models.generation_settings import GenerationRules, settings_aside
 from brim.models.head import OutputHead
-from brim.models.settings import Decoding
+from brim.models.head_checks import start_token_id
+from brim.models.settings import BeamSearch, Decoding
+from brim.seeding import derive_seed
 from brim.support.bucketing import length_buckets
 from brim.types import Batch, Rollout
 
@@ -28,13 +41,9 @@ LOOK_EVERY = 8
 def write_in_groups(
     write: Callable[[Batch, Decoding], Written], batch: Batch, decoding: Decoding, pad_id: int
 ) -> Rollout:
-    """Write a completion of each prompt, rows of similar prompt length together.
+    """Write a completion of each of B prompts, those of similar length together.
 
-    Args:
-        write: an engine's writing of some rows.
-        batch: B prompts.
-        decoding: as for `write`, whose `batch_tokens` a group keeps.
-        pad_id: behind completions.
+    `write` is an engine's writing of some rows, of which a group keeps `decoding.batch_tokens`.
     """
     device = batch.prompt_ids.device
     limit = max(1, decoding.batch_tokens // decoding.texts_per_row)
@@ -151,11 +160,7 @@ def write_completions(
 
 
 def check_finite(finite: Tensor, dtype: torch.dtype) -> None:
-    """Check that all rows were written by finite logits.
-
-    Args:
-        finite: (B,) bool.
-        dtype: of the model's weights, for the message.
+    """Check that all (B,) rows were written by finite logits; `dtype` is that of the weights.
 
     Raises:
         NonFiniteError: a row was not.
@@ -182,3 +187,99 @@ class GeneratingModel(Protocol):
 
     def save(self, directory: str) -> None:
         """Write the model's folder."""
+
+
+@torch.no_grad()
+def generate_with_transformers(model: GeneratingModel, batch: Batch, decoding: Decoding) -> Written:
+    """Write a completion of each prompt by `generate` of transformers; a model in evaluation mode.
+
+    Only what `decoding` says counts, and of the model's own generation settings its `rules` and
+    which tokens end a text. Samples are drawn from torch's global generator, seeded with all of
+    `batch.seeds` for this call and restored after it. So other than in the loop, a row's text
+    depends on the rows that are decoded with it.
+
+    Raises:
+        NonFiniteError: as `write_completions`.
+    """
+    transformer, rules = model.model, model.rules
+    device = transformer.device
+    settings = GenerationConfig(
+        max_new_tokens=decoding.max_tokens + rules.num_forced,
+        forced_bos_token_id=rules.forced_start[0] if rules.forced_start else None,
+        forced_eos_token_id=model.eos_token_ids[0] if rules.forces_end else None,
+        # Before what is forced, other than `suppress_tokens`; ends as well, other than bad words.
+        sequence_bias={(row,): -math.inf for row in model.excluded_rows} or None,
+        eos_token_id=list(model.eos_token_ids),
+        pad_token_id=model.pad_token_id,
+        **_strategy(decoding),
+    )
+    some = batch.prompt_mask.any(dim=0)  # not the padding that all rows share
+    prompt_ids, prompt_mask = batch.prompt_ids[:, some], batch.prompt_mask[:, some]
+    written, cache = prompt_ids.shape[1], {}
+    if model.is_encoder_decoder:
+        settings.decoder_start_token_id = start_token_id(transformer)
+        # By itself it would make one as deep as a T5's encoder, whatever the decoder is.
+        config = transformer.get_decoder().config
+        own = encoder_decoder_cache(config, decoding.max_tokens + rules.num_forced)
+        if decoding.texts_per_row > 1:
+            own = _BeamCache(DynamicCache(config=config), DynamicCache())
+        written, cache = 1 + len(rules.forced_start), {"past_key_values": own}
+    devices = [device] if device.type == "cuda" else []
+    # With the model's own settings `generate` would fill what is left out.
+    with settings_aside(transformer), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derive_seed(0, "generate", *batch.seeds))
+        sequences = transformer.generate(
+            prompt_ids.to(device),
+            attention_mask=prompt_mask.to(device).long(),
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([_CheckFinite(transformer.dtype)]),
+            synced_gpus=False,  # sharded weights are gathered once for the whole of it
+            **cache,
+        )
+    ids = sequences[:, written : written + decoding.max_tokens]
+    ends = torch.isin(ids, torch.tensor(model.eos_token_ids, device=device))
+    truncated = ~ends.any(dim=1)
+    lengths = torch.where(truncated, ids.shape[1], ends.int().argmax(dim=1) + 1)
+    return ids, lengths, truncated
+
+
+def _strategy(decoding: Decoding) -> dict[str, bool | float | str]:
+    """The arguments of transformers; one that is left out is off."""
+    if isinstance(decoding, BeamSearch) and decoding.num_beams > 1:
+        return {
+            "do_sample": False,
+            "num_beams": decoding.num_beams,
+            "length_penalty": decoding.length_penalty,
+            # Go on while a longer text could still win, not while it seems likely to.
+            "early_stopping": "never",
+            # Texts are compared by the policy's probabilities: over the rows that have a token.
+            "renormalize_logits": True,
+        }
+    if decoding.strategy != "sampling":
+        return {"do_sample": False}
+    # Its own default of top_k is 50.
+    return {
+        "do_sample": True,
+        "temperature": decoding.temperature,
+        "top_k": decoding.top_k or 0,
+        "top_p": 1.0 if decoding.top_p is None else decoding.top_p,
+    }
+
+
+class _CheckFinite(LogitsProcessor):  # type: ignore[misc]
+    """Write nothing by logits that are not finite."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        check_finite(scores.amax(dim=1).isfinite(), self.dtype)
+        return scores
+
+
+class _BeamCache(EncoderDecoderCache):  # type: ignore[misc]
+    """Of an encoder-decoder's beams; those of a prompt share what the encoder made of it."""
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Make row i of the batch what row `beam_idx[i]` is, one of the same prompt."""
+        self.self_attention_cache.reorder_cache(beam_idx)

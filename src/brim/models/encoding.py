@@ -209,12 +209,7 @@ class Encoder:
         return self._render(example) if example.messages else example.prompt
 
     def spell(self, texts: Sequence[str], *, as_targets: bool = False) -> list[Spelling]:
-        """What becomes of each text when it is encoded and decoded.
-
-        Args:
-            texts: rendered prompts, or targets.
-            as_targets: read them as what an encoder-decoder's decoder writes.
-        """
+        """What becomes of rendered prompts, or of targets, when they are encoded and decoded."""
         if not texts:
             return []
         name = "text_target" if as_targets and self.is_encoder_decoder else "text"

@@ -105,10 +105,8 @@ class Features:
     ) -> Comparison:
         """This model's logits, divided by `temperature`, as what a policy is compared with.
 
-        Args:
-            function: called as `function(logits, these_logits, *arguments)` on n of the N tokens.
-            arguments: (B, T) each, what else the function takes of a token.
-            temperature: of this model.
+        The function is called as `function(logits, these_logits, *arguments)` on n of the N tokens;
+        each of the arguments is (B, T).
         """
         tokens = tuple(argument[self.mask] for argument in arguments)
         head = self.head.at_temperature(temperature)

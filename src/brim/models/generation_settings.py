@@ -85,11 +85,7 @@ class GenerationRules:
 
 
 def generation_rules(model: PreTrainedModel, eos_token_ids: Sequence[int]) -> GenerationRules:
-    """The rules of a model.
-
-    Args:
-        model: with its `generation_config`.
-        eos_token_ids: the tokens that end a completion; the first is appended to targets.
+    """The rules of a model; the first of the `eos_token_ids` is appended to targets.
 
     Raises:
         ModelError: the token that ends every target is one that is never written.

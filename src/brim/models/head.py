@@ -116,19 +116,13 @@ class OutputHead:
 def keep_likeliest(
     logits: Tensor, top_k: int | None, top_p: float | None, written: Tensor | None = None
 ) -> Tensor:
-    """Exclude, in place, the tokens that a `Distribution` does not keep.
+    """Exclude, in place, the tokens that a `Distribution` does not keep, of (n, V) float logits.
 
     Sampling and losses find the kept tokens here, so that they find the same. A loss reads tokens
-    that were written before, and there the set can have changed: at its border by rounding, under
-    dropout, and where an older policy wrote. A written token is kept even so. Its probability is
-    then that of a set with one token more: close to the border, where the exact 0 would have an
-    infinite logarithm and no gradient that could bring the token back.
-
-    Args:
-        logits: (n, V) float, divided by the temperature.
-        top_k: as in `Distribution`.
-        top_p: as in `Distribution`.
-        written: (n,) int64, tokens that are kept in any case.
+    that were written before, (n,) int64, and there the set can have changed: at its border by
+    rounding, under dropout, and where an older policy wrote. A written token is kept even so. Its
+    probability is then that of a set with one token more: close to the border, where the exact 0
+    would have an infinite logarithm and no gradient that could bring the token back.
 
     Returns:
         The same tensor, `EXCLUDED` at tokens that are not kept.

@@ -17,10 +17,15 @@ from brim.errors import ModelError
 from brim.examples import Example
 from brim.models.adapters import restore_weights
 from brim.models.backbone import Backbone, DecoderOnly, EncoderDecoder, Prompts
-from brim.models.decoding import Written, row_uniforms, write_completions, write_in_groups
+from brim.models.decoding import (
+    Written,
+    generate_with_transformers,
+    row_uniforms,
+    write_completions,
+    write_in_groups,
+)
 from brim.models.encoding import Encoder
 from brim.models.features import Comparison, Features
-from brim.models.generate import generate_with_transformers
 from brim.models.generation_settings import exclude_tokens, generation_rules
 from brim.models.head import OutputHead
 from brim.models.head_checks import (
@@ -51,10 +56,6 @@ class LanguageModel(nn.Module):
 
     The policy is the softmax over the rows of the output head with a token that the model's
     generation settings let it write. Others are never sampled, never the best, without gradient.
-
-    Args:
-        model: a sequence-to-sequence or causal language model of transformers.
-        tokenizer: the tokenizer it was trained with.
 
     Attributes:
         encoder: between text and token ids.
@@ -141,12 +142,10 @@ class LanguageModel(nn.Module):
         max_tokens: int | None,
         seeds: Sequence[int] | None = None,
     ) -> Batch:
-        """Token ids of the examples' prompts, on the model's device.
+        """Token ids of the prompts of B examples, on the model's device.
 
-        Args:
-            examples: B rows; those with messages are rendered by the chat template.
-            max_tokens: longer prompts are truncated, see `Encoder.prompts`; None for no limit.
-            seeds: B seeds of the rows' random streams, by default 0 … B - 1.
+        Longer prompts than `max_tokens` are truncated, see `Encoder.prompts`; `seeds` are those of
+        the rows' random streams, by default 0 … B - 1.
 
         Raises:
             DataError: the chat template refuses an example's messages.
@@ -261,11 +260,9 @@ class LanguageModel(nn.Module):
     ) -> ActionValues:
         """The logits as Q-values of the rollout's tokens, in evaluation mode without gradient.
 
-        Args:
-            rollout: B completions.
-            centering: the statistic of the logits at a step that is subtracted from both its
-                values; it moves the return of that step alone (method: `q_centering`).
-            bootstrap: also value the state behind completions that were cut.
+        `centering` is the statistic of the logits at a step that is subtracted from both its
+        values; it moves the return of that step alone (method: `q_centering`). `bootstrap` also
+        values the state behind completions that were cut.
         """
         with self.evaluating():
             values = self.features(rollout, after=bootstrap).action_values(centering)
@@ -334,12 +331,9 @@ class LanguageModel(nn.Module):
         """Write model and tokenizer so that `from_pretrained` and `load_model` read them.
 
         Plain transformers, 4 and 5, reads the same ids there and writes the same greedy tokens.
-        Adapters are written merged into the weights; the live weights are not changed.
-
-        Args:
-            directory: made if need be.
-            resumable: also write what `restore` needs, the adapters as they are.
-            state_dict: the weights of `model`, where it holds only a part of them.
+        Adapters are written merged into the weights; the live weights are not changed. `resumable`
+        also writes what `restore` needs, the adapters as they are; `state_dict` has the weights of
+        a `model` that holds only a part of them.
 
         Raises:
             ModelError: the head in the file is not the one in memory.

@@ -29,13 +29,13 @@ def keep_layers(
     layers: int | Sequence[int],
     decoder_layers: int | Sequence[int] | None = None,
 ) -> LanguageModel:
-    """A student that is a copy of the teacher without some of its layers.
+    """A copy of the teacher without some of its layers, which shares no memory with it.
 
-    It has the teacher's embeddings, norms, output head and tokenizer. The teacher is not changed,
-    nor is memory shared with it.
+    The teacher is a T5, mT5, BART, Marian, Llama, Qwen2, GPT-2 or one built like them. The student
+    has its embeddings, norms, output head and tokenizer.
 
     Args:
-        teacher: a T5, mT5, BART, Marian, Llama, Qwen2, GPT-2 or one built like them.
+        teacher: is not changed.
         layers: which layers to keep (the encoder's, where there is one), as ascending numbers from
             0, or how many: evenly spaced, with the first and the last; of one, the first.
         decoder_layers: the same for the decoder of an encoder-decoder; None for what `layers` says.

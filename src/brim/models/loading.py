@@ -1,7 +1,9 @@
-"""Loading a model by name or path."""
+"""Loading a model by name or path, and the fingerprint by which a run knows it again."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,12 +30,13 @@ from transformers.utils import cached_file
 
 from brim.errors import ModelError, RunError, first_line
 from brim.models.generation_settings import ignored_settings
-from brim.models.head_checks import check_stored_head
+from brim.models.head_checks import check_stored_head, hash_tensors
 from brim.models.language_model import LanguageModel
 from brim.models.quantization import (
     check_available,
     check_quantized,
-    head_name,
+    head_of_config,
+    plain_tensors,
     prepare_stored,
     stored_quantization,
     transformers_config,
@@ -210,7 +213,7 @@ def _read(
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     _check_has_head(name, config)
     if quantization is not None:
-        head = head_name(auto_class, config, trust_remote_code=options["trust_remote_code"])
+        head = head_of_config(auto_class, config, trust_remote_code=options["trust_remote_code"])
         settings = transformers_config(quantization, head, device)
         storage = {"device_map": {"": device}, "quantization_config": settings}
     model, info = auto_class.from_pretrained(
@@ -285,3 +288,28 @@ def _without_tying_advice() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(keep)
+
+
+def fingerprint_model(model: LanguageModel) -> str:
+    """SHA-256 of a model: its weights' every byte, its configuration, rules and tokenizer."""
+    config = json.loads(model.model.config.to_json_string())
+    config.pop("transformers_version", None)
+    rules = [sorted(model.rules.excluded), model.rules.forced_start, model.rules.forces_end]
+    also = json.dumps([config, rules, _describe_tokenizer(model.tokenizer)], sort_keys=True)
+    weights = plain_tensors(model.model.state_dict())
+    return hash_tensors(weights, also=also, into=hashlib.sha256())
+
+
+def _describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    """All that decides about a tokenizer's ids, but for what is set at each call."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
+    rules = {key: value for key, value in rules.items() if key not in ("truncation", "padding")}
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return [rules, special, tokenizer.chat_template]
+
+
+def describe_model(model: LanguageModel) -> dict[str, str]:
+    """What a manifest says of a model: `sha256`, its fingerprint, and the `commit` on the hub."""
+    commit = getattr(model.model.config, "_commit_hash", None)
+    return {"sha256": fingerprint_model(model), **({"commit": commit} if commit else {})}

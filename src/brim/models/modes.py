@@ -45,15 +45,11 @@ def compile_layers(model: PreTrainedModel) -> None:
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:
-    """Give all dropout of the model this probability; its config keeps what it says.
+    """Give all dropout of the model this probability of a zero, in place; its config keeps its own.
 
     That is the `nn.Dropout` modules, and the numbers that a family's code hands to functional
     dropout, such as `attention_dropout` of Llama and Qwen2 or `activation_dropout` of BART.
     Layers that are left out as a whole (`layerdrop`) and the dropout of adapters are not touched.
-
-    Args:
-        model: such as a `LanguageModel`'s `model`; changed in place.
-        probability: of a zero, in [0, 1); it counts in training mode only.
 
     Raises:
         ModelError: the model has no place for dropout and the probability is not 0.
@@ -88,11 +84,7 @@ def checkpoint_layers(module: nn.Module, *, dropout: bool) -> None:
     """Have transformers checkpoint the layers of every model in `module`, in place.
 
     It does so in training mode only; see `updating`. Masks of dropout are the same both times, and
-    gradients are what they were.
-
-    Args:
-        module: a `LanguageModel`, or one that holds some.
-        dropout: whether updates run with dropout; without, the layers' is set to 0.
+    gradients are what they were. Where updates run without dropout, the layers' is set to 0.
 
     Raises:
         ModelError: transformers cannot do it for a model, or only together with dropout.

@@ -17,6 +17,7 @@ from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, 
 
 from brim.errors import ModelError
 from brim.models.head import EXCLUDED, OutputHead
+from brim.models.head_checks import head_name, head_weight
 from brim.models.language_model import LanguageModel
 from brim.models.settings import Quantization
 from brim.types import Rollout
@@ -119,7 +120,7 @@ def quantization_of(model: LanguageModel) -> Quantization | None:
     return stored_quantization(model.model.config, type(model.model).__name__)
 
 
-def head_name(auto_class: Any, config: PreTrainedConfig, *, trust_remote_code: bool) -> str:
+def head_of_config(auto_class: Any, config: PreTrainedConfig, *, trust_remote_code: bool) -> str:
     """The output head's name in a model of this config, without making its weights.
 
     Raises:
@@ -127,11 +128,8 @@ def head_name(auto_class: Any, config: PreTrainedConfig, *, trust_remote_code: b
     """
     with torch.device("meta"):
         model = auto_class.from_config(config, trust_remote_code=trust_remote_code)
-    head = model.get_output_embeddings()
-    names: list[str] = [name for name, module in model.named_modules() if module is head]
-    if names:
-        return names[0]
-    raise ModelError(f"{type(model).__name__} has no output head; choose a language model")
+    head_weight(model)
+    return head_name(model).removesuffix(".weight")
 
 
 def check_quantized(model: PreTrainedModel, quantization: Quantization) -> None:
@@ -187,14 +185,9 @@ def plain_tensors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def q_drift(
     teacher: LanguageModel, reference: LanguageModel, rollouts: Iterable[Rollout]
 ) -> dict[str, float]:
-    """How far the Q-values of two teachers differ along the same text.
+    """How far Q-values of a quantized teacher and of the same in full precision differ along text.
 
     Q-values are centered by their mean over the vocabulary, for a softmax does not know its offset.
-
-    Args:
-        teacher: quantized, say.
-        reference: the same model in full precision, with the same tokenizer.
-        rollouts: completions on the models' device.
 
     Returns:
         `num_tokens`; `mean_*` and `max_*` of the absolute difference of `taken` = q(s, a), of

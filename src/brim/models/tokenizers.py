@@ -122,9 +122,7 @@ def definition(
 def _without_offsets(part: Any, *, acts: bool) -> Any:
     """A part of tokenizer.json without what only says where in the text its tokens are.
 
-    Args:
-        part: or something inside it.
-        acts: whether settings of `ByteLevel` change tokens; behind the model they do not.
+    `acts` says whether settings of `ByteLevel` change tokens; behind the model they do not.
     """
     if isinstance(part, list) and part and isinstance(part[0], dict):
         return [_without_offsets(value, acts=acts) for value in part]

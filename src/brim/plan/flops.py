@@ -92,14 +92,7 @@ def step_traffic(
 
     Of what each of N devices ends up with whole (all-gather), and of sums of which each gets a part
     (reduce-scatter), a device sends (N - 1) / N; of sums that each gets whole (all-reduce) twice
-    that.
-
-    Args:
-        learner: the model that is trained.
-        teacher: whose logits are the Q-values; None where it is not used.
-        devices: over which the run is shared out.
-        rows: completions of a step that one device has.
-        sizes: how many of them pass a model at once.
+    that. `rows` are the completions of a step that one device has.
     """
     passes, shape = learner.passes, learner.shape
     gathered = 0 if teacher is None or devices.teacher != "fsdp" else teacher.weight_bytes

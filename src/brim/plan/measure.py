@@ -25,11 +25,8 @@ _Settings = TypeVar("_Settings", bound=Config)
 def measure(plan: Plan, config: RunConfig, *, reporter: Reporter | None = None) -> Plan:
     """Train each stage for two steps, in a folder that is deleted; the plan with their seconds.
 
-    Data and models are loaded as `brim train` would. Texts are as long as they happen to be, and a
-    tokenizer that is trained sees those of two batches only.
-
-    Raises:
-        BrimError: what `brim train` would raise.
+    Data and models are loaded as `brim train` would, and its errors raised. Texts are as long as
+    they happen to be, and a tokenizer that is trained sees those of two batches only.
     """
     with TemporaryDirectory() as folder:
         train(shortened(config), Path(folder), reporter=reporter)

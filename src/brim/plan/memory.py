@@ -90,13 +90,9 @@ ONE_DEVICE = Devices()
 
 
 def at_work(shape: ModelShape, *, trainable: bool = False) -> int:
-    """Bytes of a sharded model's weights that a device has whole while it reads.
+    """Bytes of a sharded model's weights, or of those it trains, that a device has whole in a pass.
 
     What is outside the layers stays; of the layers it is one, and the next one on its way.
-
-    Args:
-        shape: the model.
-        trainable: of the weights that are trained only, which is what their gradients take.
     """
     return shape.outside_bytes(trainable=trainable) + 2 * shape.layer_bytes(trainable=trainable)
 
@@ -106,12 +102,10 @@ class Learner:
     """The model that a stage trains.
 
     Attributes:
-        shape: the model.
         passes: what its objective asks for.
         dropout: in training; None for what the model's config says.
         micro_batch: rows of one forward and backward pass.
         checkpointing: whether the backward pass makes activations again.
-        moments_8bit: whether AdamW keeps its moments in 8 bits.
     """
 
     shape: ModelShape
@@ -291,13 +285,9 @@ class Room:
 
 
 def phases(room: Room, rows: int, sizes: Sizes, *, returns: bool) -> dict[str, Memory]:
-    """The peak of each phase of a training stage.
+    """The peak of each phase of a training stage; `rows` of a step are those of one device.
 
-    Args:
-        room: the stage.
-        rows: completions of a step that one device has.
-        sizes: how many of them pass a model at once.
-        returns: whether evaluations use the teacher.
+    `returns` says whether evaluations use the teacher.
     """
     learner, teacher = room.learner, room.teacher
     assert learner is not None

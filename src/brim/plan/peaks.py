@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from brim.models import set_dropout
-from brim.models.cache import (
+from brim.models.backbone import (
     PreallocatedLayer,
     decoder_cache,
     encoder_decoder_cache,
@@ -101,9 +101,6 @@ class AsOnDevice(TorchFunctionMode):
     Attention is fused where torch's CPU kernel is: without dropout, and without a gradient for the
     mask (T5's position bias has one). Elsewhere the scores are counted. The one question that a
     model asks of numbers, whether texts are packed into one row, is answered as for any of ours.
-
-    Args:
-        autocast: the type of matrix products; None for that of their inputs.
     """
 
     def __init__(self, autocast: torch.dtype | None = None) -> None:
@@ -156,15 +153,10 @@ def pass_cost(
     autocast: torch.dtype | None = None,
     checkpointing: bool = False,
 ) -> Cost:
-    """Return what a pass over padded rows takes.
+    """Return what a pass over padded rows takes; with `gradient`, and its backward pass.
 
-    Args:
-        shape: the model.
-        size: of the rows that are passed at once.
-        gradient: whether a backward pass follows, for which tensors are kept.
-        dropout: of the model in training; None for what its config says.
-        autocast: the type of matrix products under autocast.
-        checkpointing: whether the backward pass makes each layer's activations again.
+    `dropout` is that in training, None for what the model's config says; `autocast` the type of
+    matrix products.
     """
     model, again = shape.model, gradient and checkpointing
     if again or (gradient and dropout is not None):
@@ -200,14 +192,9 @@ def writing_cost(
 ) -> Cost:
     """Return what a batch that is written token by token takes, with its cache.
 
-    Passed are the prompts, the first token behind them and the last one, when the cache is full.
-    The operations of the tokens between grow evenly, with the keys that each of them meets.
-
-    Args:
-        shape: the model.
-        size: of the rows that are written at once.
-        num_prompts: that the rows continue, each of which is read once; None for as many as rows.
-        autocast: the type of matrix products under autocast.
+    Passed are the prompts, of which each is read once, the first token behind them and the last
+    one, when the cache is full. The operations of the tokens between grow evenly, with the keys
+    that each of them meets.
     """
     model = shape.model
     model.eval()

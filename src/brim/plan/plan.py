@@ -41,10 +41,7 @@ class ModelPlan:
     """One of the two models.
 
     Attributes:
-        role: `teacher` or `student`.
-        name: what the settings call it.
         num_parameters: shared ones counted once, adapters apart.
-        num_adapters: parameters of LoRA's adapters.
         num_trainable: parameters that training changes; of a teacher that is not trained, none.
         weight_bytes: in memory.
         stored: the type of the weights, or how they are quantized.
@@ -98,14 +95,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run on paper.
-
-    Attributes:
-        models: teacher and student.
-        stages: in the order of the run.
-        warnings: what will probably not work as intended.
-        devices: over which it is shared out.
-    """
+    """A run on paper; its stages are in the order of the run."""
 
     models: tuple[ModelPlan, ...]
     stages: tuple[StagePlan, ...]
@@ -124,12 +114,9 @@ class Plan:
 
 
 def plan(config: RunConfig, *, devices: int = 1, memory_limit: float | None = None) -> Plan:
-    """Count a run without weights, data or network.
+    """Count a run on so many devices without weights, data or network.
 
-    Args:
-        config: the run's settings.
-        devices: a process each, over which the run is shared out.
-        memory_limit: of a device in GiB; a phase that needs more is warned of.
+    A phase that needs more than the `memory_limit` of a device, in GiB, is warned of.
 
     Raises:
         ModelError: the shapes of a model are not known without downloading it, or its code cannot

@@ -34,12 +34,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
 
 
 def as_text(plan: Plan, *, width: int | None = None) -> str:
-    """The tables of a plan.
-
-    Args:
-        plan: what to show.
-        width: of a terminal, for which lines are drawn; None for plain columns.
-    """
+    """The tables of a plan; with a terminal's `width`, lines are drawn."""
     unit, size = ("GiB", GIB) if plan.peak_bytes >= GIB else ("MiB", 2**20)
     of_each = "" if plan.devices == 1 else f", on each of {plan.devices:,} devices"
     tables = [

@@ -39,14 +39,9 @@ class SweepRow:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep on paper.
+    """A sweep on paper; stages that runs share are counted once, and not in systems.
 
-    Attributes:
-        stages: that runs share, each counted once.
-        systems: without these stages.
-        warnings: what will probably not work as intended.
-        devices: over which each run is shared out.
-        tflops: what a device reaches, in 10^12 operations a second; None where not known.
+    `tflops` is what a device reaches, in 10^12 operations a second; None where not known.
     """
 
     stages: tuple[SweepRow, ...]
@@ -78,12 +73,8 @@ def plan_sweep(
 ) -> SweepPlan:
     """Count the runs of a sweep; other arguments and errors are those of `plan`.
 
-    Args:
-        runs: those of `brim.sweep.points`.
-        devices: a process each, over which each run is shared out.
-        memory_limit: of a device in GiB.
-        tflops: what a device reaches, in 10^12 operations a second, as `brim plan --measure` finds
-            it; None to leave device-days out.
+    `tflops` is what a device reaches, in 10^12 operations a second, as `brim plan --measure` finds
+    it; None to leave device-days out.
     """
     plans: dict[str, Plan] = {}
     counts: Counter[str] = Counter()

@@ -221,8 +221,7 @@ def points_not_begun(
         notes: takes a sentence where the file cannot be used, say because a recipe is elsewhere.
     """
     # With the settings comes torch: only where there is a sweep to expand.
-    from brim.sweep.grid import points
-    from brim.sweep.spec import load_sweep
+    from brim.sweep.grid import load_sweep, points
 
     path = directory / SWEEP_FILE
     begun = any((directory / name).is_dir() for name in ("logs", "stages"))

@@ -15,13 +15,12 @@ from brim._version import __version__
 from brim.errors import ConfigError, RunError
 from brim.examples import Example
 from brim.models import LanguageModel, load_model, share_vocabulary
-from brim.models.fingerprints import fingerprint_model
+from brim.models.loading import fingerprint_model
 from brim.runs.directory import RunDirectory
 from brim.runs.fit import evaluation_settings
 from brim.runs.inputs import Made, RunInputs, check_known, load_student
 from brim.runs.stages import find_teacher, find_trained, reopen, untrained_student
-from brim.support.files import disk_errors, read_json, write_sealed_json
-from brim.support.locks import hold
+from brim.support.files import disk_errors, hold, read_json, write_sealed_json
 from brim.support.progress import Reporter
 from brim.support.seals import MANIFEST, is_sealed, record_of
 from brim.tasks import Split, describe

@@ -30,8 +30,7 @@ from brim.models import (
     share_vocabulary,
     train_tokenizer,
 )
-from brim.models.fingerprints import describe_model
-from brim.models.loading import DTYPES
+from brim.models.loading import DTYPES, describe_model
 from brim.models.modes import without_weights
 from brim.objectives import make_objective
 from brim.objectives.base import Objective

@@ -41,8 +41,7 @@ from brim.runs.stages import (
     untrained_student,
     write_teacher_outputs,
 )
-from brim.support.files import atomic_write_text, write_sealed_json
-from brim.support.locks import acquire
+from brim.support.files import acquire, atomic_write_text, write_sealed_json
 from brim.support.progress import Reporter
 from brim.training.accelerator import make_accelerator
 from brim.training.checkpoints import check_processes, latest_state

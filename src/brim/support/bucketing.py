@@ -17,14 +17,9 @@ def length_buckets(
     """Groups of rows that pass a model together.
 
     A group of n rows costs `n · (longest prompt + longest completion)` tokens, padding included,
-    and `overhead` on top. Of all ways to cut the rows, ordered by length, this is the cheapest.
-
-    Args:
-        prompt_lengths: B numbers of tokens.
-        completion_lengths: B numbers of tokens.
-        max_tokens: limit of a group's tokens, padding included; a row that is longer is alone.
-        overhead: what one more pass costs, in tokens; by default a 32nd of the limit, which is
-            taken for what keeps the device busy.
+    and `overhead` on top. Of all ways to cut the rows, ordered by length, this is the cheapest. A
+    group has at most `max_tokens`, padding included, but a row that is longer is alone. `overhead`
+    is by default a 32nd of that, which is taken for what keeps the device busy.
 
     Returns:
         The rows of each group, the longest first: where memory does not suffice, it shows at once.

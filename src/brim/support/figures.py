@@ -53,11 +53,7 @@ class Images(NamedTuple):
 class Figure:
     """A drawing as the bytes of two image files; the same input gives the same bytes.
 
-    Attributes:
-        name: of its files, such as `curves`.
-        title: above it.
-        png, svg: the images.
-        caption: what is drawn, and how.
+    `name` is that of its files, such as `curves`; `caption` says what is drawn, and how.
     """
 
     name: str
@@ -68,13 +64,9 @@ class Figure:
 
 
 def render(size: tuple[float, float], paint: Callable[[Canvas], None]) -> Images:
-    """Return what `paint` makes of an empty figure; the same input gives the same bytes.
+    """Return what `paint` makes of a figure of so many inches; the same input gives the same bytes.
 
     Matplotlib's settings are the user's again when it is done, and no state outlives the figure.
-
-    Args:
-        size: width and height in inches.
-        paint: draws into the figure.
     """
     import matplotlib
     from matplotlib.figure import Figure as Canvas
@@ -130,11 +122,8 @@ def styles(labels: Sequence[str]) -> dict[str, Style]:
 def draw_mean(ax: Axes, curves: Sequence[Curve], style: Style, *, smooth: bool = False) -> None:
     """Draw the mean over the curves' common steps, with a band of a standard deviation.
 
-    Args:
-        ax: drawn into.
-        curves: one a seed; nothing is drawn without any.
-        style: of the line.
-        smooth: replace each curve by means over windows of a thirtieth of it, without markers.
+    Nothing is drawn without a curve. `smooth` replaces each by means over windows of a thirtieth of
+    it.
     """
     tables = [dict(curve) for curve in curves if curve]
     if not tables:

@@ -1,4 +1,7 @@
-"""Durable files: what is there after a crash is the old text or the new one, never half of it."""
+"""Durable files: what is there after a crash is the old text or the new one, never half of it.
+
+And lock files: one process at a time works in a place. The system lets go when a process ends.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import errno
 import glob
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -14,6 +18,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
 
 from brim.errors import BrimError, RunError
 
@@ -30,11 +36,9 @@ SEAL = "sha256"
 
 @contextmanager
 def disk_errors(path: Path | str, num_bytes: int | None = None) -> Iterator[None]:
-    """Turn the operating system's refusals inside the block into a `RunError` that names `path`.
+    """Turn refusals of the operating system inside the block into a `RunError` that names `path`.
 
-    Args:
-        path: what is written.
-        num_bytes: how much of it there is, where that is known.
+    `num_bytes` is how much is written there, where that is known.
     """
     try:
         yield
@@ -47,12 +51,7 @@ def raise_refusal(error: BaseException, path: Path | str, num_bytes: int | None 
     """Raise a one-line `RunError` if an error says that the system cannot write `path`.
 
     A full disk is also seen in errors of native code, in causes of errors, and where a part of
-    `path` was refused.
-
-    Args:
-        error: that was raised.
-        path: what was written.
-        num_bytes: how much of it there is, where that is known.
+    `path` was refused. `num_bytes` is how much is written, where that is known.
     """
     if isinstance(error, BrimError) and not num_bytes:
         return
@@ -108,10 +107,6 @@ def atomic_open(path: Path | str, num_bytes: int | None = None) -> Iterator[Bina
     Until then its bytes are in a temporary file beside it; they are on the disk, and so is the
     name, when the block is left. After an error the temporary file is gone and `path` untouched;
     what processes that were killed left of theirs is removed.
-
-    Args:
-        path: the file.
-        num_bytes: its size, if it is known before.
 
     Raises:
         RunError: no space, no permission, no such folder.
@@ -212,10 +207,7 @@ def atomic_write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> N
 def read_json(path: Path | str, *, sealed_with: str = SEAL) -> Any:
     """Read a JSON file of brim's; one of `write_sealed_json` is compared with its `sha256`.
 
-    Args:
-        path: the file.
-        sealed_with: a key that only sealed objects have; without it nothing says that a `sha256`
-            has been lost.
+    `sealed_with` is a key that only sealed objects have, or nothing says that a `sha256` was lost.
 
     Raises:
         RunError: the file is missing, damaged or cannot be read.
@@ -237,3 +229,61 @@ def sha256_file(path: Path | str) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+logger = logging.getLogger(__name__)
+
+# A process that only looks whether a lock is held has it for less than this.
+_LOOK_SECONDS = 0.1
+
+
+def acquire(path: Path, busy: str | None = None, *, wait: bool = False) -> FileLock:
+    """Take a lock, its folder made if need be; the caller releases it.
+
+    `busy` says that another process holds it: it is raised or, with `wait`, logged; None to wait in
+    silence until it is free.
+
+    Raises:
+        RunError: another process holds it.
+        OSError: the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=-1 if busy is None else _LOOK_SECONDS)
+    except Timeout:
+        if not wait:
+            raise RunError(str(busy)) from None
+        logger.warning("%s", busy)
+        lock.acquire()
+    return lock
+
+
+@contextmanager
+def hold(path: Path, busy: str | None = None, *, wait: bool = False) -> Iterator[None]:
+    """Hold a lock while the block runs; see `acquire`.
+
+    Raises:
+        RunError: another process holds it, or its folder cannot be written.
+    """
+    with disk_errors(path.parent):
+        lock = acquire(path, busy, wait=wait)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a process, this one too, holds a lock."""
+    if not path.exists():
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:  # a folder in which we cannot write
+        return False
+    lock.release()
+    return False

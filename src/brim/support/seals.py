@@ -36,13 +36,7 @@ def seal(
     files: Iterable[str] | None = None,
     manifest: str = MANIFEST,
 ) -> None:
-    """Write a manifest of a folder: facts, then `files` with the record of each.
-
-    Args:
-        directory: the folder.
-        facts: what else the manifest says.
-        files: names from the folder on; by default all that is in it.
-        manifest: the file's name.
+    """Write a manifest of a folder: facts, then `files` (by default all in it) with their records.
 
     Raises:
         RunError: it cannot be written.
@@ -77,10 +71,7 @@ def find_damage(
 ) -> str | None:
     """What of a sealed folder is not as it was written; None for a sound one.
 
-    Args:
-        directory: where `seal` was called.
-        wanted: which of the files are compared, by their names; by default all.
-        manifest: the name that `seal` was given.
+    Compared are the `wanted` files, by their names; by default all.
     """
     try:
         files = read_json(directory / manifest)["files"]

@@ -22,7 +22,6 @@ class Cell:
     """One cell of a table.
 
     Attributes:
-        text: what it says, as plain text.
         best: the best of its column.
         significant: better than the table's baseline beyond chance.
         note: small print, such as the paper's number or a p-value.
@@ -36,13 +35,10 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of cells to look at, and the same numbers unrounded.
+    """Rows of cells to look at, as long as the head each, and the same numbers unrounded.
 
     Attributes:
         name: of its files, such as `table1`.
-        title: above it.
-        head: the names of the columns, the first one that of the rows.
-        rows: as long as the head each.
         caption: what the numbers and marks are.
         data: a mapping a number, the lines of the CSV file.
     """

@@ -19,10 +19,8 @@ from brim.errors import ConfigError, RunError
 from brim.runs.train import changed_settings
 from brim.support.files import disk_errors
 from brim.support.progress import Meter, Reporter
-from brim.sweep.cluster import Resources, sbatch_script
-from brim.sweep.grid import Point, Task, points, run_point
-from brim.sweep.launching import Job, Launcher, local_launcher
-from brim.sweep.spec import SweepConfig, keep_sweep, load_sweep
+from brim.sweep.grid import Point, SweepConfig, Task, keep_sweep, load_sweep, points, run_point
+from brim.sweep.launching import Job, Launcher, Resources, local_launcher, sbatch_script
 from brim.sweep.states import (
     FAILED,
     MARK,
@@ -43,7 +41,6 @@ class Outcome:
     """How a sweep ended, as names of points and, behind them, of stages that are tested.
 
     Attributes:
-        done: finished, now or before.
         failed: that have failed, also when they were tried again.
         elsewhere: that another process works on.
         left: that were not run, or not to the end.
@@ -293,15 +290,7 @@ class _Work:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A sweep, its folder, and the points that were asked for.
-
-    Attributes:
-        name: of the file.
-        sweep: what it says.
-        out: the folder of the runs.
-        every: all points.
-        points: those whose name, or whose system's, fits the pattern.
-    """
+    """A sweep, the folder of its runs, and those of its points that were asked for."""
 
     name: str
     sweep: SweepConfig

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from brim.runs.directory import RunDirectory
 from brim.runs.train import changed_settings
-from brim.support.locks import is_held
+from brim.support.files import is_held
 from brim.sweep.grid import Point, StageTest, Task
 
 State = Literal["done", "running", "failed", "stopped", "waiting", "foreign"]

@@ -6,7 +6,6 @@ from pydantic import Field
 
 from brim.tasks.base import (
     SPLITS,
-    Progress,
     Split,
     Task,
     describe,
@@ -14,13 +13,11 @@ from brim.tasks.base import (
     warn_of_overlap,
     without_rows,
 )
-from brim.tasks.bundled import BundledTask, CMUdict, Synopsis
-from brim.tasks.europarl import Europarl
+from brim.tasks.bundled import CMUdict, Synopsis
 from brim.tasks.files import Files, ReadTask
 from brim.tasks.gsm8k import GSM8K
-from brim.tasks.published import PublishedTask
+from brim.tasks.published import Europarl, XSum
 from brim.tasks.wordproblems import WordProblems
-from brim.tasks.xsum import XSum
 
 AnyTask = Annotated[
     CMUdict | Synopsis | WordProblems | XSum | Europarl | GSM8K | Files,
@@ -31,12 +28,9 @@ __all__ = [
     "GSM8K",
     "SPLITS",
     "AnyTask",
-    "BundledTask",
     "CMUdict",
     "Europarl",
     "Files",
-    "Progress",
-    "PublishedTask",
     "ReadTask",
     "Split",
     "Synopsis",

@@ -9,14 +9,14 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, overload
+from typing import IO, Any
 
 import pyarrow as pa
 
 from brim.examples import Example
 from brim.support.files import atomic_open, disk_errors, read_json
 from brim.support.seals import find_damage, seal
-from brim.tasks.base import Selected, Split, example_bytes
+from brim.tasks.base import Rows, Split, example_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +71,8 @@ class ArrowWriter:
             self._block_bytes = 0
 
 
-class ArrowExamples(Sequence[Example]):
-    """Random access to examples in an Arrow file.
-
-    Args:
-        path: the file, which is memory-mapped.
-        provenance: what `describe` reports of them.
-    """
+class ArrowExamples(Rows):
+    """Random access to examples in a memory-mapped Arrow file; `provenance` is for `describe`."""
 
     def __init__(self, path: Path, provenance: Mapping[str, Any]) -> None:
         self.provenance = dict(provenance)
@@ -88,24 +83,11 @@ class ArrowExamples(Sequence[Example]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Example]: ...
-
-    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
-        rows = range(len(self))
-        if isinstance(index, slice):
-            return self if rows[index] == rows else Selected(self, rows[index])
-        row = rows[index]
-        block = bisect.bisect_right(self._ends, row)
+    def row(self, number: int) -> Example:
+        """See `Rows.row`."""
+        block = bisect.bisect_right(self._ends, number)
         start = self._ends[block - 1] if block else 0
-        return _example(self._blocks[block].slice(row - start, 1).to_pylist()[0])
-
-    def __iter__(self) -> Iterator[Example]:
-        # The mixin's own stops at IndexError, and would hide one of ours.
-        return (self[i] for i in range(len(self)))
+        return _example(self._blocks[block].slice(number - start, 1).to_pylist()[0])
 
 
 def _example(row: Mapping[str, Any]) -> Example:
@@ -123,12 +105,14 @@ def read_copy(
 ) -> ArrowExamples:
     """Return a split from the copy in a folder; it is made where there is none, or a damaged one.
 
+    Its file is compared with its SHA-256 before it is mapped, for a damaged one can end the
+    process.
+
     Args:
         folder: where copies are kept.
         key: the name of the copy: of all that `write` depends on.
         splits: those that are written together.
-        split: the one of them that is wanted. Its file is compared with its SHA-256 before it is
-            mapped, for a damaged one can end the process.
+        split: the one of them that is wanted.
         write: appends the examples of each split, and returns what is known of each.
 
     Raises:

@@ -94,14 +94,34 @@ class Task(Config):
         return limit
 
 
-class Selected(Sequence[Example]):
-    """Some of a split's examples.
+class Rows(Sequence[Example]):
+    """Examples of a split by number; a slice is `Selected`, that of all of them itself."""
 
-    Args:
-        examples: the split, or all that there is.
-        rows: the numbers of those that are in.
-        facts: what `describe` reports beside what it reports of all, but for their hash.
-    """
+    provenance: dict[str, Any]
+
+    @abstractmethod
+    def row(self, number: int) -> Example:
+        """Return one of them; numbers are from 0."""
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Rows: ...
+
+    def __getitem__(self, index: int | slice) -> Example | Rows:
+        rows = range(len(self))
+        if isinstance(index, slice):
+            return self if rows[index] == rows else Selected(self, rows[index])
+        return self.row(rows[index])
+
+    def __iter__(self) -> Iterator[Example]:
+        # The mixin's own stops at IndexError, and would hide one of ours.
+        return map(self.row, range(len(self)))
+
+
+class Selected(Rows):
+    """These rows of a split, and `facts` for `describe` beside those of the split but its hash."""
 
     def __init__(self, examples: Sequence[Example], rows: Sequence[int], **facts: Any) -> None:
         self.provenance = {**getattr(examples, "provenance", {}), **facts}
@@ -111,20 +131,9 @@ class Selected(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Selected: ...
-
-    def __getitem__(self, index: int | slice) -> Example | Selected:
-        if isinstance(index, slice):
-            return Selected(self._examples, self._rows[index], **self.provenance)
-        return self._examples[self._rows[index]]
-
-    def __iter__(self) -> Iterator[Example]:
-        # The mixin's own stops at IndexError, and would hide one of ours.
-        return (self._examples[row] for row in self._rows)
+    def row(self, number: int) -> Example:
+        """See `Rows.row`."""
+        return self._examples[self._rows[number]]
 
 
 def without_rows(
@@ -132,11 +141,7 @@ def without_rows(
 ) -> Sequence[Example]:
     """Return the examples of a split less those that no model can use, as `on_bad_row` says.
 
-    Args:
-        task: of the split.
-        split: its name.
-        examples: all of it.
-        unusable: from the number of a row to why it cannot be used.
+    `unusable` has the numbers of these rows, and why.
 
     Raises:
         DataError: there is one, and the task leaves none out; the text names its file and line.
@@ -173,9 +178,7 @@ def locate(task: Task, split: Split, examples: Sequence[Example]) -> list[str]:
 def warn_of_overlap(splits: Mapping[Split, Sequence[Example]], latest: Split) -> None:
     """Warn where prompts of a split with a source of its own are training prompts too.
 
-    Args:
-        splits: those that were loaded.
-        latest: the last of them; the pairs without it were compared before.
+    `latest` is the last split that was loaded; the pairs without it were compared before.
     """
     for split in SPLITS[1:]:
         facts = getattr(splits.get(split), "provenance", {})

@@ -14,9 +14,8 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -41,36 +40,48 @@ logger = logging.getLogger(__name__)
 _FORMAT = 4  # of the cached files; another number makes them anew
 
 
-@dataclass(frozen=True)
-class Reader:
-    """Reads splits from the sources that a task names.
+class ReadTask(Task):
+    """A task whose splits are read from the sources that its settings name.
 
     A validation or test split without a source is carved out of the training data: the prompts
     whose hash falls into a fixed interval. So it does not depend on the order of the rows, and the
     same prompt is never in two splits.
-
-    Attributes:
-        sources: what is read for each split; None for a split to carve, or for none.
-        columns: which columns make an example.
-        on_bad_row: `error`, or `skip` to leave bad rows out and count them.
-        fractions: the fraction of the prompts that is carved for validation and test, where it is.
-        open: the source of a name and a split.
-        carved_by: the text of an example whose hash is looked at.
-        num_rows: how many rows there are to these splits, where they are published.
     """
 
-    sources: Mapping[Split, str | None]
-    columns: Columns
-    on_bad_row: OnBadRow
-    fractions: Mapping[Split, float]
-    open: Callable[[str, Split], Source]
-    carved_by: Callable[[Example], str] = prompt_text
-    num_rows: Mapping[tuple[Split, ...], int] = field(default_factory=dict)
+    if TYPE_CHECKING:
+
+        @property
+        def on_bad_row(self) -> OnBadRow:
+            """`error`, or `skip` to leave bad rows out and count them."""
+
+    @abstractmethod
+    def sources(self) -> dict[Split, str | None]:
+        """Return what is read for each split; None for a split to carve, or for none."""
+
+    @abstractmethod
+    def columns(self) -> Columns:
+        """Return which columns make an example."""
+
+    @abstractmethod
+    def fractions(self) -> dict[Split, float]:
+        """Return the fraction of the prompts that is carved for a split, where it is."""
+
+    @abstractmethod
+    def open(self, text: str, split: Split) -> Source:
+        """Return the source of this name."""
+
+    def carved_by(self, example: Example) -> str:
+        """Return the text whose hash is looked at."""
+        return prompt_text(example)
+
+    def num_rows(self, splits: tuple[Split, ...]) -> int | None:
+        """Return how many rows there are to these splits, where they are published."""
+        return None
 
     def load(
-        self, split: Split, cache_dir: Path | None, on_progress: Progress | None
+        self, split: Split, *, cache_dir: Path | None = None, on_progress: Progress | None = None
     ) -> Sequence[Example]:
-        """Return all examples of a split; see `Task.load`."""
+        """Return the examples of a split; see `Task.load`."""
         home, text = self._home(split)
         if text is None:
             carve = "" if split == "train" else ", and there is no task.train to carve it out of"
@@ -99,15 +110,16 @@ class Reader:
                 f"left for {split}; name files of {'their' if len(carved) > 1 else 'its'} own in "
                 f"{' and '.join(f'task.{name}' for name in carved)}"
             )
-        return examples
+        return examples[: self.limit(split)]
 
     def find(self, split: Split, ids: Collection[str]) -> dict[str, str]:
-        """Return where rows of a split that was loaded were read; the source is read again."""
+        """Return where the rows with these ids were read, as `file:line`."""
         home, text = self._home(split)
-        source, found = self.open(text or "", home), {}
-        for number, row in source.rows(self.columns.used):
+        source, columns = self.open(text or "", home), self.columns()
+        found = {}
+        for number, row in source.rows(columns.used):
             with suppress(RowError):
-                example = self.columns.example(row, default_id=f"{source.label}:{number}")
+                example = columns.example(row, default_id=f"{source.label}:{number}")
                 if example.id in ids:
                     found[example.id] = source.where(number)
         return found
@@ -115,7 +127,7 @@ class Reader:
     def interval(self, example: Example) -> Split:
         """Return the split that would get an example, were all splits carved out of one source."""
         point = derive_seed(0, "carve", self.carved_by(example)) / 2**63
-        for split, fraction in self.fractions.items():
+        for split, fraction in self.fractions().items():
             if point < fraction:
                 return split
             point -= fraction
@@ -123,30 +135,33 @@ class Reader:
 
     def _home(self, split: Split) -> tuple[Split, str | None]:
         """The split whose source is read for this one, and that source."""
-        home: Split = split if self.sources[split] else "train"
-        return home, self.sources[home]
+        sources = self.sources()
+        home: Split = split if sources[split] else "train"
+        return home, sources[home]
 
     def _carved(self, home: Split) -> dict[Split, float]:
         """The splits that are carved out of the source of this one, and their fractions."""
+        sources = self.sources()
         return {
             split: fraction
-            for split, fraction in self.fractions.items()
-            if home == "train" and self.sources[split] is None and fraction > 0
+            for split, fraction in self.fractions().items()
+            if home == "train" and sources[split] is None and fraction > 0
         }
 
     def _key(self, source: Source, splits: Sequence[Split]) -> str:
         """The name of the copy: another one where anything that it depends on is."""
+        columns = self.columns()
         return config_hash(
             {
                 "format": _FORMAT,
                 "source": source.identity(),
-                "prompt": self.columns.template and self.columns.template.text,
-                "columns": [self.columns.messages, self.columns.targets, self.columns.id],
-                "optional_target": self.columns.optional_target,
-                "answers": sorted(REFERENCE_ANSWERS.keys() & self.columns.metrics),
+                "prompt": columns.template and columns.template.text,
+                "columns": [columns.messages, columns.targets, columns.id],
+                "optional_target": columns.optional_target,
+                "answers": sorted(REFERENCE_ANSWERS.keys() & columns.metrics),
                 "on_bad_row": self.on_bad_row,
                 "splits": splits,
-                "fractions": self.fractions,
+                "fractions": self.fractions(),
             }
         )[:16]
 
@@ -158,10 +173,11 @@ class Reader:
     ) -> dict[Split, dict[str, Any]]:
         """Read a source once and append the examples of each split; returns what is known of it."""
         home, *carved = parts
+        fractions = self.fractions()
         skipped: Counter[str] = Counter()
         for example in read_examples(
             source,
-            self.columns,
+            self.columns(),
             on_bad_row=self.on_bad_row,
             skipped=skipped,
             on_progress=on_progress,
@@ -172,13 +188,13 @@ class Reader:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in skipped.most_common())
             logger.warning("%s: left out %d bad rows: %s", source.name, skipped.total(), reasons)
         for split in carved:
-            count, fraction = len(parts[split]), self.fractions[split]
+            count, fraction = len(parts[split]), fractions[split]
             logger.warning(
                 "task.%s is not set: %d row%s of %s (%g %% of its prompts, by hash) kept for it",
                 *(split, count, "s" * (count != 1), source.name, 100 * fraction),
             )
         count = sum(map(len, parts.values())) + skipped.total()
-        known = self.num_rows.get(tuple(parts), count)
+        known = self.num_rows(tuple(parts)) or count
         # A file with less than half of it is a sample, and meant to be one.
         if count != known and 2 * count > known:
             logger.warning(
@@ -187,33 +203,9 @@ class Reader:
             )
         facts = {"source": source.name, "skipped": dict(skipped)}
         return {
-            split: {**facts, **({"carved": self.fractions[split]} if split in carved else {})}
+            split: {**facts, **({"carved": fractions[split]} if split in carved else {})}
             for split in parts
         }
-
-
-class ReadTask(Task):
-    """A task whose splits a `Reader` reads."""
-
-    @abstractmethod
-    def reader(self) -> Reader:
-        """Return what reads the splits, made of the settings."""
-
-    def load(
-        self, split: Split, *, cache_dir: Path | None = None, on_progress: Progress | None = None
-    ) -> Sequence[Example]:
-        """Return the examples of a split, memory-mapped where there is a `cache_dir`.
-
-        Raises:
-            ConfigError: the split is not set, or the source has not the columns.
-            DataError: no such source, a bad row, or not a single good one.
-            RunError: the copy cannot be written.
-        """
-        return self.reader().load(split, cache_dir, on_progress)[: self.limit(split)]
-
-    def find(self, split: Split, ids: Collection[str]) -> dict[str, str]:
-        """Return where the rows with these ids were read, as `file:line`."""
-        return self.reader().find(split, ids)
 
 
 class Files(ReadTask):
@@ -266,10 +258,14 @@ class Files(ReadTask):
         self._template()
         return self
 
-    def reader(self) -> Reader:
-        """Return what reads the splits, made of the settings."""
+    def sources(self) -> dict[Split, str | None]:
+        """See `ReadTask.sources`."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    def columns(self) -> Columns:
+        """See `ReadTask.columns`."""
         targets = self.target_column
-        columns = Columns(
+        return Columns(
             template=self._template(),
             messages=self.messages_column,
             targets=(targets,) if isinstance(targets, str) else targets or (),
@@ -278,17 +274,14 @@ class Files(ReadTask):
             metrics=self.metrics,
         )
 
-        def open_named(text: str, split: Split) -> Source:
-            config, revision = self.dataset_config, self.dataset_revision
-            return open_source(text, split, config=config, revision=revision)
+    def fractions(self) -> dict[Split, float]:
+        """See `ReadTask.fractions`."""
+        return {"validation": self.validation_fraction, "test": self.test_fraction}
 
-        return Reader(
-            sources={"train": self.train, "validation": self.validation, "test": self.test},
-            columns=columns,
-            on_bad_row=self.on_bad_row,
-            fractions={"validation": self.validation_fraction, "test": self.test_fraction},
-            open=open_named,
-        )
+    def open(self, text: str, split: Split) -> Source:
+        """See `ReadTask.open`."""
+        config, revision = self.dataset_config, self.dataset_revision
+        return open_source(text, split, config=config, revision=revision)
 
     def _template(self) -> Template | None:
         """The prompt template, None for a chat; settings that exclude each other are refused."""

@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from importlib import resources
 from typing import Any, ClassVar, Literal
 
 from brim.errors import DataError
 from brim.tasks.base import MetricNames, Split
-from brim.tasks.files import Reader
 from brim.tasks.published import Publication, PublishedTask
 from brim.tasks.rows import NumberedRow, RowError, Source
 
@@ -62,28 +60,24 @@ class GSM8K(PublishedTask):
     calculator_marks: bool = True
     """Whether targets keep the calculator's marks, `<<3*4=12>>`."""
 
-    def reader(self) -> Reader:
-        """Return what reads the splits: of one published file two, where they are not given."""
-        reader = super().reader()
-        train, validation = reader.sources["train"], reader.sources["validation"]
+    def sources(self) -> dict[Split, str | None]:
+        """Return those of one published file for two splits, where they are not given."""
+        sources = super().sources()
+        return {**sources, "validation": sources["validation"] or sources["train"]}
 
-        def open_problems(text: str, split: Split) -> Source:
-            if validation is not None:
-                return _Problems(reader.open(text, split), None, marks=self.calculator_marks)
-            source = reader.open(text, "test" if split == "test" else "train")
-            return _Problems(source, split, marks=self.calculator_marks)
-
-        sources: dict[Split, str | None] = {**reader.sources, "validation": validation or train}
-        return replace(reader, sources=sources, open=open_problems)
+    def open(self, text: str, split: Split) -> Source:
+        """See `ReadTask.open`."""
+        if super().sources()["validation"] is not None:
+            return _Problems(super().open(text, split), None, marks=self.calculator_marks)
+        source = super().open(text, "test" if split == "test" else "train")
+        return _Problems(source, split, marks=self.calculator_marks)
 
 
 class _Problems:
     """The problems of a source, or those of its lines that belong to a split.
 
-    Args:
-        source: rows with `question` and `answer`.
-        split: which lines of a published file to read; None for all rows as they are.
-        marks: whether answers keep the calculator's marks.
+    A `split` of None has all rows as they are; `marks` are the calculator's, which answers may
+    keep.
     """
 
     def __init__(self, source: Source, split: Split | None, *, marks: bool) -> None:
@@ -96,11 +90,7 @@ class _Problems:
         return [*self._source.identity(), self._split, self._marks]
 
     def rows(self, columns: Sequence[str]) -> Iterator[NumberedRow]:
-        """Yield each row of the split with its number.
-
-        Raises:
-            DataError: the split is one of lines, and the source is not the published file.
-        """
+        """Yield each row of the split; a DataError if it is one of lines, and of another file."""
         held_out = validation_lines() if self._split in ("train", "validation") else frozenset()
         file = "test" if self._split == "test" else "train"
         line = -1

@@ -43,9 +43,7 @@ NumberedRow = tuple[int, Row | RowError]
 class Source(Protocol):
     """Rows of data that can be read again and again.
 
-    Attributes:
-        name: what errors call it.
-        label: what ids of its rows begin with.
+    Errors call it by its `name`; ids of its rows begin with its `label`.
     """
 
     name: str
@@ -118,8 +116,7 @@ class Columns:
         """Return the example that a row describes.
 
         Raises:
-            RowError: a field is missing, null, no text, empty, or has a character that is none; or
-                that is what the row was read as.
+            RowError: a field is missing or cannot be used; or that is what the row was read as.
         """
         if isinstance(row, RowError):
             raise row
@@ -181,12 +178,7 @@ def read_examples(
 ) -> Iterator[Example]:
     """Yield the examples of a source, each row of it checked.
 
-    Args:
-        source: where the rows come from.
-        columns: which of their columns to use.
-        on_bad_row: stop at the first bad row, or leave bad rows out.
-        skipped: counts the rows that are left out, by reason.
-        on_progress: called now and then while the source is read.
+    `skipped` counts the rows that are left out, by reason; `on_progress` is called now and then.
 
     Raises:
         ConfigError: the source has not the columns.

@@ -33,13 +33,10 @@ def open_source(
 ) -> Source:
     """Return the source that a setting names.
 
-    Args:
-        text: a file (.jsonl, .json, .ndjson, .csv, .tsv, each also with .gz); or a folder that
-            `datasets` wrote or can read; or the id of a data set on the Hugging Face hub. A split
-            of the latter two is named behind a `#`, as in `org/name#validation`.
-        split: the split that is read where none is named.
-        config: the configuration of a hub data set.
-        revision: branch, tag or commit of a hub data set.
+    That is a file (.jsonl, .json, .ndjson, .csv, .tsv, each also with .gz), a folder that
+    `datasets` wrote or can read, or the id of a data set on the Hugging Face hub. A split of the
+    latter two is named behind a `#`, as in `org/name#validation`; where none is named, `split` is
+    read.
 
     Raises:
         DataError: there is nothing of that name, or it cannot be read.
@@ -82,9 +79,6 @@ def _suffix(path: Path) -> str:
 
 class FileSource:
     """A file with one row a line (JSONL) or a header and rows (CSV, TSV), plain or gzipped.
-
-    Args:
-        path: the file; its ending says what is in it.
 
     Raises:
         DataError: it is missing, or its ending is none of those.
@@ -285,12 +279,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
 class DatasetSource:
     """A data set of the `datasets` library: a folder of this machine, or an id on the hub.
 
-    Args:
-        name: the folder or id.
-        split: the split to read; slices as in `train[:10%]` are allowed where it is not a folder
-            that `save_to_disk` wrote.
-        config: the configuration of a hub data set.
-        revision: branch, tag or commit of a hub data set.
+    A slice as in `train[:10%]` is a split where it is not a folder that `save_to_disk` wrote.
 
     Raises:
         DataError: it cannot be found or read.

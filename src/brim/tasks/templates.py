@@ -16,11 +16,7 @@ class Template:
 
     A name is a column's name and nothing else: no attributes, indices, conversions or formats as
     `str.format` has them, so a template cannot reach anything but the row. Braces in the row's own
-    text stay as they are.
-
-    Attributes:
-        text: the template as written.
-        fields: the names in it, in order of first use.
+    text stay as they are. `fields` are the names, in order of first use.
 
     Raises:
         ConfigError: a brace without its partner, a field without a name, or no field at all.

@@ -145,11 +145,9 @@ def pick(rng: Random, items: Sequence[_Item]) -> _Item:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """What stories are about.
+    """What stories are about: names with their pronouns `he`, `him` and `He`, and words.
 
-    Attributes:
-        people: names, each with the pronouns `he`, `him` and `He`.
-        classes: (singular, plural) of each word of a class.
+    `classes` has (singular, plural) of each word of a class.
     """
 
     people: Sequence[tuple[str, Mapping[str, str]]]
@@ -160,9 +158,8 @@ class Words:
 class Chain:
     """Numbers joined by operators of one precedence, as in `full-count2-4`.
 
-    Attributes:
-        name: what the value is called in later chains and texts.
-        terms: each operator with its slot or constant; the first one adds to 0.
+    `name` is what the value is called in later chains and texts. Each of the `terms` is an operator
+    with its slot or constant; the first one adds to 0.
     """
 
     name: str

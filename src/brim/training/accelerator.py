@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from brim.errors import ConfigError
-from brim.support.locks import hold
+from brim.support.files import hold
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -9,7 +9,7 @@ from rundirs import change_results
 from typer.testing import CliRunner
 from written_runs import garble, write_run
 
-import brim.cli.compare  # noqa: F401
+import brim.cli.results  # noqa: F401
 from brim.cli import app
 from brim.compare import compare
 from brim.compare.write import comparison_markdown, comparison_text, printable, write_comparison

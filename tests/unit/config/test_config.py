@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core.core_schema import ErrorType
 
-from brim.config.loading import Config, check_files, config_hash, dump_config, load_config
+from brim.config.loading import Config, config_hash, dump_config, load_config
 from brim.config.messages import _WANTED
 from brim.config.yaml import dump, parse
 from brim.errors import ConfigError
-from brim.recipes import find_recipe
 
 
 class Plain(Config):
@@ -329,22 +328,6 @@ def test_a_typo_in_a_mapping_of_groups_has_a_suggestion(tmp_path):
     message = r":2: named.mine.lrr: unknown key; did you mean named.mine.lr\?$"
     with pytest.raises(ConfigError, match=message):
         load_config(Pairs, path)
-
-
-def test_files_and_overrides_are_checked_without_the_class(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("bad.yaml").write_text("optim: [1\n")
-    Path("good.yaml").write_text("anything: {at: all}\n")
-    for text, overrides, message in (
-        ("extends: bad.yaml", [], "bad.yaml:2: "),
-        ("extends: no.yaml", [], "no.yaml: no such file"),
-        ("extends: some/recipe", [], "some/recipe: no such recipe"),
-        ("extends: good.yaml", ["k 3"], "command line: k 3: "),
-    ):
-        Path("recipe.yaml").write_text(text)
-        with pytest.raises(ConfigError, match=message):
-            check_files(Path("recipe.yaml"), overrides, search=find_recipe)
-    check_files(Path("good.yaml"), ["no.such.key=1"], search=find_recipe)
 
 
 def test_a_missing_key_is_named_with_the_mapping_that_lacks_it(load, tmp_path):

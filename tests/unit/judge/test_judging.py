@@ -10,7 +10,7 @@ from rundirs import unseal
 from typer.testing import CliRunner
 
 from brim.cli.app import app
-from brim.cli.judge import judge as _command  # noqa: F401  (the command, until the package has it)
+from brim.cli.results import judge as _command  # noqa: F401  (the command, until the package has it)
 from brim.config.loading import dump_config, load_config
 from brim.errors import BrimError, ConfigError, RunError
 from brim.judge import (

@@ -25,8 +25,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 
 from brim.models import Decoding, LanguageModel
-from brim.models.backbone import DecodingState
-from brim.models.cache import PreallocatedLayer, expand_rows, keep_rows
+from brim.models.backbone import DecodingState, PreallocatedLayer, expand_rows, keep_rows
 
 CAPACITY = 24
 

@@ -22,7 +22,7 @@ from run_folders import (
 from typer.testing import CliRunner
 
 from brim.cli.app import app
-from brim.cli.report import report
+from brim.cli.results import report
 from brim.errors import ConfigError, RunError
 from brim.report.figures import learning_curves
 from brim.report.gather import gather

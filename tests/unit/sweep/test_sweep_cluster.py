@@ -12,7 +12,7 @@ import pytest
 
 from brim.errors import ConfigError, RunError
 from brim.sweep import load_sweep, points
-from brim.sweep.cluster import ray_launcher, sbatch_script
+from brim.sweep.launching import ray_launcher, sbatch_script
 
 SWEEP = "seeds: [1, 2, 3]\nsystems: {a: {recipe: cmudict/llmr}, b: {recipe: cmudict/brim}}"
 HOSTILE = [

@@ -11,7 +11,7 @@ from brim.config.yaml import parse
 from brim.errors import ConfigError
 from brim.recipes import find_recipe
 from brim.sweep import PAPER_SEEDS, Point, load_sweep, points
-from brim.sweep.spec import as_overrides, keep_sweep
+from brim.sweep.grid import as_overrides, keep_sweep
 from brim.training.settings import RunConfig
 
 ROOT = Path(__file__).parents[3]
@@ -120,7 +120,10 @@ def test_the_whole_key_where_last_parts_are_the_same():
 )
 def test_values_become_names_of_files(value, name, monkeypatch):
     monkeypatch.setattr(
-        "brim.sweep.grid.load_config", lambda *args, **kwargs: RunConfig.model_construct()
+        "brim.sweep.grid.load_config",
+        lambda cls, *args, **kwargs: (
+            RunConfig.model_construct() if cls is RunConfig else load_config(cls, *args, **kwargs)
+        ),
     )
     (point,) = of(f"grid: {{objective.k: [{value}]}}")
     assert point.label == f"a-k={name}"

@@ -224,7 +224,7 @@ def test_europarl_s_common_sentences_are_trained_on():
     # Each of them is many rows of the data, which would be as many in a split of 12,000.
     sentences = ["The debate is closed.", "That concludes the debate.", "(Applause)"]
     task = Europarl(prompt="{en}")
-    assert {task.reader().interval(Example("", sentence)) for sentence in sentences} == {"train"}
+    assert {task.interval(Example("", sentence)) for sentence in sentences} == {"train"}
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -241,7 +241,7 @@ def test_europarl_holds_out_enough_of_the_published_pairs():
     counts = {"train": 0, "validation": 0, "test": 0}
     task = Europarl()
     for i in range(100_000):
-        counts[task.reader().interval(Example("", f"translate English to Dutch: {i}"))] += 1
+        counts[task.interval(Example("", f"translate English to Dutch: {i}"))] += 1
     for split in ("validation", "test"):
         assert counts[split] == pytest.approx(100_000 * Europarl.held_out, abs=4 * 25)
     assert Europarl.held_out * Europarl.published.num_rows[SPLITS] > 10_016 * 1.15
