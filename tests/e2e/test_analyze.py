@@ -98,9 +98,9 @@ def test_a_recipe_is_analysed_before_any_reinforcement_learning(write_recipe, tm
 @pytest.mark.parametrize(
     ("model", "settings"),
     [
-        (GPT2, ["objective.phase=average"]),
+        (GPT2, ["objective.phase=average", "objective.reward.metric=chrf"]),
         (LLAMA, ["student.lora.r=2"]),
-        (LLAMA, ["objective={name: ppo_brim, k: auto}"]),
+        (LLAMA, ["objective={name: ppo_brim, k: auto, reward: {metric: chrf}}"]),
         (LLAMA, ["objective={name: kl}"]),
     ],
     ids=["average", "lora", "ppo", "kl"],
