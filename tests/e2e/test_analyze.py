@@ -116,9 +116,9 @@ def check_lambdas(found, folder):
 @pytest.mark.parametrize(
     ("model", "settings"),
     [
-        (GPT2, ["objective.phase=average"]),
+        (GPT2, ["objective.phase=average", "objective.reward.metric=chrf"]),
         (LLAMA, ["student.lora.r=2"]),
-        (LLAMA, ["objective={name: ppo_brim}"]),
+        (LLAMA, ["objective={name: ppo_brim, reward: {metric: chrf}}"]),
         (LLAMA, ["objective={name: kl}"]),
         (T5, ["objective={name: anchored, lambda: 0.6}"]),
     ],
