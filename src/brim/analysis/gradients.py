@@ -46,6 +46,13 @@ class Weights:
     mask: Tensor
     end_values: Tensor | None = None
 
+    def given(self, part: Rollout, places: Sequence[int]) -> Rollout:
+        """These rows of the samples, weighed."""
+        ends = None if self.end_values is None else self.end_values[places]
+        return replace(
+            part, advantages=self.advantages[places], mask=self.mask[places], end_values=ends
+        )
+
 
 @dataclass(frozen=True)
 class PromptGradients:
@@ -109,15 +116,8 @@ def measure_gradients(
             policy = _EvaluatedOnce(student)
             part, places = some.select(chosen), [rows[i] for i in chosen]
             for i, weights in enumerate(estimators[:number]):
-                ends = None if weights.end_values is None else weights.end_values[places]
-                weighed = replace(
-                    part,
-                    advantages=weights.advantages[places],
-                    mask=weights.mask[places],
-                    end_values=ends,
-                )
                 with torch.enable_grad():
-                    loss = objective.loss(policy, weighed, teacher).loss
+                    loss = objective.loss(policy, weights.given(part, places), teacher).loss
                 gradients = torch.autograd.grad(
                     loss, parameters, retain_graph=True, allow_unused=True
                 )
