@@ -1,7 +1,8 @@
-"""Objectives with the settings that a test names; K is 1 unless it says otherwise."""
+"""Objectives and runs with the settings that a test names; K is 1 unless it says otherwise."""
 
 from typing import Any
 
+from brim.config.loading import load_config
 from brim.models import Decoding, LanguageModel
 from brim.objectives.anchored import Anchored
 from brim.objectives.credit import score
@@ -15,7 +16,13 @@ from brim.objectives.settings import (
     PPOLLMRConfig,
     SeqKDConfig,
 )
+from brim.recipes import find_recipe
+from brim.training.settings import RunConfig
 from brim.types import ActionValues, Rollout
+
+
+def configure(recipe: str, *overrides: str) -> RunConfig:
+    return load_config(RunConfig, find_recipe(recipe), overrides, search=find_recipe)
 
 
 def seqkd(decoding: Decoding) -> SeqKD:

@@ -1,5 +1,10 @@
 """A small task that the package does not know, numbers to Roman numerals; tiny pairs for it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from brim.training.trainer import Trainer
+
 NUMERALS = [
     (100, "C"), (90, "XC"), (50, "L"), (40, "XL"),
     (10, "X"), (9, "IX"), (5, "V"), (4, "IV"), (1, "I"),
@@ -40,3 +45,19 @@ def roman(number: int) -> str:
         text += letters * (number // value)
         number %= value
     return text
+
+
+@contextmanager
+def stopping(step: int, stage: str = "") -> Iterator[None]:
+    """Trainings whose folder has this in its name stop after a step, as by Ctrl-C."""
+    original = Trainer._train_step
+
+    def train_step(self: Trainer) -> None:
+        original(self)
+        self.stop_requested = self.state.step == step and stage in self.directory.name
+
+    Trainer._train_step = train_step
+    try:
+        yield
+    finally:
+        Trainer._train_step = original

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pairs import GPT2, T5
+from pairs import GPT2, T5, stopping
 from test_train import rows
 from two_processes import ENVIRONMENT, by_two, free_port, run_script
 from typer.testing import CliRunner
@@ -115,14 +115,7 @@ def watch(folder: Path) -> None:
 
 def stop_in_predistill(folder: Path) -> None:
     """Leave a stage of the first model unfinished, in a folder of stages of its own."""
-    original = Trainer._train_step
-
-    def stopping(self):
-        original(self)
-        self.stop_requested = "predistill" in self.directory.name and self.state.step == 2
-
-    Trainer._train_step = stopping
-    with pytest.raises(Interrupted):
+    with stopping(2, stage="predistill"), pytest.raises(Interrupted):
         train(config_of(folder, "kl", "t5"), folder / "stopped", stages_dir=folder / "unfinished")
 
 

@@ -1,18 +1,17 @@
 """Runs with another engine, checkpointed layers and 8-bit moments."""
 
-import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from pairs import GPT2, QWEN2, T5
+from pairs import GPT2, QWEN2, T5, stopping
 from safetensors.torch import load_file
+from test_train import assert_same_run
 
 from brim.errors import ConfigError, ModelError
 from brim.models import modes as checkpointing
 from brim.runs.train import train
-from brim.training.trainer import Interrupted, Trainer
+from brim.training.trainer import Interrupted
 
 SETTINGS = (
     "decoding.engine=generate",
@@ -22,33 +21,18 @@ SETTINGS = (
 )
 
 
-def returns(run: Path) -> list[float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line["rollout/return"] for line in lines if "rollout/return" in line]
-
-
 @pytest.mark.parametrize(("model", "method"), [(T5, "brim"), (GPT2, "ppo_llmr"), (QWEN2, "brim")])
-def test_a_run_goes_on_to_the_same_bits(make_config, tmp_path, monkeypatch, model, method):
+def test_a_run_goes_on_to_the_same_bits(make_config, tmp_path, model, method):
     pytest.importorskip("bitsandbytes")
     objective = "{name: brim, k: 2}" if method == "brim" else "{name: ppo_llmr, critic: separate}"
     config = make_config(model, *SETTINGS, f"objective={objective}")
     stages = tmp_path / "stages"
     train(config, tmp_path / "whole", stages_dir=stages)
-    assert len(returns(tmp_path / "whole")) == 6
-    original = Trainer._train_step
-
-    def stopping(self):
-        original(self)
-        self.stop_requested = self.state.step == 3
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", stopping)
-        with pytest.raises(Interrupted):
-            train(config, tmp_path / "run", stages_dir=stages)
+    with stopping(3), pytest.raises(Interrupted):
+        train(config, tmp_path / "run", stages_dir=stages)
     torch.manual_seed(123)
     train(config, tmp_path / "run", stages_dir=stages, resume="must")
-    for name in ("metrics.jsonl", "samples.jsonl", "predictions/test.jsonl"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
     state = load_file(tmp_path / "run/checkpoints/step-6/optimizer.safetensors")
     assert torch.uint8 in {value.dtype for value in state.values()}
 

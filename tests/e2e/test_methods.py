@@ -14,7 +14,6 @@ from test_train import rows
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from brim.errors import ConfigError
-from brim.models import load_model
 from brim.objectives import OBJECTIVES
 from brim.runs.train import train
 
@@ -171,14 +170,9 @@ def test_the_student_comes_out_alone(case, model, finished, stages):
     before = predistilled(run, stages[model])
     reader = {"t5": AutoModelForSeq2SeqLM, "llama": AutoModelForCausalLM}[model]
     for folder in (run / "best", checkpoint):
-        stored = load_file(folder / "model.safetensors")
-        assert stored.keys() == before.keys()
-        plain, info = reader.from_pretrained(folder, output_loading_info=True)
+        assert load_file(folder / "model.safetensors").keys() == before.keys()
+        _, info = reader.from_pretrained(folder, output_loading_info=True)
         assert not any(info.values())
-        ours, theirs = load_model(folder).model.state_dict(), plain.state_dict()
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-        assert all(torch.equal(ours[name], stored[name]) for name in stored)
     critic = checkpoint / "objective.safetensors"
     assert critic.exists() == (case in ("ppo_llmr", "ppo_separate", "anchored_learned"))
     assert (checkpoint / "writer").exists() == (case == "stale")

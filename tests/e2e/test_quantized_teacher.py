@@ -41,27 +41,6 @@ def test_a_run_with_8_bits(make_config, teachers, tmp_path, name, backend):
     assert again["scores"]["return"]["value"] == results["scores"]["return"]["value"]
 
 
-def test_layers_of_a_quantized_teacher_make_no_student(make_config, teachers, tmp_path):
-    pytest.importorskip("bitsandbytes")
-    teacher = (
-        f"teacher={{path: {teachers['t5']}, quantization: {{backend: bitsandbytes, bits: 8}}}}"
-    )
-    student = ("student.build=null", "student.keep_layers=1")
-    config = make_config(T5, teacher, *NO_TRAINING, *student)
-    with pytest.raises(ConfigError, match="quantized layers"):
-        train(config, tmp_path / "run")
-
-
-def test_settings_of_the_run_are_read_back(make_config, teachers, tmp_path):
-    pytest.importorskip("bitsandbytes")
-    quantization = "quantization: {backend: bitsandbytes, bits: 8, drift_examples: 0}"
-    teacher = f"teacher={{path: {teachers['t5']}, {quantization}}}"
-    train(make_config(T5, teacher, *NO_TRAINING), tmp_path / "run")
-    assert "quantization" not in json.loads((tmp_path / "run" / "manifest.json").read_text())
-    again = load_config(RunConfig, tmp_path / "run" / "config.yaml")
-    assert again.teacher.quantization.bits == 8
-
-
 @pytest.fixture(scope="module")
 def stored(teachers, tmp_path_factory):
     """A trained teacher whose weights bitsandbytes has stored in 8 bits."""
@@ -75,8 +54,6 @@ def stored(teachers, tmp_path_factory):
 
 BITS = "{backend: bitsandbytes, bits: 8}"
 LOOP = "{trainer: {max_steps: 1, rollout_batch_size: 4}}"
-
-
 LAYERS = "student={keep_layers: 1}"
 STUDENT = "student={path: STORED}"
 ADAPTED = "student={path: STORED, lora: {r: 2}}"
@@ -88,6 +65,7 @@ ADAPTED = "student={path: STORED, lora: {r: 2}}"
         ([f"teacher={{path: STORED, quantization: {BITS}}}"], ModelError, "to null"),
         ([f"teacher={{path: STORED, train: {LOOP}}}"], ConfigError, "teacher.train: .* stored in"),
         (["teacher={path: STORED, sharding: offload}"], ConfigError, "teacher.sharding: .*stored"),
+        ([f"teacher={{path: PLAIN, quantization: {BITS}}}", LAYERS], ConfigError, "quantized lay"),
         (["teacher={path: STORED}", LAYERS], ConfigError, "student.keep_layers: quantized layers"),
         (["teacher={path: PLAIN}", STUDENT], ConfigError, "student.path: .* bitsandbytes, 8 bits"),
         (["teacher={path: PLAIN}", ADAPTED], ConfigError, "student.path: .* bitsandbytes, 8 bits"),
@@ -113,9 +91,11 @@ def test_a_folder_that_is_stored_quantized_teaches_and_is_evaluated(
     config = make_config(T5, f"teacher={{path: {stored}}}", *NO_TRAINING)
     assert str(plan(config).models[0].stored) == "bitsandbytes, 8 bits"
     results = train(config, tmp_path / "run")
-    same = make_config(
-        T5, f"teacher={{path: {teachers['t5']}, quantization: {BITS}}}", *NO_TRAINING
-    )
+    quantization = "quantization: {backend: bitsandbytes, bits: 8, drift_examples: 0}"
+    same = make_config(T5, f"teacher={{path: {teachers['t5']}, {quantization}}}", *NO_TRAINING)
     assert train(same, tmp_path / "same")["scores"] == results["scores"]
+    assert "quantization" not in json.loads((tmp_path / "same" / "manifest.json").read_text())
+    again = load_config(RunConfig, tmp_path / "same" / "config.yaml")
+    assert again.teacher.quantization.bits == 8
     evaluated = evaluate_run(tmp_path / "run", split="test", model=str(stored), out=tmp_path / "it")
     assert "return" in evaluated["scores"]

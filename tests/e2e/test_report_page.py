@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+from contextlib import contextmanager
 from dataclasses import replace
 from difflib import SequenceMatcher
 from html.parser import HTMLParser
@@ -502,15 +503,21 @@ def test_without_javascript_a_few_examples_stand_there(driver, visit):
     assert all_texts(driver, "td b") == ["34.9"]
 
 
-@pytest.mark.parametrize("make_page", [plain_page, hostile_page])
-def test_a_narrow_window_does_not_scroll_sideways(driver, visit, make_page):
-    size = {"width": 380, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+@contextmanager
+def window_of(driver, width):
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
-        visit(make_page())
-        width = run(driver, "return [document.documentElement.scrollWidth, innerWidth]")
+        yield
     finally:
         driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.parametrize("make_page", [plain_page, hostile_page])
+def test_a_narrow_window_does_not_scroll_sideways(driver, visit, make_page):
+    with window_of(driver, 380):
+        visit(make_page())
+        width = run(driver, "return [document.documentElement.scrollWidth, innerWidth]")
     assert width[1] == 380
     assert width[0] <= 380
 
@@ -520,9 +527,7 @@ def test_a_label_stays_on_one_line_in_a_wide_table(driver, visit, width):
     label = "BRIM (K = 16)"
     row = (Cell(label), Cell("LLMR + Min-Var baseline"), Cell(label), *[Cell("1.00 ± 0.01")] * 12)
     table = Table("wide", "Wide", tuple(f"column {i}" for i in range(15)), (row,), "")
-    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    try:
+    with window_of(driver, width):
         visit(plain_page(tables=[table]))
         lines = run(
             driver,
@@ -530,8 +535,6 @@ def test_a_label_stays_on_one_line_in_a_wide_table(driver, visit, width):
             "(cell) => { const range = document.createRange(); range.selectNodeContents(cell);"
             "return new Set([...range.getClientRects()].map((box) => box.top)).size; })",
         )
-    finally:
-        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert lines == [1, 1]
 
 

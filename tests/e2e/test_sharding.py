@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pairs import stopping
 from safetensors.torch import load_file
 from test_train import assert_same_run, rows, weights
 from two_processes import by_two, run_script
@@ -17,7 +18,7 @@ from brim.errors import RunError
 from brim.models import hash_tensors, load_model
 from brim.runs.train import train
 from brim.training.settings import RunConfig
-from brim.training.trainer import Interrupted, Trainer
+from brim.training.trainer import Interrupted
 from brim.training.updates import Updater
 
 MODELS = {
@@ -97,13 +98,9 @@ def run_all(folder: Path) -> None:
 
 def stop_and_resume(folder: Path, run: str, step: int) -> None:
     """A run that stops after a step, a copy of it, and how it goes on."""
-    original, restore = Trainer._train_step, Updater.restore
+    restore = Updater.restore
     config, stages = config_of(folder, run, "both"), stages_of(folder, "both")
     main = os.environ["RANK"] == "0"
-
-    def stopping(self):
-        original(self)
-        self.stop_requested = self.state.step == step
 
     def restored(self, path, load):
         restore(self, path, load)
@@ -112,10 +109,9 @@ def stop_and_resume(folder: Path, run: str, step: int) -> None:
             head = hash_tensors({"head": held["lm_head.weight"]})
             (folder / f"{run}-restored_head").write_text(head)
 
-    Trainer._train_step = stopping
-    with pytest.raises(Interrupted):
+    with stopping(step), pytest.raises(Interrupted):
         train(config, folder / f"{run}-resumed", stages_dir=stages)
-    Trainer._train_step, Updater.restore = original, restored
+    Updater.restore = restored
     if main:
         shutil.copytree(folder / f"{run}-resumed", folder / f"{run}-stopped")
     torch.manual_seed(123)  # whatever other code drew in between
@@ -137,17 +133,18 @@ def head_of(file: Path) -> torch.Tensor:
     return load_file(file)["lm_head.weight"]
 
 
+def assert_alike(one: Path, other: Path) -> None:
+    """The same logs and the same weights, but for rounding."""
+    lines = [rows(folder / "metrics.jsonl") for folder in (one, other)]
+    for ours, theirs in zip(*lines, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+    torch.testing.assert_close(weights(one), weights(other), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(("run", "way"), COMPARED)
 def test_parts_learn_what_whole_copies_learn(sharded, run, way):
     one, other = (sharded / f"{run}-{name}" for name in ("whole", way))
-    lines = [rows(folder / "metrics.jsonl") for folder in (one, other)]
-    assert len(lines[0]) == len(lines[1])
-    for ours, theirs in zip(*lines, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
-    ours, theirs = weights(one), weights(other)
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-5)
+    assert_alike(one, other)
     names = [sorted(p.relative_to(f).as_posix() for p in f.rglob("*")) for f in (one, other)]
     assert names[0] == names[1]
 
@@ -185,12 +182,7 @@ def test_one_process_goes_on_with_what_two_held_in_parts(sharded, tmp_path):
     with pytest.raises(RunError, match="--other-processes"):
         train(config, run, stages_dir=stages)
     train(config, run, stages_dir=stages, other_processes=True)
-    lines = [rows(folder / "metrics.jsonl") for folder in (run, sharded / "brim-t5-both")]
-    for ours, theirs in zip(*lines, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
-    ours, theirs = weights(run), weights(sharded / "brim-t5-both")
-    for name, tensor in ours.items():
-        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-5)
+    assert_alike(run, sharded / "brim-t5-both")
 
 
 def work(folder: Path) -> None:

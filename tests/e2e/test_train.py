@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pairs import GPT2, LLAMA, QWEN2, T5
+from pairs import LLAMA, QWEN2, T5
 from rundirs import change_results
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -24,7 +24,6 @@ from brim.runs.evaluate import evaluate_run, evaluate_stage
 from brim.runs.generate import generate
 from brim.runs.stage_results import evaluate_stages
 from brim.runs.train import train
-from brim.training.trainer import Interrupted, Trainer
 
 
 def rows(path: Path) -> list[dict]:
@@ -33,7 +32,8 @@ def rows(path: Path) -> list[dict]:
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     newest = max((run / "checkpoints").iterdir(), key=lambda p: int(p.name.removeprefix("step-")))
-    return load_file(newest / "model.safetensors")
+    files = [newest / "model.safetensors", *newest.glob("adapters.safetensors")]
+    return {name: weight for file in files for name, weight in load_file(file).items()}
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -93,55 +93,22 @@ def test_run_directory(finished, model):
     reader.from_pretrained(run / "best")
 
 
-@pytest.mark.parametrize("model", [T5, GPT2], ids=["t5", "gpt2"])
-@pytest.mark.parametrize("stop_after", [1, 3, 5])
-def test_resume_reaches_the_same_bits(
-    finished, make_config, tmp_path, monkeypatch, model, stop_after
-):
-    run, stages = finished(model)
-    original = Trainer._train_step
-
-    def stopping(self):
-        original(self)
-        self.stop_requested = self.state.step == stop_after
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", stopping)
-        with pytest.raises(Interrupted):
-            train(make_config(model), tmp_path / "run", stages_dir=stages)
-    torch.manual_seed(123)  # whatever other code drew in between
-    train(make_config(model), tmp_path / "run", stages_dir=stages, resume="must")
-    assert_same_run(run, tmp_path / "run")
-
-
-def test_damaged_checkpoint_falls_back(finished, make_config, tmp_path, monkeypatch, caplog):
+def test_stages_data_order_and_seeds_are_shared(finished, make_config, tmp_path):
     run, stages = finished(T5)
-    original = Trainer._train_step
-
-    def crashing(self):
-        if self.state.step == 4:
-            raise OSError("the power went")
-        original(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", crashing)
-        with pytest.raises(OSError, match="power"):
-            train(make_config(T5), tmp_path / "run", stages_dir=stages)
-    newest = tmp_path / "run" / "checkpoints" / "step-4" / "model.safetensors"
-    newest.write_bytes(newest.read_bytes()[:-7])
-    train(make_config(T5), tmp_path / "run", stages_dir=stages)
-    assert "step-4" in caplog.text
-    assert_same_run(run, tmp_path / "run")
-
-
-def test_stages_are_shared_and_skipped(finished, make_config, tmp_path):
-    _, stages = finished(T5)
     before = {path: path.stat().st_mtime_ns for path in stages.rglob("*") if path.is_file()}
     assert {path.name.rsplit("-", 1)[0] for path in stages.iterdir()} == {
         "teacher", "teacher_outputs", "predistill",
     }  # fmt: skip
     train(make_config(T5, "objective={name: llmr}"), tmp_path / "llmr", stages_dir=stages)
     assert before == {path: path.stat().st_mtime_ns for path in before}
+    # Before the first update two methods see the same prompts and write the same text.
+    first, other = (
+        next(row for row in rows(folder / "metrics.jsonl") if "train/loss" in row)
+        for folder in (run, tmp_path / "llmr")
+    )
+    for key in ("rollout/return", "rollout/length", "policy/entropy"):
+        assert first[key] == other[key]
+    assert other["rollout/var_return_k"] == first["rollout/var_return"]
 
     changed = "student.predistill.trainer.max_steps=2"
     train(make_config(T5, changed), tmp_path / "changed", stages_dir=stages)
@@ -228,14 +195,12 @@ def test_an_update_that_spoils_the_weights_is_not_saved(finished, make_config, t
     evaluate_run(tmp_path / "run")
 
 
-def test_evaluate_again_gives_the_same_numbers(finished):
-    run, stages = finished(T5)
-    first = json.loads((run / "results.json").read_text())["test"]
-    assert evaluate_run(run)["scores"] == first["scores"]
-    assert "validation" in str(evaluate_run(run, split="validation")["split"])
-    directory = evaluate_stage(run, "predistill")
-    assert directory.parent == stages
-    assert json.loads((directory / "results.json").read_text())["test"]["num_examples"] == 23
+def test_evaluate_again_gives_the_same_numbers_wherever_the_folder_is(finished, tmp_path):
+    run, _ = finished(T5)
+    shutil.copytree(run.parent, tmp_path / "moved")
+    first = json.loads((run / "results.json").read_text())["test"]["scores"]
+    for folder in (run, tmp_path / "moved" / run.name):
+        assert evaluate_run(folder)["scores"] == first
 
 
 def test_what_a_run_began_with_is_tested_once(finished, monkeypatch):
@@ -281,7 +246,7 @@ def test_generate_depends_on_the_prompt_only(finished):
     assert list(generate(run, prompts[::-1], decoding=decoding)) == texts[::-1]
 
 
-def test_prompts_without_targets(finished, make_config, numerals, tmp_path):
+def test_prompts_without_targets(finished, make_config, tmp_path):
     """Reinforcement learning needs no targets: the return picks the checkpoint."""
     _, stages = finished(T5)
     teacher = next(stages.glob("teacher-*")) / "best"
@@ -332,23 +297,3 @@ def test_changed_data_is_refused(make_config, numerals, tmp_path):
     with pytest.raises(RunError, match="data is not what this run was begun with"):
         train(config, tmp_path / "run")
     assert (tmp_path / "run" / "manifest.json").read_bytes() == before
-
-
-def test_methods_share_data_order_and_seeds(finished, make_config, tmp_path):
-    """Before the first update two methods see the same prompts and write the same text."""
-    run, stages = finished(T5)
-    train(make_config(T5, "objective={name: llmr}"), tmp_path / "llmr", stages_dir=stages)
-    first = [
-        next(row for row in rows(folder / "metrics.jsonl") if "train/loss" in row)
-        for folder in (run, tmp_path / "llmr")
-    ]
-    for key in ("rollout/return", "rollout/length", "policy/entropy"):
-        assert first[0][key] == first[1][key]
-    assert first[1]["rollout/var_return_k"] == first[0]["rollout/var_return"]
-
-
-def test_run_folder_can_be_moved(finished, tmp_path):
-    run, _ = finished(T5)
-    shutil.copytree(run.parent, tmp_path / "moved")
-    first = json.loads((run / "results.json").read_text())["test"]["scores"]
-    assert evaluate_run(tmp_path / "moved" / run.name)["scores"] == first

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from listening import Listener
-from pairs import T5
+from pairs import T5, stopping
 from rundirs import write_run
 from test_train import rows
 
@@ -34,18 +34,10 @@ def make(make_config, data):
     return lambda *overrides: make_config(T5, *splits, *overrides)
 
 
-def stop_at(monkeypatch, step: int, config, out: Path, stages: Path) -> Path:
+def stop_at(step: int, config, out: Path, stages: Path) -> Path:
     """A run that has got Ctrl-C in a step."""
-    original = Trainer._train_step
-
-    def stopping(self):
-        original(self)
-        self.stop_requested = self.state.step == step
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", stopping)
-        with pytest.raises(Interrupted):
-            train(config, out, stages_dir=stages)
+    with stopping(step), pytest.raises(Interrupted):
+        train(config, out, stages_dir=stages)
     return out
 
 
@@ -56,11 +48,9 @@ def finished(make, tmp_path_factory) -> Path:
     return folder / "run"
 
 
-def test_results_of_a_stopped_run_say_so_until_it_has_gone_on(
-    make, finished, tmp_path, monkeypatch, caplog
-):
+def test_results_of_a_stopped_run_say_so_until_it_has_gone_on(make, finished, tmp_path, caplog):
     stages = finished.parent / "stages"
-    run = stop_at(monkeypatch, 3, make(), tmp_path / "run", stages)
+    run = stop_at(3, make(), tmp_path / "run", stages)
     caplog.set_level("WARNING", logger="brim")  # which `-q` has made silent
     for split, out in (("test", None), ("validation", None), ("test", tmp_path / "elsewhere")):
         evaluate_run(run, split=split, out=out)
@@ -169,10 +159,8 @@ def test_damaged_results_are_met_before_anything_is_decoded(finished, tmp_path, 
         evaluate_run(finished, out=tmp_path)
 
 
-def test_a_run_stopped_before_its_teacher_is_told_from_one_that_lost_it(
-    make, finished, tmp_path, monkeypatch
-):
-    run = stop_at(monkeypatch, 2, make(), tmp_path / "run", tmp_path / "stages")  # the teacher's
+def test_a_run_stopped_before_its_teacher_is_told_from_one_that_lost_it(make, finished, tmp_path):
+    run = stop_at(2, make(), tmp_path / "run", tmp_path / "stages")  # the teacher's
     with pytest.raises(RunError, match="stopped before it had its teacher .* resume it by"):
         evaluate_run(run)
     shutil.copytree(finished, tmp_path / "far" / "away")

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from pairs import GPT2
+from pairs import GPT2, stopping
 from safetensors.torch import load_file, save_file
 
 from brim.errors import BrimError, RunError
@@ -20,7 +20,7 @@ from brim.runs.generate import generate
 from brim.runs.train import train
 from brim.support.files import read_json
 from brim.support.seals import MANIFEST, find_damage, seal
-from brim.training.trainer import Interrupted, Trainer
+from brim.training.trainer import Interrupted
 
 KEPT = ["trainer.max_steps=4", "trainer.keep_checkpoints=2"]
 
@@ -345,18 +345,10 @@ def test_the_commit_of_a_model_from_the_hub_is_known(sound):
     assert describe_model(model)["commit"] == "1" * 40
 
 
-def test_a_stopped_run_heals_as_a_finished_one_does(sound, config, tmp_path, monkeypatch, caplog):
-    original = Trainer._count_step
-
-    def count(self, *args):
-        original(self, *args)
-        self.stop_requested = self.state.step == 3
-
+def test_a_stopped_run_heals_as_a_finished_one_does(sound, config, tmp_path, caplog):
     shutil.copytree(sound / "stages", tmp_path / "stages")
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_count_step", count)
-        with pytest.raises(Interrupted):
-            train(config, tmp_path / "run", stages_dir=tmp_path / "stages")
+    with stopping(3), pytest.raises(Interrupted):
+        train(config, tmp_path / "run", stages_dir=tmp_path / "stages")
     assert find_damage(tmp_path / "run" / "best") is None
     flip(tmp_path / "run" / "best" / "model.safetensors")
     flip(tmp_path / "run" / "checkpoints" / "step-3" / "model.safetensors")

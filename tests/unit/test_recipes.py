@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+from makers import configure
 
 from brim.config.loading import dump_config, load_config
 from brim.errors import ConfigError
@@ -32,12 +33,8 @@ METHODS = {*OBJECTIVES, *VARIANTS}
 each_task = pytest.mark.parametrize("task", TASKS)
 
 
-def load(name: str) -> RunConfig:
-    return load_config(RunConfig, find_recipe(name), search=find_recipe)
-
-
 def objective(name: str, *leave_out: str) -> dict:
-    return load(name).objective.model_dump(exclude=set(leave_out))
+    return configure(name).objective.model_dump(exclude=set(leave_out))
 
 
 def test_each_task_has_a_recipe_of_each_method():
@@ -55,7 +52,7 @@ def test_the_benchmark_runs_each_method():
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore:greedy rollouts")
 def test_recipe_loads(name, tmp_path):
-    config = load(name)
+    config = configure(name)
     assert config.description
     assert make_objective(config.objective, config.decoding)
     # What is written into a run directory can be run again.
@@ -67,14 +64,14 @@ def test_recipe_loads(name, tmp_path):
 @each_task
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_methods_differ_in_the_objective_only(task, method):
-    config, llmr = load(f"{task}/{method}"), load(f"{task}/llmr")
+    config, llmr = configure(f"{task}/{method}"), configure(f"{task}/llmr")
     assert config.task.name == task
     assert config.objective.name == VARIANTS.get(method, method)
     assert config.student.predistill is not None
     own = {"description", "objective", "optim"}
     assert config.model_dump(exclude=own) == llmr.model_dump(exclude=own)
     # Gradients of a divergence are of another size, so one learning rate is that family's.
-    of_family = load(f"{task}/kl") if method in DIVERGENCES else llmr
+    of_family = configure(f"{task}/kl") if method in DIVERGENCES else llmr
     assert config.optim == of_family.optim
 
 
@@ -82,8 +79,8 @@ def test_methods_differ_in_the_objective_only(task, method):
 def test_variants_differ_in_what_they_are_named_for(task):
     for name in ("llmr_mean", "llmr_min_var"):
         assert objective(f"{task}/{name}", "baseline") == objective(f"{task}/llmr", "baseline")
-    assert load(f"{task}/llmr_mean").objective.baseline == "mean"
-    assert load(f"{task}/llmr_min_var").objective.baseline == "min_variance"
+    assert configure(f"{task}/llmr_mean").objective.baseline == "mean"
+    assert configure(f"{task}/llmr_min_var").objective.baseline == "min_variance"
     ppo = objective(f"{task}/ppo_anchored")
     assert ppo == {**objective(f"{task}/ppo_llmr"), "critic": "anchored"}
     of_blocks = ("name", "k", "tail", "phase")
@@ -93,10 +90,10 @@ def test_variants_differ_in_what_they_are_named_for(task):
 @each_task
 def test_returns_are_induced_alike(task):
     shared = set(InductionConfig.model_fields)
-    llmr = load(f"{task}/llmr").objective.model_dump(include=shared)
+    llmr = configure(f"{task}/llmr").objective.model_dump(include=shared)
     for method in ("brim", "ppo_llmr", "ppo_brim"):
-        assert load(f"{task}/{method}").objective.model_dump(include=shared) == llmr
-    assert load(f"{task}/ppo_brim").objective.k == load(f"{task}/brim").objective.k
+        assert configure(f"{task}/{method}").objective.model_dump(include=shared) == llmr
+    assert configure(f"{task}/ppo_brim").objective.k == configure(f"{task}/brim").objective.k
 
 
 def test_unknown_recipe_names_the_nearest():
@@ -122,6 +119,6 @@ def test_settings_of_all_recipes_are_those_that_are_kept():
     """
     kept = gzip.decompress((ROOT / "tests" / "data" / "recipes.txt.gz").read_bytes()).decode()
     texts = dict(part.split("\n", 1) for part in kept.removeprefix("# ").split("\n# "))
-    assert {name: dump_config(load(name)).rstrip("\n") for name in NAMES} == {
+    assert {name: dump_config(configure(name)).rstrip("\n") for name in NAMES} == {
         name: text.rstrip("\n") for name, text in texts.items()
     }

@@ -232,4 +232,6 @@ class Monitors:
 
 
 def _half_width(score: Score) -> float:
+    if score.low is None or score.high is None:  # of one example nothing is known
+        return math.inf
     return (score.high - score.low) / 2

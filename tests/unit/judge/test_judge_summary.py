@@ -145,13 +145,6 @@ def test_bias_is_tested_over_pairs_not_queries():
     assert summarize([ALWAYS_A] * 8 + [ALWAYS_B] * 8).id_a.p_value == pytest.approx(1.0)
 
 
-def test_a_summary_is_json():
-    row = summarize([ALWAYS_A] * 20).as_dict()
-    assert row["id_biased"] is True
-    assert row["position_biased"] is False
-    assert row["id_a"]["rate"] == 1.0
-
-
 @pytest.mark.parametrize("counts", [(1, 0), (3, 3), (7, 2), (260, 240), (900, 700), (0, 40)])
 def test_p_values_are_scipys_exact_ones(counts):
     found = summarize([FOR_A] * counts[0] + [FOR_B] * counts[1])

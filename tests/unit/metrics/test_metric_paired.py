@@ -1,8 +1,7 @@
-"""Paired tests of corpus scores: exact on small cases, calibrated, fast, without side effects."""
+"""Paired tests of corpus scores: exact on small cases, calibrated, without side effects."""
 
 import itertools
 import random
-import time
 
 import numpy as np
 import pytest
@@ -55,7 +54,7 @@ def within_chance(p_value: float, exact: float, draws: int) -> bool:
 
 
 @pytest.mark.parametrize("name", ["bleu", "chrf", "ter", "rouge1", "exact_match"])
-def test_randomization_against_all_swaps(name: str) -> None:
+def test_randomization_against_all_swaps(name):
     pair = pair_of(name)
     observed = abs(corpus_difference(pair, list(pair.a), list(pair.b)))
     differences = []
@@ -91,7 +90,7 @@ def test_bootstrap_against_all_resamples(name: str, monkeypatch: pytest.MonkeyPa
         assert below - 0.005 <= mass <= at_most + 0.005
 
 
-def test_intervals_are_those_of_single_systems_and_of_paired_differences() -> None:
+def test_intervals_are_those_of_single_systems_and_of_paired_differences():
     """`score` and `paired_difference` with the same seed meet the same resamples."""
     options = {"seed": 3, "num_resamples": 500, "confidence": 0.9}
     test = paired_bootstrap({"bleu": pair_of("bleu")}, **options)["bleu"]
@@ -107,7 +106,7 @@ def test_intervals_are_those_of_single_systems_and_of_paired_differences() -> No
 
 
 @pytest.mark.parametrize("ratio", [False, True])
-def test_p_values_are_uniform_where_nothing_differs(ratio: bool) -> None:
+def test_p_values_are_uniform_where_nothing_differs(ratio):
     """A mean, and a ratio of sums as TER is; both systems draw from one distribution."""
     generator = np.random.default_rng(1)
     found = []
@@ -166,7 +165,7 @@ def test_p_values_agree_with_the_t_test_on_many_examples() -> None:
     assert approximate_randomization(pairs)["x"] == pytest.approx(expected, abs=0.02)
 
 
-def test_the_same_texts_differ_by_nothing() -> None:
+def test_the_same_texts_differ_by_nothing():
     pairs = {name: pair_of(name, A, A) for name in ("bleu", "chrf", "ter", "rouge1")}
     for name, test in paired_bootstrap(pairs, num_resamples=200).items():
         assert (test.difference, test.low, test.high, test.p_value) == (0, 0, 0, 1), name
@@ -174,14 +173,14 @@ def test_the_same_texts_differ_by_nothing() -> None:
     assert set(approximate_randomization(pairs, num_trials=200).values()) == {1}
 
 
-def test_a_difference_beyond_doubt_has_the_smallest_p_value() -> None:
+def test_a_difference_beyond_doubt_has_the_smallest_p_value():
     a = np.random.default_rng(3).normal(size=200)
     pairs = {"x": means(a + 5, a + np.random.default_rng(4).normal(size=200))}
     assert paired_bootstrap(pairs, num_resamples=999)["x"].p_value == 1 / 1000
     assert approximate_randomization(pairs, num_trials=999)["x"] == 1 / 1000
 
 
-def test_one_example_shows_nothing() -> None:
+def test_one_example_shows_nothing():
     pairs = {"x": means(np.array([9.0]), np.array([1.0]))}
     test = paired_bootstrap(pairs, num_resamples=50)["x"]
     assert (test.difference, test.low, test.high, test.p_value) == (8, None, None, 1)
@@ -189,7 +188,7 @@ def test_one_example_shows_nothing() -> None:
     assert approximate_randomization(pairs, num_trials=50)["x"] == 1
 
 
-def test_swapping_the_systems_turns_the_signs() -> None:
+def test_swapping_the_systems_turns_the_signs():
     pair = pair_of("bleu")
     turned = Pair(pair.b, pair.a, pair.corpus_score)
     one = paired_bootstrap({"x": pair}, num_resamples=400)["x"]
@@ -200,7 +199,7 @@ def test_swapping_the_systems_turns_the_signs() -> None:
     assert approximate_randomization({"x": turned}) == approximate_randomization({"x": pair})
 
 
-def test_draws_depend_on_the_seed_and_on_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draws_depend_on_the_seed_and_on_nothing_else(monkeypatch):
     alone = {name: pair_of(name) for name in ("chrf", "ter")}
     together = {"bleu": pair_of("bleu"), **alone}
 
@@ -219,18 +218,6 @@ def test_draws_depend_on_the_seed_and_on_nothing_else(monkeypatch: pytest.Monkey
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before
 
 
-def test_ten_thousand_draws_of_a_thousand_sentences_take_seconds() -> None:
-    generator = np.random.default_rng(6)
-    pairs = {}
-    for name, width in (("bleu", 10), ("chrf", 18), ("ter", 2)):
-        a, b = generator.integers(1, 9, size=(2, 1000, width)).astype(float)
-        pairs[name] = Pair(a, b, METRICS[name].corpus_score)
-    start = time.process_time()
-    paired_bootstrap(pairs)
-    approximate_randomization(pairs)
-    assert time.process_time() - start < 5  # 0.3 s on a quiet core
-
-
 @pytest.mark.parametrize(
     ("a", "b", "options", "counts"),
     [
@@ -240,12 +227,12 @@ def test_ten_thousand_draws_of_a_thousand_sentences_take_seconds() -> None:
         ([100 * (2 / 3)], [200 / 3], {}, (0, 1, 0)),
     ],
 )
-def test_wins_ties_and_losses(a, b, options, counts) -> None:
+def test_wins_ties_and_losses(a, b, options, counts):
     found = win_tie_loss(a, b, **options)
     assert (found.wins, found.ties, found.losses) == counts
 
 
-def test_sign_test_worked_out_by_hand() -> None:
+def test_sign_test_worked_out_by_hand():
     # Nine heads of ten: 2 (1 + 10) / 2^10. Ties are no throws.
     found = win_tie_loss([1.0] * 9 + [0.0] * 6, [0.0] * 9 + [0.0] * 5 + [1.0])
     assert found == WinTieLoss(9, 5, 1, pytest.approx(22 / 1024))
@@ -260,12 +247,12 @@ def test_sign_test_worked_out_by_hand() -> None:
         ([1.0, float("nan")], [1.0, 2.0], "value 1 is nan"),
     ],
 )
-def test_values_that_cannot_be_counted(a, b, message) -> None:
+def test_values_that_cannot_be_counted(a, b, message):
     with pytest.raises(DataError, match=message):
         win_tie_loss(a, b)
 
 
-def test_options_out_of_bounds() -> None:
+def test_options_out_of_bounds():
     pairs = {"bleu": pair_of("bleu")}
     with pytest.raises(ConfigError, match="num_resamples is 0"):
         paired_bootstrap(pairs, num_resamples=0)
@@ -275,7 +262,7 @@ def test_options_out_of_bounds() -> None:
         approximate_randomization(pairs, num_trials=0)
 
 
-def test_pairs_that_do_not_go_together() -> None:
+def test_pairs_that_do_not_go_together():
     a = with_counts(np.zeros(3))
     with pytest.raises(DataError, match="x: statistics of shapes"):
         paired_bootstrap({"x": Pair(a, a[:2], mean_of_sums)})

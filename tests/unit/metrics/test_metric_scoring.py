@@ -14,18 +14,18 @@ PREDICTIONS = ["the cat sat on the mat", "", "a dog barked at the moon"]
 REFERENCES = [("the cat sat on a mat", "a cat sat"), ("nothing",), ("the dog barked at it",)]
 
 
-def test_score_prints_value_and_interval() -> None:
+def test_score_prints_value_and_interval():
     bleu = Score("BLEU", 34.94, 33.81, 35.96, 0.95, "sig", True, 10)
     assert str(bleu) == f"{bleu}" == "BLEU 34.9 [33.8, 36.0]"
     assert f"{bleu:.2f}" == "BLEU 34.94 [33.81, 35.96]"
 
 
-def test_score_survives_json() -> None:
+def test_score_survives_json():
     for result in score(set(METRICS) - REFERENCE_ANSWERS.keys(), PREDICTIONS, REFERENCES).values():
         assert Score(**json.loads(json.dumps(result.as_dict()))) == result
 
 
-def test_scores_come_in_the_order_asked_for() -> None:
+def test_scores_come_in_the_order_asked_for():
     names = ["ter", "rougeL", "bleu"]
     results = score(names, PREDICTIONS, REFERENCES)
     assert list(results) == names
@@ -33,7 +33,7 @@ def test_scores_come_in_the_order_asked_for() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(METRICS))
-def test_perfect_predictions(name: str) -> None:
+def test_perfect_predictions(name):
     texts = ["one two three four five\n#### 1", "six seven eight nine ten\n#### 2"]
     references = [("something else\n#### 3", texts[0]), (texts[1],)]
     perfect = score([name], texts, references)[name]
@@ -42,21 +42,21 @@ def test_perfect_predictions(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(METRICS))
-def test_empty_predictions_are_the_worst(name: str) -> None:
+def test_empty_predictions_are_the_worst(name):
     references = [("#### 1",), ("#### 2",)]
     result = score([name], ["", ""], references)[name]
     assert result.value == (100 if name == "ter" else 0)
 
 
 @pytest.mark.parametrize("name", ["rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match"])
-def test_sentence_scores_average_to_the_corpus_score(name: str) -> None:
+def test_sentence_scores_average_to_the_corpus_score(name):
     sentences = sentence_scores(name, PREDICTIONS, REFERENCES)
     assert sentences.shape == (3,)
     assert sentences.mean() == pytest.approx(score([name], PREDICTIONS, REFERENCES)[name].value)
 
 
 @pytest.mark.parametrize("name", sorted(set(METRICS) - REFERENCE_ANSWERS.keys()))
-def test_sentence_statistics_add_up(name: str) -> None:
+def test_sentence_statistics_add_up(name):
     statistics = sentence_statistics(name, PREDICTIONS, REFERENCES)
     assert statistics.dtype == np.float64
     assert len(statistics) == 3
@@ -64,7 +64,7 @@ def test_sentence_statistics_add_up(name: str) -> None:
     assert float(whole) == score([name], PREDICTIONS, REFERENCES)[name].value
 
 
-def test_signatures_name_what_the_number_depends_on() -> None:
+def test_signatures_name_what_the_number_depends_on():
     signatures = {
         name: result.signature
         for name, result in score(
@@ -79,7 +79,7 @@ def test_signatures_name_what_the_number_depends_on() -> None:
     assert single.startswith("nrefs:2|")
 
 
-def test_a_metric_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_metric_of_ones_own(monkeypatch):
     def statistics(predictions, references):
         return np.array(
             [[len(p), len(r[0])] for p, r in zip(predictions, references, strict=True)], float
@@ -110,7 +110,7 @@ def test_a_metric_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
         ("xyzzy", "choose from rouge1, .*answer_accuracy"),
     ],
 )
-def test_unknown_metric(name: str, message: str) -> None:
+def test_unknown_metric(name, message):
     for call in (score, sentence_scores, sentence_statistics):
         with pytest.raises(ConfigError, match=message):
             call([name] if call is score else name, PREDICTIONS, REFERENCES)
@@ -128,14 +128,14 @@ def test_unknown_metric(name: str, message: str) -> None:
         (["a", None], [("a",), ("b",)], "prediction of example 1 is None"),
     ],
 )
-def test_texts_that_cannot_be_scored(predictions, references, message: str) -> None:
+def test_texts_that_cannot_be_scored(predictions, references, message):
     for call in (score, sentence_scores, sentence_statistics):
         with pytest.raises(DataError, match=message) as caught:
             call(["bleu"] if call is score else "bleu", predictions, references)
         assert "\n" not in str(caught.value)
 
 
-def test_text_that_looks_tokenised_gives_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_text_that_looks_tokenised_gives_no_warning(caplog):
     with caplog.at_level(logging.DEBUG):
         score(["bleu"], ["k ae t ."] * 150, [("k ae t .",)] * 150)
         sentence_scores("bleu", ["k ae t ."], [("k ae t .",)])

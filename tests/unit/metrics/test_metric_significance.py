@@ -1,6 +1,5 @@
 """Tests over seeds against published numbers and by their properties."""
 
-import dataclasses
 import warnings
 
 import numpy as np
@@ -18,7 +17,7 @@ DRUG_2 = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
 numbers = st.floats(-100, 100).map(lambda x: round(x, 3))
 
 
-def test_student_s_sleep_data() -> None:
+def test_student_s_sleep_data():
     test = paired_t_test(DRUG_1, DRUG_2)
     # R: t.test(extra ~ group, paired = TRUE): t = -4.0621, p = 0.002833, [-2.4598858, -0.7001142].
     assert (test.num_pairs, test.confidence) == (10, 0.95)
@@ -29,7 +28,7 @@ def test_student_s_sleep_data() -> None:
 
 
 @given(st.lists(st.tuples(numbers, numbers), min_size=2, max_size=8))
-def test_swapping_the_systems_turns_the_signs(pairs: list[tuple[float, float]]) -> None:
+def test_swapping_the_systems_turns_the_signs(pairs):
     a, b = zip(*pairs, strict=True)
     test, turned = paired_t_test(a, b), paired_t_test(b, a)
     assert turned.p_value == pytest.approx(test.p_value)
@@ -42,16 +41,14 @@ def test_swapping_the_systems_turns_the_signs(pairs: list[tuple[float, float]]) 
 @given(
     st.lists(st.tuples(numbers, numbers), min_size=2, max_size=8), st.sampled_from([0.5, 0.9, 0.99])
 )
-def test_interval_leaves_out_zero_exactly_where_the_test_rejects(
-    pairs: list[tuple[float, float]], confidence: float
-) -> None:
+def test_interval_leaves_out_zero_exactly_where_the_test_rejects(pairs, confidence):
     a, b = zip(*pairs, strict=True)
     test = paired_t_test(a, b, confidence=confidence)
     if abs(test.p_value - (1 - confidence)) > 1e-9:
         assert (test.low > 0 or test.high < 0) == (test.p_value < 1 - confidence)
 
 
-def test_p_values_are_uniform_where_nothing_differs() -> None:
+def test_p_values_are_uniform_where_nothing_differs():
     generator = np.random.default_rng(0)
     rejected = [paired_t_test(*generator.normal(size=(2, 5))).p_value < 0.05 for _ in range(1000)]
     # Exact under normality; the standard error of the rate is 0.7 points.
@@ -84,7 +81,7 @@ def test_detectable_differences_that_are_known() -> None:
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.1, -7.0, 1e-3])
-def test_differences_that_never_vary(shift: float) -> None:
+def test_differences_that_never_vary(shift):
     b = np.array([0.1, 0.7, 34.3, 1 / 3, 99.9])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -103,22 +100,17 @@ def test_differences_that_never_vary(shift: float) -> None:
         ([[1.0]], [[1.0]], "values have shape"),
     ],
 )
-def test_values_that_are_no_pairs(a: list[float], b: list[float], message: str) -> None:
+def test_values_that_are_no_pairs(a, b, message):
     with pytest.raises(DataError, match=message):
         paired_t_test(a, b)
 
 
-def test_confidence_out_of_bounds() -> None:
+def test_confidence_out_of_bounds():
     with pytest.raises(ConfigError, match="confidence is 95"):
         paired_t_test([1.0, 2.0], [1.0, 3.0], confidence=95)
 
 
-def test_results_are_frozen() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        paired_t_test([1.0, 2.0], [0.0, 3.0]).p_value = 0.0
-
-
-def test_holm_worked_out_by_hand() -> None:
+def test_holm_worked_out_by_hand():
     # 4 x 0.005, 3 x 0.01, 2 x 0.03; 1 x 0.04 would be below the one before.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     # R: p.adjust(c(0.01, 0.02, 0.03, 0.04, 0.05), "holm")
@@ -129,7 +121,7 @@ def test_holm_worked_out_by_hand() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.001, 0.999))
-def test_holm_rejects_what_stepping_down_rejects(p_values: list[float], level: float) -> None:
+def test_holm_rejects_what_stepping_down_rejects(p_values, level):
     """Holm (1979): go on, smallest first, while p_(i) < level / (m - i + 1)."""
     adjusted = holm(p_values)
     rejected = set()
@@ -142,12 +134,12 @@ def test_holm_rejects_what_stepping_down_rejects(p_values: list[float], level: f
 
 
 @pytest.mark.parametrize("p_value", [-0.1, 1.1, float("nan")])
-def test_holm_of_something_else(p_value: float) -> None:
+def test_holm_of_something_else(p_value):
     with pytest.raises(DataError, match="each must be a number from 0 to 1"):
         holm([0.5, p_value])
 
 
-def test_spread_is_of_a_sample() -> None:
+def test_spread_is_of_a_sample():
     assert spread([2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]) == pytest.approx((5, np.sqrt(32 / 7)))
     assert spread([3.0]) == (3.0, None)
     with pytest.raises(DataError, match="values have shape"):

@@ -6,7 +6,7 @@ import torch
 from pydantic import ValidationError
 from rounding import assert_rounding
 from safetensors.torch import load_file, save_file
-from tiny import ENCODER_DECODERS, FAMILIES, encoded, tiny_language_model
+from tiny import ENCODER_DECODERS, FAMILIES, encoded, tiny_language_model, written
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -23,11 +23,6 @@ ATTENTION = {
     "qwen2": ["q_proj", "v_proj"],
     "gpt2": ["c_attn"],
 }
-
-
-def written(family: str) -> tuple[LanguageModel, Rollout]:
-    model = tiny_language_model(family).eval()
-    return model, model.generate(encoded(model), Decoding(max_tokens=6))
 
 
 def trainable(model: LanguageModel) -> dict[str, Tensor]:
@@ -64,7 +59,7 @@ def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_adapters_learn_beside_frozen_weights(family: str) -> None:
+def test_adapters_learn_beside_frozen_weights(family):
     model, rollout = written(family)
     before, num_parameters = state(model), model.num_parameters
     logprobs = model.logprobs(rollout).detach()
@@ -83,7 +78,7 @@ def test_adapters_learn_beside_frozen_weights(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_saved_is_the_merged_model(family: str, tmp_path: Path) -> None:
+def test_what_is_saved_is_the_merged_model(family, tmp_path):
     model, rollout = adapted(family)
     before = state(model)
     model.save(tmp_path)
@@ -107,7 +102,7 @@ def test_what_is_saved_is_the_merged_model(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["t5", "bart", "qwen2", "gpt2"])
-def test_restoring_is_exact(family: str, tmp_path: Path) -> None:
+def test_restoring_is_exact(family, tmp_path):
     model, rollout = adapted(family)
     model.save(tmp_path, resumable=True)
     again, _ = written(family)
@@ -119,7 +114,7 @@ def test_restoring_is_exact(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["t5_v1_1", "gpt2"])
-def test_restoring_without_adapters(family: str, tmp_path: Path) -> None:
+def test_restoring_without_adapters(family, tmp_path):
     model, rollout = written(family)
     train(model, rollout, 2)
     model.save(tmp_path, resumable=True)
@@ -131,7 +126,7 @@ def test_restoring_without_adapters(family: str, tmp_path: Path) -> None:
     assert_equal(state(again), state(model))
 
 
-def test_merging_follows_the_formula(tmp_path: Path) -> None:
+def test_merging_follows_the_formula(tmp_path):
     model, _ = adapted("qwen2", r=3, alpha=5.0)
     live = state(model)
     model.save(tmp_path)
@@ -145,7 +140,7 @@ def test_merging_follows_the_formula(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_all_linear_layers_but_the_head(family: str) -> None:
+def test_all_linear_layers_but_the_head(family):
     model, _ = written(family)
     matrices = {n for n, p in model.model.named_parameters() if p.dim() == 2}
     others = ("embed", "shared", "relative_attention_bias", "wte", "wpe", "lm_head")
@@ -158,7 +153,7 @@ def test_all_linear_layers_but_the_head(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ATTENTION)
-def test_layers_by_name(family: str) -> None:
+def test_layers_by_name(family):
     model, rollout = written(family)
     names = ATTENTION[family]
     add_adapters(model.model, Lora(r=4, target_modules=names), seed=0)
@@ -169,7 +164,7 @@ def test_layers_by_name(family: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["nowhere", "lm_head", "embed_tokens", "proj"])
-def test_a_name_that_fits_no_layer(name: str) -> None:
+def test_a_name_that_fits_no_layer(name):
     model, _ = written("llama")
     before = state(model)
     with pytest.raises(ModelError, match=f"'{name}' is no linear layer .*choose among down_proj"):
@@ -178,7 +173,7 @@ def test_a_name_that_fits_no_layer(name: str) -> None:
     assert model.num_trainable == model.num_parameters
 
 
-def test_initial_weights_come_from_a_stream_of_their_own() -> None:
+def test_initial_weights_come_from_a_stream_of_their_own():
     models = []
     for noise, seed in ((1, 0), (2, 0), (3, 1)):
         torch.manual_seed(noise)
@@ -193,7 +188,7 @@ def test_initial_weights_come_from_a_stream_of_their_own() -> None:
     assert not models[2][name.format("B")].any()
 
 
-def test_adapters_of_a_bfloat16_model_are_float32(tmp_path: Path) -> None:
+def test_adapters_of_a_bfloat16_model_are_float32(tmp_path):
     tiny_language_model("llama").save(tmp_path / "low")
     model = load_model(tmp_path / "low", dtype="bfloat16")
     rollout = model.generate(encoded(model), Decoding(max_tokens=6))
@@ -209,14 +204,14 @@ def test_adapters_of_a_bfloat16_model_are_float32(tmp_path: Path) -> None:
     assert difference.mean() < 0.05
 
 
-def test_dropout_of_the_adapters_is_for_training() -> None:
+def test_dropout_of_the_adapters_is_for_training():
     model, rollout = adapted("llama", dropout=0.5)
     assert torch.equal(model.logprobs(rollout), model.logprobs(rollout))
     model.train()
     assert not torch.equal(model.logprobs(rollout), model.logprobs(rollout))
 
 
-def test_the_next_stage_begins_with_fresh_adapters(tmp_path: Path) -> None:
+def test_the_next_stage_begins_with_fresh_adapters(tmp_path):
     model, rollout = adapted("t5_v1_1")
     model.save(tmp_path)
     following = load_model(tmp_path)
@@ -227,7 +222,7 @@ def test_the_next_stage_begins_with_fresh_adapters(tmp_path: Path) -> None:
         add_adapters(following.model, Lora(), seed=6)
 
 
-def test_a_copy_has_adapters_of_its_own() -> None:
+def test_a_copy_has_adapters_of_its_own():
     model, rollout = adapted("gpt2")
     before = state(model)
     clone = model.copy()
@@ -236,32 +231,22 @@ def test_a_copy_has_adapters_of_its_own() -> None:
     assert_equal(state(model), before)
 
 
-def missing(path: Path) -> None:
-    path.unlink()
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-64])
-
-
-def other_rank(path: Path) -> None:
-    save_file({name: value[:1] for name, value in load_file(path).items()}, path)
-
-
-def of_another_model(path: Path) -> None:
-    save_file(load_file(path), path, metadata={"frozen": "0" * 32})
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (missing, "is missing"),
-        (cut, "cannot be read"),
-        (other_rank, "do not fit the model's"),
-        (of_another_model, "belong to other weights than the model's"),
+        (Path.unlink, "is missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-64]), "cannot be read"),
+        (
+            lambda path: save_file({n: value[:1] for n, value in load_file(path).items()}, path),
+            "do not fit the model's",
+        ),
+        (
+            lambda path: save_file(load_file(path), path, metadata={"frozen": "0" * 32}),
+            "belong to other weights than the model's",
+        ),
     ],
 )
-def test_what_cannot_be_restored(damage, message: str, tmp_path: Path) -> None:
+def test_what_cannot_be_restored(damage, message, tmp_path):
     model, _ = adapted("llama")
     model.save(tmp_path, resumable=True)
     damage(tmp_path / ADAPTERS)
@@ -272,7 +257,7 @@ def test_what_cannot_be_restored(damage, message: str, tmp_path: Path) -> None:
     assert_equal(state(model), before)
 
 
-def test_adapters_and_models_that_do_not_belong_together(tmp_path: Path) -> None:
+def test_adapters_and_models_that_do_not_belong_together(tmp_path):
     model, _ = adapted("llama")
     model.save(tmp_path, resumable=True)
     plain, _ = written("llama")
@@ -285,14 +270,14 @@ def test_adapters_and_models_that_do_not_belong_together(tmp_path: Path) -> None
         plain.restore(tmp_path, load_model)
 
 
-def test_without_peft(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_peft(monkeypatch):
     model, _ = written("t5")
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ModelError, match=r"pip install 'brim-distill\[lora\]'"):
         add_adapters(model.model, Lora(), seed=0)
 
 
-def test_settings() -> None:
+def test_settings():
     student = StudentConfig.model_validate({"path": "x", "lora": {"target_modules": ["q"]}})
     model, _ = written("t5")
     add_adapters(model.model, student.lora, seed=0)

@@ -10,6 +10,7 @@ from tiny import (
     NUM_TOKENS,
     encoded,
     prompts,
+    same,
     tiny,
     tiny_language_model,
     word_tokenizer,
@@ -31,13 +32,8 @@ def score(model: LanguageModel, rollout: Rollout, penalty: float) -> Tensor:
     return model.statistics(rollout).logprobs.sum(1) / rollout.lengths**penalty
 
 
-def same(one: Rollout, other: Rollout) -> bool:
-    names = ("completion_ids", "mask", "truncated")
-    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
-def test_one_beam_is_greedy(family: str) -> None:
+def test_one_beam_is_greedy(family):
     model = tiny_language_model(family)
     batch = encoded(model, LENGTHS)
     greedy = Decoding(max_tokens=12, strategy="greedy")
@@ -52,7 +48,7 @@ def test_one_beam_is_greedy(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_more_beams_find_better_texts(family: str) -> None:
+def test_more_beams_find_better_texts(family):
     model = tiny_language_model(family, spread=0.2)
     batch = encoded(model, LENGTHS * 4)
     greedy = model.generate(batch, Decoding(max_tokens=8, strategy="greedy"))
@@ -70,7 +66,7 @@ def test_more_beams_find_better_texts(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["t5", "bart", "qwen2", "gpt2"])
 @pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
-def test_enough_beams_find_the_best_of_all_texts(family: str, penalty: float) -> None:
+def test_enough_beams_find_the_best_of_all_texts(family, penalty):
     num_tokens, limit = 6, 3
     # Two more rows of the head have no token: they are part of no text and of no probability.
     source = tiny(family, num_rows=num_tokens + 2, spread=0.3)
@@ -103,9 +99,7 @@ def as_rollout(batch: Batch, texts: list[tuple[int, ...]]) -> Rollout:
 
 
 @pytest.mark.parametrize("family", ["t5", "qwen2"])
-def test_beams_count_in_the_budget_and_do_not_change_the_text(
-    family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_beams_count_in_the_budget_and_do_not_change_the_text(family, monkeypatch):
     model = tiny_language_model(family)
     batch, rows = encoded(model, LENGTHS), []
     forward = model.model.forward
@@ -124,7 +118,7 @@ def test_beams_count_in_the_budget_and_do_not_change_the_text(
     assert max(rows) > 3
 
 
-def test_settings_that_contradict_each_other_are_refused() -> None:
+def test_settings_that_contradict_each_other_are_refused():
     for kind, options, word in (
         (Decoding, {"strategy": "beam"}, "strategy"),
         (Decoding, {"strategy": "greedy", "num_beams": 2}, "num_beams"),

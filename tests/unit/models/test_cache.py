@@ -47,7 +47,7 @@ def append(cache: DynamicCache, rows: int, tokens: int) -> tuple[Tensor, Tensor]
 
 
 @given(st.integers(1, 6), st.integers(0, 10**6))
-def test_rows_are_those_of_a_plain_tensor_whatever_is_done_to_them(rows: int, seed: int) -> None:
+def test_rows_are_those_of_a_plain_tensor_whatever_is_done_to_them(rows, seed):
     draw = random.Random(seed)
     cache = two_layers()
     keys, values = append(cache, rows, draw.randint(1, 4))
@@ -87,9 +87,7 @@ def layers(state: DecodingState) -> list[Any]:
 
 
 @pytest.mark.parametrize("family", ["t5", "bart", "qwen2", "gpt2"])
-def test_memory_is_taken_once_and_no_more_than_the_limit_needs(
-    family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_is_taken_once_and_no_more_than_the_limit_needs(family, monkeypatch):
     model = tiny_language_model(family)
     batch = encoded(model, (3, 1, 6, 2, 4) * 4)
     places: list[list[int]] = []
@@ -170,9 +168,7 @@ def forgetful(build: Callable[..., PreTrainedModel], window: int) -> LanguageMod
 
 @pytest.mark.parametrize("build", [mistral, gemma3, t5gemma, lfm2, falcon_h1])
 @pytest.mark.parametrize("copies", [1, 3])
-def test_layers_that_forget_decode_as_transformers_does(
-    build: Callable[..., PreTrainedModel], copies: int
-) -> None:
+def test_layers_that_forget_decode_as_transformers_does(build, copies):
     model, unforgetting = forgetful(build, 4), forgetful(build, 64)
     batch = encoded(model, (3, 1, 9, 2, 5)).repeat(copies)
     greedy = Decoding(max_tokens=16, strategy="greedy")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from rounding import assert_rounding
-from tiny import FAMILIES, encoded, tiny_language_model
+from tiny import FAMILIES, written
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -25,9 +25,8 @@ from brim.models import (
 from brim.types import Rollout
 
 
-def written(family: str, dropout: float | None = None) -> tuple[LanguageModel, Rollout]:
-    model = tiny_language_model(family).eval()
-    rollout = model.generate(encoded(model, (3, 1, 6, 2)), Decoding(max_tokens=8))
+def with_dropout(family: str, dropout: float | None = None) -> tuple[LanguageModel, Rollout]:
+    model, rollout = written(family, 8, lengths=(3, 1, 6, 2))
     if dropout is not None:
         set_dropout(model.model, dropout)
     return model, rollout
@@ -76,37 +75,26 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert_rounding(found, expected)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(("probability", "dropout"), [(0.0, True), (0.3, True), (0.4, False)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_gradients_are_the_same_and_less_is_kept(family: str, dropout: float) -> None:
-    model, rollout = written(family, dropout)
-    updating(model, dropout=True)
+def test_gradients_are_the_same_and_less_is_kept(family, probability, dropout):
+    model, rollout = with_dropout(family, probability)
+    updating(model, dropout=dropout)
+    assert any(part.training for part in model.modules()) == dropout
     expected, before = gradients(model, rollout)
-    checkpoint_layers(model, dropout=True)
-    updating(model, dropout=True)
+    checkpoint_layers(model, dropout=dropout)
+    updating(model, dropout=dropout)
+    if not dropout:  # evaluation mode, but for what decides on the checkpoints
+        modes = {type(part) for part in model.modules() if part.training}
+        assert modes
+        assert all(issubclass(part, GradientCheckpointingLayer) for part in modes)
     found, after = gradients(model, rollout)
     assert_equal(found, expected)
     assert after < 0.6 * before
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_without_dropout_it_is_evaluation_mode_and_less_is_kept(family: str) -> None:
-    model, rollout = written(family, 0.4)
-    updating(model, dropout=False)
-    assert not any(part.training for part in model.modules())
-    expected, before = gradients(model, rollout)
-    checkpoint_layers(model, dropout=False)
-    updating(model, dropout=False)
-    modes = {type(part): part.training for part in model.modules() if part.training}
-    assert modes
-    assert all(issubclass(part, GradientCheckpointingLayer) for part in modes)
-    found, after = gradients(model, rollout)
-    assert_equal(found, expected)
-    assert after < 0.6 * before
-
-
-def test_layers_that_are_left_out_and_adapters_stay_as_in_evaluation() -> None:
-    model, rollout = written("bart", 0.4)
+def test_layers_that_are_left_out_and_adapters_stay_as_in_evaluation():
+    model, rollout = with_dropout("bart", 0.4)
     model.model.model.encoder.layerdrop = model.model.model.decoder.layerdrop = 0.9
     add_adapters(model.model, Lora(dropout=0.5), seed=0)
     for name, parameter in model.named_parameters():
@@ -123,8 +111,8 @@ def test_layers_that_are_left_out_and_adapters_stay_as_in_evaluation() -> None:
 
 
 @pytest.mark.parametrize("trunk", ["shared", "separate"])
-def test_a_critic_is_checkpointed_too(trunk: str) -> None:
-    student, rollout = written("t5")
+def test_a_critic_is_checkpointed_too(trunk):
+    student, rollout = with_dropout("t5")
     module = ActorCritic(student, trunk=trunk, unit=10.0)
     nn.init.normal_(module.value_head.weight)
     updating(module, dropout=False)
@@ -142,10 +130,8 @@ def test_a_critic_is_checkpointed_too(trunk: str) -> None:
 
 @pytest.mark.parametrize("dropout", [True, False])
 @pytest.mark.parametrize("family", ["t5", "mt5", "gpt2", "llama", "qwen2"])
-def test_writing_and_judging_are_as_before(
-    family: str, dropout: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    model, rollout = written(family)
+def test_writing_and_judging_are_as_before(family, dropout, caplog):
+    model, rollout = with_dropout(family)
     batch = rollout.batch
     values = model.action_values(rollout)
     checkpoint_layers(model, dropout=dropout)
@@ -161,9 +147,9 @@ def test_writing_and_judging_are_as_before(
     assert "Caching is incompatible" not in caplog.text
 
 
-def test_what_is_saved_knows_nothing_of_it(tmp_path) -> None:
+def test_what_is_saved_knows_nothing_of_it(tmp_path):
     for name in ("before", "after"):
-        model, _ = written("qwen2")
+        model, _ = with_dropout("qwen2")
         if name == "after":
             checkpoint_layers(model, dropout=False)
         model.save(tmp_path / name)
@@ -173,16 +159,16 @@ def test_what_is_saved_knows_nothing_of_it(tmp_path) -> None:
     assert not any(getattr(m, "gradient_checkpointing", False) for m in loaded.modules())
 
 
-def test_a_model_that_cannot_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = written("t5")
+def test_a_model_that_cannot_says_so(monkeypatch):
+    model, _ = with_dropout("t5")
     monkeypatch.setattr(type(model.model), "supports_gradient_checkpointing", False)
     with pytest.raises(ModelError, match="T5ForConditionalGeneration .* does not support it;") as e:
         checkpoint_layers(model, dropout=True)
     assert "\n" not in str(e.value)
 
 
-def test_layers_of_an_older_kind_need_training_mode(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = written("t5")
+def test_layers_of_an_older_kind_need_training_mode(monkeypatch):
+    model, _ = with_dropout("t5")
     monkeypatch.setattr("brim.models.modes._layers", lambda module: [])
     checkpoint_layers(model, dropout=True)
     with pytest.raises(ModelError, match="does not support it without dropout;"):

@@ -222,7 +222,7 @@ def test_a_row_is_cut_as_it_is_alone(is_encoder_decoder, rows, limit):
     assert num_cut == sum(count for _, count in alone)
 
 
-def test_an_instruction_around_an_article_stays() -> None:
+def test_an_instruction_around_an_article_stays():
     long = "w10 w11 w12 w13 w14"
     before, behind = f"w5 w6 {long}", f"{long} w5 w6"
     examples = [Example("a", before, field=(6, len(before))), Example("b", behind, field=(0, 19))]
@@ -237,7 +237,7 @@ def test_an_instruction_around_an_article_stays() -> None:
         assert ids == [[5 if end else 14, *end], [10 if end else 6, *end]]
 
 
-def test_spaces_at_the_end_of_a_field_are_of_no_token_and_keep_words_apart() -> None:
+def test_spaces_at_the_end_of_a_field_are_of_no_token_and_keep_words_apart():
     # With the first "w6 w6" of the field "w6 w6 ", and not its space, the prompt has one word less.
     example = Example("a", "w5 w5 w6 w6 w7 w7", field=(6, 12))
     opened = tokenizer_of("opened").bos_token_id
@@ -245,19 +245,19 @@ def test_spaces_at_the_end_of_a_field_are_of_no_token_and_keep_words_apart() -> 
     assert ids == [[opened, 5, 5, 6, 2, 7]]  # "w6w7" is unknown
 
 
-def test_a_system_message_alone_is_cut_as_a_plain_prompt() -> None:
+def test_a_system_message_alone_is_cut_as_a_plain_prompt():
     coder = encoder("bpe")
     chat = Example("a", "", messages=({"role": "system", "content": TEXTS[0]},))
     whole = prompts(coder, [chat])[0]
     assert coder.prompts([chat], 10) == ([whole[-10:]], 1)
 
 
-def test_a_template_s_refusal_is_an_error_of_the_data_still() -> None:
+def test_a_template_s_refusal_is_an_error_of_the_data_still():
     with pytest.raises(DataError, match="refuses the messages of example 'a': empty"):
         encoder("bpe").prompts([Example("a", "", messages=({"role": "user", "content": ""},))], 3)
 
 
-def test_few_tokenizations_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_tokenizations_are_enough(monkeypatch):
     coder = encoder("bpe")
     texts = ["summarise: " + " ".join(TEXTS[: 2 + i % 7]) + "\n\nthe cat:" for i in range(40)]
     examples = [Example("a", text, field=(11, len(text) - 10)) for text in texts]

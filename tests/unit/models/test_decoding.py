@@ -1,13 +1,21 @@
 import math
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from tiny import EOS, FAMILIES, encoded, tiny, tiny_language_model, word_tokenizer
+from tiny import (
+    DISTRACTIONS,
+    EOS,
+    FAMILIES,
+    encoded,
+    same,
+    tiny,
+    tiny_language_model,
+    word_tokenizer,
+)
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -60,9 +68,7 @@ def distribution(
         (1.5, 5, 0.9),
     ],
 )
-def test_sampling_follows_the_exact_distribution(
-    temperature: float, top_k: int | None, top_p: float | None
-) -> None:
+def test_sampling_follows_the_exact_distribution(temperature, top_k, top_p):
     draws = 20_000
     decoding = Decoding(max_tokens=1, temperature=temperature, top_k=top_k, top_p=top_p)
     head = OutputHead(LOGITS[:, None], None, len(LOGITS)).under(decoding.distribution)
@@ -79,21 +85,21 @@ def test_sampling_follows_the_exact_distribution(
 
 @pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-24])
 @pytest.mark.parametrize("size", [6, 1000, 50_000])
-def test_a_token_of_probability_zero_is_never_drawn(uniform: float, size: int) -> None:
+def test_a_token_of_probability_zero_is_never_drawn(uniform, size):
     logits = torch.randn(4, size, generator=torch.Generator().manual_seed(0))
     logits[:, 0] = logits[:, -1] = logits[0, size // 2 :] = logits[1, 2:4] = -torch.inf
     chosen = draw_tokens(logits, torch.full((4,), uniform))
     assert logits.gather(1, chosen[:, None]).isfinite().all()
 
 
-def test_the_ends_of_the_unit_interval_give_the_first_and_the_last_possible_token() -> None:
+def test_the_ends_of_the_unit_interval_give_the_first_and_the_last_possible_token():
     logits = torch.zeros(2, 5)
     logits[:, [0, 4]] = -torch.inf
     uniforms = torch.tensor([0.0, 1 - 2**-24])
     assert draw_tokens(logits, uniforms).tolist() == [1, 3]
 
 
-def test_logits_that_are_not_finite_stay_in_the_vocabulary() -> None:
+def test_logits_that_are_not_finite_stay_in_the_vocabulary():
     logits = torch.full((3, 5), torch.nan)
     for options in ({}, {"top_k": 2}, {"top_p": 0.5}):
         cut = keep_likeliest(logits.clone(), options.get("top_k"), options.get("top_p"))
@@ -101,7 +107,7 @@ def test_logits_that_are_not_finite_stay_in_the_vocabulary() -> None:
         assert ((tokens >= 0) & (tokens < 5)).all()
 
 
-def test_a_row_depends_on_its_seed_alone() -> None:
+def test_a_row_depends_on_its_seed_alone():
     seeds = [5, 2**63 - 1, 0, 17]
     state = torch.get_rng_state()
     uniforms = row_uniforms(seeds, 40)
@@ -113,7 +119,7 @@ def test_a_row_depends_on_its_seed_alone() -> None:
     assert len({tuple(row.tolist()) for row in uniforms}) == len(seeds)
 
 
-def test_neighbouring_seeds_give_independent_streams() -> None:
+def test_neighbouring_seeds_give_independent_streams():
     uniforms = row_uniforms(range(4000), 8)
     assert stats.kstest(uniforms[:, 0].numpy(), "uniform").pvalue > 1e-3
     neighbours = torch.corrcoef(torch.stack([uniforms[:-1, 0], uniforms[1:, 0]]))[0, 1]
@@ -133,14 +139,15 @@ def test_neighbouring_seeds_give_independent_streams() -> None:
         {"top_p": 0.0},
         {"top_p": 1.1},
         {"batch_tokens": 0},
+        {"engine": "beam"},
     ],
 )
-def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Decoding(**({"max_tokens": 4} | wrong))
 
 
-def test_greedy_takes_the_maximum_whatever_the_temperature() -> None:
+def test_greedy_takes_the_maximum_whatever_the_temperature():
     model = tiny_language_model("t5")
     batch = encoded(model)
     cold, hot = (
@@ -195,9 +202,7 @@ def length_of(words: list[int], ends: set[int]) -> int:
     ends=st.sets(st.integers(0, 5), max_size=3),
     look_every=st.sampled_from([None, 1, 2, 3, 5, 8, 100]),
 )
-def test_each_row_writes_its_own_text_until_its_own_end(
-    script: list[list[int]], ends: set[int], look_every: int | None
-) -> None:
+def test_each_row_writes_its_own_text_until_its_own_end(script, ends, look_every):
     limit = len(script[0])
     state = Script(torch.tensor(script), 6)
     ids, lengths, truncated = write_completions(
@@ -222,9 +227,7 @@ def test_each_row_writes_its_own_text_until_its_own_end(
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("look_every", [3, LOOK_EVERY])
-def test_looking_rarely_writes_the_same(
-    family: str, look_every: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_looking_rarely_writes_the_same(family, look_every, monkeypatch):
     model = tiny_language_model(family)
     batch = encoded(model, (3, 1, 6, 2, 4) * 3).repeat(2)
     model.eos_token_ids = (EOS, 5, 17, 33)
@@ -233,22 +236,21 @@ def test_looking_rarely_writes_the_same(
     monkeypatch.setattr(language_model, "write_completions", rarely)
     other = model.generate(batch, Decoding(max_tokens=20))
     assert len(set(rollout.lengths.tolist())) > 1
-    assert torch.equal(other.completion_ids, rollout.completion_ids)
-    assert torch.equal(other.mask, rollout.mask)
-    assert torch.equal(other.truncated, rollout.truncated)
+    assert same(other, rollout)
 
 
+@pytest.mark.parametrize("engine", ["loop", "generate"])
 @pytest.mark.parametrize("family", ["t5", "qwen2"])
 @pytest.mark.parametrize(("top_k", "top_p"), [(None, None), (5, None), (None, 0.8), (6, 0.9)])
-def test_texts_of_two_tokens_follow_the_exact_distribution(
-    family: str, top_k: int | None, top_p: float | None
-) -> None:
+def test_texts_of_two_tokens_follow_the_exact_distribution(family, engine, top_k, top_p):
     num_words, draws = 9, 5000
     source = tiny(family, num_rows=num_words, spread=0.2)
+    source.generation_config.update(**DISTRACTIONS)
     model = LanguageModel(source, word_tokenizer(num_words, appends_eos=family == "t5")).eval()
     model.eos_token_ids = (EOS,)
     example = Example("0", "w3 w4 w5")
-    decoding = Decoding(max_tokens=2, temperature=0.7, top_k=top_k, top_p=top_p, batch_tokens=10**6)
+    shape = {"temperature": 0.7, "top_k": top_k, "top_p": top_p}
+    decoding = Decoding(max_tokens=2, **shape, engine=engine, batch_tokens=10**6)
     batch = model.encode([example] * draws, max_tokens=None, seeds=range(draws))
     rollout = model.generate(batch, decoding)
     assert (rollout.lengths == 1 + (rollout.completion_ids[:, 0] != EOS)).all()
@@ -266,7 +268,7 @@ def test_texts_of_two_tokens_follow_the_exact_distribution(
         else:
             logits = source(input_ids=torch.cat([prompt, words], dim=1)).logits[:, -2:]
     says = [
-        torch.tensor(distribution(row, 0.7, top_k, top_p), dtype=torch.float64)
+        torch.tensor(distribution(row, **shape), dtype=torch.float64)
         for row in (*logits[:1, 0].tolist(), *logits[:, 1].tolist())
     ]
     joint = says[0][:, None] * torch.stack(says[1:])
@@ -286,9 +288,7 @@ def test_texts_of_two_tokens_follow_the_exact_distribution(
 @pytest.mark.parametrize("strategy", ["greedy", "sampling"])
 @pytest.mark.parametrize("number", [math.nan, 1e38])
 @pytest.mark.parametrize("row", [0, 5])
-def test_no_text_is_written_by_logits_that_are_not_finite(
-    strategy: Any, number: float, row: int
-) -> None:
+def test_no_text_is_written_by_logits_that_are_not_finite(strategy, number, row):
     model = tiny_language_model("qwen2")
     batch = encoded(model, (3, 1, 6))
     with torch.no_grad():

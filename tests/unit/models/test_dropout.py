@@ -3,19 +3,14 @@ from typing import Any
 import pytest
 import torch
 from rounding import assert_rounding
-from tiny import FAMILIES, encoded, tiny_language_model
+from tiny import FAMILIES, written
 from torch import Tensor
 
 from brim.errors import ModelError
-from brim.models import Decoding, LanguageModel, Lora, add_adapters, set_dropout
+from brim.models import LanguageModel, Lora, add_adapters, set_dropout
 from brim.types import Rollout
 
 FUNCTIONS = ("dropout", "scaled_dot_product_attention")  # every family's dropout ends in these
-
-
-def written(family: str) -> tuple[LanguageModel, Rollout]:
-    model = tiny_language_model(family).eval()
-    return model, model.generate(encoded(model), Decoding(max_tokens=6))
 
 
 def probabilities(
@@ -42,7 +37,7 @@ def probabilities(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_dropout_gets_the_probability(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_dropout_gets_the_probability(family, monkeypatch):
     model, rollout = written(family)
     config = model.model.config.to_json_string()
     for probability in (0.3, 0.0, 0.2):
@@ -54,7 +49,7 @@ def test_every_dropout_gets_the_probability(family: str, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_without_dropout_training_mode_is_evaluation_mode(family: str) -> None:
+def test_without_dropout_training_mode_is_evaluation_mode(family):
     model, rollout = written(family)
     evaluated = model.logprobs(rollout).detach()
     set_dropout(model.model, 0.0)
@@ -67,7 +62,7 @@ def test_without_dropout_training_mode_is_evaluation_mode(family: str) -> None:
     assert torch.equal(model.logprobs(rollout).detach(), evaluated)
 
 
-def test_layers_that_are_left_out_as_a_whole_are_another_matter() -> None:
+def test_layers_that_are_left_out_as_a_whole_are_another_matter():
     model, _ = written("bart")
     model.model.model.encoder.layerdrop = 0.25
     set_dropout(model.model, 0.1)
@@ -75,7 +70,7 @@ def test_layers_that_are_left_out_as_a_whole_are_another_matter() -> None:
     assert model.model.model.encoder.layers[0].activation_dropout == 0.1
 
 
-def test_adapters_keep_a_dropout_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapters_keep_a_dropout_of_their_own(monkeypatch):
     for set_first in (True, False):
         model, rollout = written("t5")
         if set_first:
@@ -86,7 +81,7 @@ def test_adapters_keep_a_dropout_of_their_own(monkeypatch: pytest.MonkeyPatch) -
         assert set(probabilities(model, rollout, monkeypatch)) == {0.0, 0.4}
 
 
-def test_a_model_without_dropout_says_so() -> None:
+def test_a_model_without_dropout_says_so():
     model, _ = written("llama")
     for module in model.modules():
         if hasattr(module, "attention_dropout"):

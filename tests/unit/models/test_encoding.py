@@ -34,7 +34,7 @@ def rows(model: LanguageModel, texts: list[str], max_tokens: int | None = None) 
 
 
 @pytest.mark.parametrize("family", ENCODER_DECODERS)
-def test_an_encoder_reads_from_the_left_to_its_eos(family: str) -> None:
+def test_an_encoder_reads_from_the_left_to_its_eos(family):
     model = tiny_language_model(family)
     batch = model.encode([Example("a", "w5 w6"), Example("b", "w7")], max_tokens=None)
     assert batch.prompt_ids.tolist() == [[5, 6, EOS], [7, EOS, 0]]
@@ -42,14 +42,14 @@ def test_an_encoder_reads_from_the_left_to_its_eos(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", DECODERS)
-def test_a_decoder_reads_up_to_the_right_edge(family: str) -> None:
+def test_a_decoder_reads_up_to_the_right_edge(family):
     model = tiny_language_model(family)
     batch = model.encode([Example("a", "w5 w6"), Example("b", "w7")], max_tokens=None)
     assert batch.prompt_ids.tolist() == [[5, 6], [0, 7]]
     assert batch.prompt_mask.tolist() == [[True, True], [False, True]]
 
 
-def test_a_long_prompt_is_cut_where_it_matters_least() -> None:
+def test_a_long_prompt_is_cut_where_it_matters_least():
     texts = ["w5 w6 w7 w8", "w9", "w10 w11 w12"]
     encoder = tiny_language_model("t5")
     assert rows(encoder, texts, 3) == [[5, 6, EOS], [9, EOS], [10, 11, EOS]]
@@ -65,7 +65,7 @@ def test_a_long_prompt_is_cut_where_it_matters_least() -> None:
     assert decoder.encode(examples, max_tokens=None).num_truncated_prompts == 0
 
 
-def test_a_decoder_only_prompt_does_not_end_with_the_end_token() -> None:
+def test_a_decoder_only_prompt_does_not_end_with_the_end_token():
     model = with_bos("llama", appends_eos=True)
     assert rows(model, ["w5 w6", ""]) == [[BOS, 5, 6], [BOS]]
     rollout = model.encode_completions(
@@ -74,7 +74,7 @@ def test_a_decoder_only_prompt_does_not_end_with_the_end_token() -> None:
     assert rollout.completion_ids.tolist() == [[7, EOS]]
 
 
-def test_an_empty_prompt_is_something_to_start_from() -> None:
+def test_an_empty_prompt_is_something_to_start_from():
     assert rows(tiny_language_model("llama"), ["", "w5"]) == [[EOS], [5]]
     assert rows(tiny_language_model("t5"), ["", "w5"]) == [[EOS], [5, EOS]]
     bare = LanguageModel(tiny("t5"), word_tokenizer())
@@ -84,7 +84,7 @@ def test_an_empty_prompt_is_something_to_start_from() -> None:
     assert rows(LanguageModel(tiny("llama"), named), ["", "w5"]) == [[BOS], [5]]
 
 
-def test_an_encoder_decoder_target_has_its_tokenizers_special_tokens() -> None:
+def test_an_encoder_decoder_target_has_its_tokenizers_special_tokens():
     model = with_bos("bart", appends_eos=True)
     batch = model.encode([Example("a", "w5")], max_tokens=None)
     assert model.encode_completions(batch, ["w7"], max_tokens=9).completion_ids.tolist() == [
@@ -96,14 +96,14 @@ def test_an_encoder_decoder_target_has_its_tokenizers_special_tokens() -> None:
 
 
 @pytest.mark.parametrize("family", ["t5", "llama"])
-def test_a_target_that_ends_too_early(family: str) -> None:
+def test_a_target_that_ends_too_early(family):
     model = tiny_language_model(family)
     batch = model.encode([Example("row-17", "w5")], max_tokens=None)
     with pytest.raises(DataError, match=r"'row-17' spells out an end-of-sequence token"):
         model.encode_completions(batch, ["w7 </s> w8"], max_tokens=9)
 
 
-def test_chats_go_through_the_template_beside_plain_prompts() -> None:
+def test_chats_go_through_the_template_beside_plain_prompts():
     chat = Example("chat", "", messages=({"role": "w5", "content": "w6"},))
     for family, end in (("llama", []), ("t5", [EOS])):
         model = tiny_language_model(family)
@@ -118,14 +118,14 @@ def test_chats_go_through_the_template_beside_plain_prompts() -> None:
             model.encode([refused], max_tokens=None)
 
 
-def test_a_template_writes_the_start_token_itself() -> None:
+def test_a_template_writes_the_start_token_itself():
     model = with_bos("llama", appends_eos=False)
     model.tokenizer.chat_template = "{{ bos_token }} " + TEMPLATE
     chat = Example("chat", "", messages=({"role": "w5", "content": "w6"},))
     assert model.encode([chat], max_tokens=None).prompt_ids.tolist() == [[BOS, 5, 6, 9]]
 
 
-def test_seeds() -> None:
+def test_seeds():
     model = tiny_language_model("llama")
     examples = [Example("a", "w5 w6"), Example("b", "w7")]
     assert model.encode(examples, max_tokens=None).seeds == (0, 1)

@@ -1,12 +1,20 @@
 """Generation settings that are part of a model: tokens never written, tokens always written."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import EOS, PAD, UNK, encoded, prompts, tiny, tiny_language_model, word_tokenizer
+from tiny import (
+    EOS,
+    PAD,
+    UNK,
+    bart_sizes,
+    encoded,
+    tiny,
+    tiny_language_model,
+    word_tokenizer,
+)
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -23,21 +31,10 @@ from brim.divergences import forward_kl
 from brim.errors import DataError, ModelError
 from brim.examples import Example
 from brim.models import BeamSearch, Decoding, LanguageModel, load_model, loading, share_vocabulary
-from brim.types import Batch
+from brim.types import Batch, Rollout
 
 LIMIT = 7
 LENGTHS = (3, 1, 6, 2, 4, 5, 2, 3)
-SIZES = {
-    "d_model": 16,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "encoder_ffn_dim": 24,
-    "decoder_ffn_dim": 24,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "scale_embedding": True,
-}
 
 
 def bart(**settings: Any) -> LanguageModel:
@@ -66,16 +63,16 @@ def of_languages(kind: str) -> LanguageModel:
     languages = {"vocab": first + PIECES, "src_lang": "en_XX", "tgt_lang": "ro_RO"}
     tokenizer = (MBartTokenizer if kind == "mbart" else MBart50Tokenizer)(**languages)
     language = tokenizer.convert_tokens_to_ids("ro_RO")
-    options = {**SIZES, "vocab_size": len(tokenizer), "pad_token_id": 1, "bos_token_id": 0}
-    options["eos_token_id"] = 2
+    ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    ids["decoder_start_token_id"] = language if kind == "mbart" else 2
+    ids["forced_eos_token_id"] = 2 if kind == "mbart" else None
+    options = bart_sizes(len(tokenizer), **ids, scale_embedding=True)
     with torch.random.fork_rng():
         torch.manual_seed(3)
         if kind == "mbart":
-            config = MBartConfig(**options, decoder_start_token_id=language)
-            model = MBartForConditionalGeneration(config)
+            model = MBartForConditionalGeneration(MBartConfig(**options))
         else:
-            config = M2M100Config(**options, decoder_start_token_id=2)
-            model = M2M100ForConditionalGeneration(config)
+            model = M2M100ForConditionalGeneration(M2M100Config(**options))
             model.generation_config.forced_bos_token_id = language
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -107,17 +104,22 @@ def chosen(model: LanguageModel, rows: Tensor) -> list[list[int]]:
     return [row[: row.index(e) + 1] if (e := model.eos_token_ids[0]) in row else row for row in cut]
 
 
+def texts(rollout: Rollout) -> list[list[int]]:
+    return [
+        ids[mask].tolist() for ids, mask in zip(rollout.completion_ids, rollout.mask, strict=True)
+    ]
+
+
 @pytest.mark.parametrize("engine", ["loop", "generate"])
 @pytest.mark.parametrize("name", MODELS)
-def test_greedy_text_is_that_of_plain_generate(name: str, engine: Any, tmp_path: Path) -> None:
+def test_greedy_text_is_that_of_plain_generate(name, engine, tmp_path):
     model = MODELS[name]()
     batch = encoded(model, LENGTHS)
     rollout = model.generate(batch, Decoding(max_tokens=LIMIT, strategy="greedy", engine=engine))
     model.save(tmp_path)
     plain = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
     expected = plainly(plain, batch, max_new_tokens=LIMIT)
-    rows = zip(rollout.completion_ids.tolist(), rollout.lengths.tolist(), strict=True)
-    assert [row[:length] for row, length in rows] == chosen(model, expected)
+    assert texts(rollout) == chosen(model, expected)
     # Forced tokens are in the limit, and no part of what the model did.
     assert (rollout.lengths[rollout.truncated] == LIMIT - model.rules.num_forced).all()
     assert rollout.truncated.any()
@@ -127,7 +129,7 @@ def test_greedy_text_is_that_of_plain_generate(name: str, engine: Any, tmp_path:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_beams_are_those_of_plain_generate(name: str) -> None:
+def test_beams_are_those_of_plain_generate(name):
     model = MODELS[name]()
     batch = encoded(model, LENGTHS)
     options: dict[str, Any] = {"num_beams": 3, "length_penalty": 0.7}
@@ -135,12 +137,11 @@ def test_beams_are_those_of_plain_generate(name: str) -> None:
     rollout = model.generate(batch, decoding)
     exactly = {"early_stopping": "never", "renormalize_logits": True, **options}
     expected = plainly(model.model, batch, max_new_tokens=LIMIT, **exactly)
-    rows = zip(rollout.completion_ids.tolist(), rollout.lengths.tolist(), strict=True)
-    assert [row[:length] for row, length in rows] == chosen(model, expected)
+    assert texts(rollout) == chosen(model, expected)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_scores_are_those_of_the_whole_sequence_that_was_written(name: str) -> None:
+def test_scores_are_those_of_the_whole_sequence_that_was_written(name):
     model = MODELS[name]()
     batch = encoded(model, LENGTHS)
     rollout = model.generate(batch, Decoding(max_tokens=LIMIT))
@@ -166,15 +167,21 @@ def test_scores_are_those_of_the_whole_sequence_that_was_written(name: str) -> N
     assert values.bootstrap[rollout.truncated].abs().max() < 1e4
 
 
-def test_sampling_is_without_what_is_excluded() -> None:
-    model = marian()
-    batch = model.encode(prompts((3,)), max_tokens=None).repeat(300)
-    for engine in ("loop", "generate"):
-        rollout = model.generate(batch, Decoding(max_tokens=3, engine=engine))  # type: ignore[arg-type]
-        assert not (rollout.completion_ids[rollout.mask] == PAD).any()
+def two_ends() -> LanguageModel:
+    model = tiny("gpt2", num_rows=40)
+    model.generation_config.update(eos_token_id=[EOS, 9], suppress_tokens=[9, 10])
+    return LanguageModel(model, word_tokenizer()).eval()
 
 
-def test_end_tokens_and_forced_tokens_that_are_excluded_too() -> None:
+@pytest.mark.parametrize("engine", ["loop", "generate"])
+@pytest.mark.parametrize(("make", "never"), [(marian, [PAD]), (two_ends, [9, 10])])
+def test_sampling_is_without_what_is_excluded(make, never, engine):
+    model = make()
+    rollout = model.generate(encoded(model).repeat(100), Decoding(max_tokens=4, engine=engine))
+    assert not torch.isin(rollout.completion_ids[rollout.mask], torch.tensor(never)).any()
+
+
+def test_end_tokens_and_forced_tokens_that_are_excluded_too():
     """transformers takes an end token for no bad word, and writes what is forced in any case."""
     model = bart(bad_words_ids=[[EOS], [UNK], [5], [6, 7]], suppress_tokens=[8])
     assert model.rules.excluded == {UNK, 5, 8}
@@ -183,25 +190,14 @@ def test_end_tokens_and_forced_tokens_that_are_excluded_too() -> None:
     for engine in ("loop", "generate"):
         decoding = Decoding(max_tokens=LIMIT, strategy="greedy", engine=engine)  # type: ignore[arg-type]
         rollout = model.generate(batch, decoding)
-        rows = zip(rollout.completion_ids.tolist(), rollout.lengths.tolist(), strict=True)
-        assert [row[:length] for row, length in rows] == expected
+        assert texts(rollout) == expected
     endless = tiny("gpt2")
     endless.generation_config.suppress_tokens = [EOS]
     with pytest.raises(ModelError, match=r"excludes token 1, which ends a text"):
         LanguageModel(endless, word_tokenizer())
 
 
-def test_a_second_end_token_that_is_excluded_is_never_written() -> None:
-    model = tiny("gpt2", num_rows=40)
-    model.generation_config.update(eos_token_id=[EOS, 9], suppress_tokens=[9, 10])
-    policy = LanguageModel(model, word_tokenizer()).eval()
-    batch = encoded(policy).repeat(100)
-    for engine in ("loop", "generate"):
-        rollout = policy.generate(batch, Decoding(max_tokens=4, engine=engine))  # type: ignore[arg-type]
-        assert not torch.isin(rollout.completion_ids[rollout.mask], torch.tensor([9, 10])).any()
-
-
-def test_a_decoder_is_forced_to_end_and_not_to_begin() -> None:
+def test_a_decoder_is_forced_to_end_and_not_to_begin():
     model = tiny("gpt2", num_rows=40)
     model.generation_config.update(forced_eos_token_id=EOS, forced_bos_token_id=5)
     policy = LanguageModel(model, word_tokenizer()).eval()
@@ -211,11 +207,10 @@ def test_a_decoder_is_forced_to_end_and_not_to_begin() -> None:
         rollout = policy.generate(batch, decoding)
         with torch.no_grad():
             plain = model.generate(batch.prompt_ids, max_new_tokens=LIMIT, do_sample=False)
-        rows = zip(rollout.completion_ids.tolist(), rollout.lengths.tolist(), strict=True)
-        assert [row[:length] for row, length in rows] == chosen(policy, plain[:, 3:])
+        assert texts(rollout) == chosen(policy, plain[:, 3:])
 
 
-def test_a_limit_that_forced_tokens_fill() -> None:
+def test_a_limit_that_forced_tokens_fill():
     model = bart()
     batch = encoded(model)
     with pytest.raises(ModelError, match="none is left to choose"):
@@ -225,20 +220,17 @@ def test_a_limit_that_forced_tokens_fill() -> None:
 
 
 @pytest.mark.parametrize("kind", ["mbart", "nllb"])
-def test_targets_are_the_tokens_that_the_model_chooses(kind: str) -> None:
+def test_targets_are_the_tokens_that_the_model_chooses(kind):
     model = of_languages(kind)
     batch = encoded(model, (3, 2))
     rollout = model.encode_completions(batch, ["w5 w6", "w7 w8 w9 w10"], max_tokens=LIMIT - 3)
-    pieces = [
-        model.tokenizer.convert_ids_to_tokens(row[:n])
-        for row, n in zip(rollout.completion_ids.tolist(), rollout.lengths.tolist(), strict=True)
-    ]
+    pieces = [model.tokenizer.convert_ids_to_tokens(row) for row in texts(rollout)]
     assert pieces == [["▁w5", "▁w6", "</s>"], ["▁w7", "▁w8", "▁w9"]]
     assert rollout.truncated.tolist() == [False, True]
     assert model.tokenizer.convert_ids_to_tokens(batch.prompt_ids[0])[-1] in ("en_XX", "</s>")
 
 
-def test_a_beginning_that_is_not_forced_is_an_action_and_no_text() -> None:
+def test_a_beginning_that_is_not_forced_is_an_action_and_no_text():
     model = of_languages("nllb")
     model.model.generation_config.forced_bos_token_id = None
     model = LanguageModel(model.model, model.tokenizer)
@@ -248,7 +240,7 @@ def test_a_beginning_that_is_not_forced_is_an_action_and_no_text() -> None:
     assert model.decode(rollout) == ["w5 w6"]
 
 
-def test_a_language_that_the_model_is_not_forced_to_write() -> None:
+def test_a_language_that_the_model_is_not_forced_to_write():
     model = of_languages("nllb")
     model.tokenizer.tgt_lang = "de_DE"
     other = LanguageModel(model.model, model.tokenizer)
@@ -256,7 +248,7 @@ def test_a_language_that_the_model_is_not_forced_to_write() -> None:
         other.encode_completions(encoded(other, (3,)), ["w5"], max_tokens=LIMIT)
 
 
-def test_a_target_that_can_never_be_written_is_a_bad_row() -> None:
+def test_a_target_that_can_never_be_written_is_a_bad_row():
     model = bart(suppress_tokens=[7])
     batch = encoded(model, (3, 2))
     with pytest.raises(DataError, match=r"example '1' holds 'w7', .*suppress_tokens.*remove"):
@@ -271,7 +263,7 @@ def pair() -> tuple[LanguageModel, LanguageModel]:
     return tuple(LanguageModel(model, word_tokenizer()).eval() for model in (teacher, student))
 
 
-def test_no_score_is_made_of_a_token_that_a_model_never_writes() -> None:
+def test_no_score_is_made_of_a_token_that_a_model_never_writes():
     teacher, student = pair()
     rollout = student.encode_completions(encoded(student, (3,)), ["w39 w4"], max_tokens=LIMIT)
     for token in ("w39", "w5"):
@@ -281,7 +273,7 @@ def test_no_score_is_made_of_a_token_that_a_model_never_writes() -> None:
                 score(rollout)
 
 
-def test_a_pair_writes_the_same_tokens(tmp_path: Path) -> None:
+def test_a_pair_writes_the_same_tokens(tmp_path):
     teacher, student = pair()
     share_vocabulary(teacher, student)
     assert teacher.rules.excluded == student.rules.excluded == {39, 5, 6}
@@ -309,7 +301,7 @@ def test_a_pair_writes_the_same_tokens(tmp_path: Path) -> None:
     assert teacher.rules.excluded == {39, 5, 6}
 
 
-def test_one_excludes_what_ends_the_text_of_the_other() -> None:
+def test_one_excludes_what_ends_the_text_of_the_other():
     teacher, student = pair()
     teacher.exclude([9])
     student.tokenizer.eos_token = "w9"
@@ -319,9 +311,7 @@ def test_one_excludes_what_ends_the_text_of_the_other() -> None:
         share_vocabulary(teacher, student)
 
 
-def test_what_is_not_followed_is_named_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_is_not_followed_is_named_once(tmp_path, caplog):
     loading._warn_of_ignored.cache_clear()
     model = tiny_language_model("bart")
     settings = {"temperature": 0.7, "num_beams": 4, "max_length": 9, "early_stopping": True}
@@ -351,7 +341,7 @@ def test_what_is_not_followed_is_named_once(
 
 
 @pytest.mark.parametrize(("kind", "ends"), [("mbart", ["</s>", "en_XX"]), ("nllb", ["</s>"])])
-def test_a_cut_prompt_keeps_what_the_tokenizer_puts_around_it(kind: str, ends: list[str]) -> None:
+def test_a_cut_prompt_keeps_what_the_tokenizer_puts_around_it(kind, ends):
     model = of_languages(kind)
     begins = [] if kind == "mbart" else ["en_XX"]
     example = Example(id="0", prompt=" ".join(f"w{i}" for i in range(3, 20)))

@@ -1,11 +1,10 @@
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from rounding import assert_rounding
-from tiny import encoded, word_tokenizer
+from tiny import bart_sizes, encoded, word_tokenizer
 from torch import Tensor, nn
 from transformers import (
     BartConfig,
@@ -62,16 +61,15 @@ def teacher_of(family: str) -> LanguageModel:
     return model
 
 
-# Mixtures of experts, whose layers are not all of one kind.
-ROUTED = {
+DENSE = {
     **SIZES,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": NUM_LAYERS,
     "num_attention_heads": 4,
-    "moe_intermediate_size": 16,
-    "num_experts_per_tok": 2,
 }
+# Mixtures of experts, whose layers are not all of one kind.
+ROUTED = {**DENSE, "moe_intermediate_size": 16, "num_experts_per_tok": 2}
 QWEN = {"num_experts": 4, "shared_expert_intermediate_size": 16, "num_key_value_heads": 2}
 DEEPSEEK = {
     "n_routed_experts": 4,
@@ -101,37 +99,15 @@ def _others(family: str) -> Any:
         kinds = {"attention_types": [[["global", "local"], 2]]}
         return GPTNeoForCausalLM(GPTNeoConfig(**SIZES, **sizes, **kinds))
     if family == "qwen2_sliding":
-        return Qwen2ForCausalLM(
-            Qwen2Config(
-                **SIZES,
-                hidden_size=32,
-                intermediate_size=48,
-                num_hidden_layers=NUM_LAYERS,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                use_sliding_window=True,
-                sliding_window=3,
-                max_window_layers=2,
-            )
-        )
-    config_class, model_class = {
+        window = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2}
+        return Qwen2ForCausalLM(Qwen2Config(**DENSE, num_key_value_heads=2, **window))
+    kinds = {
         "bart": (BartConfig, BartForConditionalGeneration),
         "marian": (MarianConfig, MarianMTModel),
-    }[family]
-    config = config_class(
-        **SIZES,
-        d_model=32,
-        encoder_layers=NUM_LAYERS,
-        decoder_layers=NUM_LAYERS,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=48,
-        decoder_ffn_dim=48,
-        max_position_embeddings=64,
-        decoder_start_token_id=0,
-        forced_eos_token_id=None,
-    )
-    return model_class(config)
+    }
+    config_class, model_class = kinds[family]
+    stacks = {"encoder_layers": NUM_LAYERS, "decoder_layers": NUM_LAYERS, "d_model": 32}
+    return model_class(config_class(**bart_sizes(40, **stacks, decoder_start_token_id=0)))
 
 
 def rollout_of(model: LanguageModel) -> Rollout:
@@ -169,7 +145,7 @@ def logprobs_with_layers_skipped(
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kept", [[0, 1, 2, 3], [0, 3], [1, 2, 3], [2]])
-def test_the_student_is_the_teacher_with_layers_skipped(family: str, kept: list[int]) -> None:
+def test_the_student_is_the_teacher_with_layers_skipped(family, kept):
     teacher = teacher_of(family)
     rollout = rollout_of(teacher)
     student = keep_layers(teacher, layers=kept)
@@ -183,7 +159,7 @@ def test_the_student_is_the_teacher_with_layers_skipped(family: str, kept: list[
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kept", [[0, 3], [1, 3]])
-def test_a_saved_student_reads_back_the_same(family: str, kept: list[int], tmp_path: Path) -> None:
+def test_a_saved_student_reads_back_the_same(family, kept, tmp_path):
     student = keep_layers(teacher_of(family), layers=kept)
     student.save(tmp_path)
     again = load_model(tmp_path)
@@ -198,7 +174,7 @@ def test_a_saved_student_reads_back_the_same(family: str, kept: list[int], tmp_p
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_teacher_stays_as_it_was_and_shares_no_memory(family: str) -> None:
+def test_the_teacher_stays_as_it_was_and_shares_no_memory(family):
     teacher = teacher_of(family)
     rollout = rollout_of(teacher)
     before, config = teacher.logprobs(rollout), teacher.model.config.to_dict()
@@ -211,7 +187,7 @@ def test_the_teacher_stays_as_it_was_and_shares_no_memory(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", BUILT)
-def test_the_head_is_copied_and_as_shared_as_the_teachers(family: str) -> None:
+def test_the_head_is_copied_and_as_shared_as_the_teachers(family):
     teacher = teacher_of(family)
     student = keep_layers(teacher, layers=2)
     heads = [m.model.get_output_embeddings().weight for m in (teacher, student)]
@@ -233,9 +209,7 @@ def test_the_head_is_copied_and_as_shared_as_the_teachers(family: str) -> None:
         (7, 7, [0, 1, 2, 3, 4, 5, 6]),
     ],
 )
-def test_a_number_of_layers_is_spread_evenly(
-    num_layers: int, count: int, expected: list[int]
-) -> None:
+def test_a_number_of_layers_is_spread_evenly(num_layers, count, expected):
     description = {"family": "llama", "d_model": 4, "layers": num_layers, "heads": 2, "d_ff": 4}
     teacher = build_model(description, word_tokenizer(), seed=0)
     for number, layer in enumerate(stacks_of(teacher)[0]):
@@ -245,7 +219,7 @@ def test_a_number_of_layers_is_spread_evenly(
     assert kept == expected
 
 
-def test_encoder_and_decoder_may_keep_different_layers() -> None:
+def test_encoder_and_decoder_may_keep_different_layers():
     teacher = teacher_of("t5")
     student = keep_layers(teacher, layers=3, decoder_layers=[1])
     assert [len(stack) for stack in stacks_of(student)] == [3, 1]
@@ -254,14 +228,14 @@ def test_encoder_and_decoder_may_keep_different_layers() -> None:
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_a_student_of_a_frozen_teacher_can_be_trained(frozen: bool) -> None:
+def test_a_student_of_a_frozen_teacher_can_be_trained(frozen):
     teacher = teacher_of("llama").requires_grad_(not frozen)
     student = keep_layers(teacher, layers=2)
     student.logprobs(rollout_of(student)).sum().backward()
     assert all(weight.grad is not None for weight in student.parameters())
 
 
-def test_the_type_of_the_weights_stays() -> None:
+def test_the_type_of_the_weights_stays():
     teacher = teacher_of("llama").to(torch.bfloat16)
     assert keep_layers(teacher, layers=2).model.dtype == torch.bfloat16
 
@@ -280,12 +254,12 @@ def test_the_type_of_the_weights_stays() -> None:
         ("t5", {"layers": 1, "decoder_layers": 9}, "decoder_layers: 9"),
     ],
 )
-def test_layers_that_are_not_there(family: str, options: dict[str, Any], message: str) -> None:
+def test_layers_that_are_not_there(family, options, message):
     with pytest.raises(ModelError, match=message):
         keep_layers(teacher_of(family), **options)
 
 
-def test_a_model_of_another_build_is_refused() -> None:
+def test_a_model_of_another_build_is_refused():
     teacher = teacher_of("gpt2")
     teacher.model.transformer.blocks = teacher.model.transformer.h
     del teacher.model.transformer.h
@@ -296,10 +270,11 @@ def test_a_model_of_another_build_is_refused() -> None:
 def jamba() -> JambaForCausalLM:
     """Attention in every second layer, by a period that a cut model need not have."""
     periods = {"attn_layer_period": 2, "attn_layer_offset": 1}
-    sizes = {key: value for key, value in ROUTED.items() if key != "moe_intermediate_size"}
     experts = {"num_experts": 2, "expert_layer_period": 2, "expert_layer_offset": 1}
     inner = {"use_mamba_kernels": False, "mamba_d_state": 4, "num_key_value_heads": 2}
-    return JambaForCausalLM(JambaConfig(**sizes, **periods, **experts, **inner))
+    return JambaForCausalLM(
+        JambaConfig(**DENSE, num_experts_per_tok=2, **periods, **experts, **inner)
+    )
 
 
 def scaled_by_number() -> GPT2LMHeadModel:
@@ -314,9 +289,7 @@ def scaled_by_number() -> GPT2LMHeadModel:
         (scaled_by_number, [0, 1], [0, 3], "depends on its number .scale_attn_by_inverse"),
     ],
 )
-def test_layers_that_no_config_describes_are_refused(
-    make: Any, right: list[int], wrong: list[int], message: str
-) -> None:
+def test_layers_that_no_config_describes_are_refused(make, right, wrong, message):
     teacher = LanguageModel(make().eval(), word_tokenizer())
     student = keep_layers(teacher, layers=right)
     expected = logprobs_with_layers_skipped(teacher, rollout_of(teacher), right)
@@ -327,7 +300,7 @@ def test_layers_that_no_config_describes_are_refused(
 
 
 @pytest.mark.parametrize("family", ["deepseek_v3", "qwen2_moe"])
-def test_a_plan_cuts_as_a_run_does(family: str) -> None:
+def test_a_plan_cuts_as_a_run_does(family):
     student = keep_layers(teacher_of(family), layers=3).model
     with torch.device("meta"):
         planned = cut_model(_others(family), layers=3)

@@ -1,6 +1,5 @@
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,23 +20,19 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, T5Config, T5Enc
 from brim.errors import ModelError
 from brim.models import Decoding, check_same_tokenizer, load_model
 
-BERT = {
-    "vocab_size": 48,
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-}
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
+BERT = BertConfig(vocab_size=48, num_attention_heads=2, **SIZES)
+T5 = T5Config(vocab_size=48, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Path:
+def saved(tmp_path):
     tiny_language_model("t5_v1_1").save(tmp_path / "model")
     return tmp_path / "model"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_saved_is_loaded(family: str, tmp_path: Path) -> None:
+def test_what_is_saved_is_loaded(family, tmp_path):
     model = tiny_language_model(family).eval()
     model.save(tmp_path)
     state = torch.get_rng_state()
@@ -56,8 +51,7 @@ def test_what_is_saved_is_loaded(family: str, tmp_path: Path) -> None:
     assert loaded.eos_token_ids == model.eos_token_ids
 
 
-def cut_weights(directory: Path) -> None:
-    file = directory / "model.safetensors"
+def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-64])
 
 
@@ -66,71 +60,33 @@ def only_pickle(directory: Path) -> None:
     torch.save({}, directory / "pytorch_model.bin")
 
 
-def no_tokenizer(directory: Path) -> None:
-    for file in directory.glob("tokenizer*"):
-        file.unlink()
-
-
-def broken_config(directory: Path) -> None:
-    (directory / "config.json").write_text("{")
-
-
-def no_config(directory: Path) -> None:
-    (directory / "config.json").unlink()
-
-
-def empty(directory: Path) -> None:
-    shutil.rmtree(directory)
-    directory.mkdir()
-
-
-def gone(directory: Path) -> None:
-    shutil.rmtree(directory)
-
-
-def bert_without_head(directory: Path) -> None:
-    BertModel(BertConfig(**BERT)).save_pretrained(directory)
-
-
-def bert(directory: Path) -> None:
-    BertForMaskedLM(BertConfig(**BERT)).save_pretrained(directory)
-
-
-def encoder_only(directory: Path) -> None:
-    config = T5Config(vocab_size=48, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
-    T5EncoderModel(config).save_pretrained(directory)
-
-
-def other_tokenizer(directory: Path) -> None:
-    word_tokenizer(60).save_pretrained(directory)
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut_weights, "cannot load the model"),
+        (lambda folder: truncate(folder / "model.safetensors"), "cannot load the model"),
         (only_pickle, "no safetensors weights"),
-        (no_tokenizer, "no tokenizer files"),
-        (broken_config, "not a valid JSON"),
-        (no_config, "no config.json"),
-        (empty, "no config.json"),
-        (gone, "no such directory"),
-        (bert_without_head, "of its weights are not in the file"),
-        (bert, "not supported"),
-        (encoder_only, "no language-modeling head"),
-        (other_tokenizer, "token id 59 but the model's head has 48 rows"),
+        (lambda folder: [f.unlink() for f in folder.glob("tokenizer*")], "no tokenizer files"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON"),
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: [f.unlink() for f in folder.iterdir()], "no config.json"),
+        (shutil.rmtree, "no such directory"),
+        (
+            lambda folder: BertModel(BERT).save_pretrained(folder),
+            "of its weights are not in the file",
+        ),
+        (lambda folder: BertForMaskedLM(BERT).save_pretrained(folder), "not supported"),
+        (lambda folder: T5EncoderModel(T5).save_pretrained(folder), "no language-modeling head"),
+        (word_tokenizer(60).save_pretrained, "token id 59 but the model's head has 48 rows"),
     ],
 )
-def test_what_cannot_be_loaded_is_refused_in_one_line(
-    damage: Callable[[Path], None], message: str, saved: Path
-) -> None:
+def test_what_cannot_be_loaded_is_refused_in_one_line(damage, message, saved):
     damage(saved)
     with pytest.raises(ModelError, match=message) as caught:
         load_model(saved)
     assert "\n" not in str(caught.value)
 
 
-def test_names(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names(saved, monkeypatch):
     with pytest.raises(ModelError, match="unknown dtype 'half'"):
         load_model(saved, dtype="half")
     for name in ("./nowhere", "/nowhere", "~/nowhere", "a/b/c"):
@@ -148,9 +104,7 @@ class _Offline:
         raise OSError("no route to host\nand more of it")
 
 
-def test_the_advice_to_break_a_t5_is_not_passed_on(
-    saved: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_advice_to_break_a_t5_is_not_passed_on(saved, capfd):
     load_model(saved)
     assert "tie_word_embeddings" not in capfd.readouterr().err
 
@@ -158,7 +112,7 @@ def test_the_advice_to_break_a_t5_is_not_passed_on(
 @pytest.mark.parametrize(
     "declared", ["GPT2Tokenizer", "Qwen2Tokenizer", "RobertaTokenizer", "TokenizersBackend", None]
 )
-def test_text_is_read_by_the_rules_of_the_file(declared: str | None, tmp_path: Path) -> None:
+def test_text_is_read_by_the_rules_of_the_file(declared, tmp_path):
     """AutoTokenizer makes `12` one token, as the declared class would."""
     tokenizer = other_rules(single_digits())
     model = published(tmp_path, "gpt2", tokenizer, declared=declared)
@@ -168,9 +122,7 @@ def test_text_is_read_by_the_rules_of_the_file(declared: str | None, tmp_path: P
     assert model.tokenizer(text).input_ids == expected
 
 
-def test_a_class_with_languages_keeps_them_beside_the_rules_of_the_file(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_class_with_languages_keeps_them_beside_the_rules_of_the_file(tmp_path, caplog):
     tokenizer = nllb_tokenizer()
     published(tmp_path, "bart", tokenizer)
     assert not caplog.records
@@ -182,7 +134,7 @@ def test_a_class_with_languages_keeps_them_beside_the_rules_of_the_file(
     assert target == tokenizer(text_target="the cat").input_ids
 
 
-def test_where_tokens_are_in_a_text_is_no_other_rule(tmp_path: Path) -> None:
+def test_where_tokens_are_in_a_text_is_no_other_rule(tmp_path):
     """Qwen2's own tokenizer.json, which its class rebuilds with other offsets, keeps the class."""
     published(tmp_path, "qwen2", qwen2_tokenizer())
     file = tmp_path / "tokenizer.json"
@@ -197,6 +149,6 @@ def test_where_tokens_are_in_a_text_is_no_other_rule(tmp_path: Path) -> None:
     assert "auto_map" not in (tmp_path / "again" / "tokenizer_config.json").read_text()
 
 
-def test_the_class_of_a_tokenizer_that_follows_its_file_is_kept(tmp_path: Path) -> None:
+def test_the_class_of_a_tokenizer_that_follows_its_file_is_kept(tmp_path):
     model = published(tmp_path, "gpt2", gpt2_tokenizer())
     assert type(model.tokenizer).__name__ == "GPT2Tokenizer"

@@ -17,7 +17,7 @@ HASHED = {
 }  # fmt: skip
 
 
-def test_names_are_imported_when_used() -> None:
+def test_names_are_imported_when_used():
     assert set(dir(brim.models)) == set(brim.models.__all__)
     for name in brim.models.__all__:
         assert getattr(brim.models, name) is not None
@@ -34,12 +34,12 @@ def test_names_are_imported_when_used() -> None:
         EvaluationDecoding(strategy="beam").build(5, 9),
     ],
 )
-def test_a_description_has_the_keys_that_are_hashed(decoding: Decoding) -> None:
+def test_a_description_has_the_keys_that_are_hashed(decoding):
     assert decoding.describe().keys() == HASHED
     assert decoding.describe()["num_beams"] == decoding.texts_per_row
 
 
-def test_settings_that_stand_in_no_file_are_refused_in_one_line() -> None:
+def test_settings_that_stand_in_no_file_are_refused_in_one_line():
     assert make_config(Decoding, {"top_k": 3}, "here") == Decoding(top_k=3)
     for wrong, message in (
         ({"top_p": 2.0}, "here: top_p: "),
@@ -52,7 +52,7 @@ def test_settings_that_stand_in_no_file_are_refused_in_one_line() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_copy_without_weights_can_be_changed_in_place_of_the_model(family: str) -> None:
+def test_a_copy_without_weights_can_be_changed_in_place_of_the_model(family):
     model = tiny(family)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trainable = [weight.requires_grad for weight in model.parameters()]

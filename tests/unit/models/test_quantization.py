@@ -53,7 +53,7 @@ COARSEST = {INT8: 0.0045, NF4: 0.153, TORCHAO: 0.004}
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     for name, description in {**FAMILIES, "gpt2": {"family": "gpt2"}}.items():
         tokenizer = word_tokenizer(appends_eos="t5" in name)
@@ -82,9 +82,7 @@ def linear_layers(model: LanguageModel) -> dict[str, nn.Module]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("quantization", BACKENDS, ids=str)
-def test_all_linear_layers_but_the_head(
-    folders: Path, family: str, quantization: Quantization
-) -> None:
+def test_all_linear_layers_but_the_head(folders, family, quantization):
     model = load_model(folders / family, quantization=quantization)
     original = load_model(folders / family)
     assert torch.equal(
@@ -108,9 +106,7 @@ def test_all_linear_layers_but_the_head(
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("quantization", BACKENDS, ids=str)
-def test_q_values_are_those_of_the_dequantized_weights(
-    folders: Path, family: str, quantization: Quantization
-) -> None:
+def test_q_values_are_those_of_the_dequantized_weights(folders, family, quantization):
     model = load_model(folders / family, quantization=quantization)
     original = load_model(folders / family)
     rollout = written(original)
@@ -130,9 +126,7 @@ def test_q_values_are_those_of_the_dequantized_weights(
 
 @pytest.mark.parametrize("family", ["t5", "llama"])
 @pytest.mark.parametrize("quantization", BACKENDS, ids=str)
-def test_it_does_what_a_teacher_does(
-    folders: Path, family: str, quantization: Quantization, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_it_does_what_a_teacher_does(folders, family, quantization, caplog):
     for dtype in ("float32", "bfloat16"):
         model = load_model(folders / family, quantization=quantization, dtype=dtype)
         model = model.requires_grad_(False).eval()
@@ -151,7 +145,7 @@ def test_it_does_what_a_teacher_does(
 
 
 @needs_torchao
-def test_tensors_of_torchao_are_taken_apart(folders: Path) -> None:
+def test_tensors_of_torchao_are_taken_apart(folders):
     states = [
         plain_tensors(load_model(folders / "llama", quantization=q).model.state_dict())
         for q in (TORCHAO, TORCHAO, None)
@@ -165,25 +159,25 @@ def test_tensors_of_torchao_are_taken_apart(folders: Path) -> None:
     assert torch.equal(states[0]["lm_head.weight"], states[2]["lm_head.weight"])
 
 
-def test_a_head_with_a_bias_beside_it(folders: Path) -> None:
+def test_a_head_with_a_bias_beside_it(folders):
     model, original = (load_model(folders / "bart", quantization=q) for q in (INT8, None))
     assert type(model.model.lm_head.weight) is nn.Parameter
     assert 0 < q_drift(model, original, [written(original)])["mean_taken"] < 0.1
 
 
-def test_narrow_layers_that_bitsandbytes_would_read_wrongly(folders: Path) -> None:
+def test_narrow_layers_that_bitsandbytes_would_read_wrongly(folders):
     with pytest.raises(ModelError, match=r"no multiple of 64, and that of model\..* is 16; choose"):
         load_model(folders / "bart", quantization=NF4)
 
 
 @needs_torchao
-def test_nothing_quantized_is_an_error(folders: Path) -> None:
+def test_nothing_quantized_is_an_error(folders):
     with pytest.raises(ModelError, match="torchao found no layer of GPT2LMHeadModel"):
         load_model(folders / "gpt2", quantization=TORCHAO)
     assert load_model(folders / "gpt2", quantization=NF4).num_parameters > 0
 
 
-def test_a_quantized_head_is_an_error(folders: Path) -> None:
+def test_a_quantized_head_is_an_error(folders):
     careless = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["nothing"])
     model = AutoModelForSeq2SeqLM.from_pretrained(
         folders / "t5", quantization_config=careless, device_map={"": "cpu"}
@@ -192,9 +186,7 @@ def test_a_quantized_head_is_an_error(folders: Path) -> None:
         check_quantized(model, INT8)
 
 
-def test_what_cannot_be_quantized_is_refused_in_one_line(
-    folders: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_quantized_is_refused_in_one_line(folders, monkeypatch):
     cases = [("smollm2-135m-instruct", INT8, "cpu", "float32", "save it with LanguageModel.save")]
     if find_spec("torchao"):
         int4 = Quantization(backend="torchao", bits=4)
@@ -231,7 +223,7 @@ def logits(model: LanguageModel, rollout: Rollout) -> Tensor:
     return tokens - tokens.mean(1, keepdim=True)
 
 
-def test_drift_is_that_of_the_full_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drift_is_that_of_the_full_logits(monkeypatch):
     reference = tiny_language_model("qwen2").eval()
     teacher, rollout = other(reference), written(reference)
     with torch.no_grad():
@@ -262,7 +254,7 @@ def test_drift_is_that_of_the_full_logits(monkeypatch: pytest.MonkeyPatch) -> No
         assert drift["reference_regret"] == pytest.approx(float(regret), abs=1e-4)
 
 
-def test_no_drift_where_there_is_none() -> None:
+def test_no_drift_where_there_is_none():
     model = tiny_language_model("bart").eval()
     rollout = written(model)
     shifted = copy.deepcopy(model)
@@ -293,12 +285,12 @@ QUANTIZED = {"quantization": {"backend": "torchao", "bits": 8}}
         ({"build": BUILD, "tokenizer": {}, "trust_remote_code": True}, "trust_remote_code is for"),
     ],
 )
-def test_settings_that_do_not_go_together(settings: dict, message: str) -> None:
+def test_settings_that_do_not_go_together(settings, message):
     with pytest.raises(ValidationError, match=message):
         TeacherConfig.model_validate(settings)
 
 
-def test_settings_that_go_together() -> None:
+def test_settings_that_go_together():
     teacher = TeacherConfig.model_validate({"path": "x", "dtype": "bfloat16", **QUANTIZED})
     assert teacher.quantization is not None
     assert teacher.quantization == TORCHAO
@@ -310,7 +302,7 @@ def test_settings_that_go_together() -> None:
 
 
 @pytest.fixture(scope="module")
-def stored(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def stored(folders, tmp_path_factory):
     """Folders in which bitsandbytes has stored the weights, by family and bits."""
     found = {}
     for family in ("t5", "llama"):
@@ -328,8 +320,8 @@ def stored(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 @pytest.mark.parametrize("family", ["t5", "llama"])
 @pytest.mark.parametrize("quantization", [INT8, NF4], ids=str)
 def test_a_folder_that_is_stored_so_is_read_as_one_that_is_quantized(
-    folders: Path, stored: dict[str, Path], family: str, quantization: Quantization
-) -> None:
+    folders, stored, family, quantization
+):
     model = load_model(stored[f"{family}{quantization.bits}"])
     expected = load_model(folders / family, quantization=quantization)
     assert quantization_of(model) == quantization_of(expected) == quantization
@@ -353,9 +345,7 @@ def change_config(folder: Path, copy_to: Path, **changes: object) -> Path:
     return copy_to
 
 
-def test_what_stored_weights_cannot_be_is_said_in_one_line(
-    folders: Path, stored: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_stored_weights_cannot_be_is_said_in_one_line(folders, stored, tmp_path, monkeypatch):
     careless = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["nothing"])
     AutoModelForSeq2SeqLM.from_pretrained(
         folders / "t5", quantization_config=careless, device_map={"": "cpu"}
@@ -376,7 +366,7 @@ def test_what_stored_weights_cannot_be_is_said_in_one_line(
 
 
 @needs_torchao
-def test_a_folder_that_torchao_has_stored(folders: Path, tmp_path: Path) -> None:
+def test_a_folder_that_torchao_has_stored(folders, tmp_path):
     expected = load_model(folders / "llama", quantization=TORCHAO)
     expected.save(tmp_path)
     model = load_model(tmp_path)

@@ -25,7 +25,7 @@ def inspect(
     return inspect_rows(models, examples, max_prompt_tokens=limit, max_tokens=max_tokens)
 
 
-def test_chats_that_either_template_refuses() -> None:
+def test_chats_that_either_template_refuses():
     strict, lax = tiny_language_model("llama"), tiny_language_model("llama")
     strict.tokenizer.chat_template = TEMPLATE
     lax.tokenizer.chat_template = "{{ messages[0]['content'] }}"
@@ -41,7 +41,7 @@ def test_chats_that_either_template_refuses() -> None:
 
 
 @pytest.mark.parametrize("family", ["t5", "llama"])
-def test_targets_that_end_too_early(family: str) -> None:
+def test_targets_that_end_too_early(family):
     model = tiny_language_model(family)
     targets = ["w5", "w5 </s> w6", "w5 </s>", "</s> w5"]
     examples = [Example(str(i), "w3", (text,)) for i, text in enumerate(targets)]
@@ -53,7 +53,7 @@ def test_targets_that_end_too_early(family: str) -> None:
     ("family", "longest"),
     [("gpt2", 64 - 8 + 1), ("bart", 64), ("t5", None)],
 )
-def test_prompts_longer_than_the_positions(family: str, longest: int | None) -> None:
+def test_prompts_longer_than_the_positions(family, longest):
     model = tiny_language_model(family)
     end = model.is_encoder_decoder
     lengths = [10, 56, 57, 58, 63, 64, 65, 300]
@@ -67,7 +67,7 @@ def test_prompts_longer_than_the_positions(family: str, longest: int | None) -> 
         assert len(inspect(model, examples=examples, max_tokens=100).unusable) == len(lengths)
 
 
-def test_the_smaller_of_two_models_decides() -> None:
+def test_the_smaller_of_two_models_decides():
     small, large = tiny_language_model("gpt2"), tiny_language_model("gpt2")
     large.model.config.max_position_embeddings = 4096
     examples = [Example("0", "w3 " * 100), Example("1", "w3")]
@@ -91,7 +91,7 @@ def t5_like() -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize("family", ["t5", "llama"])
-def test_text_that_the_vocabulary_lacks_is_counted(family: str) -> None:
+def test_text_that_the_vocabulary_lacks_is_counted(family):
     model = LanguageModel(tiny(family), t5_like())
     texts = ["so <<2+3=5>>5", "fine, isn't it?", "two\nlines", "a { b", "ok ' , ok"]
     examples = [Example(str(i), "q", (text,)) for i, text in enumerate(texts)]
@@ -110,7 +110,7 @@ def test_text_that_the_vocabulary_lacks_is_counted(family: str) -> None:
     assert r"train.jsonl:3: 'two\nlines' comes back as 'two lines'" in summary
 
 
-def test_samples_show_where_the_texts_differ() -> None:
+def test_samples_show_where_the_texts_differ():
     model = LanguageModel(tiny("llama"), t5_like())
     long = "word " * 50 + "< here " + "word " * 50
     (_, text, back), *_ = inspect(model, examples=[Example("0", "q", (long,))]).samples
@@ -119,7 +119,7 @@ def test_samples_show_where_the_texts_differ() -> None:
     assert max(len(text), len(back)) < 50
 
 
-def test_an_unknown_token_that_ends_texts_is_no_unknown_token() -> None:
+def test_an_unknown_token_that_ends_texts_is_no_unknown_token():
     tokenizer = word_tokenizer()
     tokenizer.unk_token = tokenizer.eos_token  # GPT-2's is its end
     model = LanguageModel(tiny("gpt2"), tokenizer)
@@ -127,7 +127,7 @@ def test_an_unknown_token_that_ends_texts_is_no_unknown_token() -> None:
     assert report.num_misspelled == 0
 
 
-def test_targets_of_tokens_that_the_model_never_writes() -> None:
+def test_targets_of_tokens_that_the_model_never_writes():
     model = tiny("t5")
     model.generation_config.update(suppress_tokens=[6], bad_words_ids=[[7], [8, 9]])
     examples = [Example(w, f"{w} w7", (f"w3 {w}",)) for w in ("w5", "w6", "w7", "w8")]

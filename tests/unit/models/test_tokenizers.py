@@ -1,6 +1,5 @@
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,13 +45,13 @@ def split_by_bytes(definition: dict[str, Any]) -> None:
 def unchanged(_definition: dict[str, Any]) -> None: ...
 
 
-def test_the_same_tokenizer_with_heads_of_different_sizes() -> None:
+def test_the_same_tokenizer_with_heads_of_different_sizes():
     small, large = (LanguageModel(tiny("qwen2", num_rows=n), word_tokenizer()) for n in (40, 64))
     check_same_tokenizer(large, small)
     check_same_tokenizer(small, large)
 
 
-def test_the_state_of_a_call_is_no_difference() -> None:
+def test_the_state_of_a_call_is_no_difference():
     teacher, student = tiny_language_model("qwen2"), tiny_language_model("llama")
     teacher.tokenizer(["w3 w4", "w5"], padding=True, truncation=True, max_length=2)
     teacher.tokenizer.pad_token = "w9"
@@ -71,13 +70,13 @@ def test_the_state_of_a_call_is_no_difference() -> None:
         (edited(split_by_bytes), "the pre_tokenizer part of tokenizer.json differs"),
     ],
 )
-def test_the_first_difference_is_named(student: PreTrainedTokenizerFast, difference: str) -> None:
+def test_the_first_difference_is_named(student, difference):
     teacher = tiny_language_model("qwen2")
     with pytest.raises(ModelError, match=difference):
         check_same_tokenizer(teacher, LanguageModel(tiny("qwen2"), student))
 
 
-def test_the_merges_of_a_byte_pair_encoding_count() -> None:
+def test_the_merges_of_a_byte_pair_encoding_count():
     def pairs(definition: dict[str, Any], merges: list[list[str]]) -> None:
         words = [*definition["model"]["vocab"], "w3w3", "w4w4"][:NUM_ROWS]
         definition["model"] = {
@@ -93,12 +92,12 @@ def test_the_merges_of_a_byte_pair_encoding_count() -> None:
         check_same_tokenizer(teacher, student)
 
 
-def test_an_encoder_decoder_and_a_decoder_are_no_pair() -> None:
+def test_an_encoder_decoder_and_a_decoder_are_no_pair():
     with pytest.raises(ModelError, match="encoder-decoder and the student decoder-only"):
         check_same_tokenizer(tiny_language_model("t5"), tiny_language_model("gpt2"))
 
 
-def test_end_tokens_are_those_of_tokenizer_and_generation_settings() -> None:
+def test_end_tokens_are_those_of_tokenizer_and_generation_settings():
     model = tiny("qwen2")
     model.generation_config.eos_token_id = [7, EOS, 9]
     assert LanguageModel(model, word_tokenizer()).eos_token_ids == (EOS, 7, 9)
@@ -112,7 +111,7 @@ def test_end_tokens_are_those_of_tokenizer_and_generation_settings() -> None:
         LanguageModel(model, tokenizer)
 
 
-def test_a_tokenizer_that_is_larger_than_the_head() -> None:
+def test_a_tokenizer_that_is_larger_than_the_head():
     with pytest.raises(ModelError, match="token id 39 but the model's head has 32 rows"):
         LanguageModel(tiny("t5", num_rows=32), word_tokenizer(NUM_TOKENS))
 
@@ -124,7 +123,7 @@ def with_added_pad(spelling: str = "[PAD]") -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize("added", ["teacher", "student", "both"])
-def test_an_added_padding_token_is_no_difference(added: str) -> None:
+def test_an_added_padding_token_is_no_difference(added):
     plain = word_tokenizer(pad=False)
     teacher, student = (
         LanguageModel(
@@ -152,7 +151,7 @@ def test_an_added_padding_token_is_no_difference(added: str) -> None:
             student.encode([spelled], max_tokens=None)
 
 
-def test_padding_that_is_another_token_is_a_difference() -> None:
+def test_padding_that_is_another_token_is_a_difference():
     teacher = LanguageModel(tiny("qwen2"), with_added_pad())
     student = LanguageModel(tiny("qwen2"), word_tokenizer(41, pad=False))
     with pytest.raises(ModelError, match=r"token id 40 is '\[PAD\]' for the teacher and 'w40'"):
@@ -165,7 +164,7 @@ def test_padding_that_is_another_token_is_a_difference() -> None:
         )
 
 
-def test_base_and_instruct_become_a_pair_as_the_error_says(tmp_path: Path) -> None:
+def test_base_and_instruct_become_a_pair_as_the_error_says(tmp_path):
     teacher = LanguageModel(tiny("qwen2"), edited(unchanged, eos_token="w9", bos_token="w8"))
     tiny_language_model("qwen2").save(tmp_path)
     with pytest.raises(ModelError) as caught:
@@ -182,7 +181,7 @@ def test_base_and_instruct_become_a_pair_as_the_error_says(tmp_path: Path) -> No
     assert student.eos_token_ids[0] == teacher.eos_token_ids[0] == 9
 
 
-def test_tokens_that_only_instruct_has_are_mended_as_the_error_says(tmp_path: Path) -> None:
+def test_tokens_that_only_instruct_has_are_mended_as_the_error_says(tmp_path):
     instruct = word_tokenizer()
     instruct.add_special_tokens({"extra_special_tokens": ["<turn>", "</turn>"]})
     teacher = LanguageModel(tiny("qwen2"), instruct)
@@ -195,7 +194,7 @@ def test_tokens_that_only_instruct_has_are_mended_as_the_error_says(tmp_path: Pa
 
 @pytest.mark.parametrize("appended", ["$A </s>", "$A </s> </s>", "w3 $A </s>"])
 @pytest.mark.parametrize("behind", [None, processors.ByteLevel(trim_offsets=False)])
-def test_a_decoder_s_tokenizer_appends_no_end(appended: str, behind: Any) -> None:
+def test_a_decoder_s_tokenizer_appends_no_end(appended, behind):
     tokenizer = word_tokenizer()
     template = processors.TemplateProcessing(
         single=appended,
@@ -215,7 +214,7 @@ def test_a_decoder_s_tokenizer_appends_no_end(appended: str, behind: Any) -> Non
     assert encoder_decoder.tokenizer("w7 w8").input_ids == before
 
 
-def test_an_end_that_is_appended_is_no_difference_between_decoders() -> None:
+def test_an_end_that_is_appended_is_no_difference_between_decoders():
     plain, appending = (word_tokenizer(appends_eos=appends) for appends in (False, True))
     models = [LanguageModel(tiny("gpt2"), tokenizer) for tokenizer in (plain, appending)]
     check_same_tokenizer(*models)

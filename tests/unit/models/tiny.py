@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -29,8 +32,8 @@ from transformers import (
 )
 
 from brim.examples import Example
-from brim.models import LanguageModel
-from brim.types import Batch
+from brim.models import Decoding, LanguageModel
+from brim.types import Batch, Rollout
 
 PAD, EOS, UNK = 0, 1, 2
 NUM_TOKENS = 40
@@ -39,6 +42,19 @@ NUM_ROWS = 48  # eight rows of the head have no token
 ENCODER_DECODERS = ("t5", "t5_v1_1", "mt5", "bart", "marian")
 DECODERS = ("qwen2", "llama", "gpt2", "phi")
 FAMILIES = ENCODER_DECODERS + DECODERS
+# What a model's own generation settings may hold, and no engine follows.
+DISTRACTIONS = {
+    "repetition_penalty": 1.7,
+    "no_repeat_ngram_size": 2,
+    "temperature": 0.3,
+    "top_k": 3,
+    "top_p": 0.5,
+    "num_beams": 3,
+    "min_new_tokens": 4,
+    "bad_words_ids": [[5, 6]],
+    "max_length": 3,
+}
+LENGTHS = (3, 1, 6, 2, 4)  # words of the prompts
 
 
 def word_tokenizer(
@@ -76,14 +92,27 @@ def tiny_language_model(family: str, **options: float) -> LanguageModel:
     return LanguageModel(model, word_tokenizer(appends_eos=family in ENCODER_DECODERS))
 
 
-def prompts(lengths: tuple[int, ...] = (3, 1, 6, 2, 4)) -> list[Example]:
+def prompts(lengths: tuple[int, ...] = LENGTHS) -> list[Example]:
     """Examples whose prompts have these numbers of words, all different."""
     words = [" ".join(f"w{3 + (7 * i + j) % 37}" for j in range(n)) for i, n in enumerate(lengths)]
     return [Example(id=str(i), prompt=text) for i, text in enumerate(words)]
 
 
-def encoded(model: LanguageModel, lengths: tuple[int, ...] = (3, 1, 6, 2, 4)) -> Batch:
+def encoded(model: LanguageModel, lengths: tuple[int, ...] = LENGTHS) -> Batch:
     return model.encode(prompts(lengths), max_tokens=None)
+
+
+def written(
+    family: str, max_tokens: int = 6, lengths: tuple[int, ...] = LENGTHS, **options: float
+) -> tuple[LanguageModel, Rollout]:
+    """A model in evaluation mode, and what it samples."""
+    model = tiny_language_model(family, **options).eval()
+    return model, model.generate(encoded(model, lengths), Decoding(max_tokens=max_tokens))
+
+
+def same(one: Rollout, other: Rollout) -> bool:
+    names = ("completion_ids", "mask", "truncated")
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
 
 
 def _t5(num_rows: int) -> PreTrainedModel:
@@ -118,23 +147,13 @@ def _t5_sizes(num_rows: int) -> dict[str, int]:
     }
 
 
-def _bart_sizes(num_rows: int) -> dict[str, int | None]:
-    return {
-        "vocab_size": num_rows,
-        "d_model": 16,
-        "encoder_layers": 1,
-        "decoder_layers": 2,
-        "encoder_attention_heads": 4,
-        "decoder_attention_heads": 4,
-        "encoder_ffn_dim": 24,
-        "decoder_ffn_dim": 24,
-        "max_position_embeddings": 64,
-        "pad_token_id": PAD,
-        "eos_token_id": EOS,
-        "bos_token_id": UNK,
-        "decoder_start_token_id": EOS,
-        "forced_eos_token_id": None,
-    }
+def bart_sizes(num_rows: int, **changes: int | None) -> dict[str, int | None]:
+    sizes = {f"{stack}_attention_heads": 4 for stack in ("encoder", "decoder")}
+    sizes |= {"encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "max_position_embeddings": 64}
+    ids = {"pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": UNK}
+    ids |= {"decoder_start_token_id": EOS, "forced_eos_token_id": None}
+    own = {"vocab_size": num_rows, "d_model": 16, "encoder_layers": 1, "decoder_layers": 2}
+    return {**sizes, **ids, **own, **changes}
 
 
 def _llama_sizes(num_rows: int) -> dict[str, int | None]:
@@ -156,10 +175,8 @@ _BUILDERS: dict[str, Callable[[int], PreTrainedModel]] = {
     "t5": _t5,
     "t5_v1_1": _t5_v1_1,
     "mt5": _mt5,
-    "bart": lambda n: BartForConditionalGeneration(BartConfig(**_bart_sizes(n))),
-    "marian": lambda n: MarianMTModel(
-        MarianConfig(**{**_bart_sizes(n), "decoder_start_token_id": PAD})
-    ),
+    "bart": lambda n: BartForConditionalGeneration(BartConfig(**bart_sizes(n))),
+    "marian": lambda n: MarianMTModel(MarianConfig(**bart_sizes(n, decoder_start_token_id=PAD))),
     "qwen2": lambda n: Qwen2ForCausalLM(Qwen2Config(**_llama_sizes(n))),
     "llama": lambda n: LlamaForCausalLM(LlamaConfig(**_llama_sizes(n), tie_word_embeddings=True)),
     "gpt2": lambda n: GPT2LMHeadModel(
@@ -178,8 +195,20 @@ _BUILDERS: dict[str, Callable[[int], PreTrainedModel]] = {
 }
 
 
-def keep_gradients(state, bucket):
-    """A communication hook of DDP that communicates nothing."""
-    future = torch.futures.Future()
-    future.set_result(bucket.buffer())
-    return future
+@contextmanager
+def one_process(module: nn.Module) -> Iterator[DistributedDataParallel]:
+    """The module in DDP, with nobody to exchange anything with."""
+
+    def keep_gradients(state, bucket):
+        future = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    # Gloo's threads can deadlock with the interpreter when DDP is freed. A fake group has none.
+    dist.init_process_group("fake", rank=0, world_size=1)
+    try:
+        wrapped = DistributedDataParallel(module)
+        wrapped.register_comm_hook(None, keep_gradients)
+        yield wrapped
+    finally:
+        dist.destroy_process_group()

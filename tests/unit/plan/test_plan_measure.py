@@ -3,20 +3,18 @@
 import json
 import tempfile
 
+import makers
 import pytest
 from transformers import T5ForConditionalGeneration
 from typer.testing import CliRunner
 
 from brim.cli import app
-from brim.config.loading import load_config
 from brim.errors import ConfigError, ModelError
 from brim.plan import plan
 from brim.plan.measure import shortened
-from brim.recipes import find_recipe
 from brim.runs.train import train
 from brim.support.progress import Reporter
 from brim.training.optimizer import training_stages
-from brim.training.settings import RunConfig
 
 TINY = (
     "teacher.build={family: t5, d_model: 8, layers: 1, heads: 2, d_ff: 8}",
@@ -27,8 +25,8 @@ TINY = (
 )
 
 
-def configure(*overrides: str) -> RunConfig:
-    return load_config(RunConfig, find_recipe("cmudict/brim"), overrides, search=find_recipe)
+def configure(*overrides):
+    return makers.configure("cmudict/brim", *overrides)
 
 
 def test_each_stage_that_trains_is_timed_and_nothing_stays(tmp_path, monkeypatch):

@@ -1,14 +1,11 @@
 """Plans of models that cannot be a student, or whose code cannot be counted."""
 
-from pathlib import Path
-
 import pytest
 from transformers import (
     JambaConfig,
     MambaConfig,
     ModernBertDecoderConfig,
     OpenAIGPTConfig,
-    PreTrainedConfig,
 )
 
 from brim.config.loading import load_config
@@ -33,9 +30,7 @@ JAMBA = {"num_key_value_heads": 2, "num_experts": 2, "use_mamba_kernels": False}
         (JambaConfig(**SIZES, **HEADS, **JAMBA), "cannot be counted .*; brim train needs no plan"),
     ],
 )
-def test_what_cannot_be_planned_says_why(
-    tmp_path: Path, config: PreTrainedConfig, reason: str
-) -> None:
+def test_what_cannot_be_planned_says_why(tmp_path, config, reason):
     config.save_pretrained(tmp_path)
     model = f"{{path: {tmp_path}}}"
     recipe = tmp_path / "recipe.yaml"

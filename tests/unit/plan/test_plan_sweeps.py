@@ -5,14 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+from makers import configure
 from typer.testing import CliRunner
 
 from brim.cli import app
-from brim.config.loading import load_config
 from brim.plan import plan, plan_sweep, sweep_as_text
-from brim.recipes import find_recipe
 from brim.sweep import Point, load_sweep, points
-from brim.training.settings import RunConfig
 
 ROOT = Path(__file__).parents[3]
 GIB = 2**30
@@ -33,8 +31,8 @@ def file(tmp_path):
 
 
 def operations(method):
-    config = load_config(RunConfig, find_recipe(f"cmudict/{method}"), search=find_recipe)
-    return {stage.name: stage.total_operations for stage in plan(config).stages}
+    stages = plan(configure(f"cmudict/{method}")).stages
+    return {stage.name: stage.total_operations for stage in stages}
 
 
 def test_shared_stages_count_once_and_systems_once_a_seed(file):
@@ -99,12 +97,7 @@ def test_the_command_prints_tables_and_a_total(file):
 
 
 def test_what_is_not_known_is_said():
-    config = load_config(
-        RunConfig,
-        find_recipe("xsum/kl"),
-        ["task.max_train_examples=null"],
-        search=find_recipe,
-    )
+    config = configure("xsum/kl", "task.max_train_examples=null")
     found = plan_sweep([Point(1, "kl", 0, "xsum/kl", (), config)], tflops=1)
     assert (found.operations, found.device_days) == (None, None)
     assert "operations are not known" in sweep_as_text(found)

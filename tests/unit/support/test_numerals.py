@@ -51,7 +51,7 @@ MIXED = ["1 1/2", "1\u00bd", "1 \u00bd", r"1\frac{1}{2}", "3/2", "1.5"]
         (["1,00,000", "100,000"], Fraction(100_000)),
     ],
 )
-def test_one_number_in_many_spellings(texts: list[str], value: Fraction) -> None:
+def test_one_number_in_many_spellings(texts, value):
     for text in texts:
         assert whole_number(f" {text}\n") == value, text
         assert reference_number(f"Steps with 7.\n#### {text}") == value, text
@@ -60,7 +60,7 @@ def test_one_number_in_many_spellings(texts: list[str], value: Fraction) -> None
             assert last_number(f"7 so it is {text}") == value, text
 
 
-def test_digits_beyond_the_limit_of_int() -> None:
+def test_digits_beyond_the_limit_of_int():
     assert whole_number("9" * 5000 + ".0") == 10 ** Fraction(5000) - 1
 
 
@@ -85,7 +85,7 @@ def test_digits_beyond_the_limit_of_int() -> None:
         ),
     ],
 )
-def test_what_is_not_one_number_is_none(text: str) -> None:
+def test_what_is_not_one_number_is_none(text):
     for read in (whole_number, reference_number, lambda text: marked_number(f"#### {text}")):
         assert read(text) is None, read
 
@@ -111,11 +111,11 @@ def test_what_is_not_one_number_is_none(text: str) -> None:
         ("\u0663", None),
     ],
 )
-def test_last_number(text: str, number: Fraction | None) -> None:
+def test_last_number(text, number):
     assert last_number(text) == number
 
 
-def test_long_texts_are_read_in_linear_time() -> None:
+def test_long_texts_are_read_in_linear_time():
     for unit in (
         "(",
         "{",

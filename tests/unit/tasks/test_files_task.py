@@ -1,6 +1,5 @@
 """The task on the user's own data: splits, carving, the cache, data sets, real files."""
 
-import gzip
 import hashlib
 import itertools
 import json
@@ -23,7 +22,6 @@ from brim.tasks import SPLITS, AnyTask, Files, arrow, describe, rows, warn_of_ov
 from brim.tasks.arrow import ArrowExamples, ArrowWriter
 from brim.tasks.base import MetricName, Selected, example_digest
 
-SHARED = Path(__file__).parents[4] / "shared" / "data"
 MESSAGES = ({"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"})
 
 
@@ -526,32 +524,6 @@ def test_a_data_set_that_is_not_there_is_one_line(datasets, name):
         Files(train=name).load("train")
     assert str(caught.value).startswith(f"{name}#train: no file or folder, and on the hub: ")
     assert "\n" not in str(caught.value)
-
-
-# Real files
-
-
-@pytest.mark.parametrize(
-    ("folder", "counts"),
-    [
-        ("gsm8k", (6705, 768, 1319)),
-        ("europarl_en_nl_mini", (2187, 300, 500)),
-        ("xsum_mini", (999, 768, 2337)),
-    ],
-)
-def test_real_data(folder, counts, tmp_path):
-    if not (SHARED / folder).exists():
-        pytest.skip(f"{SHARED / folder} is absent")
-    paths = {split: str(SHARED / folder / f"{split}.jsonl.gz") for split in SPLITS}
-    task = Files(**paths, prompt_column="source", id_column="id")
-    for split, count in zip(SPLITS, counts, strict=True):
-        with gzip.open(paths[split], "rt", encoding="utf-8") as file:
-            expected = [json.loads(line) for line in file]
-        examples = task.load(split, cache_dir=tmp_path)
-        assert len(examples) == count
-        assert [(e.id, e.prompt, *e.references) for e in examples] == [
-            (row["id"], row["source"], row["target"]) for row in expected
-        ]
 
 
 def test_every_error_is_one_of_ours_and_one_line(tmp_path, datasets):

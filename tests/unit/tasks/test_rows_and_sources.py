@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -163,6 +164,8 @@ def test_a_field_may_be_longer_than_the_csv_modules_limit(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
+        (b"", "rows.jsonl: empty: no rows"),
+        (b"\n \n", "rows.jsonl: empty: no rows"),
         (b"", "rows.csv: empty; a CSV file opens with the names of its columns"),
         (b"\n\n", "rows.csv: empty; a CSV file opens"),
         (b"\nprompt,target,prompt\n", "rows.csv:2: the header names 'prompt' twice"),
@@ -173,8 +176,8 @@ def test_a_field_may_be_longer_than_the_csv_modules_limit(tmp_path):
         (b"prompt,target\n,\n,\n", "rows.csv: empty: all 2 rows are bad, the first: "),
     ],
 )
-def test_a_csv_file_that_has_no_rows(tmp_path, data, message):
-    path = write(tmp_path, "rows.csv", data)
+def test_a_file_that_has_no_rows(tmp_path, data, message):
+    path = write(tmp_path, message.partition(":")[0], data)
     with pytest.raises(DataError) as caught:
         read(path, on_bad_row="skip")
     assert message in str(caught.value)
@@ -218,13 +221,6 @@ def test_skipping_is_no_remedy_for_a_column_that_no_row_has(tmp_path, others, re
     )
 
 
-@pytest.mark.parametrize("data", [b"", b"\n \n"])
-def test_a_jsonl_file_without_rows_is_an_error(tmp_path, data):
-    path = write(tmp_path, "rows.jsonl", data)
-    with pytest.raises(DataError, match=r"rows.jsonl: empty: no rows"):
-        read(path)
-
-
 @pytest.mark.parametrize("damage", ["cut", "flipped", "plain"])
 def test_a_damaged_gzip_file_is_an_error_whatever_is_done_with_bad_rows(tmp_path, damage):
     data = gzip.compress(GOOD * 2000)
@@ -241,24 +237,16 @@ def test_a_damaged_gzip_file_is_an_error_whatever_is_done_with_bad_rows(tmp_path
         ("gone.jsonl", "gone.jsonl: no such file"),
         ("folder/gone.csv.gz", "folder/gone.csv.gz: no such file"),
         ("a/b/c/gone", "a/b/c/gone: no such file or folder"),
+        ("empty", "an empty folder; name a file (.jsonl, "),
+        ("rows.parquet", "cannot tell what is in it; name it .jsonl, "),
     ],
 )
-def test_a_missing_file_is_an_error(tmp_path, monkeypatch, text, message):
+def test_what_is_no_source_is_an_error(tmp_path, monkeypatch, text, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError) as caught:
+    (tmp_path / "empty").mkdir()
+    write(tmp_path, "rows.parquet", b"PAR1")
+    with pytest.raises(DataError, match=re.escape(message)):
         open_source(text, "train")
-    assert str(caught.value) == message
-
-
-def test_an_empty_folder_says_what_may_be_named(tmp_path):
-    with pytest.raises(DataError, match=r"an empty folder; name a file \(\.jsonl, .*, or a folder"):
-        open_source(str(tmp_path), "train")
-
-
-def test_a_file_of_unknown_kind_says_which_are_known(tmp_path):
-    path = write(tmp_path, "rows.parquet", b"PAR1")
-    with pytest.raises(DataError, match=r"cannot tell what is in it; name it \.jsonl, "):
-        open_source(str(path), "train")
 
 
 def test_ids_come_from_their_column_and_are_unique(tmp_path):
@@ -293,7 +281,10 @@ def test_of_several_target_columns_some_may_be_null():
     with pytest.raises(RowError, match='field "b" is empty'):
         example(columns, prompt="p", a="1", b="")
     columns = replace(columns, optional_target=True)
-    assert example(columns, prompt="p", a=None, b=None).references == ()
+    assert (columns.required, columns.used) == (("prompt",), ("prompt", "a", "b"))
+    assert example(columns, prompt="p", a=None).references == ()
+    with pytest.raises(RowError, match='field "b" is empty'):
+        example(columns, prompt="p", b="")
 
 
 @pytest.mark.parametrize("delimiter", [",", "\t"])
@@ -327,23 +318,6 @@ def test_a_reference_without_a_number_is_named_where_answers_are_compared(tmp_pa
     assert len(read(path, replace(PLAIN, metrics=("bleu",)))[0]) == 2
 
 
-def test_a_chat_s_reply_is_a_reference_too():
-    columns = Columns(None, messages="chat", metrics=("answer_accuracy",))
-    with pytest.raises(RowError, match="no answer for answer_accuracy: 'hello'"):
-        example(columns, chat=[USER, REPLY])
-
-
-def test_an_optional_target_may_be_missing_or_null_but_not_empty():
-    columns = Columns(Template("{prompt}"), targets=("t",), optional_target=True)
-    assert columns.required == ("prompt",)
-    assert columns.used == ("prompt", "t")
-    assert example(columns, prompt="p").references == ()
-    assert example(columns, prompt="p", t=None).references == ()
-    assert example(columns, prompt="p", t="x").references == ("x",)
-    with pytest.raises(RowError, match='field "t" is empty'):
-        example(columns, prompt="p", t="")
-
-
 USER = {"role": "user", "content": "hi"}
 REPLY = {"role": "assistant", "content": "hello"}
 
@@ -357,6 +331,9 @@ def test_a_chat_is_a_prompt_and_its_last_reply_the_reference():
     assert example(columns, chat=[USER], t="yes") == Example("id", "", ("yes",), (USER,))
     with pytest.raises(RowError, match="ends with the assistant's message"):
         example(columns, chat=[USER, REPLY], t="yes")
+    columns = Columns(None, messages="chat", metrics=("answer_accuracy",))
+    with pytest.raises(RowError, match="no answer for answer_accuracy: 'hello'"):
+        example(columns, chat=[USER, REPLY])
 
 
 @pytest.mark.parametrize(

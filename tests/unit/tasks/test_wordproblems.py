@@ -17,7 +17,6 @@ from brim.metrics import score
 from brim.tasks.base import SPLITS
 from brim.tasks.wordproblems import (
     NUMBER_LIMITS,
-    NUMBER_RANGES,
     Chain,
     WordProblems,
     load_templates,
@@ -227,12 +226,6 @@ def test_numbers_grow_with_the_setting(numbers, largest):
     assert largest / 2 < max(found) <= largest
 
 
-def test_number_ranges_are_nested_in_their_limits():
-    for ranges in NUMBER_RANGES.values():
-        for numbers, choices in ranges.items():
-            assert 2 <= min(choices) <= max(choices) <= NUMBER_LIMITS[numbers]
-
-
 def test_without_marks_the_solution_is_the_same_text_less_the_marks():
     marked = WordProblems(levels=[2], num_train=300).load("train")
     plain = WordProblems(levels=[2], num_train=300, calculator_marks=False).load("train")
@@ -254,12 +247,6 @@ def test_the_metric_reads_the_answers(calculator_marks):
     wrong = [f"{text}1" for text in right]
     assert score(task.metrics, right, references, seed=0)["answer_accuracy"].value == 100
     assert score(task.metrics, wrong, references, seed=0)["answer_accuracy"].value == 0
-
-
-def test_limits_of_a_split():
-    assert len(WordProblems(max_train_examples=7).load("train")) == 7
-    assert len(WordProblems(num_train=7).load("train")) == 7
-    assert len(WordProblems(num_train=7, max_train_examples=9).load("train")) == 7
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,15 @@
 """The critic: where it begins, what it moves, and that no weight waits for a gradient in vain."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from rounding import assert_rounding
-from tiny import encoded, keep_gradients, tiny_language_model
+from tiny import one_process, tiny_language_model, written
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from brim.errors import RunError
-from brim.models import ActorCritic, Decoding, Distribution, LanguageModel, Lora
+from brim.models import ActorCritic, Distribution, LanguageModel, Lora
 from brim.models.adapters import add_adapters
 from brim.training.optimizer import load_parameters, save_parameters
 from brim.types import Rollout
@@ -21,9 +18,13 @@ FAMILIES = ["t5", "t5_v1_1", "bart", "gpt2", "llama", "qwen2", "phi"]
 TRUNKS = ["shared", "separate", "detached"]
 
 
-def make(family: str, trunk: str, **options: float) -> tuple[ActorCritic, Rollout]:
-    student = tiny_language_model(family, spread=0.15).eval()
-    rollout = student.generate(encoded(student), Decoding(max_tokens=5))
+def make(
+    family: str, trunk: str, lora: Lora | None = None, **options: float
+) -> tuple[ActorCritic, Rollout]:
+    student, rollout = written(family, 5, spread=0.15)
+    if lora is not None:
+        pytest.importorskip("peft")
+        add_adapters(student.model, lora, seed=0)
     return ActorCritic(student, trunk=trunk, **options), rollout  # type: ignore[arg-type]
 
 
@@ -41,7 +42,7 @@ def gradients(critic: ActorCritic, loss: Tensor) -> dict[str, Tensor | None]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("trunk", TRUNKS)
-def test_it_begins_at_0_and_leaves_the_policy_alone(family: str, trunk: str) -> None:
+def test_it_begins_at_0_and_leaves_the_policy_alone(family, trunk):
     critic, rollout = make(family, trunk, unit=100.0)
     tokens, expected = (
         model(rollout, distribution=Distribution(0.7, top_k=3))
@@ -56,7 +57,7 @@ def test_it_begins_at_0_and_leaves_the_policy_alone(family: str, trunk: str) -> 
 
 @pytest.mark.parametrize("family", ["t5", "llama"])
 @pytest.mark.parametrize("trunk", TRUNKS)
-def test_values_are_a_linear_map_of_the_features_times_the_unit(family: str, trunk: str) -> None:
+def test_values_are_a_linear_map_of_the_features_times_the_unit(family, trunk):
     critic, rollout = make(family, trunk, unit=10.0)
     let_it_speak(critic)
     with torch.no_grad():
@@ -70,7 +71,7 @@ def test_values_are_a_linear_map_of_the_features_times_the_unit(family: str, tru
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_shared_trunk_learns_from_the_critic(family: str) -> None:
+def test_a_shared_trunk_learns_from_the_critic(family):
     critic, rollout = make(family, "shared")
     let_it_speak(critic)
     found = gradients(critic, critic(rollout).state_values.square().sum())
@@ -104,22 +105,29 @@ def test_a_critic_apart_does_not_move_the_student(family: str, trunk: str) -> No
             assert grad is None or not grad.any()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "lora"),
+    [*((family, None) for family in FAMILIES), ("t5_v1_1", Lora(r=2)), ("gpt2", Lora(r=2))],
+)
 @pytest.mark.parametrize("trunk", TRUNKS)
 @pytest.mark.parametrize("num_rows", [5, 0])
-def test_every_trainable_weight_gets_a_gradient(family: str, trunk: str, num_rows: int) -> None:
+def test_every_trainable_weight_gets_a_gradient(family, lora, trunk, num_rows):
     # DDP waits for each of them, also where a process has no row of a minibatch.
-    critic, rollout = make(family, trunk)
+    critic, rollout = make(family, trunk, lora)
+    let_it_speak(critic)
     mask = rollout.mask & (torch.arange(5) < num_rows)[:, None]
     tokens = critic(replace(rollout, mask=mask))
     critic.zero_grad(set_to_none=True)
     (tokens.logprobs.sum() + tokens.state_values.square().sum()).backward()
-    without = [n for n, p in critic.named_parameters() if p.requires_grad and p.grad is None]
-    assert without == []
+    trainable = {n for n, p in critic.named_parameters() if p.requires_grad}
+    assert {n for n, p in critic.named_parameters() if p.grad is not None} == trainable
+    assert any(name.startswith("critic.") for name in trainable) == (trunk == "separate")
     if num_rows == 0:
         assert not any(p.grad.any() for p in critic.parameters() if p.grad is not None)
-    head = critic.critic.model.get_output_embeddings() if critic.critic else None
-    if head is not None:
+    if lora is not None:
+        return
+    if critic.critic:
+        head = critic.critic.model.get_output_embeddings()
         tied = head.weight is critic.critic.model.get_input_embeddings().weight
         assert head.weight.requires_grad == tied
         assert tied == (family in ("t5", "bart", "gpt2", "llama"))
@@ -128,7 +136,7 @@ def test_every_trainable_weight_gets_a_gradient(family: str, trunk: str, num_row
 
 @pytest.mark.parametrize("family", ["t5_v1_1", "gpt2", "llama", "qwen2"])
 @pytest.mark.parametrize("trunk", TRUNKS)
-def test_ddp_gives_the_same_gradients(family: str, trunk: str) -> None:
+def test_ddp_gives_the_same_gradients(family, trunk):
     critic, rollout = make(family, trunk)
     let_it_speak(critic)
 
@@ -140,23 +148,16 @@ def test_ddp_gives_the_same_gradients(family: str, trunk: str) -> None:
         n: None if g is None else g.clone()
         for n, g in gradients(critic, loss(critic, rollout)).items()
     }
-    # Gloo's threads can deadlock with the interpreter when DDP is freed. A fake group has none, and
-    # one process has nothing to exchange.
-    dist.init_process_group("fake", rank=0, world_size=1)
-    try:
-        wrapped = DistributedDataParallel(critic)
-        wrapped.register_comm_hook(None, keep_gradients)
+    with one_process(critic) as wrapped:
         for _ in range(2):  # a weight without a gradient is complained of in the second pass
             critic.zero_grad(set_to_none=True)
             loss(wrapped, rollout).backward()
-    finally:
-        dist.destroy_process_group()
     for name, parameter in critic.named_parameters():
         if plain[name] is not None:
             assert_rounding(parameter.grad, plain[name])
 
 
-def test_the_critic_is_a_copy_and_the_student_is_not() -> None:
+def test_the_critic_is_a_copy_and_the_student_is_not():
     student = tiny_language_model("t5").eval()
     critic = ActorCritic(student, trunk="separate")
     assert critic.student is student
@@ -170,7 +171,7 @@ def test_the_critic_is_a_copy_and_the_student_is_not() -> None:
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
-def test_under_autocast_values_are_float32(trunk: str) -> None:
+def test_under_autocast_values_are_float32(trunk):
     critic, rollout = make("llama", trunk, unit=100.0)
     let_it_speak(critic)
     exact = critic(rollout).state_values.detach()
@@ -192,7 +193,7 @@ def beside_student(critic: ActorCritic) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("trunk", TRUNKS)
 @pytest.mark.parametrize("family", ["t5", "qwen2"])
-def test_a_critic_comes_back_bit_for_bit(family: str, trunk: str, tmp_path: Path) -> None:
+def test_a_critic_comes_back_bit_for_bit(family, trunk, tmp_path):
     critic, rollout = make(family, trunk)
     let_it_speak(critic)
     if critic.critic is not None:
@@ -213,14 +214,14 @@ def test_a_critic_comes_back_bit_for_bit(family: str, trunk: str, tmp_path: Path
     assert torch.equal(other.value_head.weight, critic.value_head.weight)
 
 
-def test_nothing_to_keep_makes_no_file(tmp_path: Path) -> None:
+def test_nothing_to_keep_makes_no_file(tmp_path):
     path = tmp_path / "objective.safetensors"
     save_parameters({}, path)
     assert not path.exists()
     load_parameters({}, path)
 
 
-def test_a_file_of_something_else_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+def test_a_file_of_something_else_is_refused_and_changes_nothing(tmp_path):
     path = tmp_path / "objective.safetensors"
     critic, _ = make("t5", "shared")
     let_it_speak(critic)
@@ -239,22 +240,3 @@ def test_a_file_of_something_else_is_refused_and_changes_nothing(tmp_path: Path)
             load_parameters(beside_student(critic), path)
     for name, value in beside_student(critic).items():
         assert torch.equal(value, before[name])
-
-
-# With adapters
-
-
-@pytest.mark.parametrize("family", ["t5_v1_1", "gpt2", "llama"])
-@pytest.mark.parametrize("trunk", TRUNKS)
-def test_with_adapters_every_trainable_weight_gets_a_gradient(family: str, trunk: str) -> None:
-    pytest.importorskip("peft")
-    student = tiny_language_model(family, spread=0.15).eval()
-    add_adapters(student.model, Lora(r=2), seed=0)
-    rollout = student.generate(encoded(student), Decoding(max_tokens=5))
-    critic = ActorCritic(student, trunk=trunk)  # type: ignore[arg-type]
-    let_it_speak(critic)
-    tokens = critic(rollout)
-    (tokens.logprobs.sum() + tokens.state_values.square().sum()).backward()
-    trainable = {n for n, p in critic.named_parameters() if p.requires_grad}
-    assert {n for n, p in critic.named_parameters() if p.grad is not None} == trainable
-    assert any(name.startswith("critic.") for name in trainable) == (trunk == "separate")

@@ -119,7 +119,7 @@ class FakeLLM:
 
 
 @pytest.fixture(autouse=True)
-def fake_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+def fake_vllm(monkeypatch):
     module = ModuleType("vllm")
     module.LLM, module.SamplingParams = FakeLLM, FakeSamplingParams
     monkeypatch.setitem(sys.modules, "vllm", module)
@@ -143,7 +143,7 @@ FAMILIES = ("qwen2", "gpt2", "llama")
 
 @pytest.mark.parametrize("holes_win", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_text_is_that_of_the_loop(family: str, holes_win: bool) -> None:
+def test_greedy_text_is_that_of_the_loop(family, holes_win):
     model = language_model(family, holes_win=holes_win)
     batch = encoded(model, (3, 1, 6, 2, 4))
     expected = model.generate(batch, GREEDY)
@@ -162,7 +162,7 @@ def test_greedy_text_is_that_of_the_loop(family: str, holes_win: bool) -> None:
     assert engine.calls[0][0].stop_token_ids == [EOS]
 
 
-def test_each_row_is_sampled_from_its_own_seed_as_decoding_says() -> None:
+def test_each_row_is_sampled_from_its_own_seed_as_decoding_says():
     model = language_model("qwen2")
     batch = model.encode(prompts(), max_tokens=None, seeds=(7, 2**62, 3, 4, 5))
     decoding = Decoding(max_tokens=9, temperature=0.7, top_k=6, engine="vllm")
@@ -183,9 +183,7 @@ def test_each_row_is_sampled_from_its_own_seed_as_decoding_says() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("adapters", [False, True])
-def test_new_weights_write_the_next_text(
-    family: str, adapters: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_new_weights_write_the_next_text(family, adapters, monkeypatch):
     model = language_model(family)
     if adapters:
         with monkeypatch.context() as patch:  # what peft imports looks for the GPU
@@ -209,7 +207,7 @@ def test_new_weights_write_the_next_text(
     assert engine.resets == 2
 
 
-def test_a_copy_has_an_engine_of_its_own_and_a_lost_model_none() -> None:
+def test_a_copy_has_an_engine_of_its_own_and_a_lost_model_none():
     model = language_model("qwen2")
     batch, decoding = encoded(model), Decoding(max_tokens=2, engine="vllm")
     model.generate(batch, decoding)
@@ -228,9 +226,7 @@ def test_a_copy_has_an_engine_of_its_own_and_a_lost_model_none() -> None:
     [("raw_logits", "none"), ("raw_logprobs", "logsumexp"), ("raw_logprobs", "max")],
 )
 @pytest.mark.parametrize("family", FAMILIES)
-def test_q_values_are_those_of_our_own_pass(
-    family: str, mode: Any, centering: Any, bootstrap: bool
-) -> None:
+def test_q_values_are_those_of_our_own_pass(family, mode, centering, bootstrap):
     model = language_model(family)
     model.model.get_output_embeddings().weight.data[NUM_TOKENS:] = 0
     rollout = model.generate(encoded(model), Decoding(max_tokens=7))
@@ -261,7 +257,7 @@ def test_q_values_are_those_of_our_own_pass(
     ("mode", "centering"),
     [("raw_logits", "mean"), ("raw_logprobs", "mean"), ("raw_logprobs", "none")],
 )
-def test_a_centring_that_cannot_be_had_is_refused(mode: Any, centering: Any) -> None:
+def test_a_centring_that_cannot_be_had_is_refused(mode, centering):
     model = language_model("qwen2")
     engine = VLLMEngine(model, logprobs_mode=mode)
     with pytest.raises(ModelError, match=f"q_centering {centering}: not given") as error:
@@ -269,7 +265,7 @@ def test_a_centring_that_cannot_be_had_is_refused(mode: Any, centering: Any) -> 
     assert "\n" not in str(error.value)
 
 
-def test_a_vllm_that_gives_logprobs_for_logits_is_refused() -> None:
+def test_a_vllm_that_gives_logprobs_for_logits_is_refused():
     model = language_model("qwen2")
     rollout = model.generate(encoded(model), GREEDY)
     FakeLLM.prompts_follow_mode = False
@@ -281,20 +277,20 @@ def test_a_vllm_that_gives_logprobs_for_logits_is_refused() -> None:
     torch.testing.assert_close(values.q_taken, expected.q_taken, rtol=0, atol=1e-4)
 
 
-def test_a_best_row_without_a_token_is_refused() -> None:
+def test_a_best_row_without_a_token_is_refused():
     model = language_model("qwen2", holes_win=True)
     rollout = model.generate(encoded(model), GREEDY)
     with pytest.raises(ModelError, match="row 4. of the head, which has no token"):
         VLLMEngine(model).action_values(rollout, centering="max")
 
 
-def test_options_reach_vllm() -> None:
+def test_options_reach_vllm():
     VLLMEngine(language_model("qwen2"), gpu_memory_utilization=0.8, max_model_len=64)
     assert FakeLLM.made[0].options["gpu_memory_utilization"] == 0.8
     assert FakeLLM.made[0].options["max_model_len"] == 64
 
 
-def test_what_cannot_work_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_work_is_said_in_one_line(monkeypatch):
     decoding = Decoding(max_tokens=4, engine="vllm")
     t5, qwen2 = tiny_language_model("t5"), language_model("qwen2")
 
@@ -321,7 +317,7 @@ def test_what_cannot_work_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -
     assert FakeLLM.made == []
 
 
-def test_more_tokens_than_positions_are_refused() -> None:
+def test_more_tokens_than_positions_are_refused():
     model = language_model("qwen2")
     with pytest.raises(ModelError, match="exceeds the model's 64 positions"):
         model.generate(encoded(model), Decoding(max_tokens=60, engine="vllm"))

@@ -60,12 +60,12 @@ GPT = {"vocab_size": 48, "n_embd": 16, "n_layer": 1, "n_head": 2, **SPECIAL}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_only_the_first_t5_scales(family: str) -> None:
+def test_only_the_first_t5_scales(family):
     model = tiny_language_model(family)
     assert model._head().scale == (0.25 if family == "t5" else 1.0)
 
 
-def test_a_family_nobody_listed_is_measured() -> None:
+def test_a_family_nobody_listed_is_measured():
     """UMT5 decides on its scale by another name than T5 does."""
     source = UMT5ForConditionalGeneration(UMT5Config(**T5_SIZES, decoder_start_token_id=0))
     model = LanguageModel(source.eval(), word_tokenizer(appends_eos=True))
@@ -104,24 +104,15 @@ def cohere_with_scale() -> PreTrainedModel:
     return CohereForCausalLM(CohereConfig(**sizes, logit_scale=0.0625))
 
 
-def damaged() -> PreTrainedModel:
-    model = tiny("llama")
-    with torch.no_grad():
-        model.model.norm.weight[3] = torch.nan
-    return model
-
-
-def damaged_head() -> PreTrainedModel:
-    model = tiny("t5_v1_1")
-    with torch.no_grad():
-        model.lm_head.weight[3, 3] = torch.nan
+def damaged(family: str, name: str) -> PreTrainedModel:
+    model = tiny(family)
+    model.get_parameter(name).data[3] = torch.nan
     return model
 
 
 def overflowing_head() -> PreTrainedModel:
     model = tiny("t5_v1_1")
-    with torch.no_grad():
-        model.lm_head.weight.mul_(60_000)
+    model.lm_head.weight.data *= 60_000
     return model.half()
 
 
@@ -158,10 +149,6 @@ class Broken(LlamaForCausalLM):
         raise TypeError("first\nsecond")
 
 
-def broken() -> PreTrainedModel:
-    return Broken(tiny("llama").config)
-
-
 def overflowing(family: str, times: float) -> Callable[[], PreTrainedModel]:
     """A model in float16 of weights that other types bear."""
 
@@ -186,8 +173,14 @@ def overflowing(family: str, times: float) -> Callable[[], PreTrainedModel]:
         (lambda: T5EncoderModel(T5Config(**T5_SIZES)), "no language-modeling head"),
         (lambda: BertLMHeadModel(BertConfig(**BERT)), "not supported|autoregressive"),
         (lambda: AddsOne(T5Config(**T5_SIZES, decoder_start_token_id=0)), "more to its logits"),
-        (damaged, "hidden states that are not finite: its weights are damaged"),
-        (damaged_head, "logits that are not finite: its weights are damaged"),
+        (
+            lambda: damaged("llama", "model.norm.weight"),
+            "hidden states that are not finite: its weights are damaged",
+        ),
+        (
+            lambda: damaged("t5_v1_1", "lm_head.weight"),
+            "logits that are not finite: its weights are damaged",
+        ),
         (overflowing_head, "logits that are not finite: float16 ends at 65,504"),
         (without_start_token, "names no token to start its decoder with"),
         (bert2bert, "its decoder, a BertLMHeadModel, gives logits where hidden states"),
@@ -196,7 +189,10 @@ def overflowing(family: str, times: float) -> Callable[[], PreTrainedModel]:
         (lambda: xLSTMForCausalLM(xLSTMConfig(**XLSTM)), "xLSTMModel keeps no keys and values"),
         (lambda: MambaForCausalLM(MambaConfig(**RECURRENT)), "MambaModel keeps no keys and values"),
         (lambda: OpenAIGPTLMHeadModel(OpenAIGPTConfig(**GPT)), "GPTModel keeps no keys and values"),
-        (broken, "Broken .built here. cannot be used as a language model: TypeError: first;"),
+        (
+            lambda: Broken(tiny("llama").config),
+            "Broken .built here. cannot be used as a language model: TypeError: first;",
+        ),
         *(
             (overflowing(family, times), "float16 ends at 65,504, .* bfloat16 or float32 .dtype")
             for family, times in (("t5", 10), ("t5", 1000), ("t5_v1_1", 10), ("llama", 10))
@@ -204,22 +200,20 @@ def overflowing(family: str, times: float) -> Callable[[], PreTrainedModel]:
         (overflowing("t5", torch.nan), "its weights are damaged"),
     ],
 )
-def test_models_that_cannot_take_the_role_are_refused(
-    make: Callable[[], PreTrainedModel], message: str
-) -> None:
+def test_models_that_cannot_take_the_role_are_refused(make, message):
     with pytest.raises(ModelError, match=message) as caught:
         LanguageModel(make().eval(), word_tokenizer())
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_that_looks_ahead_is_refused() -> None:
+def test_a_model_that_looks_ahead_is_refused():
     model = tiny("llama")
     model.model.config.is_causal = False
     with pytest.raises(ModelError, match="autoregressive"):
         LanguageModel(model, word_tokenizer())
 
 
-def test_the_probe_leaves_no_trace() -> None:
+def test_the_probe_leaves_no_trace():
     for training in (True, False):
         model = tiny("t5").train(training)
         model.get_encoder().eval()

@@ -47,7 +47,7 @@ def greedy(model: LanguageModel) -> tuple[list[list[int]], list[list[float]]]:
 
 
 @pytest.fixture(scope="session")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def saved(tmp_path_factory):
     """`saved(name)` is the model of that name, saved; each is made once."""
     made: dict[str, Saved] = {}
 
@@ -87,7 +87,7 @@ def compare(ours: Saved, theirs: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_plain_transformers_reads_and_writes_the_same(name: str, saved: Any) -> None:
+def test_plain_transformers_reads_and_writes_the_same(name, saved):
     ours = saved(name)
     compare(ours, answer(str(ours.folder), TEXTS, PROMPTS, MAX_TOKENS))
     again = load_model(ours.folder)
@@ -101,7 +101,7 @@ def settings_in(folder: Path, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_files_say_what_the_model_is(name: str, saved: Any) -> None:
+def test_the_files_say_what_the_model_is(name, saved):
     ours = saved(name)
     model = ours.model.model
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
@@ -121,9 +121,7 @@ def test_the_files_say_what_the_model_is(name: str, saved: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama, base", "llama, scaled"])
-def test_rotations_are_also_said_in_the_words_of_transformers_4(
-    name: str, saved: Any, tmp_path: Path
-) -> None:
+def test_rotations_are_also_said_in_the_words_of_transformers_4(name, saved, tmp_path):
     ours = saved(name)
     shutil.copytree(ours.folder, tmp_path, dirs_exist_ok=True)
     config = settings_in(tmp_path, "config")
@@ -134,13 +132,13 @@ def test_rotations_are_also_said_in_the_words_of_transformers_4(
         assert (greedy(load_model(tmp_path))[0] == ours.written) == same
 
 
-def test_two_ends_are_both_written(saved: Any) -> None:
+def test_two_ends_are_both_written(saved):
     ours = saved("gpt2, two ends")
     assert len(ours.model.eos_token_ids) == 2
     assert {row[-1] for row in ours.written} >= set(ours.model.eos_token_ids)
 
 
-def test_settings_that_transformers_does_not_save(tmp_path: Path) -> None:
+def test_settings_that_transformers_does_not_save(tmp_path):
     model = tiny("gpt2")
     model.generation_config.temperature = 0.6  # without do_sample, as some models come
     with pytest.raises(ValueError, match="GenerationConfig is invalid"):
@@ -151,7 +149,7 @@ def test_settings_that_transformers_does_not_save(tmp_path: Path) -> None:
     assert load_model(tmp_path).model.generation_config.temperature == 0.6
 
 
-def test_saving_again_writes_the_same(saved: Any, tmp_path: Path) -> None:
+def test_saving_again_writes_the_same(saved, tmp_path):
     for name in ("mt5", "built mt5, tied", "built qwen2", "bart, languages", "gpt2, more tokens"):
         folder = saved(name).folder
         load_model(folder).save(tmp_path / name)
@@ -160,9 +158,7 @@ def test_saving_again_writes_the_same(saved: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_older_transformers_reads_and_writes_the_same(
-    saved: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_older_transformers_reads_and_writes_the_same(saved, tmp_path, capsys):
     models = {name: saved(name) for name in MODELS}
     request = {
         "folders": {name: str(model.folder) for name, model in models.items()},
