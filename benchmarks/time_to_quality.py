@@ -10,8 +10,8 @@ student are made first; every run starts from the same weights and lasts as many
 - The clock is the CPU time of this process, which has one thread: other work on the machine does
   not count. It stops while the student is evaluated. Wall-clock time is kept beside it.
 - Every step has the same prompts in the same order for all, as many completions, at the same
-  temperature and length limit. Learning rates are constant after ten steps of warm-up; AdamW
-  without weight decay; gradients are clipped at 1; float32. Denormal numbers are zero for all.
+  temperature and length limit. Learning rates are constant; AdamW without weight decay; gradients
+  are clipped at 1; float32. Denormal numbers are zero for all.
 - Each method has its own learning rate: of RATES the one with the highest expected return, on
   average over the clock, in runs of another seed than those that are shown.
 - Evaluations come at the same seconds of the clock, at distances that grow: the recipe's validation
@@ -40,10 +40,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers.utils.logging import disable_progress_bar
 
 from brim.cli.process import flush_denormals, prepare_process
 from brim.config.loading import load_config
@@ -58,9 +60,7 @@ RATES = (3e-4, 1e-3, 3e-3)
 TUNING_SEED = 1000
 SCORES = {"expected_return": "expected return", "exact_match": "exact match"}
 MARKS = (0.25, 0.5, 0.75)
-WARMUP_STEPS = 10
 GROWTH = 1.35  # from one evaluation's second to the next one's
-COUNTS = ("steps", "tokens")
 
 PAIR = (
     "task.max_train_examples=20000",
@@ -107,7 +107,7 @@ class Meter:
 
 
 def seconds_of_evaluations(limit: float) -> list[float]:
-    """Up to the limit, each later than the one before by the same factor; from a fiftieth on."""
+    """From a fiftieth of the limit up to it, at equal factors."""
     times = [limit]
     while times[-1] > limit / 50:
         times.append(times[-1] / GROWTH)
@@ -145,7 +145,8 @@ class Bench:
         from brim.runs.fit import evaluation_settings
         from brim.training.evaluation import evaluate
 
-        settings, split = evaluation_settings(self.run), self.run.used("validation")
+        settings = replace(evaluation_settings(self.run), metrics=("exact_match",))
+        split = self.run.used("validation")
         with torch.no_grad():
             return evaluate(model, split, settings, teacher=self.teacher, num_resamples=100)
 
@@ -202,7 +203,7 @@ def train_by_brim(
             student=student, teacher=bench.teacher, objective=objective,
             examples=bench.run.examples("train"), metric="expected_return",
             evaluate=lambda model: bench.start, num_samples=0,
-            optim=OptimConfig(lr=lr, warmup_steps=WARMUP_STEPS),
+            optim=OptimConfig(lr=lr),
             settings=LoopConfig(
                 max_steps=never, rollout_batch_size=rows, evaluate_every=never, save_every=never
             ),
@@ -218,7 +219,7 @@ def train_by_trl(
     bench: Bench, method: str, student: Any, meter: Meter, lr: float, seed: int, directory: Path
 ) -> None:
     from datasets import Dataset
-    from transformers import TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback
     from trl.trainer.distillation_config import DistillationConfig
     from trl.trainer.distillation_trainer import DistillationTrainer
 
@@ -243,8 +244,8 @@ def train_by_trl(
         logging_strategy="no", disable_tqdm=True, gradient_checkpointing=False, seed=seed,
         per_device_train_batch_size=rows, gradient_accumulation_steps=1, max_steps=10**6,
         max_completion_length=decoding.max_tokens, temperature=decoding.temperature,
-        learning_rate=lr, lr_scheduler_type="constant_with_warmup", warmup_steps=WARMUP_STEPS,
-        max_grad_norm=1.0, weight_decay=0.0, shuffle_dataset=False,
+        learning_rate=lr, lr_scheduler_type="constant", max_grad_norm=1.0, weight_decay=0.0,
+        shuffle_dataset=False,
     )  # fmt: skip
     examples = bench.run.examples("train")
     order = (example_index(i, len(examples), seed) for i in range(bench.args.num_prompts))
@@ -255,6 +256,7 @@ def train_by_trl(
         train_dataset=Dataset.from_dict({"prompt": [examples[i].prompt for i in order]}),
         processing_class=tokenizer, callbacks=[Clock()],
     )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
 
 
@@ -262,7 +264,6 @@ def train_by_trl(
 
 
 def measure_all(bench: Bench) -> Results:
-    """By method its learning rate, and a curve a seed."""
     results = {}
     for method in bench.args.methods:
         means = {
@@ -275,8 +276,7 @@ def measure_all(bench: Bench) -> Results:
 
 def mean_over_clock(curve: Curve) -> float:
     """The expected return on average over the seconds."""
-    seconds = [point["seconds"] for point in curve]
-    values = [point["expected_return"] for point in curve]
+    seconds, values = ([point[name] for point in curve] for name in ("seconds", "expected_return"))
     return float(np.trapezoid(values, seconds) / seconds[-1])
 
 
@@ -299,7 +299,7 @@ def marks_of(bench: Bench, results: Results, score: str) -> dict[str, float]:
     start, goal = points_of(bench.start)[score], bench.goal[score]
     points = (point for _, curves in results.values() for curve in curves for point in curve)
     best = max(point[score] for point in points)
-    parts = {f"{part:.0%} of the way": start + part * (goal - start) for part in MARKS}
+    parts = {f"{100 * part:g} % of the way": start + part * (goal - start) for part in MARKS}
     return {**parts, "half-way to the best": (start + best) / 2}
 
 
@@ -311,7 +311,7 @@ def report(bench: Bench, results: Results) -> str:
         middle = list(marks)[len(MARKS) // 2]
         ends = f"start {points_of(bench.start)[score]:.2f}, teacher {bench.goal[score]:.2f}"
         head = [f"{name}: {ends}", "learning rate", *(f"{m} ({v:.2f})" for m, v in marks.items())]
-        rows = [[*head, f"thousand tokens to {middle.split()[0]}", f"after {args.seconds:g} s"]]
+        rows = [[*head, f"thousand tokens to {marks[middle]:.2f}", f"after {args.seconds:g} s"]]
         for method, (lr, curves) in results.items():
             reached = [[when_reached(c, score, mark) for c in curves] for mark in marks.values()]
             tokens = [when_reached(c, score, marks[middle], "tokens") / 1000 for c in curves]
@@ -322,8 +322,8 @@ def report(bench: Bench, results: Results) -> str:
     speeds = []
     for method, (_, curves) in results.items():
         last = [curve[-1] for curve in curves]
-        rates = [sum(p[name] for p in last) / sum(p["seconds"] for p in last) for name in COUNTS]
-        speeds.append(f"{method} {rates[0]:.1f} ({rates[1]:,.0f})")
+        seconds, steps, tokens = (sum(p[n] for p in last) for n in ("seconds", "steps", "tokens"))
+        speeds.append(f"{method} {steps / seconds:.1f} ({tokens / seconds:,.0f})")
     return "\n".join([*tables, f"Steps a second (tokens a second): {', '.join(speeds)}."])
 
 
@@ -380,6 +380,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
+    disable_progress_bar()
     bench = Bench(args)
     results = measure_all(bench)
     text, image = report(bench, results), draw(bench, results)
