@@ -390,7 +390,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.docs:
         from step import DOCS, fill_docs
 
-        fill_docs("time to quality", text)
+        figure = "![Both scores against seconds of CPU](time_to_quality.png)"
+        fill_docs("time to quality", f"{text}\n\n{figure}")
         atomic_write_bytes(DOCS.with_name("time_to_quality.png"), image)
 
 
