@@ -1,7 +1,7 @@
 """Seconds until a student is good, by TRL's on-policy distillation and by ours, from one start.
 
-    python benchmarks/time_to_quality.py                  # 25 minutes on one thread
-    python benchmarks/time_to_quality.py --methods trl    # in pieces: finished runs are kept
+    python benchmarks/time_to_quality.py                  # 30 runs of 30 s; finished ones are kept
+    python benchmarks/time_to_quality.py --methods trl    # so it can be made in pieces
     python benchmarks/time_to_quality.py --methods llmr+objective.baseline=time_mean anchored
 
 Letters to phonemes (cmudict) by Llama-type models from scratch. One teacher and one pre-distilled
