@@ -40,7 +40,7 @@ FAULTS_ARGS ?= --seed 0
 faults: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.faults $(FAULTS_ARGS)
 
-# Half an hour, on a machine that does nothing else. The extra is TRL, which is compared with.
+# An hour, on a machine that does nothing else. The extra is TRL, which is compared with.
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/returns.py
@@ -48,6 +48,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/step.py --pair t5
 	$(BIN)/python benchmarks/step.py --precision bfloat16
 	$(BIN)/python benchmarks/step.py --variants
+	$(BIN)/python benchmarks/time_to_quality.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/scaling.py --weak

@@ -3,6 +3,7 @@
 import sys
 from argparse import Namespace
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,58 @@ def test_each_contestant_has_its_turn_in_bfloat16(step, monkeypatch, name):
     numbers = next(step.CONTESTANTS[name](args))
     assert numbers.keys() >= ({"rate"} if name == "matmul" else {*step.PHASES, "tokens"})
     assert min(numbers.values()) > 0
+
+
+@pytest.fixture
+def quality(step):
+    import time_to_quality
+
+    return time_to_quality
+
+
+@pytest.mark.parametrize(
+    ("mark", "seconds", "tokens"),
+    [(0.0, 0.0, 0.0), (5.0, 1.0, 10.0), (10.0, 2.0, 20.0), (11.0, 4.5, 70.0), (13.0, inf, inf)],
+)
+def test_a_mark_is_reached_where_the_curve_first_meets_it(quality, mark, seconds, tokens):
+    points = [(0, 0, 0), (2, 20, 10), (3, 40, 8), (5, 80, 12), (6, 90, 9)]
+    names = ("seconds", "tokens", "return")
+    curve = [dict(zip(names, map(float, point), strict=True)) for point in points]
+    assert quality.when_reached(curve, "return", mark) == pytest.approx(seconds)
+    assert quality.when_reached(curve, "return", mark, "tokens") == pytest.approx(tokens)
+
+
+def test_clock_stops_for_evaluations(quality, monkeypatch):
+    now = iter([0.0, 0.0, 1.0, 1.0, 9.0, 9.0, 10.0, 10.0, 30.0, 30.0])
+    for name in ("process_time", "perf_counter"):
+        monkeypatch.setattr(quality.time, name, lambda: next(now))
+    meter = quality.Meter({"score": 0.0}, [1.0, 2.0], lambda: {"score": 1.0})
+    meter.start()
+    assert meter.step(10)
+    assert not meter.step(10)
+    assert [point["seconds"] for point in meter.curve] == [0, 1, 2]
+    assert [point["tokens"] for point in meter.curve] == [0, 10, 20]
+
+
+def test_rate_is_chosen_on_a_seed_of_its_own(quality):
+    def curve(method, lr, seed):
+        best = {"a": 1e-3, "b": 3e-3}[method] if seed == quality.TUNING_SEED else 3e-4
+        end = {"seconds": 2.0, "expected_return": float(lr == best), "seed": seed}
+        return [{"seconds": 0.0, "expected_return": 0.0, "seed": seed}, end]
+
+    args = quality.parse_arguments(["--methods", "a", "b", "--seeds", "5", "6"])
+    results = quality.measure_all(Namespace(args=args, curve=curve))
+    assert {method: lr for method, (lr, _) in results.items()} == {"a": 1e-3, "b": 3e-3}
+    assert [c[0]["seed"] for c in results["a"][1]] == [5, 6]
+
+
+def test_finished_runs_of_quality_are_kept(quality, tmp_path, capsys, monkeypatch):
+    command = ["--short", "--methods", "rkl", "anchored", "--out", str(tmp_path)]
+    quality.main(command)
+    first = capsys.readouterr().out
+    rows = [line.split("|")[1].strip() for line in first.splitlines() if line.startswith("|")]
+    assert rows[2:4] == rows[6:8] == ["rkl", "anchored"]
+    assert (tmp_path / "time_to_quality.png").stat().st_size > 0
+    monkeypatch.setattr(quality, "Meter", None)  # without which nothing can run
+    quality.main(command)
+    assert capsys.readouterr().out == first
