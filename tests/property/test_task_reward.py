@@ -74,7 +74,6 @@ METHODS = {
     "llmr": (policy_gradient, {}),
     "brim": (policy_gradient, {"k": 2}),
     "no tail": (policy_gradient, {"k": 2, "tail": "none", "q_centering": "policy"}),
-    "auto": (policy_gradient, {"k": "auto"}),
     "plus": (policy_gradient, {"k": 2, "phase": "average", "immediate": "expected"}),
     "leave_one_out": (policy_gradient, {"baseline": "leave_one_out", "num_generations": 2}),
     "reward clipped": (policy_gradient, {"clip": {"range": 1.0, "target": "reward"}}),
@@ -102,9 +101,8 @@ def test_what_it_adds_is_the_gradient_of_the_expected_score(make, settings):
     with_reward, without = (
         credited(make(reward=reward, **settings))[0].advantages for reward in (REWARD, None)
     )
-    if settings.get("k") != "auto":  # which chooses by the whole weight
-        added = expected(torch.where(ALL.mask[ROWS], with_reward - without, 0.0))
-        torch.testing.assert_close(added, exact(WEIGHT, of_teacher=0.0), **near)
+    added = expected(torch.where(ALL.mask[ROWS], with_reward - without, 0.0))
+    torch.testing.assert_close(added, exact(WEIGHT, of_teacher=0.0), **near)
     nothing = credited(make(reward={**REWARD, "weight": 0.0}, **settings))[0].advantages
     assert torch.equal(nothing, without)
 
@@ -171,9 +169,8 @@ def test_what_is_logged_of_the_teacher_stays_the_teachers(make, settings):
     assert with_reward["rollout/task_reward"] == pytest.approx(float(SCORES.mean()))
     variance = float(SCORES.var(correction=0))
     assert with_reward["rollout/var_task_reward"] == pytest.approx(variance)
-    if settings.get("k") != "auto":
-        for key in ("rollout/return", "rollout/return_k", "rollout/var_return_k", "rollout/bias"):
-            assert with_reward[key] == without[key]
+    for key in ("rollout/return", "rollout/return_k", "rollout/var_return_k", "rollout/bias"):
+        assert with_reward[key] == without[key]
 
 
 def test_a_rollout_without_scores_is_refused():

@@ -22,6 +22,7 @@ from brim.objectives.base import Objective, Policy, add_moments, total, variance
 from brim.objectives.credit import (
     KStepReturns,
     behavior_logprobs,
+    centered_scores,
     clip_credit,
     sum_over_processes,
     warn_of_greedy,
@@ -204,12 +205,14 @@ class Critic:
         """
         values, old, mask = rollout.values, rollout.state_values, rollout.mask
         assert values is not None
+        at_end, beside = weighted_scores(rollout, self.settings), 0.0
         if self.settings.critic == "anchored":
             old = self.anchored_values(values, mask)
+            # This critic knows the teacher's rewards alone, so the task's is not left to λ.
+            at_end, beside = 0.0, centered_scores(rollout, self.settings)
         assert old is not None
         # Of each whole row: `truncated: drop` masks whole rows, so that no row has holes.
         rewards = induced_rewards(values.q_taken, values.q_max, mask)
-        at_end = weighted_scores(rollout, self.settings)
         if values.bootstrap is not None:
             at_end = at_end - values.bootstrap[:, None]
         if isinstance(at_end, Tensor):
@@ -217,7 +220,7 @@ class Critic:
             rewards = rewards + torch.where(last & mask, at_end, 0.0)
         rewards = rewards - charges
         discount, lambda_ = self.settings.discount, self.settings.gae_lambda
-        advantages = gae(rewards, old, mask, discount=discount, lambda_=lambda_)
+        advantages = beside + gae(rewards, old, mask, discount=discount, lambda_=lambda_)
         targets = clip_credit(zero_padding(advantages + old, mask), self.settings.clip, sums)
         errors = gae(rewards, old, mask, discount=discount, lambda_=0.0)
         residuals = zero_padding(targets - old, mask)

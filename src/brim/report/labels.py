@@ -103,11 +103,6 @@ def name_of(objective: Mapping[str, Any]) -> Name:
     return Name(f"BRIM ({shown}){suffix}{extra}", family, "BRIM", number)
 
 
-def is_llmr(k: int, median_length: float) -> bool:
-    """Return whether most completions have no more than K tokens, on which Algorithm 1 is LLMR."""
-    return k >= median_length
-
-
 def distinct(labels: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the labels; equal ones with the settings in brackets in which they differ.
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from brim.metrics import Score, spread
 from brim.metrics.regrets import CUT_RETURNS, REGRETS
+from brim.objectives.method import is_llmr
 from brim.report.folders import Run, Unfinished
-from brim.report.labels import PAPERS, Name, is_llmr
+from brim.report.labels import PAPERS, Name
 from brim.support.tables import ABSENT, interval_text, mean_text
 
 RETURNS = ("expected_return", "return")
@@ -70,7 +71,7 @@ class SystemRuns:
         changed = any(objective.get(key, value) != value for key, value in PAPERS.items())
         if self.name.stem != "BRIM" or changed or not self.name.k or self.median_length is None:
             return False
-        return is_llmr(self.name.k, self.median_length)
+        return is_llmr(self.name.k, [self.median_length])
 
     def values(self, metric: str) -> list[float]:
         """Return the scores of the runs that have it."""

@@ -21,9 +21,9 @@ from rundirs import change_results, write_run
 
 from brim.compare import compare_runs
 from brim.metrics import detectable_difference, spread
+from brim.objectives.method import is_llmr
 from brim.report.findings import findings
 from brim.report.gather import gather
-from brim.report.labels import is_llmr
 from brim.report.report import write_reports
 from brim.report.seed_tests import all_tests, significance_tables
 from brim.report.tables import best_k_table, main_table, return_table
@@ -68,7 +68,7 @@ def test_anchored_is_tested_against_all_and_the_chosen_k(tmp_path):
 
 @pytest.mark.parametrize(("k", "median", "same"), [(4, 3.9, True), (4, 4, True), (4, 4.5, False)])
 def test_a_k_that_most_texts_do_not_exceed_is_llmr(k, median, same):
-    assert is_llmr(k, median) is same
+    assert is_llmr(k, [median]) is same
 
 
 def test_llmr_under_another_name_is_marked_no_choice_and_not_tested(tmp_path):
