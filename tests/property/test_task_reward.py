@@ -37,6 +37,11 @@ def ppo_brim(**settings):
     return makers.ppo_brim(DECODING, normalize_advantages=False, **{**UNCLIPPED, **settings})
 
 
+def ppo_anchored(**settings):
+    free = {"normalize_advantages": False, "gae_lambda": 0.7, "num_generations": 2}
+    return makers.ppo_llmr(DECODING, critic="anchored", **{**UNCLIPPED, **free, **settings})
+
+
 def anchor(**settings):
     return anchored(DECODING, **{**UNCLIPPED, **settings})
 
@@ -78,6 +83,7 @@ METHODS = {
     "leave_one_out": (policy_gradient, {"baseline": "leave_one_out", "num_generations": 2}),
     "reward clipped": (policy_gradient, {"clip": {"range": 1.0, "target": "reward"}}),
     "ppo_brim": (ppo_brim, {"k": 2}),
+    "ppo_anchored": (ppo_anchored, {}),
     **{
         f"anchored {lambda_} {immediate} {regrets}": (
             anchor,

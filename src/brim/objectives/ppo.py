@@ -205,7 +205,8 @@ class Critic:
         """
         values, old, mask = rollout.values, rollout.state_values, rollout.mask
         assert values is not None
-        at_end, beside = weighted_scores(rollout, self.settings), 0.0
+        at_end = weighted_scores(rollout, self.settings)
+        beside: Tensor | float = 0.0
         if self.settings.critic == "anchored":
             old = self.anchored_values(values, mask)
             # This critic knows the teacher's rewards alone, so the task's is not left to λ.
