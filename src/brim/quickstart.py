@@ -10,6 +10,7 @@ from brim.compare.side_by_side import side_by_side
 from brim.config.loading import load_config
 from brim.recipes import find_recipe
 from brim.report import write_reports
+from brim.runs.directory import RunDirectory
 from brim.runs.stage_results import evaluate_stages
 from brim.runs.train import train
 from brim.support.progress import Reporter
@@ -28,12 +29,13 @@ SHORT = (
     "trainer.evaluate_every=5",
 )
 
-METHODS, START = ("llmr", "brim"), "pre-distilled"
+METHODS = {"LLMR": "llmr", "BRIM": "brim", "anchored": "anchored"}
+BEST, START = "anchored", "pre-distilled"
 SCORES = ("exact_match", "expected_return", "length")
 
 
 def quickstart(out: Path, *, seed: int, short: bool, reporter: Reporter) -> str:
-    """Train a teacher, pre-distill a student, then LLMR and BRIM from it; compare all four.
+    """Train a teacher, pre-distill a student, then three methods from it; compare all five.
 
     Args:
         out: folder of the runs, their shared stages and the report; unfinished runs are resumed.
@@ -46,30 +48,44 @@ def quickstart(out: Path, *, seed: int, short: bool, reporter: Reporter) -> str:
     """
     started = time.monotonic()
     overrides = [f"seed={seed}", *(SHORT if short else ())]
-    runs = {method.upper(): out / method for method in METHODS}
-    for method in METHODS:
-        reporter.say(f"== {method} ==")
+    runs = {label: out / method for label, method in METHODS.items()}
+    for label, method in METHODS.items():
+        reporter.say(f"== {label} ==")
         config = load_config(
             RunConfig, find_recipe(f"cmudict/{method}"), overrides, search=find_recipe
         )
-        run = runs[method.upper()]
+        run = runs[label]
         train(config, run, stages_dir=out / "stages", reporter=reporter, command=sys.argv)
         tested = evaluate_stages(run, reporter=reporter)
     write_reports([*runs.values()], out / "report", reporter=reporter)
     return "\n".join(
         [
+            headline(tested["teacher"], tested["predistill"], runs[BEST]),
+            "",
             side_by_side(
                 {"teacher": tested["teacher"], START: tested["predistill"], **runs},
-                [(label, START) for label in runs],
+                [*((label, START) for label in runs), (BEST, "LLMR")],
                 metrics=SCORES,
             ),
             "",
             f"report: {out / 'report' / 'report.html'}   ({time.monotonic() - started:.0f} s)",
             "next:",
-            f"  echo 'd i s t i l' | brim generate {out / 'brim'}",
-            f"  brim compare {out / 'brim'} {out / 'llmr'}",
+            f"  echo 'd i s t i l' | brim generate {runs[BEST]}",
+            f"  brim compare {runs[BEST]} {runs['LLMR']}",
             "  brim train cmudict/brim objective.k=4 --out runs/k4",
             "  brim recipes",
             "  your own teacher on your own file: docs/own_teacher.md",
         ]
+    )
+
+
+def headline(teacher: Path, start: Path, student: Path) -> str:
+    """Return what share of the teacher the student keeps, at what share of its size."""
+    found = [RunDirectory(path).results("test") for path in (teacher, start, student)]
+    metric = found[0].scores["exact_match"]
+    _, before, after = (one.scores["exact_match"].value / (metric.value or 1.0) for one in found)
+    size = found[2].facts["num_parameters"] / found[0].facts["num_parameters"]
+    return (
+        f"With {size:.0%} of the teacher's parameters the student keeps {after:.0%} of its "
+        f"{metric.name}; it was {before:.0%} before the method ({BEST})."
     )

@@ -1,4 +1,4 @@
-"""What quickstart prints: four systems and how much the methods gained, without any training."""
+"""What quickstart prints: five systems and how much the methods gained, without any training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rundirs import write_run
 from brim import quickstart as module
 from brim.support.progress import Reporter
 
-RETURNS = {"teacher": 9.0, "predistill": 1.0, "llmr": 2.0, "brim": 3.0}
+RETURNS = {"teacher": 9.0, "predistill": 1.0, "llmr": 2.0, "brim": 3.0, "anchored": 4.0}
 
 
 def write_outputs(directory, name):
@@ -27,7 +27,7 @@ def write_outputs(directory, name):
     write_run(directory, rows=rows, results=results)
 
 
-def test_four_systems_and_the_gains_are_printed(tmp_path, monkeypatch):
+def test_five_systems_and_the_gains_are_printed(tmp_path, monkeypatch):
     stages = {"teacher": "teacher-1", "predistill": "predistill-1"}
 
     def train(config, run, *, stages_dir, **options):
@@ -46,20 +46,21 @@ def test_four_systems_and_the_gains_are_printed(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "evaluate_stages", evaluate_stages)
     text = module.quickstart(tmp_path, seed=0, short=True, reporter=Reporter(quiet=True))
 
-    table, differences = text.split("report:")[0].strip().split("\n\n")
+    headline, table, differences = text.split("report:")[0].strip().split("\n\n")
+    assert headline.startswith("With 100% of the teacher's parameters the student keeps 100% of")
     rows = [line.split() for line in table.splitlines()]
     for label, name in (
-        ("teacher", "teacher"), ("pre-distilled", "predistill"), ("LLMR", "llmr"), ("BRIM", "brim"),
+        ("teacher", "teacher"), ("pre-distilled", "predistill"),
+        ("LLMR", "llmr"), ("BRIM", "brim"), ("anchored", "anchored"),
     ):  # fmt: skip
         mine = [row[row.index(label) + 1 :] for row in rows if label in row]
         assert mine[0] == ["20.0", "[19.0,", "21.0]"]
         assert mine[1][0] == f"{RETURNS[name]:.2f}"
         assert mine[3:] == [["12,345"], ["61"]]
-    for label, gain in (("LLMR", 1), ("BRIM", 2)):
-        line = (
-            rf"{label} minus pre-distilled +\+{gain}.000 \[\+{gain}.000, \+{gain}.000\] +[\d.e-]+$"
-        )
+    gains = [("LLMR", "pre-distilled", 1), ("BRIM", "pre-distilled", 2)]
+    for label, before, gain in [*gains, ("anchored", "pre-distilled", 3), ("anchored", "LLMR", 2)]:
+        line = rf"{label} minus {before} +\+{gain}.000 \[\+{gain}.000, \+{gain}.000\] +[\d.e-]+$"
         assert re.search(line, differences, re.MULTILINE)
-    assert f"brim generate {tmp_path / 'brim'}" in text
-    assert max(map(len, text.split("report:")[0].splitlines())) <= 80
+    assert f"brim generate {tmp_path / 'anchored'}" in text
+    assert max(map(len, f"{table}\n{differences}".splitlines())) <= 80
     assert (tmp_path / "report" / "report.html").exists()
