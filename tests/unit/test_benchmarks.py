@@ -108,8 +108,8 @@ def test_clock_stops_for_evaluations(quality, monkeypatch):
 def test_rate_is_chosen_on_a_seed_of_its_own(quality):
     def curve(method, lr, seed):
         best = {"a": 1e-3, "b": 3e-3}[method] if seed == quality.TUNING_SEED else 3e-4
-        end = {"seconds": 2.0, "expected_return": float(lr == best), "seed": seed}
-        return [{"seconds": 0.0, "expected_return": 0.0, "seed": seed}, end]
+        end = {"seconds": 2.0, "exact_match": float(lr == best), "seed": seed}
+        return [{"seconds": 0.0, "exact_match": 0.0, "seed": seed}, end]
 
     args = quality.parse_arguments(["--methods", "a", "b", "--seeds", "5", "6"])
     results = quality.measure_all(Namespace(args=args, curve=curve))
