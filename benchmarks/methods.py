@@ -44,7 +44,7 @@ from brim.training.settings import RunConfig
 TASKS = ("cmudict", "synopsis", "wordproblems")
 METHODS = (
     *("seqkd", "kl", "rkl", "js", "tvd"),
-    *("llmr", "llmr_mean", "llmr_min_var", "brim", "brim_plus", "anchored"),
+    *("llmr", "llmr_mean", "llmr_min_var", "brim", "anchored"),
     *("ppo_llmr", "ppo_anchored", "ppo_brim"),
 )
 STAGES = {"teacher": "teacher", "pre-distilled student": "predistill"}

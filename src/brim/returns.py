@@ -102,36 +102,6 @@ def block_returns(
     return _strided_reverse_cumsum(rewards, stride=k)
 
 
-def phase_average_returns(q_taken: Tensor, q_max: Tensor, mask: Tensor, *, k: float) -> Tensor:
-    """Mean of the K-step returns over the K phases that the blocks can have.
-
-        Ḡ[t] = q_taken[t] - (1/K) Σ_{i=t+1…n} (q_max[i] - q_taken[i]),   t = 1 … n
-
-    For phase p = 1 … K the first block is p steps long, the later ones K, without a tail: each
-    regret after t is counted in one phase of K. So the future has the weight that it has in
-    `block_returns` on average, without the chance of which steps a block starts at. K = 1 is
-    `rewards_to_go`; K need not be whole, 1/K is the weight of the future.
-
-    Args:
-        q_taken: (B, T) float, `q(s_t, a_t)`.
-        q_max: (B, T) float, `max_a q(s_t, a)`.
-        mask: (B, T) bool, True from the first token to the last.
-        k: the paper's K ≥ 1.
-
-    Returns:
-        (B, T), float32 or better, 0 where the mask is False.
-
-    Raises:
-        ValueError: shapes differ, a dtype does not fit, the mask has holes, or `k` is below 1.
-    """
-    check_mask(mask, q_taken=q_taken, q_max=q_max)
-    if not isinstance(k, numbers.Real) or isinstance(k, bool) or not k >= 1:
-        raise ValueError(f"k must be a number of at least 1, got {k!r}")
-    regrets = zero_padding(promote(q_max) - promote(q_taken), mask)
-    future = _strided_reverse_cumsum(F.pad(regrets[:, 1:], (0, 1)), stride=1)
-    return zero_padding(q_taken, mask) - future / k
-
-
 def _rewards(
     q_taken: Tensor,
     q_max: Tensor,

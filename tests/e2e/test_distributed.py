@@ -45,7 +45,7 @@ OBJECTIVES = {
     "leave_one_out": "{name: brim, baseline: leave_one_out, num_generations: 2, rollout_reuse: 2}",
     "min_variance_and_old_rollouts": "{name: llmr, baseline: min_variance, sync_every: 2}",
     "policy_centring": "{name: brim, q_centering: policy, truncated: drop}",
-    "brim_plus": "{name: brim, phase: average, immediate: expected, baseline: time_mean}",
+    "immediate_expected": "{name: brim, immediate: expected, baseline: time_mean}",
     "anchored": "{name: anchored, num_generations: 2, truncated: drop}",
     "learned_regrets": "{name: anchored, remaining_regret: learned}",
     "task_reward": "{name: anchored, reward: {metric: chrf, weight: 2.0}}",

@@ -61,19 +61,38 @@ def test_evaluate_and_resume_go_on_from_them(runs, caplog):
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
-def test_a_run_whose_k_was_auto_is_read_and_evaluated_and_not_resumed(runs):
+@pytest.mark.parametrize(
+    ("changes", "label", "difference"),
+    [
+        (
+            {"  k: 2\n": "  k: auto\n", "smoothing: 0.9": "smoothing: 0.5"},
+            "BRIM (auto)",
+            r"objective\.k: \"?auto\"? → 2",
+        ),
+        (
+            {"phase: aligned": "phase: average"},
+            "BRIM (K = 2) [phase = average]",
+            r"objective\.phase: \"?average\"? → ",
+        ),
+    ],
+    ids=["auto", "average"],
+)
+def test_a_run_of_what_is_gone_is_read_and_evaluated_and_not_resumed(
+    runs, changes, label, difference
+):
     run = Path(RUNS[0])
     text = run.joinpath("config.yaml").read_text()
-    text = text.replace("  k: 2\n", "  k: auto\n").replace("smoothing: 0.9", "smoothing: 0.5")
+    for old, gone in changes.items():
+        assert old in text
+        text = text.replace(old, gone)
     run.joinpath("config.yaml").write_text(text)
     update_manifest(run, {"config_sha256": sha256(text.encode()).hexdigest()})
-    old, again = results(RUNS[0]), evaluate_run(run, out=Path("again"))
-    assert {name: score["value"] for name, score in again["scores"].items()} == pytest.approx(
-        {name: score["value"] for name, score in old["scores"].items()}, rel=1e-3, abs=1e-3
-    )
-    assert "BRIM (auto)" in {system.label for system in gather([run]).tasks[0].systems}
+    before, again = results(RUNS[0]), evaluate_run(run, out=Path("again"))
+    for name, score in before["scores"].items():
+        assert again["scores"][name]["value"] == pytest.approx(score["value"], rel=1e-3, abs=1e-3)
+    assert label in {system.label for system in gather([run]).tasks[0].systems}
     config = load_config(RunConfig, Path("colors.yaml"), ["seed=0"])
-    with pytest.raises(RunError, match=r"objective\.k: \"?auto\"? → 2"):
+    with pytest.raises(RunError, match=difference):
         train(config, run, stages_dir=Path("stages"))
 
 

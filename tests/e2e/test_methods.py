@@ -37,7 +37,7 @@ CASES = {
         "{name: brim, baseline: leave_one_out, num_generations: 3}",
         "rollout/var_advantage",
     ),
-    "phase_average": ("{name: brim, k: 3, phase: average}", "rollout/bias"),
+    "no_tail": ("{name: brim, k: 3, tail: none}", "rollout/bias"),
     "immediate_expected": ("{name: brim, immediate: expected}", "policy/kl_to_teacher"),
     "policy_centring": ("{name: brim, q_centering: policy}", "rollout/return_k"),
     "reused": ("{name: brim, rollout_reuse: 2}", "policy/effective_sample_size"),

@@ -12,6 +12,7 @@ from brim.cli.process import leave_processes
 
 ENVIRONMENT = {
     **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true",
+    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # where helpers of tests are
 }  # fmt: skip
 
 

@@ -51,16 +51,3 @@ def algorithm_1(
         else:
             returns[t] = clip(taken[t] - best[t + k], limit) + returns[t + k]
     return returns
-
-
-def phase_average(taken: Sequence[float], best: Sequence[float], k: int) -> list[float]:
-    last = len(taken) - 1
-    later = equation_7(taken, best, k)
-    returns = []
-    for t in range(last + 1):
-        phases = []
-        for p in range(1, k + 1):
-            end = t + p
-            phases.append(taken[t] - best[end] + later[end] if end <= last else taken[t])
-        returns.append(math.fsum(phases) / k)
-    return returns

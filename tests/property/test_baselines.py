@@ -19,7 +19,7 @@ from brim.advantages import (
     time_mean_baseline,
 )
 from brim.masking import zero_padding
-from brim.returns import block_returns, induced_rewards, phase_average_returns, rewards_to_go
+from brim.returns import block_returns, induced_rewards, rewards_to_go
 
 MDP = PrefixMDP(horizon=3, seed=19083)
 ALL = MDP.all_trajectories()
@@ -28,7 +28,6 @@ TAKEN, BEST = ALL.values(MDP.teacher)
 RETURNS = {
     "llmr": rewards_to_go(TAKEN, BEST, ALL.mask),
     "brim": block_returns(TAKEN, BEST, ALL.mask, k=2),
-    "average": phase_average_returns(TAKEN, BEST, ALL.mask, k=2.5),
 }
 
 

@@ -14,7 +14,6 @@ RETURNS = [
     {"k": 1},
     {"k": 2},
     {"k": 2, "tail": "none"},
-    {"k": 3, "phase": "average"},
     {"k": 1, "q_centering": "none"},
     {"k": 2, "q_centering": "policy"},
     {"k": 1, "q_centering": "max", "baseline": "mean"},

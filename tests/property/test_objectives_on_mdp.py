@@ -33,7 +33,6 @@ RETURNS = [
     {"k": 1},
     {"k": 2},
     {"k": 3, "tail": "none"},
-    {"k": 2, "phase": "average"},
 ]
 near = {"rtol": 0, "atol": 1e-12}
 
@@ -178,18 +177,6 @@ def test_the_baseline_of_other_completions_leaves_the_expected_gradient(baseline
     torch.testing.assert_close(mean_of_pairs(baseline), plain, **near)
     # The test could fail: a mean that a token has a share in does move it.
     assert (mean_of_pairs("mean") - plain).abs().max() > 0.01
-
-
-@pytest.mark.parametrize("q_centering", CENTERINGS)
-def test_the_average_over_one_phase_is_the_aligned_block_of_one(q_centering):
-    student = TabularModel(MDP.student, MDP)
-    average, aligned = (
-        judged(policy_gradient(k=1, phase=phase, q_centering=q_centering), student)
-        for phase in ("average", "aligned")
-    )
-    torch.testing.assert_close(average.advantages, aligned.advantages, **near)
-    other = judged(policy_gradient(k=2, phase="average", q_centering=q_centering), student)
-    assert (other.advantages - aligned.advantages).abs().max() > 0.1
 
 
 def test_dropped_completions_have_no_gradient():

@@ -11,12 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from brim.returns import (
-    block_returns,
-    induced_rewards,
-    phase_average_returns,
-    rewards_to_go,
-)
+from brim.returns import block_returns, induced_rewards, rewards_to_go
 
 TAILS = {"one_step": reference.algorithm_1, "none": reference.equation_7}
 
@@ -187,78 +182,13 @@ def test_variance_counts_the_terms_of_iid_values(k):
     torch.testing.assert_close(variance, expected, rtol=0.025, atol=0)
 
 
-# Phase average
-
-
-@given(completions, block_lengths)
-def test_phase_averages_are_the_mean_over_the_phases(rows, k):
-    taken, best, mask = pad(rows)
-    expected = [
-        reference.phase_average([v for v, _ in row], [v + d for v, d in row], k) if row else []
-        for row in rows
-    ]
-    assert_rows_equal(phase_average_returns(taken, best, mask, k=k), mask, expected)
-
-
-@given(completions)
-def test_with_one_phase_the_average_is_llmr(rows):
-    taken, best, mask = pad(rows)
-    torch.testing.assert_close(
-        phase_average_returns(taken, best, mask, k=1),
-        rewards_to_go(taken, best, mask),
-        rtol=1e-9,
-        atol=1e-9,
-    )
-
-
-@given(completions, st.floats(1, 50), st.floats(1, 50))
-def test_fractional_block_lengths_lie_between_and_only_raise_the_return(rows, one, other):
-    taken, best, mask = pad(rows)
-    low, high = sorted([one, other])
-    returns = [phase_average_returns(taken, best, mask, k=k) for k in (1, low, high, math.inf)]
-    assert all((after - before >= -1e-9).all() for before, after in pairwise(returns))
-    assert_rows_equal(returns[-1], mask, [[value for value, _ in row] for row in rows])
-
-
-@given(completion.filter(len), st.data(), st.floats(1, 50), values)
-def test_an_offset_of_one_steps_logits_moves_that_steps_average_alone(row, data, k, offset):
-    step = data.draw(st.integers(0, len(row) - 1))
-    taken, best, mask = pad([row])
-    shift = torch.zeros_like(taken)
-    shift[0, step] = offset
-    before = phase_average_returns(taken, best, mask, k=k)
-    after = phase_average_returns(taken + shift, best + shift, mask, k=k)
-    torch.testing.assert_close(after, before + shift, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("k", [2, 4])
-def test_averaging_divides_the_future_variance_of_iid_regrets_by_k_once_more(k):
-    num_rows, length, deviation = 60_000, 21, 1.5
-    generator = torch.Generator().manual_seed(84122)
-    shape = (num_rows, length)
-    best = 5 + deviation * torch.randn(shape, dtype=torch.float64, generator=generator)
-    taken, mask = torch.zeros_like(best), torch.ones(shape, dtype=torch.bool)
-    future = torch.arange(length - 1, -1, -1, dtype=torch.float64)
-    # The last step has no future.
-    for returns, counted in (
-        (block_returns(taken, best, mask, k=k, tail="none"), future // k),
-        (phase_average_returns(taken, best, mask, k=k), future / k**2),
-    ):
-        # The estimate's standard error is sqrt(2 / rows) = 0.6 %.
-        torch.testing.assert_close(
-            returns.var(dim=0), counted * deviation**2, rtol=0.025, atol=1e-12
-        )
-
-
 # Padding, batches, precision
 
 
-@given(completions, block_lengths, st.sampled_from([*TAILS, "average"]), st.integers(0, 9))
+@given(completions, block_lengths, tails, st.integers(0, 9))
 def test_padding_and_neighbours_change_nothing(rows, k, tail, extra):
     def run(batch, **padding):
         taken, best, mask = pad(batch, **padding)
-        if tail == "average":
-            return phase_average_returns(taken, best, mask, k=k), mask
         return block_returns(taken, best, mask, k=k, tail=tail), mask
 
     together, mask = run(rows, extra=1, filler=1e30)
@@ -281,7 +211,6 @@ def test_half_precision_is_summed_in_float32(dtype):
         induced_rewards,
         rewards_to_go,
         lambda *a: block_returns(*a, k=4),
-        lambda *a: phase_average_returns(*a, k=2.5),
     ):
         result = function(taken, best, mask)
         assert result.dtype == torch.float32
@@ -310,11 +239,6 @@ def test_gradients_stay_finite_next_to_nan_padding():
     assert best.grad[0].tolist() == [0, 0, -2, 0, 0, 0, 0, 0, 0]
     assert taken.grad.isfinite().all()
     assert best.grad.isfinite().all()
-
-    taken.grad = best.grad = None
-    phase_average_returns(taken, best, mask, k=2).sum().backward()
-    assert taken.grad[0].tolist() == [1, 1.5, 2, 0, 0, 0, 0, 0, 0]
-    assert best.grad[0].tolist() == [0, -0.5, -1, 0, 0, 0, 0, 0, 0]
 
 
 class CountOperations(TorchDispatchMode):

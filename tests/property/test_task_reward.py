@@ -79,7 +79,7 @@ METHODS = {
     "llmr": (policy_gradient, {}),
     "brim": (policy_gradient, {"k": 2}),
     "no tail": (policy_gradient, {"k": 2, "tail": "none", "q_centering": "policy"}),
-    "plus": (policy_gradient, {"k": 2, "phase": "average", "immediate": "expected"}),
+    "expected": (policy_gradient, {"k": 2, "immediate": "expected"}),
     "leave_one_out": (policy_gradient, {"baseline": "leave_one_out", "num_generations": 2}),
     "reward clipped": (policy_gradient, {"clip": {"range": 1.0, "target": "reward"}}),
     "ppo_brim": (ppo_brim, {"k": 2}),

@@ -21,7 +21,6 @@ DIVERGENCES = {"seqkd", "kl", "rkl", "js", "tvd"}
 VARIANTS = {
     "llmr_mean": "llmr",
     "llmr_min_var": "llmr",
-    "brim_plus": "brim",
     "ppo_anchored": "ppo_llmr",
 }
 DECODER_ONLY = {
@@ -85,7 +84,7 @@ def test_variants_differ_in_what_they_are_named_for(task):
     assert configure(f"{task}/llmr_min_var").objective.baseline == "min_variance"
     ppo = objective(f"{task}/ppo_anchored")
     assert ppo == {**objective(f"{task}/ppo_llmr"), "critic": "anchored"}
-    of_blocks = ("name", "k", "tail", "phase")
+    of_blocks = ("name", "k", "tail")
     assert objective(f"{task}/brim", *of_blocks) == objective(f"{task}/llmr", "name")
 
 

@@ -5,12 +5,7 @@ import pytest
 import torch
 
 from brim.objectives.method import is_llmr
-from brim.returns import (
-    block_returns,
-    induced_rewards,
-    phase_average_returns,
-    rewards_to_go,
-)
+from brim.returns import block_returns, induced_rewards, rewards_to_go
 
 # Regrets 1, 2, 4, 8, 16: a sum of them tells which steps were counted.
 TAKEN = torch.zeros(1, 5)
@@ -41,19 +36,6 @@ def test_rewards_are_clipped_before_the_sum():
     assert clipped.tolist() == [[-4 - 10, -8 - 10, -10, -10, 0]]
 
 
-@pytest.mark.parametrize("k", [1, 2, 2.5, np.float64(4), math.inf])
-def test_phase_averages_by_hand(k):
-    expected = [-30 / k, -28 / k, -24 / k, -16 / k, 0]
-    returns = phase_average_returns(TAKEN, BEST, MASK, k=k)
-    assert returns[0].tolist() == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize("k", [0, 0.5, -1.0, math.nan, True, "2", None])
-def test_weights_of_the_future_above_1_are_refused(k):
-    with pytest.raises(ValueError, match="k must be a number of at least 1"):
-        phase_average_returns(TAKEN, BEST, MASK, k=k)
-
-
 @pytest.mark.parametrize("k", [0, -1, 2.0, 1.5, True, "2", None])
 def test_block_lengths_that_are_none_are_refused(k):
     with pytest.raises(ValueError, match="k must be an integer of at least 1"):
@@ -68,7 +50,7 @@ def test_k_is_llmr_where_most_completions_have_its_returns(lengths):
     for k in range(1, 10):
         same = (block_returns(taken, best, mask, k=k) == exact).all(dim=1)
         assert is_llmr(k, lengths) == (2 * int(same.sum()) > len(lengths))
-        assert is_llmr(k, lengths, tail="none") == is_llmr(k, lengths, tail="average") == (k == 1)
+        assert is_llmr(k, lengths, tail="none") == (k == 1)
 
 
 def test_numpy_integers_are_block_lengths():
@@ -94,7 +76,6 @@ def test_unknown_tails_are_refused():
         induced_rewards,
         rewards_to_go,
         lambda *args: block_returns(*args, k=2),
-        lambda *args: phase_average_returns(*args, k=2),
     ],
 )
 @pytest.mark.parametrize(
@@ -116,13 +97,11 @@ def test_wrong_tensors_are_refused_by_name(function, taken, best, mask, message)
 def test_a_batch_without_rows_has_no_returns():
     empty = torch.zeros(0, 5)
     assert block_returns(empty, empty, empty.bool(), k=2).shape == (0, 5)
-    assert phase_average_returns(empty, empty, empty.bool(), k=2).shape == (0, 5)
 
 
 def test_arguments_are_left_alone():
     taken, best = TAKEN.clone(), BEST.clone()
     block_returns(taken, best, MASK, k=2)
     rewards_to_go(taken, best, MASK)
-    phase_average_returns(taken, best, MASK, k=2)
     assert torch.equal(taken, TAKEN)
     assert torch.equal(best, BEST)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
         VarianceAnalysis,
     )
 
-LINES = {"one_step": "-", "none": "--", "average": ":", "": "-"}
-TAILS = {"one_step": "one-step tail", "none": "no tail", "average": "phase average"}
+LINES = {"one_step": "-", "none": "--", "": "-"}
+TAILS = {"one_step": "one-step tail", "none": "no tail"}
 
 
 def draw_variance(analysis: VarianceAnalysis) -> Images:

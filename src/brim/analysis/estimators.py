@@ -28,7 +28,7 @@ class Estimator:
 
     Attributes:
         value: K of a policy gradient, λ of anchored advantages.
-        tail: of K: `one_step` (Algorithm 1), `none` (Eq 7), or `average` over the phases; of λ "".
+        tail: of K: `one_step` (Algorithm 1) or `none` (Eq 7); of λ "".
     """
 
     value: float
@@ -47,15 +47,13 @@ class Estimator:
         kept = {
             name: getattr(objective.settings, name) for name in PolicyGradientConfig.model_fields
         }
-        blocks = {"phase": "average"} if self.tail == "average" else {"tail": self.tail}
-        return PolicyGradient(BRIMConfig(**kept, k=int(self.value), **blocks), objective.decoding)
+        settings = BRIMConfig(**kept, k=int(self.value), tail=self.tail)
+        return PolicyGradient(settings, objective.decoding)
 
 
 def own_tail(objective: Analyzed) -> str:
     """The tail of the objective's own returns, as in `Estimator`."""
-    if isinstance(objective, Anchored):
-        return ""
-    return "average" if objective.settings.phase == "average" else objective.settings.tail
+    return "" if isinstance(objective, Anchored) else objective.settings.tail
 
 
 def plan_of(objective: Analyzed, ks: Sequence[int]) -> list[Estimator]:
@@ -63,9 +61,8 @@ def plan_of(objective: Analyzed, ks: Sequence[int]) -> list[Estimator]:
     if isinstance(objective, Anchored):
         values = sorted({*LAMBDAS, objective.settings.lambda_}, reverse=True)
         return [Estimator(value) for value in values]
-    tails = ["one_step", "none", *(["average"] if own_tail(objective) == "average" else [])]
-    larger = sorted(set(ks) - {1})
-    return [Estimator(1, "one_step"), *(Estimator(k, tail) for tail in tails for k in larger)]
+    larger = [Estimator(k, tail) for tail in ("one_step", "none") for k in sorted(set(ks) - {1})]
+    return [Estimator(1, "one_step"), *larger]
 
 
 def describe_objective(objective: Analyzed) -> dict[str, Any]:

@@ -20,11 +20,11 @@ Each number has an interval over prompts, {value, low, high}; null stands for wh
       longest             tokens of the longest completion
       numbers             name -> {value, low, high}: length, truncated (share), return (G_1),
                           reverse_kl and forward_kl (nats a token; `sampling.token_divergences`)
-      rows[]              {k, tail, active, llmr, numbers}, K = 1 first and once; tail is one_step,
-                          none, or average for a run with `phase: average`; active is the share of
-                          the completions that are longer than K, on which K has an effect; llmr is
-                          whether most are not, with the one-step tail: such a K is no choice. Of
-                          anchored advantages {lambda, numbers}, λ = 1 first
+      rows[]              {k, tail, active, llmr, numbers}, K = 1 first and once; tail is one_step
+                          or none; active is the share of the completions that are longer than K,
+                          on which K has an effect; llmr is whether most are not, with the one-step
+                          tail: such a K is no choice. Of anchored advantages {lambda, numbers},
+                          λ = 1 first
       choice              see `choice.Recommendation`: which K or λ (`k` or `lambda`), and why, by
                           the scaled gradient
       prompts[]           {id, length, variance_first, bias_first}, the latter two lists by row, of

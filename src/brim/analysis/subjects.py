@@ -212,7 +212,7 @@ def analyzed_objective(run: RunInputs) -> PolicyGradient | Anchored:
             return Anchored(settings, decoding)
         case PPOLLMRConfig() | PPOBRIMConfig():
             shared = {name: getattr(settings, name) for name in InductionConfig.model_fields}
-            shared |= {"k": 1, "tail": settings.tail, "phase": settings.phase, "reward": None}
+            shared |= {"k": 1, "tail": settings.tail, "reward": None}
             baseline = "mean" if settings.normalize_advantages else "none"
             return PolicyGradient(BRIMConfig(**shared, baseline=baseline), decoding)
         case _:

@@ -27,7 +27,7 @@ from brim.objectives.settings import (
     InductionConfig,
     OneStepConfig,
 )
-from brim.returns import block_returns, phase_average_returns
+from brim.returns import block_returns
 from brim.support.timing import timed
 from brim.types import ActionValues, Batch, Rollout
 
@@ -108,7 +108,7 @@ class KStepReturns:
     """`Ĝ_t` of every token by a method's settings, and their clip.
 
     Attributes:
-        settings: how long blocks are, where they begin, what is clipped.
+        settings: how long blocks are, how they end, what is clipped.
     """
 
     def __init__(self, settings: OneStepConfig | BlockConfig) -> None:
@@ -147,12 +147,9 @@ class KStepReturns:
     ) -> Tensor:
         """Ĝ of each token, (B, T)."""
         settings, taken, best = self.settings, values.q_taken, values.q_max
-        if settings.phase == "average":
-            returns = phase_average_returns(taken, best, mask, k=settings.k)
-        else:
-            returns = block_returns(
-                taken, best, mask, k=settings.k, tail=settings.tail, reward_range=reward_range
-            )
+        returns = block_returns(
+            taken, best, mask, k=settings.k, tail=settings.tail, reward_range=reward_range
+        )
         if values.bootstrap is None:
             return returns
         # What follows the last action is charged once to every return before it.

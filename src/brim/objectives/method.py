@@ -116,7 +116,7 @@ def is_llmr(k: int, lengths: Sequence[float], *, tail: str = "one_step") -> bool
     Args:
         k: steps in a block; K = 1 is LLMR of every completion.
         lengths: tokens of each completion, or their mean alone.
-        tail: `one_step`, `none`, or `average` over the phases.
+        tail: `one_step` or `none`.
     """
     short = sum(length <= k for length in lengths)
     return k == 1 or (tail == "one_step" and 2 * short > len(lengths))

@@ -12,7 +12,6 @@ from brim.objectives.method import MethodConfig, Passes, Updates
 from brim.objectives.reward import RewardedConfig
 
 Tail = Literal["one_step", "none"]
-Phase = Literal["aligned", "average"]
 
 
 # Text as it is given; the divergences are in `divergence_settings.py`.
@@ -74,15 +73,17 @@ class InductionConfig(RewardedConfig):
 
 
 class OneStepConfig(InductionConfig):
-    """Returns of one-step rewards (Eq 4): K = 1, for which tail and phase have no meaning."""
+    """Returns of one-step rewards (Eq 4): K = 1, for which the tail has no meaning."""
 
     k: ClassVar[int] = 1
     tail: ClassVar[Tail] = "one_step"
-    phase: ClassVar[Phase] = "aligned"
 
 
-# How 0.2.0's `k: auto` chose; with any other K every run said so.
-_UNUSED_ADAPTIVE = {"candidates": [1, 2, 4, 8, 16], "smoothing": 0.9, "num_samples": 1.0}
+# What every run of 0.2.0 said that did not use what is gone: how `k: auto` chose, and phases.
+_UNUSED = {
+    "adaptive": (None, {"candidates": [1, 2, 4, 8, 16], "smoothing": 0.9, "num_samples": 1.0}),
+    "phase": ("aligned",),
+}
 
 
 class BlockConfig(InductionConfig):
@@ -93,17 +94,15 @@ class BlockConfig(InductionConfig):
     is not monotone on short outputs."""
     tail: Tail = "one_step"
     """Last steps that fill no block: one-step rewards (Algorithm 1) or none of them (Eq 7)."""
-    phase: Phase = "aligned"
-    """Where blocks begin: `aligned` at the token itself (the paper); `average` takes the mean over
-    all K places, which counts every later regret by 1/K. It has no blocks left over, so `tail`
-    has no meaning then."""
 
     @model_validator(mode="before")
     @classmethod
     def _read_runs_of_0_2_0(cls, settings: Any) -> Any:
-        if isinstance(settings, dict) and settings.get("adaptive") in (None, _UNUSED_ADAPTIVE):
-            return {key: value for key, value in settings.items() if key != "adaptive"}
-        return settings
+        if not isinstance(settings, dict):
+            return settings
+        if settings.get("phase") == "average":
+            raise ValueError("phase=average is gone; use the method anchored, which did better")
+        return {key: v for key, v in settings.items() if v not in _UNUSED.get(key, ())}
 
     @field_validator("k", mode="before")
     @classmethod
@@ -111,21 +110,6 @@ class BlockConfig(InductionConfig):
         if k == "auto":
             raise ValueError("auto is gone; brim analyze variance measures which K to set")
         return k
-
-    @model_validator(mode="after")
-    def _nothing_without_effect(self) -> Self:
-        if self.phase == "average" and self.tail == "none":
-            raise ValueError("tail=none has no effect with phase=average; leave it out")
-        return self
-
-    @model_validator(mode="after")
-    def _average_has_no_block_rewards(self) -> Self:
-        if self.phase == "average" and self.clip.target == "reward" and self.clip.range:
-            raise ValueError(
-                "phase=average has no block rewards to clip; set clip.target=return, or "
-                "clip.range=null"
-            )
-        return self
 
 
 class PolicyGradientConfig(InductionConfig):

@@ -35,7 +35,6 @@ _COLORS = {
     "divergence": "#009E73",
     "llmr": "#D55E00",
     "brim": "#0072B2",
-    "brim_plus": "#56B4E9",
     "anchored": "#882255",
     "ppo": "#CC79A7",
     "other": "#E69F00",
@@ -251,7 +250,7 @@ _BY_K = (
     ("variance_first", "Variance of Ĝ₁ over the rollouts of a prompt", True),
     ("bias_first", "Bias: mean of Ĝ₁ - G₁", False),
 )
-_TAILS = {"one_step": "one-step tail", "none": "no tail", "average": "phase average"}
+_TAILS = {"one_step": "one-step tail", "none": "no tail"}
 
 Lines = list[tuple[str, list[dict[str, Any]]]]
 

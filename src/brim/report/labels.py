@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Family = Literal[
-    "teacher", "student", "divergence", "llmr", "brim", "brim_plus", "anchored", "ppo", "other"
-]
+Family = Literal["teacher", "student", "divergence", "llmr", "brim", "anchored", "ppo", "other"]
 
 # The order of the paper's Table 1; what the paper does not have comes after its relatives.
 ORDER = (
@@ -26,7 +24,6 @@ ORDER = (
     "LLMR + time-mean baseline",
     "LLMR + leave-one-out baseline",
     "BRIM",
-    "BRIM+",
     "Anchored",
     "PPO with LLMR",
     "PPO, anchored critic",
@@ -39,7 +36,7 @@ _BASELINES = {
     "time_mean": " + time-mean baseline",
     "leave_one_out": " + leave-one-out baseline",
 }
-# What makes `brim` the BRIM of the paper.
+# What makes `brim` the BRIM of the paper; runs of 0.2.0 can have another phase.
 PAPERS = {"phase": "aligned", "immediate": "sampled", "tail": "one_step"}
 _DIVERGENCES = {"seqkd": "SeqKD", "kl": "KL", "rkl": "RKL", "js": "JS", "tvd": "TVD"}
 
@@ -91,10 +88,6 @@ def name_of(objective: Mapping[str, Any]) -> Name:
     if kind != "brim":
         return Name(kind, "other", kind)
     shown = "auto" if number is None else f"K = {number}"
-    plus = objective.get("phase") == "average" and objective.get("immediate") == "expected"
-    if plus:
-        suffix = "" if baseline == "time_mean" else suffix
-        return Name(f"BRIM+ ({shown}){suffix}", "brim_plus", "BRIM+", number)
     # With another estimator it is not the BRIM of the paper, among whose K the best is sought.
     set_to = {key: objective.get(key, value) for key, value in PAPERS.items()}
     changes = [f"{key} = {value}" for key, value in set_to.items() if value != PAPERS[key]]

@@ -160,7 +160,7 @@ def competitors(task: TaskRuns, system: SystemRuns) -> list[SystemRuns]:
     if system.name.family == "ppo":
         theirs = [s for s in task.systems if s.name.stem == "PPO with LLMR"]
         return [] if system in theirs else theirs
-    if stem not in ("BRIM", "BRIM+", "Anchored"):
+    if stem not in ("BRIM", "Anchored"):
         return []
     others = [s for s in task.systems if s.name.family in ("student", "divergence", "llmr")]
     brim = task.best_brim() if stem == "Anchored" else None

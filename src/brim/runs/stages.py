@@ -242,9 +242,11 @@ def reopen(run: Path, overrides: Sequence[str] = (), reporter: Reporter | None =
     directory = RunDirectory(run)
     directory.check()
     directory.settings_text()  # compared with its hash
-    match directory.settings():
-        case {"objective": {"k": "auto"}}:  # of 0.2.0, and of no effect on what it trained
-            overrides = ["objective.k=1", "objective.adaptive=null", *overrides]
+    objective = directory.settings().get("objective", {})  # of 0.2.0: no effect on what it trained
+    if objective.get("k") == "auto":
+        overrides = ["objective.k=1", "objective.adaptive=null", *overrides]
+    if objective.get("phase") == "average":
+        overrides = ["objective.phase=aligned", *overrides]
     config = load_config(RunConfig, run / "config.yaml", overrides)
     stages_dir = run / directory.manifest().get("stages_dir", "stages")
     return RunInputs(

@@ -122,7 +122,7 @@ def test_one_teacher_value_that_is_not_finite_names_its_example():
 # ppo_brim
 
 
-@pytest.mark.parametrize("settings", [{}, {"phase": "average"}, {"tail": "none"}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"tail": "none"}], ids=str)
 @pytest.mark.parametrize("clip_range", [1.0, None])
 @pytest.mark.parametrize("truncated", ["keep", "drop"])
 def test_brims_advantages_are_the_clipped_returns_normalized(settings, clip_range, truncated):

@@ -11,7 +11,6 @@ from brim.report import paper_numbers as paper
 from brim.report.labels import ORDER, distinct, name_of
 
 BRIM = {"name": "brim", "k": 4, "phase": "aligned", "immediate": "sampled", "tail": "one_step"}
-PLUS = {**BRIM, "phase": "average", "immediate": "expected", "baseline": "time_mean"}
 
 
 @pytest.mark.parametrize(
@@ -27,8 +26,6 @@ PLUS = {**BRIM, "phase": "average", "immediate": "expected", "baseline": "time_m
         ({"name": "llmr", "baseline": "min_variance"}, "LLMR + Min-Var baseline", "llmr"),
         (BRIM, "BRIM (K = 4)", "brim"),
         ({**BRIM, "k": "auto"}, "BRIM (auto)", "brim"),
-        (PLUS, "BRIM+ (K = 4)", "brim_plus"),
-        ({**PLUS, "k": "auto", "baseline": "mean"}, "BRIM+ (auto) + Mean baseline", "brim_plus"),
         ({**BRIM, "phase": "average"}, "BRIM (K = 4) [phase = average]", "other"),
         ({**BRIM, "baseline": "mean"}, "BRIM (K = 4) + Mean baseline", "other"),
         ({"name": "anchored", "lambda": 0.7}, "Anchored (λ = 0.7)", "anchored"),
@@ -57,11 +54,11 @@ def test_a_method_is_named_by_its_objective(objective, label, family):
 def test_methods_stand_in_the_order_of_the_papers_table():
     kinds = ("ppo_brim", "mine", "kl", "llmr", "seqkd", "ppo_llmr", "tvd", "js")
     objectives = [{"name": kind} for kind in kinds]
-    objectives += [PLUS, *({**BRIM, "k": k} for k in (16, "auto", 2, 8))]
+    objectives += [*({**BRIM, "k": k} for k in (16, "auto", 2, 8))]
     names = sorted((name_of(objective) for objective in objectives), key=lambda name: name.place)
     assert [name.label for name in names] == [
         "SeqKD", "KL", "JS", "TVD", "LLMR", "BRIM (K = 2)", "BRIM (K = 8)", "BRIM (K = 16)",
-        "BRIM (auto)", "BRIM+ (K = 4)", "PPO with LLMR", "PPO with BRIM", "mine",
+        "BRIM (auto)", "PPO with LLMR", "PPO with BRIM", "mine",
     ]  # fmt: skip
 
 
