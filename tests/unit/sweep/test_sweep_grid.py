@@ -251,8 +251,8 @@ def test_points_with_equal_stages_have_equal_keys():
 
 # Runs, tasks, and systems with each K.
 SHIPPED = {
-    "cmudict": (80, 1, 1),
-    "wordproblems": (80, 1, 1),
+    "cmudict": (70, 1, 1),
+    "wordproblems": (70, 1, 1),
     "paper_t5": (195, 3, 3),
     "paper_qwen": (105, 3, 3),
     "paper_sizes": (30, 1, 0),
