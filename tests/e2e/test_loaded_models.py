@@ -101,12 +101,10 @@ def swept(folder):
 
 def test_each_loaded_model_is_tested_once(swept):
     _, started = swept
+    # Runs test their teachers, and what both seeds made of each student; what is left is a student of
+    # each pair as it is before any training.
     tests = [re.sub("-[0-9a-f]{12}$", "", name) for name in started[4:]]
-    # A T5 teacher that is prompted, a Qwen teacher that is trained once; a student of each, as it
-    # is before any training; and what both seeds made of each.
-    assert sorted(tests) == [
-        *["stages/predistill"] * 4, *["stages/student"] * 2, *["stages/teacher"] * 2,
-    ]  # fmt: skip
+    assert tests == ["stages/student"] * 2
 
 
 def test_teacher_and_student_are_the_first_rows_of_the_papers_tables(swept, tmp_path, monkeypatch):

@@ -203,8 +203,10 @@ def test_evaluate_again_gives_the_same_numbers_wherever_the_folder_is(finished, 
         assert evaluate_run(folder)["scores"] == first
 
 
-def test_what_a_run_began_with_is_tested_once(finished, monkeypatch):
-    run, stages = finished(T5)
+def test_what_a_run_began_with_is_tested_once(finished, tmp_path, monkeypatch):
+    name = finished(T5)[0].name
+    shutil.copytree(finished(T5)[0].parent, tmp_path / "own")
+    run, stages = tmp_path / "own" / name, tmp_path / "own" / "stages"
     tested = evaluate_stages(run)
     assert {path.parent for path in tested.values()} == {stages}
     assert [*tested] == ["teacher", "predistill"]

@@ -42,6 +42,7 @@ def make_rollout(rows: int = 5) -> Rollout:
         state_values=numbers(0.7),
         value_targets=numbers(0.8),
         end_values=numbers(0.9),
+        task_scores=torch.arange(rows) * 2.5,
         by_student=torch.tensor([i % 3 == 0 for i in range(rows)]),
     )
 
@@ -108,7 +109,7 @@ def test_every_tensor_of_a_rollout_follows_its_row():
     rows = [3, 0, 3]
     chosen = rollout.select(rows)
     originals = tensors(rollout)
-    assert len(originals) == 16
+    assert len(originals) == 17
     for name, tensor in tensors(chosen).items():
         assert torch.equal(tensor, originals[name][rows]), name
     assert [example.id for example in chosen.batch.examples] == ["e3", "e0", "e3"]

@@ -18,8 +18,8 @@ HASHED = {
 
 
 def test_names_are_imported_when_used():
-    assert set(dir(brim.models)) == set(brim.models.__all__)
-    for name in brim.models.__all__:
+    assert "LanguageModel" in dir(brim.models)
+    for name in dir(brim.models):
         assert getattr(brim.models, name) is not None
     with pytest.raises(AttributeError, match="no_such_name"):
         brim.models.no_such_name  # noqa: B018
