@@ -101,8 +101,8 @@ def swept(folder):
 
 def test_each_loaded_model_is_tested_once(swept):
     _, started = swept
-    # Runs test their teachers, and what both seeds made of each student; what is left is a student of
-    # each pair as it is before any training.
+    # Runs test their teachers, and what both seeds made of each student. A student of each pair as
+    # it is before any training is left.
     tests = [re.sub("-[0-9a-f]{12}$", "", name) for name in started[4:]]
     assert tests == ["stages/student"] * 2
 
