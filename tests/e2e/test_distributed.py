@@ -162,7 +162,9 @@ def test_methods_on_two_processes_equal_one(compared, model, case):
         if "train/loss" in ours:
             # A policy gradient adds up terms that cancel: their size is what rounding goes by.
             size = ours.get("rollout/var_advantage", 0) ** 0.5 * ours["policy/entropy"]
-            tolerance = 5e-6 * max(1, size, abs(ours["train/loss"]))
+            # Adam divides a new head's gradients by their own size, rounding included.
+            rounding = 5e-6 if case == "learned_regrets" else 1e-6
+            tolerance = rounding * max(1, size, abs(ours["train/loss"]))
             assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=0, abs=tolerance)
 
 

@@ -205,7 +205,7 @@ class Monitors:
         return {f"monitor/{kind}": 1.0}
 
     def take(self) -> list[str]:
-        """Return the alarms that nobody has heard of yet."""
+        """Return the alarms raised since the last call, and forget them."""
         alarms, self.alarms = [f"monitor {k}: {t}" for k, t in self.alarms.items()], {}
         return alarms
 
