@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from brim.models.settings import Distribution as Distribution
     from brim.models.settings import Lora as Lora
     from brim.models.settings import Quantization as Quantization
+    from brim.models.teacher import Teacher as Teacher
+    from brim.models.teacher import whole as whole
     from brim.models.vllm import VLLMEngine as VLLMEngine
     from brim.models.vllm import check_vllm as check_vllm
 
@@ -60,6 +62,7 @@ _HOMES = {
         "Lora",
         "Quantization",
     ),
+    "teacher": ("Teacher", "whole"),
     "vllm": ("VLLMEngine", "check_vllm"),
 }
 

@@ -26,7 +26,7 @@ from brim.advantages import gae
 from brim.divergences import expected_value
 from brim.losses import value_loss
 from brim.masking import masked_sum, zero_padding
-from brim.models import ActorCritic, Decoding, LanguageModel, evaluating
+from brim.models import ActorCritic, Decoding, LanguageModel, Teacher, evaluating, whole
 from brim.objectives.base import (
     Objective,
     Policy,
@@ -80,7 +80,7 @@ class Anchored(Objective):
         return self.critic
 
     def collect(
-        self, batch: Batch, student: LanguageModel, teacher: LanguageModel | None
+        self, batch: Batch, student: LanguageModel, teacher: Teacher | None
     ) -> tuple[Rollout, Mapping[str, Tensor]]:
         """Write, score, and give each token its advantage.
 
@@ -170,9 +170,7 @@ class Anchored(Objective):
             value_targets=zero_padding(to_come - means, mask) / unit,
         )
 
-    def loss(
-        self, policy: Policy, rollout: Rollout, teacher: LanguageModel | None = None
-    ) -> LossOutput:
+    def loss(self, policy: Policy, rollout: Rollout, teacher: Teacher | None = None) -> LossOutput:
         """Return `−Σ_t Â_t log π(a_t | s_t)`, the own step exactly where it is expected.
 
         With a head also `½ Σ_t (M_t f(s_t) − regrets to come)²`, in units of the batch; f is not
@@ -186,7 +184,7 @@ class Anchored(Objective):
             if teacher is None or rollout.end_values is None:
                 raise ValueError("loss needs the teacher, and a rollout that collect has scored")
             with teacher.evaluating():
-                features = teacher.features(rollout).to(rollout.mask.device)
+                features = whole(teacher).features(rollout).to(rollout.mask.device)
             value = partial(expected_value_of_ending, eos_token_ids=teacher.eos_token_ids)
             comparison = features.comparison(value, rollout.end_values)
         tokens = policy(rollout, distribution=self.decoding.distribution, comparison=comparison)

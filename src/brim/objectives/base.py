@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from brim.models import SOFTMAX, Comparison, Decoding, Distribution, LanguageModel
+from brim.models import SOFTMAX, Comparison, Decoding, Distribution, LanguageModel, Teacher
 from brim.objectives.method import MethodConfig
 from brim.returns import induced_rewards, rewards_to_go
 from brim.types import Batch, LossOutput, Rollout, TokenStatistics
@@ -58,7 +58,7 @@ class Objective(ABC):
 
     @abstractmethod
     def collect(
-        self, batch: Batch, student: LanguageModel, teacher: LanguageModel | None
+        self, batch: Batch, student: LanguageModel, teacher: Teacher | None
     ) -> tuple[Rollout, Sums]:
         """Return completions with the credit of each token, without gradients.
 
@@ -73,9 +73,7 @@ class Objective(ABC):
         """
 
     @abstractmethod
-    def loss(
-        self, policy: Policy, rollout: Rollout, teacher: LanguageModel | None = None
-    ) -> LossOutput:
+    def loss(self, policy: Policy, rollout: Rollout, teacher: Teacher | None = None) -> LossOutput:
         """Return the loss of one micro-batch, summed over its tokens."""
 
     @abstractmethod

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from brim.advantages import leave_one_out_baseline, time_mean_baseline
 from brim.divergences import expected_value
-from brim.models import Decoding, LanguageModel
+from brim.models import Decoding, LanguageModel, Teacher, whole
 from brim.objectives.base import return_metrics, return_sums, total
 from brim.objectives.reward import RewardedConfig
 from brim.objectives.settings import (
@@ -35,7 +35,7 @@ from brim.types import ActionValues, Batch, Rollout
 def write_and_score(
     batch: Batch,
     student: LanguageModel,
-    teacher: LanguageModel | None,
+    teacher: Teacher | None,
     settings: InductionConfig | AnchoredConfig,
     decoding: Decoding,
 ) -> tuple[Rollout, ActionValues]:
@@ -67,7 +67,7 @@ def write_and_score(
 
 
 def score(
-    teacher: LanguageModel,
+    teacher: Teacher,
     rollout: Rollout,
     student: LanguageModel,
     settings: InductionConfig | AnchoredConfig,
@@ -85,7 +85,7 @@ def score(
 
     def by_policy(part: Rollout) -> ActionValues:
         with teacher.evaluating():
-            features = teacher.features(part).to(part.mask.device)
+            features = whole(teacher).features(part).to(part.mask.device)
             values = features.action_values()
         expected = student.statistics(
             part,

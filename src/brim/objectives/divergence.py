@@ -24,7 +24,7 @@ from brim.divergences import (
     total_variation,
 )
 from brim.masking import masked_sum
-from brim.models import Decoding, Distribution, LanguageModel, RowFunction
+from brim.models import Decoding, Distribution, LanguageModel, RowFunction, Teacher, whole
 from brim.objectives.base import Objective, Policy, length_metrics, length_sums, total
 from brim.objectives.divergence_settings import (
     DivergenceConfig,
@@ -48,7 +48,7 @@ class Divergence(Objective):
         self.on_targets, self.on_student = _divergences(settings)
 
     def collect(
-        self, batch: Batch, student: LanguageModel, teacher: LanguageModel | None
+        self, batch: Batch, student: LanguageModel, teacher: Teacher | None
     ) -> tuple[Rollout, Mapping[str, Tensor]]:
         """Return the student's completions of some rows and the targets of the others."""
         share = self.settings.student_fraction
@@ -68,15 +68,13 @@ class Divergence(Objective):
             "student_tokens": total(rollout.mask & by_student[:, None]),
         }
 
-    def loss(
-        self, policy: Policy, rollout: Rollout, teacher: LanguageModel | None = None
-    ) -> LossOutput:
+    def loss(self, policy: Policy, rollout: Rollout, teacher: Teacher | None = None) -> LossOutput:
         """Return `Σ_t D`, with the teacher's logits made here: they are too many to be kept."""
         if teacher is None or rollout.by_student is None:
             raise ValueError("a divergence needs a teacher and a rollout of `collect`")
         own, temperature = rollout.by_student[:, None] & rollout.mask, self.settings.temperature
         with teacher.evaluating():
-            features = teacher.features(rollout).to(rollout.mask.device)
+            features = whole(teacher).features(rollout).to(rollout.mask.device)
         tokens = policy(
             rollout,
             distribution=Distribution(temperature),

@@ -44,6 +44,11 @@ class DivergenceConfig(MethodConfig):
         """Whose completions the others are; None where the student writes all."""
         return None if self.student_fraction == 1 else self.targets
 
+    @property
+    def whole_distribution(self) -> str | None:
+        """Any divergence of two next-token distributions."""
+        return f"name={self.name}"
+
     def passes(self) -> Passes:
         """Return the passes of a step: the teacher reads beside the student that learns."""
         return Passes(written=self.student_fraction, compared=1)

@@ -103,6 +103,11 @@ class MethodConfig(Config):
         """Whose completions the examples must carry as references; None for no completions."""
         return None
 
+    @property
+    def whole_distribution(self) -> str | None:
+        """The setting that needs all of the teacher's logits; None where two numbers a token do."""
+        return None
+
     def passes(self) -> Passes:
         """Return the passes of a step: here, the student learns from text that there is."""
         return Passes()

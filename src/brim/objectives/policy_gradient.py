@@ -21,7 +21,7 @@ from brim.advantages import (
 from brim.divergences import expected_value
 from brim.losses import importance_weights, policy_gradient_loss
 from brim.masking import masked_sum, zero_padding
-from brim.models import Decoding, LanguageModel
+from brim.models import Decoding, LanguageModel, Teacher, whole
 from brim.objectives.base import Objective, Policy, add_moments, total, variance
 from brim.objectives.credit import (
     KStepReturns,
@@ -47,7 +47,7 @@ class PolicyGradient(Objective):
         self.returns = KStepReturns(settings)
 
     def collect(
-        self, batch: Batch, student: LanguageModel, teacher: LanguageModel | None
+        self, batch: Batch, student: LanguageModel, teacher: Teacher | None
     ) -> tuple[Rollout, Mapping[str, Tensor]]:
         """Write, score, and weigh each token: lines 2 to 12 of Algorithm 1.
 
@@ -104,9 +104,7 @@ class PolicyGradient(Objective):
                 )
                 return min_variance_baseline(returns, mask, norms, total=sum_over_processes)
 
-    def loss(
-        self, policy: Policy, rollout: Rollout, teacher: LanguageModel | None = None
-    ) -> LossOutput:
+    def loss(self, policy: Policy, rollout: Rollout, teacher: Teacher | None = None) -> LossOutput:
         """Return `−Σ_t Ĝ_t log π(a_t | s_t)`, whose gradient is minus Eq 8.
 
         Raises:
@@ -116,7 +114,7 @@ class PolicyGradient(Objective):
         if self.settings.immediate == "expected":
             assert teacher is not None
             with teacher.evaluating():
-                features = teacher.features(rollout).to(rollout.mask.device)
+                features = whole(teacher).features(rollout).to(rollout.mask.device)
                 comparison = features.comparison(expected_value)
         tokens = policy(rollout, distribution=self.decoding.distribution, comparison=comparison)
         return follow(tokens, rollout, max_weight=self.settings.max_importance_weight)

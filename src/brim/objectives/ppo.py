@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from brim.advantages import gae, normalize
 from brim.losses import clipped_surrogate_loss, log_ratios, value_loss
 from brim.masking import masked_sum, zero_padding
-from brim.models import ActorCritic, Decoding, LanguageModel, evaluating
+from brim.models import ActorCritic, Decoding, LanguageModel, Teacher, evaluating
 from brim.objectives.base import Objective, Policy, add_moments, total, variance
 from brim.objectives.credit import (
     KStepReturns,
@@ -66,7 +66,7 @@ class PPO(Objective):
         return self.module
 
     def collect(
-        self, batch: Batch, student: LanguageModel, teacher: LanguageModel | None
+        self, batch: Batch, student: LanguageModel, teacher: Teacher | None
     ) -> tuple[Rollout, Mapping[str, Tensor]]:
         """Write, score, and give each token its advantage.
 
@@ -126,9 +126,7 @@ class PPO(Objective):
         sums["kl_tokens"] = total(rollout.mask)  # without those of dropped completions
         return self.settings.kl_coefficient * differences
 
-    def loss(
-        self, policy: Policy, rollout: Rollout, teacher: LanguageModel | None = None
-    ) -> LossOutput:
+    def loss(self, policy: Policy, rollout: Rollout, teacher: Teacher | None = None) -> LossOutput:
         """Return the clipped surrogate (Eq 7 of PPO), negated; with a critic, its loss too.
 
         Raises:

@@ -62,6 +62,11 @@ class InductionConfig(RewardedConfig):
     num_generations: int = Field(1, ge=1)
     """Completions of each prompt; a step has `trainer.rollout_batch_size` times as many."""
 
+    @property
+    def whole_distribution(self) -> str | None:
+        """Centering by the student's policy."""
+        return "q_centering=policy" if self.q_centering == "policy" else None
+
     @model_validator(mode="after")
     def _bootstrap_is_not_centered_away(self) -> Self:
         if self.truncated == "bootstrap" and self.q_centering in ("max", "policy"):
@@ -143,6 +148,12 @@ class PolicyGradientConfig(InductionConfig):
         return self
 
     @property
+    def whole_distribution(self) -> str | None:
+        """The centering, or the expectation of the own step."""
+        own = "immediate=expected" if self.immediate == "expected" else None
+        return super().whole_distribution or own
+
+    @property
     def updates(self) -> Updates:
         """As many as the rollouts are reused."""
         return Updates(num_epochs=self.rollout_reuse, sync_every=self.sync_every)
@@ -211,6 +222,13 @@ class AnchoredConfig(RewardedConfig):
             compared=int(self.immediate == "expected"),
             critic="shared" if learned else None,
         )
+
+    @property
+    def whole_distribution(self) -> str | None:
+        """The expectations, of the own step and of regrets."""
+        if self.immediate == "expected":
+            return "immediate=expected"
+        return "expected_regrets=true" if self.expected_regrets else None
 
     @property
     def q_centering(self) -> Literal["max", "policy"]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from brim.examples import Example
-from brim.models import LanguageModel, add_adapters
+from brim.models import LanguageModel, Teacher, add_adapters
 from brim.objectives.base import Objective
 from brim.runs.inputs import RunInputs, some_targets
 from brim.seeding import derive_seed
@@ -33,7 +33,7 @@ def fit(
     directory: Path,
     *,
     student: LanguageModel,
-    teacher: LanguageModel | None,
+    teacher: Teacher | None,
     objective: Objective,
     examples: Sequence[Example],
     optim: OptimConfig,
@@ -137,7 +137,7 @@ def _show(meter: Meter, step: int, loss: float) -> None:
 def _validate(
     run: RunInputs,
     model: LanguageModel,
-    teacher: LanguageModel | None,
+    teacher: Teacher | None,
     examples: Sequence[Example],
     settings: EvaluationSettings,
 ) -> Evaluation:

@@ -15,7 +15,7 @@ from brim.errors import DataError, NonFiniteError
 from brim.examples import Example
 from brim.metrics import Score, mean_score, score_statistics, sentence_statistics
 from brim.metrics.regrets import REGRETS, Texts, mean_regrets, regret_and_length
-from brim.models import Decoding, LanguageModel
+from brim.models import Decoding, LanguageModel, Teacher
 from brim.returns import rewards_to_go
 from brim.seeding import derive_seed
 from brim.training.partial import PartialResults
@@ -59,7 +59,7 @@ def evaluate(
     examples: Sequence[Example],
     settings: EvaluationSettings,
     *,
-    teacher: LanguageModel | None = None,
+    teacher: Teacher | None = None,
     num_resamples: int = 1000,
     confidence: float = 0.95,
     partial: PartialResults | None = None,
@@ -183,7 +183,7 @@ def predict_blocks(
     examples: Sequence[Example],
     settings: EvaluationSettings,
     *,
-    teacher: LanguageModel | None = None,
+    teacher: Teacher | None = None,
     first: int = 0,
 ) -> Iterator[Block]:
     """Answer `examples` block by block, each shared out over the processes.
@@ -229,7 +229,7 @@ def _answer(
     model: LanguageModel,
     batch: Batch,
     settings: EvaluationSettings,
-    teacher: LanguageModel | None,
+    teacher: Teacher | None,
 ) -> list[Prediction]:
     number = settings.num_samples
     written = _complete(model, batch.repeat(number), settings.decoding, teacher)
@@ -252,7 +252,7 @@ def _answer(
 
 
 def _complete(
-    model: LanguageModel, batch: Batch, decoding: Decoding, teacher: LanguageModel | None
+    model: LanguageModel, batch: Batch, decoding: Decoding, teacher: Teacher | None
 ) -> list[Completion]:
     rollout = model.generate(batch, decoding)
     scored: list[Any] = [(None, None)] * len(batch)
@@ -272,7 +272,7 @@ def _complete(
 
 
 def _returns_and_regrets(
-    teacher: LanguageModel, rollout: Rollout
+    teacher: Teacher, rollout: Rollout
 ) -> list[tuple[float, tuple[float, ...]]]:
     values = teacher.map(rollout, teacher.action_values)
     returns = rewards_to_go(values.q_taken, values.q_max, rollout.mask)[:, 0].tolist()

@@ -43,7 +43,7 @@ from brim.types import Batch, Rollout
 _T = TypeVar("_T")
 
 
-def is_sharded(module: nn.Module | None) -> bool:
+def is_sharded(module: object) -> bool:
     """Whether the module was given to `shard_student`, or is a `ShardedTeacher`."""
     return isinstance(module, FSDPModule)
 

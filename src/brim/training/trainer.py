@@ -22,7 +22,7 @@ from torch import Tensor
 
 from brim.errors import BrimError, MonitorError, NonFiniteError, RunError, first_line
 from brim.examples import Example
-from brim.models import LanguageModel, load_model
+from brim.models import LanguageModel, Teacher, load_model
 from brim.objectives.base import Objective
 from brim.seeding import batch_positions, derive_seed, example_index
 from brim.support.files import atomic_write_json, sha256_file
@@ -93,7 +93,7 @@ class Trainer:
     """
 
     student: LanguageModel
-    teacher: LanguageModel | None
+    teacher: Teacher | None
     objective: Objective
     examples: Sequence[Example]
     evaluate: Evaluate

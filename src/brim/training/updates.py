@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from brim.models import LanguageModel, checkpoint_layers, set_dropout, updating
+from brim.models import LanguageModel, Teacher, checkpoint_layers, set_dropout, updating
 from brim.objectives.base import Objective, Sums
 from brim.seeding import derive_seed, minibatch_numbers
 from brim.support.files import atomic_write_json, read_json
@@ -92,7 +92,7 @@ class Updater:
     """
 
     student: LanguageModel
-    teacher: LanguageModel | None
+    teacher: Teacher | None
     objective: Objective
     optim: OptimConfig
     settings: LoopConfig
