@@ -41,7 +41,7 @@ def recipes(
         return
     from brim.recipes import list_recipes, recipe_table
 
-    typer.echo(recipe_table(list_recipes(words)))
+    typer.echo(recipe_table(list_recipes(), words))
 
 
 def _shown(words: list[str]) -> str:

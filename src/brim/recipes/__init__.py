@@ -32,28 +32,27 @@ def find_recipe(name: str) -> Path:
     return path
 
 
-def list_recipes(words: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """Names and descriptions of the recipes that have all of the words in them, in any case.
-
-    Files that begin with `_` are what recipes have in common.
-    """
-    found = [(_name(path), _description(path)) for path in _files()]
-    wanted = [word.casefold() for word in words]
-    return [row for row in found if all(word in " ".join(row).casefold() for word in wanted)]
+def list_recipes() -> list[tuple[str, str]]:
+    """Names and descriptions; files that begin with `_` are what recipes have in common."""
+    return [(_name(path), _description(path)) for path in _files()]
 
 
-def recipe_table(recipes: Sequence[tuple[str, str]], width: int = 80) -> str:
-    """Return names and descriptions beside each other, within so many columns.
+def recipe_table(
+    recipes: Sequence[tuple[str, str]], words: Sequence[str] = (), *, width: int = 80
+) -> str:
+    """Return names and descriptions within so many columns, of recipes that have all of the words.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: none has them, in whatever case.
     """
-    if not recipes:
-        raise ConfigError("no recipe has all of these words; brim recipes lists them")
-    margin = max(len(name) for name, _ in recipes) + 2
+    wanted = [word.casefold() for word in words]
+    found = [row for row in recipes if all(word in " ".join(row).casefold() for word in wanted)]
+    if not found:
+        raise ConfigError(f"{' '.join(words)}: no recipe has all of it; brim recipes lists them")
+    margin = max(len(name) for name, _ in found) + 2
     return "\n".join(
         textwrap.fill(f"{name:<{margin}}{description}", width, subsequent_indent=" " * margin)
-        for name, description in recipes
+        for name, description in found
     )
 
 

@@ -41,16 +41,15 @@ def files(tmp_path, monkeypatch):
 
 
 def test_every_combination_of_answers_loads_or_is_refused(files):
-    loaded = set()
+    loaded = {name: set() for name in files}
     students = ("scratch", "3", "org/small")
     for name, teacher, student in itertools.product(files, ("scratch", "org/large"), students):
         data = find_data(name)
         try:
             check_student(check_teacher(data, teacher), student)
-        except ConfigError as error:
-            assert "\n" not in str(error)
+        except ConfigError:
             continue
-        loaded.add((name, teacher, student))
+        loaded[name].add((teacher, student))
         for method in OBJECTIVES:
             path = Path("recipe.yaml")
             path.write_text(draft(data, teacher, student, method), encoding="utf-8")
@@ -66,12 +65,8 @@ def test_every_combination_of_answers_loads_or_is_refused(files):
     needy = {"chats.jsonl", "prompts.jsonl"}
     for name in files:
         of_scratch = set() if name in needy else {("scratch", "scratch"), ("scratch", "3")}
-        expected = of_scratch | {("org/large", "3"), ("org/large", "org/small")}
-        assert {
-            rest for one, *rest_ in loaded if one == name for rest in [tuple(rest_)]
-        } == expected
-        data = find_data(name)
-        assert (default_teacher(data), name in needy) in {("scratch", False), (None, True)}
+        assert loaded[name] == of_scratch | {("org/large", "3"), ("org/large", "org/small")}
+        assert default_teacher(find_data(name)) == (None if name in needy else "scratch")
     assert default_student("org/large") is None
 
 
@@ -79,7 +74,8 @@ def test_every_combination_of_answers_loads_or_is_refused(files):
     ("row", "settings", "has_target"),
     [
         ({"prompt": "a", "target": "b"}, ("prompt_column", "prompt", "target"), True),
-        ({"ID": "1", "Answer": "b", "Question": "a"}, ("prompt_column", "Question", "Answer"), True),
+        ({"ID": "1", "Answer": "b", "Question": "a"},
+         ("prompt_column", "Question", "Answer"), True),
         ({"instruction": "a", "input": "x", "output": "b"},
          ("prompt_column", "instruction", "output"), True),
         ({"article": "a", "summary": ["b", "c"], "n": 3},
@@ -144,8 +140,7 @@ def test_answers_and_options_write_the_same_and_wrong_answers_are_asked_again(br
 
 
 def test_no_file_is_overwritten_and_what_has_no_default_is_asked_for(brim_says, files):
-    code, out, err = brim_says("init", "--yes")
-    assert (code, err) == (0, "")
+    assert brim_says("init", "--yes")[0] == 0
     first = Path("recipe.yaml").read_bytes()
     for arguments, problem in {
         ("--yes",): "recipe.yaml: there already",
@@ -171,11 +166,15 @@ def test_what_it_writes_trains(brim_says):
     assert brim_says("init", "--yes", "--data", "rows.jsonl")[0] == 0
     short = [
         *("teacher.train.trainer.max_steps=2", "student.predistill.trainer.max_steps=2"),
-        *("trainer.max_steps=2", "trainer.rollout_batch_size=4", "teacher.tokenizer.vocab_size=60"),
+        *(
+            "trainer.max_steps=2",
+            "trainer.rollout_batch_size=4",
+            "teacher.tokenizer.vocab_size=300",
+        ),
         *("decoding.max_tokens=4", "evaluation.num_resamples=100"),
         *("teacher.train.trainer.rollout_batch_size=4", "evaluation.stages=false"),
     ]
-    code, out, err = brim_says("train", "recipe.yaml", *short, "--out", "run", "-q")
+    code, _, err = brim_says("train", "recipe.yaml", *short, "--out", "run", "-q")
     assert code == 0, err
     log = Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(log[-1])["step"] == 2
