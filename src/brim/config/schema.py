@@ -32,7 +32,7 @@ def file_schema(cls: type[BaseModel], title: str) -> dict[str, Any]:
     schema = cls.model_json_schema(schema_generator=_Partial)
     groups = schema.pop("$defs", {})
     for group in groups.values():
-        for field in group["properties"].values():
+        for field in group.get("properties", {}).values():
             if "const" in field:  # the name that chooses the class: say what that is
                 field.setdefault("description", group["description"])
     settings = {"type": "object", "additionalProperties": False, "properties": schema["properties"]}
