@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 from brim.errors import BrimError, ConfigError, RunError
 from brim.judge.asking import RejectedError, TransientError
 from brim.judge.store import Reply
+from brim.support.keys import read_key
 
 if TYPE_CHECKING:
     import openai
@@ -75,7 +75,7 @@ class OpenAIBackend:
         self, identity: Mapping[str, Any], *, api_key_env: str | None, timeout: float
     ) -> None:
         self.identity = identity
-        self._key = _read_key(api_key_env)
+        self._key = "none" if api_key_env is None else read_key(api_key_env, setting="api_key_env")
         try:
             import openai
         except ImportError:
@@ -176,21 +176,6 @@ def _check_url(url: str) -> str:
     if not usable:
         raise ConfigError("base_url: is no URL such as http://localhost:8000/v1")
     return url.rstrip("/")
-
-
-def _read_key(name: str | None) -> str:
-    """The key in an environment variable, never shown; "none" where no variable is named."""
-    if name is None:
-        return "none"
-    key = os.environ.get(name, "").strip()
-    if not key:
-        raise ConfigError(
-            f"api_key_env: the environment variable {name} is not set; put the key into it "
-            "(it is never stored or shown)"
-        )
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ConfigError(f"api_key_env: what {name} holds is no key: it has other characters")
-    return key
 
 
 def retry_after(value: str | None) -> float | None:
