@@ -11,10 +11,10 @@ from torch import Tensor
 
 from brim.models import LanguageModel
 from brim.serve.batching import Row
-from brim.serve.requests import CompletionRequest, ScoreRequest
-from brim.serve.scoring import VALUES, Numbers, Text
+from brim.serve.requests import VALUES, CompletionRequest, ScoreRequest
+from brim.serve.scoring import Numbers, Text
 
-_BEST, _TOTAL = VALUES.index("best"), VALUES.index("logsumexp")
+_TAKEN, _TOTAL = VALUES.index("taken"), VALUES.index("logsumexp")
 
 
 def score_answer(request: ScoreRequest, name: str, rows: Iterable[Numbers]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _logprobs(
     top_names = [_names(model, request, row) for row in numbers.top_ids.tolist()]
     top = (numbers.top_logits - numbers.values[:, _TOTAL, None]).tolist()
     lengths = [0, *(len(name) for name in names)]
-    taken = (numbers.values[:, 0] - numbers.values[:, _TOTAL]).tolist()
+    taken = (numbers.values[:, _TAKEN] - numbers.values[:, _TOTAL]).tolist()
     return {
         "tokens": names,
         "token_logprobs": taken,
@@ -116,7 +116,7 @@ def _prompt_logprobs(
     model: LanguageModel, request: CompletionRequest, ids: Sequence[int], numbers: Numbers
 ) -> list[dict[str, Any] | None]:
     """Of every token of the prompt but the first: it, with its rank, and the likeliest ones."""
-    taken = (numbers.values[:, 0] - numbers.values[:, _TOTAL]).tolist()
+    taken = (numbers.values[:, _TAKEN] - numbers.values[:, _TOTAL]).tolist()
     top = (numbers.top_logits - numbers.values[:, _TOTAL, None]).tolist()
     found: list[dict[str, Any] | None] = [None]
     for i, (token, rank, likeliest) in enumerate(

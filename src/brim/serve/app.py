@@ -128,7 +128,7 @@ class Service:
         question = self._writing(asked)
         rows = [
             Row(prompt, seed=derive_seed(asked.seed or 0, "generate", i))
-            for i, prompt in enumerate(asked.prompts)
+            for i, prompt in enumerate(asked.prompt)
         ]
         self._check_rows(rows, [asked.max_tokens] * len(rows))
         if asked.prompt_logprobs is not None:
@@ -180,8 +180,6 @@ class Service:
 
     def _check_rows(self, rows: Sequence[Row], rooms: Sequence[int]) -> None:
         """Refuse rows that are too many, too long or not of this model; rooms are in tokens."""
-        if not rows:
-            raise RefusedError(400, "no prompts; give at least one")
         if len(rows) > self._limits.rows:
             raise RefusedError(
                 413, f"{len(rows)} rows, where {self._limits.rows} are possible (limits.rows)"
@@ -237,6 +235,9 @@ class Service:
             raise RefusedError(400, "the body is no JSON") from None
         if not isinstance(data, dict):
             raise RefusedError(400, "the body must be a JSON object")
+        ids = data.get("prompt")
+        if isinstance(ids, list) and ids and not isinstance(ids[0], list):
+            data["prompt"] = [ids]  # a single one
         asked = make_config(kind, data, "request")
         name = getattr(asked, "model", "")
         if name != self._name:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import FailFast, Field, model_validator
 
@@ -11,8 +11,13 @@ from brim.config.loading import Config
 # A logit bias from here on down excludes a token.
 NEVER = -100.0
 
+Value = Literal["taken", "best", "logsumexp", "mean"]
+VALUES: tuple[Value, ...] = get_args(Value)
+"""What is said of a token: its logit, the largest one, and two statistics of all of them."""
+
 Id = Annotated[int, Field(ge=0)]
 Ids = Annotated[list[Id], Field(min_length=1), FailFast()]
+Rows = Annotated[list[Ids], Field(min_length=1), FailFast()]
 
 
 class TokenizeRequest(Config):
@@ -27,12 +32,10 @@ class ScoreRequest(Config):
     """Completions of prompts whose tokens are to be valued."""
 
     model: str
-    prompts: Annotated[list[Ids], FailFast()]
-    completions: Annotated[list[Ids], FailFast()]
+    prompts: Rows
+    completions: Rows
     """One a prompt."""
-    values: list[Literal["taken", "best", "logsumexp", "mean"]] = Field(
-        ["taken", "best", "logsumexp", "mean"]
-    )
+    values: list[Value] = Field([*VALUES])
     bootstrap: bool = False
     """Whether the states behind the last tokens are valued too."""
     excluded: Annotated[list[Id], FailFast()] = Field([])
@@ -52,7 +55,8 @@ class CompletionRequest(Config):
     """Prompts to be continued, a part of vLLM's form of OpenAI's request."""
 
     model: str
-    prompt: Annotated[list[Ids], FailFast()] | Ids
+    prompt: Rows
+    """Token ids of each."""
     max_tokens: int = Field(16, ge=1)
     temperature: float = Field(1.0, ge=0)
     """0 for the likeliest tokens."""
@@ -81,12 +85,6 @@ class CompletionRequest(Config):
                 "set temperature to 0"
             )
         return self
-
-    @property
-    def prompts(self) -> list[list[int]]:
-        """Token ids, a list a prompt."""
-        first = self.prompt[0] if self.prompt else []
-        return self.prompt if isinstance(first, list) else [self.prompt]  # type: ignore
 
     @property
     def excluded(self) -> frozenset[int]:

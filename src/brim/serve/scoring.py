@@ -16,17 +16,14 @@ from brim.models.head import EXCLUDED, OutputHead
 from brim.serve.batching import Row
 from brim.types import Batch, Rollout
 
-VALUES = ("taken", "best", "logsumexp", "mean")
-"""Columns of `Numbers.values`."""
-
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
     """What a model says of n tokens, on the CPU; the logits themselves are not kept.
 
     Attributes:
-        values: (n, 4) float32: the logit of the token that was written, the largest logit, and
-            logsumexp and mean of the logits, over the rows of the head that may be written.
+        values: (n, 4) float32, the `VALUES`: the logit of the token that was written, the largest
+            logit, and logsumexp and mean of the logits, over the rows that may be written.
         ranks: (n,) int64, the token's place among the logits, 1 for the largest.
         top_ids: (n, m) int64, the tokens of the largest logits, in order.
         top_logits: (n, m) float32.
