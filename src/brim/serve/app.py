@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -44,7 +44,14 @@ class RefusedError(Exception):
 
 
 # Errors that a client can do something about; others are bugs, which uvicorn logs.
-EXPLAINED = (RefusedError, BrimError, HTTPException, Full, torch.OutOfMemoryError)
+EXPLAINED = (
+    RefusedError,
+    BrimError,
+    HTTPException,
+    ClientDisconnect,
+    Full,
+    torch.OutOfMemoryError,
+)
 
 
 class Service:
@@ -252,7 +259,7 @@ class Service:
         try:
             await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not waiting.done():
-                raise RefusedError(499, "the client has gone")
+                raise ClientDisconnect
             return waiting.result()
         finally:
             waiting.cancel()
@@ -291,10 +298,12 @@ async def _explain(request: Request, error: Exception) -> Response:
         case Full():
             status, message = 429, "too many requests wait (limits.queue); try again later"
             headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+        case ClientDisconnect():  # which nobody will read
+            status, message = 400, "the client has gone"
         case torch.OutOfMemoryError():
             status, message = 500, "not enough memory for a pass; lower batch_tokens of the server"
         case _:
             status, message = 500, str(error)
-    kind = HTTPStatus(status).phrase if status in set(HTTPStatus) else "Closed"
+    kind = HTTPStatus(status).phrase
     content = {"error": {"message": message, "type": kind, "code": status}}
     return JSONResponse(content, status_code=status, headers=headers)

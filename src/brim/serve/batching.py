@@ -99,6 +99,12 @@ class Worker:
             self._changed.notify()
         self._thread.join()
 
+    @property
+    def num_jobs(self) -> int:
+        """Requests that wait or are under way."""
+        with self._changed:
+            return sum(not job.future.cancelled() for job in self._jobs)
+
     def submit(self, question: Question, rows: Sequence[Row]) -> Future[list[Any]]:
         """Have rows answered, in order; a future that is cancelled gives up those that wait.
 

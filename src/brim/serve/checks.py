@@ -6,6 +6,7 @@ import os
 import socket
 from dataclasses import dataclass
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 
 from brim.errors import ConfigError, ModelError
@@ -32,7 +33,17 @@ class Place:
     def url(self) -> str:
         """The address that clients connect to."""
         host, port = self.listener.getsockname()[:2]
+        if ip_address(host).is_unspecified:  # all addresses of this machine
+            host = socket.gethostname()
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def listen(self, backlog: int) -> None:
+        """Let clients connect; raises as `bind`, for another program may have been faster."""
+        try:
+            self.listener.listen(backlog)
+        except OSError as error:
+            host, port = self.listener.getsockname()[:2]
+            raise _refusal(host, port, error) from None
 
 
 def prepare(settings: ServeConfig) -> Place:
@@ -89,8 +100,10 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         if listener is not None:
             listener.close()
-        reason = (error.strerror or str(error)).lower()
-        raise ConfigError(
-            f"{host}:{port}: cannot listen there: {reason}; choose another host or port"
-        ) from None
+        raise _refusal(host, port, error) from None
     return listener
+
+
+def _refusal(host: str, port: int, error: OSError) -> ConfigError:
+    reason = (error.strerror or str(error)).lower()
+    return ConfigError(f"{host}:{port}: cannot listen there: {reason}; choose another host or port")

@@ -19,6 +19,9 @@ from brim.serve.checks import Place
 from brim.serve.settings import ServeConfig
 from brim.training.accelerator import make_accelerator
 
+# A client that trains has more to do between two requests than the five seconds of uvicorn.
+KEEP_ALIVE_SECONDS = 120
+
 
 def serve(settings: ServeConfig, place: Place, say: Callable[[str], None]) -> None:
     """Serve a model until SIGINT or SIGTERM; what is under way then is finished.
@@ -51,7 +54,7 @@ def serve(settings: ServeConfig, place: Place, say: Callable[[str], None]) -> No
         )
         server = make_server(service)
         with worker, _stopping_by(server):
-            place.listener.listen(limits.queue)
+            place.listen(limits.queue)
             say(_ready(settings, place))
             server.run(sockets=[place.listener])
 
@@ -64,6 +67,7 @@ def make_server(service: Service) -> uvicorn.Server:
             log_config=None,
             log_level="error",
             access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             server_header=False,
             lifespan="off",
             ws="none",

@@ -24,7 +24,8 @@ class Numbers:
     Attributes:
         values: (n, 4) float32, the `VALUES`: the logit of the token that was written, the largest
             logit, and logsumexp and mean of the logits, over the rows that may be written.
-        ranks: (n,) int64, the token's place among the logits, 1 for the largest.
+        ranks: (n,) int64, the token's place among the logits, 1 for the largest; 0 where no places
+            were asked for.
         top_ids: (n, m) int64, the tokens of the largest logits, in order.
         top_logits: (n, m) float32.
     """
@@ -48,12 +49,12 @@ class Score:
         excluded: tokens that the policy does not write, beside those of the model.
         after: also those of the state behind the last token, as one token more; its `taken` and
             rank mean nothing.
-        top: m, how many of the largest logits are kept.
+        top: m, how many of the largest logits are kept; None for no places among them either.
     """
 
     excluded: frozenset[int] = frozenset()
     after: bool = False
-    top: int = 0
+    top: int | None = None
 
     def room(self, row: Row) -> int:
         """See `Question.room`."""
@@ -143,14 +144,14 @@ def make_batch(model: LanguageModel, rows: Sequence[Row]) -> Batch:
 
 
 @torch.no_grad()
-def head_numbers(hidden: Tensor, head: OutputHead, token_ids: Tensor, top: int) -> Numbers:
+def head_numbers(hidden: Tensor, head: OutputHead, token_ids: Tensor, top: int | None) -> Numbers:
     """The numbers of n tokens; logits are made a chunk of tokens at a time.
 
     Args:
         hidden: (n, d) features of the positions that predict the tokens.
         head: the output head.
         token_ids: (n,) int64, below `head.num_rows`.
-        top: how many of the largest logits are kept.
+        top: see `Score`.
 
     Raises:
         NonFiniteError: logits are not finite.
@@ -159,23 +160,20 @@ def head_numbers(hidden: Tensor, head: OutputHead, token_ids: Tensor, top: int) 
     step = head.chunk_tokens()
     for start in range(0, len(token_ids), step):
         places = slice(start, start + step)
-        logits = head.logits(hidden[places])
-        taken = logits.gather(1, token_ids[places, None])
-        top_logits, top_ids = logits.topk(min(max(top, 1), head.num_rows), dim=1)
-        best = top_logits[:, :1]
+        logits, ids = head.logits(hidden[places]), token_ids[places, None]
+        taken, best = logits.gather(1, ids), logits.amax(1, keepdim=True)
         # Not by logsumexp, whose exp is slow where it underflows (see models/head.py).
-        total = best - logits.log_softmax(1).gather(1, top_ids[:, :1])
+        total = best - logits.log_softmax(1).amax(1, keepdim=True)
         allowed = logits > EXCLUDED / 2
         mean = logits.where(allowed, 0).sum(1, keepdim=True) / allowed.sum(1, keepdim=True)
         values = torch.cat([taken, best, total, mean], dim=1)
-        ranks = (logits > taken).sum(1) + 1
-        parts.append((values, ranks, top_ids[:, :top], top_logits[:, :top]))
+        ranks = ids.new_zeros(len(ids)) if top is None else (logits > taken).sum(1) + 1
+        largest = logits.topk(min(top or 0, head.num_rows), dim=1)
+        parts.append((values, ranks, largest.indices, largest.values))
     numbers = Numbers(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
     if not numbers.values.isfinite().all():
         dtype = str(head.weight.dtype).removeprefix("torch.")
-        raise NonFiniteError(
-            f"logits are not finite; check the model's weights and dtype ({dtype})"
-        )
+        raise NonFiniteError(f"logits are not finite; check the model's weights ({dtype})")
     return numbers
 
 

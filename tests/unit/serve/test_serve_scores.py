@@ -14,7 +14,7 @@ from brim.serve.batching import Row, Worker
 from brim.serve.scoring import Score, make_batch
 from brim.types import ActionValues, Rollout
 
-FAMILIES = ("t5", "llama")
+FAMILIES = ("t5", "bart", "llama")
 each_family = pytest.mark.parametrize("family", FAMILIES)
 # What of a row's numbers each centering subtracts.
 CENTERS = {"none": None, "mean": "mean", "max": "best", "logsumexp": "logsumexp"}

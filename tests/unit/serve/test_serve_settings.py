@@ -11,7 +11,7 @@ from tiny import tiny_language_model
 import brim.serve.checks as checks
 from brim.config.loading import load_config
 from brim.errors import ConfigError, RunError
-from brim.serve.checks import bind, find_source, prepare
+from brim.serve.checks import Place, bind, find_source, prepare
 from brim.serve.settings import ServeConfig, is_loopback
 from brim.support.keys import read_key
 from brim.support.seals import seal
@@ -65,6 +65,29 @@ def test_a_port_that_is_taken_is_said():
             bind("127.0.0.1", port)
     with pytest.raises(ConfigError, match="no-such-host"):
         bind("no-such-host.invalid", 0)
+
+
+def test_a_port_that_another_took_first_is_said():
+    first = Place("x", bind("127.0.0.1", 0), None)
+    with first.listener:
+        second = Place("x", bind("127.0.0.1", first.listener.getsockname()[1]), None)
+        first.listen(1)
+        with second.listener, pytest.raises(ConfigError, match="choose another"):
+            second.listen(1)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", socket.gethostname()), ("::1", "[::1]")],
+)
+def test_the_address_is_one_that_clients_can_use(host, url):
+    try:
+        listener = bind(host, 0)
+    except ConfigError:
+        pytest.skip("no such address here")
+    with listener:
+        port = listener.getsockname()[1]
+        assert Place("x", listener, None).url == f"http://{url}:{port}"
 
 
 def test_what_is_prepared_is_all_that_serving_needs(tmp_path, monkeypatch):
