@@ -261,6 +261,8 @@ class Service:
             if not waiting.done():
                 raise ClientDisconnect
             return waiting.result()
+        except asyncio.CancelledError:  # a second signal: those that wait are given up
+            raise RefusedError(503, "the server is stopping") from None
         finally:
             waiting.cancel()
             gone.cancel()

@@ -12,7 +12,7 @@ from pathlib import Path
 from brim.errors import ConfigError, ModelError
 from brim.runs.directory import RunDirectory
 from brim.serve.settings import ServeConfig
-from brim.support.keys import read_key
+from brim.support.http import read_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def prepare(settings: ServeConfig) -> Place:
         raise ConfigError(
             f"brim serve needs the package {missing[0]}; pip install 'brim-distill[serve]'"
         )
-    key = None if settings.key_env is None else read_key(settings.key_env, setting="key_env")
+    key = read_key(settings.key_env, "key_env") or None
     source = find_source(settings.model)
     return Place(source, bind(settings.host, settings.port), key)
 

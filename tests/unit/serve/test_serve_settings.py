@@ -13,7 +13,7 @@ from brim.config.loading import load_config
 from brim.errors import ConfigError, RunError
 from brim.serve.checks import Place, bind, find_source, prepare
 from brim.serve.settings import ServeConfig, is_loopback
-from brim.support.keys import read_key
+from brim.support.http import read_key
 from brim.support.seals import seal
 
 KEY_NAME = "BRIM_TEST_SERVE_KEY"
@@ -106,7 +106,7 @@ def test_keys_that_no_header_carries_are_refused(monkeypatch):
     for text in ("", "two words", "ü"):
         monkeypatch.setenv(KEY_NAME, text)
         with pytest.raises(ConfigError, match=KEY_NAME) as refused:
-            read_key(KEY_NAME, setting="key_env")
+            read_key(KEY_NAME, "key_env")
         assert not text or text not in str(refused.value)
 
 
