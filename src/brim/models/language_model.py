@@ -40,12 +40,7 @@ from brim.models.head_checks import (
 from brim.models.modes import compile_layers, evaluating
 from brim.models.saving import save_folder
 from brim.models.settings import SOFTMAX, Centering, Decoding, Distribution
-from brim.models.tokenizers import (
-    check_writable,
-    end_token_ids,
-    rows_without_token,
-    without_end,
-)
+from brim.models.tokenizers import check_writable, end_token_ids, rows_without_token, without_end
 from brim.models.vllm import generate_with_vllm
 from brim.types import ActionValues, Batch, Rollout, TokenStatistics
 
@@ -136,7 +131,7 @@ class LanguageModel(nn.Module):
     def without(self, tokens: Iterable[int]) -> LanguageModel:
         """Return the model, its weights shared, as a policy that never writes these tokens either.
 
-        Its generation settings do not say so, nor does what it saves.
+        Its generation settings, which are the model's own, do not say so.
         """
         view = copy.copy(self)
         view._holes = sorted({*self._holes, *(i for i in tokens if i < self._num_rows)})

@@ -61,6 +61,18 @@ def test_every_centering_is_that_of_the_model(servers, family, centering):
 
 
 @each_family
+def test_half_precision_is_that_of_the_model(family):
+    model, rollout = written(family)
+    model = model.bfloat16()
+    numbers = Score().answer(model, rows_of(rollout))
+    wanted = model.action_values(rollout)
+    for one, taken, best, mask in zip(
+        numbers, wanted.q_taken, wanted.q_max, rollout.mask, strict=True
+    ):
+        assert_close(one.values[:, :2], torch.stack([taken[mask], best[mask]], dim=1))
+
+
+@each_family
 def test_excluded_tokens_are_no_actions(servers, family):
     model, rollout = written(family)
     prompts, completions = ids_of(rollout)
