@@ -17,6 +17,7 @@ LIGHT = {
     "brim.compare.write": MODELS,
     "brim.judge": MODELS,
     "brim.sweep": MODELS,
+    "brim.serve.checks": MODELS | {"starlette", "uvicorn"},
     "brim.report": MODELS | {"matplotlib", "jinja2"},
 }
 
