@@ -11,12 +11,12 @@ Parts, in this order; each is a process of its own, and has a share of the `--mi
 - facts: versions, devices, the rates of products and of memory.
 - methods: each for some steps, tiny, in float32 and bfloat16, beside the same steps on the CPU.
 - resume: the trainer with a stop and without: the same bits?
-- compile: `trainer.compile`: the same greedy text? How much faster?
 - checkpointing: the same weights? How much less memory?
 - sharding: over all GPUs beside whole copies; an offloaded teacher.
 - memory: peaks of a step beside `brim plan`.
 - speed: rollout, teacher and update at published sizes beside the hardware's limits and beside a
   plain loop; the output head by the size of its chunks.
+- compile: `trainer.compile`: the same greedy text? How much faster?
 - trl, vllm: where they are installed.
 
 After every case there is DIR/PART.json, after every part DIR/device.json with all numbers and
@@ -28,16 +28,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Before torch is imported: what cuBLAS needs for results that repeat.
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# Before torch is imported.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for results that repeat
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # which leaves CUDA to the forks
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -47,7 +50,6 @@ from device_part import Part, say
 from device_speed import facts, memory, speed, trl, vllm
 from transformers.utils import logging as transformers_logging
 
-from brim.cli.process import flush_denormals
 from brim.support.files import atomic_write_json, atomic_write_text
 
 # Each with its share of the time; what one leaves goes to those behind it.
@@ -55,11 +57,11 @@ PARTS: dict[str, tuple[Callable[[Part], None], int]] = {
     "facts": (facts, 1),
     "methods": (methods, 5),
     "resume": (resume, 2),
-    "compile": (compile_layers, 3),
     "checkpointing": (checkpointing, 1),
     "sharding": (sharding, 2),
     "memory": (memory, 4),
     "speed": (speed, 6),
+    "compile": (compile_layers, 4),
     "trl": (trl, 2),
     "vllm": (vllm, 2),
 }
@@ -69,8 +71,35 @@ GRACE = 30.0
 CHECKS = ("ok", "same_resumed", "same_values")
 
 
+def start_method(device: str) -> str:
+    """How parts are started: as forks, which need not import anything, unless CUDA forbids it.
+
+    It does so where something has used CUDA in this process already.
+    """
+    probe = multiprocessing.get_context("fork").Process(target=use_device, args=(device,))
+    probe.start()
+    probe.join(60)
+    if probe.is_alive():
+        probe.kill()
+    return "spawn" if probe.exitcode else "fork"
+
+
+def use_device(device: str) -> None:
+    torch.zeros(1, device=device)
+
+
+def work(part: Part) -> None:
+    os.setsid()  # what it starts ends with it
+    torch.set_flush_denormal(True)
+    torch.manual_seed(0)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("brim").setLevel(logging.ERROR)
+    PARTS[part.name][0](part)
+
+
 def run_part(name: str, args: argparse.Namespace, seconds: float, found: Mapping[str, Any]) -> None:
-    """Run a part in a fork of this process, which has imported everything and used no GPU."""
+    """Run a part in a process of its own."""
     file = args.out / f"{name}.json"
     file.unlink(missing_ok=True)
     part = Part(
@@ -81,17 +110,11 @@ def run_part(name: str, args: argparse.Namespace, seconds: float, found: Mapping
         deadline=time.monotonic() + seconds,
         facts={"peaks": peaks_of(found)},
     )
-
-    def work() -> None:
-        flush_denormals(True)
-        torch.manual_seed(0)
-        PARTS[name][0](part)
-
-    process = multiprocessing.get_context("fork").Process(target=work)
+    process = multiprocessing.get_context(args.start).Process(target=work, args=(part,))
     process.start()
     process.join(seconds + GRACE)
     if process.is_alive():
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         process.join()
         raise TimeoutError(f"stopped after {seconds + GRACE:.0f} seconds")
     if process.exitcode:
@@ -179,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS))
     args = parser.parse_args(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
-    transformers_logging.set_verbosity_error()
+    args.start = start_method(args.device)
     failed = failures(run(args))
     for line in failed:
         say(f"FAILED {line}")

@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -79,9 +80,11 @@ def devices(device: torch.device) -> Mapping[str, Any]:
     if device.type == "cpu":
         return {"count": 1, "name": platform.machine(), **host}
     query = ["nvidia-smi", "--query-gpu=driver_version,power.limit,clocks.max.sm"]
-    driver = subprocess.run(
-        [*query, "--format=csv,noheader"], capture_output=True, text=True, check=False
-    ).stdout
+    driver = "no nvidia-smi"
+    if shutil.which(query[0]):
+        driver = subprocess.run(
+            [*query, "--format=csv,noheader"], capture_output=True, text=True, check=False
+        ).stdout
     found = torch.cuda.get_device_properties(0)
     return {
         "count": torch.cuda.device_count(),
@@ -103,11 +106,11 @@ def multiply(part: Part, kind: str) -> Mapping[str, Any]:
     size = 256 if part.short else 8192
     dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
     left, right = (torch.randn(size, size, device=part.device, dtype=dtype) for _ in range(2))
-    torch.backends.cuda.matmul.allow_tf32 = kind == "tf32"
+    torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
     try:
         seconds = seconds_of(lambda: [left @ right for _ in range(4)], 5) / 4
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
     return {"per_second": 2 * size**3 / seconds}
 
 
@@ -129,6 +132,8 @@ MEMORY_CASES: dict[str, tuple[MethodConfig, str, bool]] = {
     "ppo_llmr, bfloat16": (PPOLLMRConfig(critic="separate"), "bfloat16", False),
 }
 
+SHORT_MEMORY = {"t5": ("brim",), "qwen2": ("brim, bfloat16, checkpointing", "anchored, bfloat16")}
+
 
 def memory(part: Part) -> None:
     """Peaks of a step beside what `brim plan` says of the same shapes."""
@@ -137,7 +142,7 @@ def memory(part: Part) -> None:
         "qwen2": replace(PAIRS["qwen2"], teacher=PAIRS["qwen2"].student),
     }
     for family, pair in pairs.items():
-        for label in MEMORY_CASES:
+        for label in SHORT_MEMORY[family] if part.short else MEMORY_CASES:
             part.case(f"{label}, {family}", partial(compare_memory, part, part.sized(pair), label))
 
 
@@ -233,7 +238,7 @@ def speed(part: Part) -> None:
         part.case(f"output head, {family}", partial(time_heads, part, pair))
 
 
-def rates(part: Part, pair: Pair, rows: int, seconds: Mapping[str, float]) -> dict[str, float]:
+def rates(pair: Pair, rows: int, seconds: Mapping[str, float]) -> dict[str, float]:
     """Seconds and tokens a second of each phase; of a step those of the text that is written."""
     written, read = rows * pair.max_tokens, rows * (pair.max_tokens + pair.prompt_tokens)
     tokens = {"rollout": written, "teacher": read, "update": read, "step": written}
@@ -258,12 +263,8 @@ def time_ours(part: Part, pair: Pair, rows: int) -> Mapping[str, Any]:
         for name in ("rollout", "teacher", "update")
         if limits
     }
-    return {
-        **rates(part, pair, rows, seconds),
-        **limits,
-        **shares,
-        "peak_gib": peak_gib(part.device),
-    }
+    peak = peak_gib(part.device)
+    return {**rates(pair, rows, seconds), **limits, **shares, "peak_gib": peak}
 
 
 def limits_of(part: Part, pair: Pair, rows: int) -> dict[str, float]:
@@ -303,7 +304,7 @@ def time_plain(part: Part, pair: Pair, rows: int) -> Mapping[str, Any]:
             reset_peak(part.device)
         found.append(plain_step(pair, student.model, teacher, batch.prompt_ids, optimizer))
     seconds = {name: min(each[name] for each in found[1:]) for name in found[0]}
-    return {**rates(part, pair, rows, seconds), "peak_gib": peak_gib(part.device)}
+    return {**rates(pair, rows, seconds), "peak_gib": peak_gib(part.device)}
 
 
 def plain_step(
@@ -409,7 +410,7 @@ def time_trl(part: Part, pair: Pair) -> Mapping[str, Any]:
     for _ in step.trl_steps(arguments):
         pass
     seconds = {name: min(each[name] for each in found[1:]) for name in step.PHASES}
-    return {**rates(part, pair, arguments.rows, seconds), "peak_gib": peak_gib(part.device)}
+    return {**rates(pair, arguments.rows, seconds), "peak_gib": peak_gib(part.device)}
 
 
 def vllm(part: Part) -> None:
