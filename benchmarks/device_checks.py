@@ -63,6 +63,8 @@ METHODS: dict[str, dict[str, Any]] = {
 OPTIM = OptimConfig(lr=1e-3, eps=1e-5)
 # Of a step of the learning rate, by which a weight may differ from the CPU's in float32.
 TOLERANCE = 0.1
+# By how much a Q-value of about 1 may differ where products are made in other shapes.
+OFF_IN_BFLOAT16 = 0.05
 
 
 def method_of(label: str) -> MethodConfig:
@@ -78,7 +80,7 @@ def methods(part: Part) -> None:
 
 
 def compare_method(part: Part, pair: Pair, label: str) -> Mapping[str, Any]:
-    steps, rows = (1, 4) if part.short else (3, 8)
+    steps, rows = (1, 4) if part.short else (2, 8)
 
     def run(device: torch.device, precision: str) -> Stepper:
         stepper = Stepper(
@@ -150,7 +152,9 @@ def compare_resumed(part: Part, pair: Pair, label: str, deterministic: bool) -> 
                 resumed = run(Path(name) / "resumed")
     finally:
         torch.use_deterministic_algorithms(False)
-    return {"same_twice": whole[0] == whole[1], "same_resumed": whole[0] == resumed}
+    twice, found = whole[0] == whole[1], whole[0] == resumed
+    # Where two runs without a stop differ, a resume cannot be asked for more.
+    return {"ok": found or not twice, "same_twice": twice, "same_resumed": found}
 
 
 def make_trainer(
@@ -341,9 +345,10 @@ def compare_offloaded(part: Part, family: str) -> Mapping[str, Any]:
     reset_peak(part.device)
     values = offloaded.map(written, offloaded.action_values)
     weights = sum(weight.nbytes for weight in offloaded.parameters()) / GIB
+    off = float((values.q_taken.cpu() - before.q_taken.cpu()).abs().max())
     return {
-        "same_values": torch.equal(values.q_taken.cpu(), before.q_taken.cpu()),
-        "values_off": float((values.q_taken.cpu() - before.q_taken.cpu()).abs().max()),
+        "ok": off <= OFF_IN_BFLOAT16,
+        "values_off": off,
         "weights_gib": weights,
         "peak_gib": peak_gib(part.device),
         "seconds_a_pass": seconds_of(lambda: offloaded.map(written, offloaded.action_values), 1),

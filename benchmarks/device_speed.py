@@ -142,16 +142,21 @@ def memory(part: Part) -> None:
         "qwen2": replace(PAIRS["qwen2"], teacher=PAIRS["qwen2"].student),
     }
     for family, pair in pairs.items():
+        # It takes seconds; on a CPU what is counted must be made while the counter is on.
+        sized = part.sized(pair)
+        teacher = build(sized, "teacher", part.device) if part.device.type == "cuda" else None
         for label in SHORT_MEMORY[family] if part.short else MEMORY_CASES:
-            part.case(f"{label}, {family}", partial(compare_memory, part, part.sized(pair), label))
+            part.case(f"{label}, {family}", partial(compare_memory, part, sized, label, teacher))
 
 
-def compare_memory(part: Part, pair: Pair, label: str) -> Mapping[str, Any]:
+def compare_memory(
+    part: Part, pair: Pair, label: str, teacher: LanguageModel | None
+) -> Mapping[str, Any]:
     method, precision, checkpointing = MEMORY_CASES[label]
     rows, budget = (8, 64) if part.short else (64, 8192)
     loop = {"micro_batch_tokens": budget, "gradient_checkpointing": checkpointing}
     with measured_bytes(part.device) as measure:
-        stepper = Stepper(pair, method, part.device, rows, precision, loop=loop)
+        stepper = Stepper(pair, method, part.device, rows, precision, teacher, loop=loop)
         stepper.step(0)  # from here on there are moments
         measure()
         rollout = stepper.collect(1)
@@ -302,7 +307,10 @@ def time_plain(part: Part, pair: Pair, rows: int) -> Mapping[str, Any]:
     for number in range(3):
         if number == 1:
             reset_peak(part.device)
-        found.append(plain_step(pair, student.model, teacher, batch.prompt_ids, optimizer))
+        try:
+            found.append(plain_step(pair, student.model, teacher, batch.prompt_ids, optimizer))
+        except torch.OutOfMemoryError:
+            return {"out_of_memory": True}
     seconds = {name: min(each[name] for each in found[1:]) for name in found[0]}
     return {**rates(pair, rows, seconds), "peak_gib": peak_gib(part.device)}
 
