@@ -48,8 +48,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 from device_checks import checkpointing, compile_layers, methods, resume, sharding
+from device_memory import memory
 from device_part import Part, say
-from device_speed import facts, memory, speed, trl, vllm
+from device_speed import facts, speed, trl, vllm
 from transformers.utils import logging as transformers_logging
 
 from brim.support.files import atomic_write_json, atomic_write_text
