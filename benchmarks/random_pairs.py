@@ -26,8 +26,8 @@ class Pair:
     """A student and a teacher of one family, and the lengths of what they read and write."""
 
     family: str
-    student: Mapping[str, int]
-    teacher: Mapping[str, int]
+    student: Mapping[str, Any]
+    teacher: Mapping[str, Any]
     vocab_size: int = 8000
     prompt_tokens: int = 32
     max_tokens: int = 64

@@ -175,10 +175,10 @@ def trl_steps(args: argparse.Namespace) -> Iterator[dict[str, float]]:
 
     with tempfile.TemporaryDirectory() as directory:
         config = DistillationConfig(
-            directory, use_cpu=True, bf16=args.precision == "bfloat16", report_to="none",
+            directory, use_cpu=not args.cuda, bf16=args.precision == "bfloat16", report_to="none",
             per_device_train_batch_size=args.rows, gradient_accumulation_steps=1,
             max_completion_length=pair.max_tokens, top_p=1.0, top_k=0, learning_rate=1e-5,
-            gradient_checkpointing=False, max_steps=10_000, save_strategy="no",
+            gradient_checkpointing=False, max_steps=args.max_steps, save_strategy="no",
             logging_strategy="no", disable_tqdm=True,
         )  # fmt: skip
         prompts = [example.prompt for example in pair.examples(4096)]
@@ -388,6 +388,7 @@ def main() -> None:
     parser.add_argument("--verbose", action="store_true", help="show what the workers say")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=int, help=argparse.SUPPRESS)
+    parser.set_defaults(cuda=False, max_steps=10_000)  # of TRL
     args = parser.parse_args()
     if args.worker:
         work(args)

@@ -1,5 +1,8 @@
 """What the benchmarks compare with: the count of operations; and that contestants take turns."""
 
+import json
+import os
+import subprocess
 import sys
 from argparse import Namespace
 from dataclasses import replace
@@ -135,3 +138,65 @@ def test_a_server_is_measured_beside_its_model(step, capsys):
     serve.main(["--tiny", "--families", "t5", "--rows", "4", "--clients", "2", "--turns", "1"])
     rows = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()]
     assert rows == ["", "---", "t5 in process", "t5, 2 clients"]
+def test_every_part_for_a_gpu_runs_on_a_cpu(tmp_path):
+    paths = os.pathsep.join([*filter(None, sys.path), str(BENCHMARKS)])
+    run = subprocess.run(
+        [sys.executable, BENCHMARKS / "device.py", "--device", "cpu", "--short",
+         "--minutes", "60", "--out", tmp_path],
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = json.loads((tmp_path / "device.json").read_text())
+    table = (tmp_path / "device.md").read_text()
+    for name, part in found.items():
+        assert f"## {name}" in table
+        skipped = [row["case"] for row in part["rows"] if "skipped" in row]
+        assert name in ("trl", "vllm") or skipped == (["tf32"] if name == "facts" else [])
+    methods = [row for row in found["methods"]["rows"] if row["case"].endswith(", qwen2")]
+    assert len(methods) == 14
+    assert all(row["ok"] for row in methods)
+    for row in found["memory"]["rows"]:
+        assert row["update_ratio"] > 0
+
+
+@pytest.fixture
+def device(pairs):
+    import device
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield device
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_part_that_fails_hangs_or_dies_leaves_the_others(device, tmp_path, monkeypatch):
+    def fails(part):
+        part.case("bad", lambda: 1 / 0)
+        part.case("good", lambda: {"number": 2.5})
+
+    def hangs(part):
+        part.case("begun", lambda: {"ok": True})
+        device.time.sleep(60)
+
+    parts = {"facts": fails, "resume": hangs, "trl": lambda part: os._exit(3), "vllm": fails}
+    shares = {name: (work, 0.01 if work is hangs else 1) for name, work in parts.items()}
+    monkeypatch.setattr(device, "PARTS", shares)
+    monkeypatch.setattr(device, "GRACE", 2.0)
+    command = ["--device", "cpu", "--minutes", "10", "--out", str(tmp_path), "--parts", *parts]
+    assert device.main(command) == 1
+    found = json.loads((tmp_path / "device.json").read_text())
+    bad, good = found["facts"]["rows"]
+    assert bad["error"].startswith("ZeroDivisionError")
+    assert good["number"] == 2.5
+    assert "stopped after" in found["resume"]["error"]
+    assert found["resume"]["rows"][0]["ok"]
+    assert "ended with 3" in found["trl"]["error"]
+    assert [row["case"] for row in found["vllm"]["rows"]] == ["bad", "good"]
+    assert len(device.failures(found)) == 4
+
+
+def test_no_case_begins_after_the_time_is_over(device, tmp_path):
+    part = device.Part("facts", tmp_path / "facts.json", torch.device("cpu"), True, 0.0, {})
+    part.case("late", lambda: {"number": 1})
+    (row,) = json.loads(part.file.read_text())["rows"]
+    assert row["skipped"] == "no time was left"

@@ -123,6 +123,7 @@ def write_completions(
     num_rows, limit = uniforms.shape
     device = uniforms.device
     sampling = decoding.strategy == "sampling"
+    dtype, head = head.weight.dtype, head.cast()
     if sampling:
         head = head.under(decoding.distribution)
     look_every = look_every or (1 if device.type == "cpu" else LOOK_EVERY)
@@ -155,7 +156,7 @@ def write_completions(
                 rows, tokens = rows[:count], tokens[:count]
                 ended = torch.zeros_like(rows, dtype=torch.bool)
         state.step(tokens)
-    check_finite(finite, head.weight.dtype)
+    check_finite(finite, dtype)
     return ids[:, : step + 1], lengths, truncated
 
 

@@ -90,6 +90,11 @@ class OutputHead:
         logits = chunk_logits(self.scaled(hidden).to(dtype), weight, self.bias)
         return keep_likeliest(logits, self.top_k, self.top_p, written)
 
+    def cast(self) -> OutputHead:
+        """The same head with its weight in the type that it multiplies in, for many products."""
+        weight = self.weight[: self.num_rows]
+        return replace(self, weight=weight.to(compute_dtype(weight)))
+
     def under(self, distribution: Distribution) -> OutputHead:
         """The head whose logits' softmax is the distribution."""
         head = self.at_temperature(distribution.temperature)
@@ -206,7 +211,7 @@ def action_statistics(
         taken, best and logprobs, (N,) float32 each.
     """
     taken, best, logprobs = (hidden.new_empty(len(targets), dtype=torch.float32) for _ in range(3))
-    step = head.chunk_tokens()
+    head, step = head.cast(), head.chunk_tokens()
     for start in range(0, len(targets), step):
         rows = slice(start, start + step)
         logits = head.logits(hidden[rows])
@@ -228,7 +233,7 @@ def gradient_norms(hidden: Tensor, head: OutputHead, targets: Tensor) -> Tensor:
         ‖∇ log π(a)‖² = (1 - 2 π(a) + Σ_v π(v)²) ‖h‖²
     """
     norms = hidden.new_empty(len(targets), dtype=torch.float32)
-    step = head.chunk_tokens()
+    head, step = head.cast(), head.chunk_tokens()
     for start in range(0, len(targets), step):
         rows = slice(start, start + step)
         probabilities = head.logits(hidden[rows], targets[rows]).softmax(1)

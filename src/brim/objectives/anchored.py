@@ -225,5 +225,6 @@ def expected_value_of_ending(
         eos_token_ids: the tokens that end a text.
     """
     ends = values.new_zeros(values.shape[1])
-    ends[list(eos_token_ids)] = 1
+    for token in eos_token_ids:  # a list would be sent to the device, of every chunk
+        ends[token] = 1
     return expected_value(student, values + saved[:, None] * ends)

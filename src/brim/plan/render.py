@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
-from typing import Any
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from brim.plan.memory import Memory
 from brim.plan.plan import GIB, Plan
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Rows = Sequence[Sequence[str | int | None]]
 
@@ -123,6 +122,8 @@ def _measured(plan: Plan) -> Table:
 
 def table_of(title: str, columns: Sequence[str], rows: Rows, words: set[str] = _WORDS) -> Table:
     """A table; columns of words are left-aligned. Whole numbers get commas, nothing is a dash."""
+    from rich.table import Table  # only who prints a plan needs it
+
     table = Table(title=title, title_justify="left", title_style="", pad_edge=False)
     for name in columns:
         table.add_column(name, justify="left" if name in words else "right", overflow="fold")
@@ -135,6 +136,9 @@ def table_of(title: str, columns: Sequence[str], rows: Rows, words: set[str] = _
 
 def text_of(tables: Iterable[Table], last: str, warnings: Iterable[str], width: int | None) -> str:
     """Tables, a last line and warnings; lines are drawn where there is a `width`."""
+    from rich import box
+    from rich.console import Console
+
     out = io.StringIO()
     console = Console(file=out, width=width or 10_000, highlight=False, no_color=True)
     for table in tables:

@@ -7,16 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
 LOG_INTERVAL_SECONDS = 15.0
 
 
@@ -42,6 +32,8 @@ class Reporter:
     """Tells the person who watches, on standard error; says nothing where `quiet`."""
 
     def __init__(self, *, quiet: bool = False) -> None:
+        from rich.console import Console  # only who reports needs it
+
         self.console = Console(stderr=True, quiet=quiet)
         self._told = time.monotonic()
 
@@ -63,10 +55,12 @@ class Reporter:
         elif not self.console.is_terminal:
             yield Meter(name, total, show=self._log_line())
         else:
-            with Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+            from rich import progress as bars
+
+            with bars.Progress(
+                bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(),
+                bars.TimeElapsedColumn(), bars.TextColumn("ETA"), bars.TimeRemainingColumn(),
+                bars.TextColumn("{task.fields[note]}"),
                 console=self.console,
             ) as progress:  # fmt: skip
                 task = progress.add_task(name, total=total, note="")

@@ -87,7 +87,10 @@ class ShardedTeacher(LanguageModel):
         self._computes_on = device
         if not torch.distributed.is_initialized():
             store = torch.distributed.HashStore()  # type: ignore[attr-defined]
-            torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+            # As launchers have it: what is on a GPU is exchanged by NCCL.
+            nccl = device.type == "cuda" and torch.distributed.is_nccl_available()
+            backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
+            torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
         # Memory that is pinned is copied to a GPU while that computes.
         policy = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy()
         _shard(self, [self], device, policy)

@@ -219,7 +219,7 @@ class Updater:
     def _backward(self, rollout: Rollout, num_tokens: float) -> dict[str, Tensor]:
         """Accumulate the gradient of the loss per token of the whole batch of an update."""
         updating(self.module, dropout=not self.objective.settings.compares_policies)
-        totals: dict[str, Tensor] = {}
+        found: list[dict[str, Tensor]] = []
         parts = rollout.buckets(self.settings.micro_batch_tokens)
         if self._in_step:
             parts += [[]] * (largest(len(parts), self.accelerator.device) - len(parts))
@@ -232,7 +232,10 @@ class Updater:
                 with self.accelerator.autocast():
                     out = self.objective.loss(self.policy, part, self.teacher)
                 self.accelerator.backward(out.loss * scale)
-            for key, value in {"loss": out.loss.detach(), **out.sums}.items():
+            found.append({"loss": out.loss.detach(), **out.sums})
+        totals: dict[str, Tensor] = {}
+        for sums in found:  # not within the loop: who reads a number waits for the device
+            for key, value in sums.items():
                 totals[key] = totals.get(key, 0.0) + value.cpu().double()
         return totals
 

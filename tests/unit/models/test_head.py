@@ -260,3 +260,14 @@ def test_q_values_of_a_half_precision_head_are_the_rounded_product_on_a_cpu():
     near = {"rtol": 2**-8, "atol": 2**-8}
     torch.testing.assert_close(best.double(), logits.amax(1), **near)
     torch.testing.assert_close(taken.double(), logits.gather(1, targets[:, None])[:, 0], **near)
+
+
+def test_a_head_that_was_cast_gives_the_same_logits_and_is_not_cast_again():
+    head = OutputHead(torch.randn(40, 8), torch.randn(30), num_rows=30, scale=0.5)
+    hidden = torch.randn(5, 8)
+    assert head.cast().weight.data_ptr() == head.weight.data_ptr()  # there is nothing to cast
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = head.cast()
+        assert cast.weight.dtype == torch.bfloat16
+        assert cast.cast().weight.data_ptr() == cast.weight.data_ptr()
+        assert torch.equal(cast.logits(hidden), head.logits(hidden))
