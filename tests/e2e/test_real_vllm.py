@@ -86,7 +86,9 @@ def test_sampled_text_has_the_distribution_of_the_loop(settings):
     texts = [(end,), *((a, b) for a, b in product(range(NUM_TOKENS), repeat=2) if a != end)]
     width = torch.tensor([[*text, 0][:2] for text in texts])
     mask = torch.tensor([[True, len(text) == 2] for text in texts])
-    whole = Rollout(batch.select([0] * len(texts)), width, mask, torch.zeros(len(texts), dtype=bool))
+    whole = Rollout(
+        batch.select([0] * len(texts)), width, mask, torch.zeros(len(texts), dtype=bool)
+    )
     # Texts that are cut off have a probability of their own in a loss, and 0 in the loop.
     statistics = model.statistics(whole, distribution=decoding.distribution)
     chances = statistics.logprobs.sum(dim=1).exp().double()

@@ -174,6 +174,7 @@ class VLLMEngine:
         pairs = zip(states, tokens[1:], strict=True)
         return torch.tensor([state[token].logprob for state, token in pairs])
 
+    @torch.no_grad()
     def _check(self, model: GeneratingModel) -> None:
         """Check that vLLM has the model's weights, by the log-probabilities of random tokens."""
         weight = model.model.get_output_embeddings().weight
