@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import EOS, NUM_ROWS, NUM_TOKENS, encoded, prompts, tiny_language_model
+from pydantic import ValidationError
+from tiny import EOS, NUM_TOKENS, encoded, prompts, tiny_language_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -297,6 +298,12 @@ def test_what_vllm_refuses_is_said_in_one_line():
     with pytest.raises(ModelError, match="cannot write: .* length of 20") as error:
         engine.write(encoded(model, (30,)), Decoding(max_tokens=4))
     assert "\n" not in str(error.value)
+
+
+def test_a_temperature_that_vllm_would_change_is_refused():
+    assert Decoding(engine="vllm", temperature=0.01).temperature == 0.01
+    with pytest.raises(ValidationError, match="samples at a temperature of 0.01"):
+        Decoding(engine="vllm", temperature=0.005)
 
 
 def test_more_tokens_than_positions_are_refused():
