@@ -4,6 +4,7 @@ Its CPU build is enough, in an environment of its own.
 """
 
 import importlib.util
+from functools import partial
 from itertools import product
 
 import pytest
@@ -14,7 +15,7 @@ from test_train import assert_same_run
 from tiny import NUM_ROWS, NUM_TOKENS, prompts, word_tokenizer
 
 from brim.errors import ModelError
-from brim.models import Decoding, LanguageModel, Lora, VLLMEngine, add_adapters, build_model
+from brim.models import Decoding, LanguageModel, Lora, VLLMEngine, add_adapters, build_model, vllm
 from brim.models.vllm import _engines
 from brim.runs.train import train
 from brim.training.trainer import Interrupted
@@ -163,11 +164,21 @@ def test_weights_that_stay_as_they_were_are_found(monkeypatch):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("lora", [(), ("student.lora={r: 4}", "optim.lr=1e-2")])
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_ten_steps_and_resume(make_config, tmp_path, family, lora):
+@pytest.mark.parametrize(
+    ("family", "lora", "compiled"),
+    [
+        ("llama", False, True),
+        ("llama", True, False),
+        ("qwen2", False, False),
+        ("gpt2", True, False),
+    ],
+)
+def test_ten_steps_and_resume(make_config, tmp_path, monkeypatch, family, lora, compiled):
+    if not compiled:  # which takes a minute of each start
+        monkeypatch.setattr(vllm, "VLLMEngine", partial(VLLMEngine, enforce_eager=True))
+    adapters = ("student.lora={r: 4}", "optim.lr=1e-2") if lora else ()
     model = f"{{family: {family}, d_model: 64, d_ff: 64, layers: 2, heads: 2}}"
-    config = make_config(model, "decoding.engine=vllm", "trainer.max_steps=10", *lora)
+    config = make_config(model, "decoding.engine=vllm", "trainer.max_steps=10", *adapters)
     results = train(config, tmp_path / "whole")
     assert results["steps"] == 10
     with stopping(5), pytest.raises(Interrupted):
