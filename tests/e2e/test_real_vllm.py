@@ -39,6 +39,7 @@ def random_model(family: str) -> LanguageModel:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.15 * torch.randn(parameter.shape, generator=generator)
+        model.model.get_output_embeddings().weight[NUM_TOKENS:] *= 3.0  # they would often win
     return model.eval()
 
 
@@ -66,7 +67,10 @@ def test_greedy_text_is_that_of_the_loop(family):
     greedy = Decoding(max_tokens=20, strategy="greedy")
     engine_of(model)
     found = model.generate(batch, greedy.model_copy(update={"engine": "vllm"}))
-    assert found.completion_ids.max() < NUM_TOKENS  # in other states rows without a token win
+    assert found.completion_ids.max() < NUM_TOKENS
+    with torch.no_grad():
+        best = model.model(found.completion_ids).logits.argmax(dim=2)
+    assert (best >= NUM_TOKENS).float().mean() > 0.2
     assert_written_by(model, found, model.generate(batch, greedy))
 
 
@@ -86,12 +90,10 @@ def test_sampled_text_has_the_distribution_of_the_loop(settings):
     # Every text of up to two tokens, with the probability that the loop writes it by.
     end = model.eos_token_ids[0]
     texts = [(end,), *((a, b) for a, b in product(range(NUM_TOKENS), repeat=2) if a != end)]
-    width = torch.tensor([[*text, 0][:2] for text in texts])
+    ids = torch.tensor([[*text, 0][:2] for text in texts])
     mask = torch.tensor([[True, len(text) == 2] for text in texts])
-    whole = Rollout(
-        batch.select([0] * len(texts)), width, mask, torch.zeros(len(texts), dtype=bool)
-    )
-    # Texts that are cut off have a probability of their own in a loss, and 0 in the loop.
+    whole = Rollout(batch.select([0] * len(texts)), ids, mask, torch.zeros(len(texts), dtype=bool))
+    # A loss gives what top_k and top_p cut off a probability; the loop never writes it.
     statistics = model.statistics(whole, distribution=decoding.distribution)
     chances = statistics.logprobs.sum(dim=1).exp().double()
     kept = _kept(model, whole, decoding)
