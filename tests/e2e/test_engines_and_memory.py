@@ -40,7 +40,8 @@ def test_a_run_goes_on_to_the_same_bits(make_config, tmp_path, model, method):
 def test_what_cannot_be_is_met_before_any_training(make_config, tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="this is an encoder-decoder"):
         train(make_config(T5, "decoding.engine=vllm"), tmp_path / "vllm")
-    with pytest.raises(ModelError, match="needs a CUDA GPU|needs the package vllm"):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ModelError, match="needs the package vllm"):
         train(make_config(QWEN2, "decoding.engine=vllm"), tmp_path / "vllm2")
     monkeypatch.setattr(checkpointing, "_layers", lambda module: [])
     ppo = ("trainer.gradient_checkpointing=true", "objective={name: ppo_brim}")

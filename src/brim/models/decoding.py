@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -186,8 +187,8 @@ class GeneratingModel(Protocol):
     def excluded_rows(self) -> Collection[int]:
         """Rows of the head that are never written."""
 
-    def save(self, directory: str) -> None:
-        """Write the model's folder."""
+    def uncompiled(self) -> AbstractContextManager[None]:
+        """The layers as they are written while the block runs."""
 
 
 @torch.no_grad()

@@ -80,8 +80,8 @@ class Decoding(Config):
     write. A matter of memory and speed only."""
     engine: Literal["loop", "generate", "vllm"] = "loop"
     """What samples: `loop` is this package's own, in which a row's text depends on its seed alone;
-    `generate` is transformers'; `vllm` is for decoder-only students on a CUDA GPU, needs the extra
-    of its name, and was never run. Greedy text of evaluations and teachers is the loop's."""
+    `generate` is transformers'; `vllm` is for decoder-only students wherever vLLM itself runs,
+    and needs the extra of its name. Greedy text of evaluations and teachers is the loop's."""
 
     @field_validator("top_k", "top_p")
     @classmethod
@@ -93,6 +93,15 @@ class Decoding(Config):
                 "strategy"
             )
         return value
+
+    @model_validator(mode="after")
+    def _as_vllm_samples(self) -> Self:
+        if self.engine == "vllm" and self.temperature < 0.01:
+            raise ValueError(
+                f"engine: vllm samples at a temperature of 0.01 where it is {self.temperature}; "
+                "raise it, or choose loop"
+            )
+        return self
 
     @property
     def distribution(self) -> Distribution:

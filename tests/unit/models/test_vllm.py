@@ -1,25 +1,26 @@
-"""The engine for vLLM, against a stand-in: vLLM itself was never run here.
+"""The engine for vLLM, against a stand-in; `tests/e2e/test_real_vllm.py` has vLLM itself.
 
-`FakeLLM` has the shape that vLLM documents and computes by the model in the folder that it is
-given, so that what the engine makes of its answers can be compared with our own passes.
+`FakeLLM` has the shape of vLLM 0.32 and computes by transformers, so that what the engine makes of
+its answers can be compared with our own passes.
 """
 
 import gc
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from tiny import EOS, NUM_ROWS, NUM_TOKENS, encoded, prompts, tiny_language_model
-from torch import Tensor
-from transformers import AutoModelForCausalLM
+from pydantic import ValidationError
+from tiny import EOS, NUM_TOKENS, encoded, prompts, tiny_language_model
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from brim.errors import ModelError
+from brim.errors import ModelError, NonFiniteError
 from brim.models import Decoding, LanguageModel, Lora, VLLMEngine, add_adapters, check_vllm
-from brim.models.vllm import _engines
+from brim.models.vllm import _ENVIRONMENT, _engines
 
 
 @dataclass
@@ -34,34 +35,43 @@ class FakeSamplingParams:
     stop_token_ids: list[int] = field(default_factory=list)
     ignore_eos: bool = False
     detokenize: bool = True
-    logprobs: int | None = None
     prompt_logprobs: int | None = None
-    logit_bias: dict[int, float] | None = None
 
 
 class FakeLLM:
-    """`vllm.LLM`; with `prompts_follow_mode = False` one before pull request 47680."""
+    """`vllm.LLM` of 0.32, which starts from random weights; `stale` ones are never reloaded."""
 
-    prompts_follow_mode = True
+    stale: str | None = None
     made: list["FakeLLM"] = []  # noqa: RUF012
 
     def __init__(self, *, model: str, skip_tokenizer_init: bool, **options: Any) -> None:
         assert skip_tokenizer_init
+        assert options["load_format"] == "dummy"
         torch.manual_seed(options["seed"])  # as it does in its caller's process
-        self.model = AutoModelForCausalLM.from_pretrained(model).eval()
+        torch.set_num_threads = lambda number: None  # and this
+        config = AutoConfig.from_pretrained(model)
+        (name,) = config.architectures
+        self.model = AutoModelForCausalLM.from_config(config).eval()
+        assert type(self.model).__name__ == name
+        for parameter in self.model.parameters():
+            nn.init.uniform_(parameter, -1e-3, 1e-3)
+        head = self.model.get_output_embeddings()
+        self.model.compute_logits = lambda hidden: head(hidden)  # so vLLM's models end
         self.options, self.calls, self.resets = options, [], 0
         FakeLLM.made.append(self)
 
     def apply_model(self, function: Callable[[Any], Any]) -> list[Any]:
-        def load_weights(weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-            parameters, loaded = dict(self.model.named_parameters()), set()
-            for name, value in weights:
-                parameters[name].data.copy_(value)
-                loaded.add(name)
-            assert loaded == set(parameters)
-            return loaded
+        return [function(self.model)]
 
-        return [function(SimpleNamespace(load_weights=load_weights))]
+    def collective_rpc(self, method: str, *, kwargs: dict[str, Any]) -> list[None]:
+        assert method == "reload_weights"
+        loaded = dict(kwargs["weights_iterator"])
+        state = self.model.state_dict()
+        assert loaded.keys() == state.keys()
+        for key, value in loaded.items():
+            if self.stale is None or self.stale not in key:
+                state[key].copy_(value)
+        return [None]
 
     def reset_prefix_cache(self) -> bool:
         self.resets += 1
@@ -76,20 +86,24 @@ class FakeLLM:
     ) -> list[Any]:
         torch.rand(3)
         self.calls.append(list(params))
+        longest = self.options.get("max_model_len", 64)
+        if max(len(prompt["prompt_token_ids"]) for prompt in prompts) > longest:
+            raise ValueError(f"The prompt is longer than\nthe maximum model length of {longest}.")
         rows = zip(prompts, params, strict=True)
         return [self.answer(prompt["prompt_token_ids"], row) for prompt, row in rows]
+
+    def logits(self, ids: list[int]) -> Tensor:
+        hidden = self.model.base_model(torch.tensor([ids])).last_hidden_state
+        return self.model.compute_logits(hidden)[0].float()
 
     @torch.no_grad()
     def answer(self, prompt: list[int], params: FakeSamplingParams) -> Any:
         assert not params.detokenize
         assert params.ignore_eos
-        ids, told = list(prompt), []
+        ids = list(prompt)
         generator = torch.Generator().manual_seed(params.seed or 0)
         while len(ids) < len(prompt) + params.max_tokens:
-            logits = self.model(torch.tensor([ids])).logits[0, -1].float()
-            raw = logits.clone()
-            for token, bias in (params.logit_bias or {}).items():
-                logits[token] += bias
+            logits = self.logits(ids)[-1]
             if params.temperature == 0:
                 token = int(logits.argmax())
             else:
@@ -98,35 +112,27 @@ class FakeLLM:
                     logits[logits < logits.topk(params.top_k).values[-1]] = -torch.inf
                 token = int(logits.softmax(0).multinomial(1, generator=generator))
             ids.append(token)
-            told.append(self.tell(raw, token, self.options["logprobs_mode"]))
             if token in params.stop_token_ids:
                 break
-        mode = self.options["logprobs_mode"] if self.prompts_follow_mode else "raw_logprobs"
-        rows = self.model(torch.tensor([prompt])).logits[0].float()
-        read = [self.tell(row, token, mode) for row, token in zip(rows, prompt[1:], strict=False)]
-        completion = SimpleNamespace(
-            token_ids=tuple(ids[len(prompt) :]), logprobs=told if params.logprobs else None
-        )
-        return SimpleNamespace(
-            outputs=[completion], prompt_logprobs=[None, *read] if params.prompt_logprobs else None
-        )
-
-    @staticmethod
-    def tell(logits: Tensor, token: int, mode: str) -> dict[int, Any]:
-        """The written token and the best one."""
-        values = logits if mode == "raw_logits" else logits.log_softmax(0)
-        return {t: SimpleNamespace(logprob=float(values[t])) for t in {token, int(values.argmax())}}
+        read = None
+        if params.prompt_logprobs is not None:
+            rows = zip(self.logits(prompt).log_softmax(1), prompt[1:], strict=False)
+            read = [None, *({t: SimpleNamespace(logprob=float(row[t]))} for row, t in rows)]
+        completion = SimpleNamespace(token_ids=tuple(ids[len(prompt) :]))
+        return SimpleNamespace(outputs=[completion], prompt_logprobs=read)
 
 
 @pytest.fixture(autouse=True)
 def fake_vllm(monkeypatch):
-    module = ModuleType("vllm")
-    module.LLM, module.SamplingParams = FakeLLM, FakeSamplingParams
+    module, platforms = ModuleType("vllm"), ModuleType("vllm.platforms")
+    module.LLM, module.SamplingParams, module.platforms = FakeLLM, FakeSamplingParams, platforms
+    platforms.current_platform = SimpleNamespace(is_unspecified=lambda: False)
     monkeypatch.setitem(sys.modules, "vllm", module)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
+    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", *_ENVIRONMENT):
+        monkeypatch.setenv(name, "1")
     monkeypatch.setattr(FakeLLM, "made", [])
-    monkeypatch.setattr(FakeLLM, "prompts_follow_mode", True)
+    monkeypatch.setattr(FakeLLM, "stale", None)
 
 
 def language_model(family: str, *, holes_win: bool = False) -> LanguageModel:
@@ -154,24 +160,20 @@ def test_greedy_text_is_that_of_the_loop(family, holes_win):
     for name in ("completion_ids", "mask", "truncated"):
         assert torch.equal(getattr(found, name), getattr(expected, name))
     (engine,) = FakeLLM.made
-    assert len(engine.calls) == 1
-    assert engine.options["logprobs_mode"] == "raw_logprobs"
+    assert len(engine.calls) == 2  # the probe of the weights, and all prompts together
     assert engine.options["dtype"] == "float32"
     assert 0 < engine.options["gpu_memory_utilization"] < 0.5
-    assert engine.calls[0][0].logit_bias == dict.fromkeys(range(NUM_TOKENS, NUM_ROWS), -100.0)
-    assert engine.calls[0][0].stop_token_ids == [EOS]
+    assert engine.calls[1][0].stop_token_ids == [EOS]
 
 
 def test_each_row_is_sampled_from_its_own_seed_as_decoding_says():
     model = language_model("qwen2")
     batch = model.encode(prompts(), max_tokens=None, seeds=(7, 2**62, 3, 4, 5))
     decoding = Decoding(max_tokens=9, temperature=0.7, top_k=6, engine="vllm")
-    state = torch.get_rng_state()
     rollout = model.generate(batch, decoding)
-    assert torch.equal(torch.get_rng_state(), state)
-    ((first, *_),) = FakeLLM.made[0].calls
+    _, (first, *_) = FakeLLM.made[0].calls
     assert (first.temperature, first.top_k, first.top_p, first.max_tokens) == (0.7, 6, 1.0, 9)
-    assert [row.seed for row in FakeLLM.made[0].calls[0]] == [7, 2**62, 3, 4, 5]
+    assert [row.seed for row in FakeLLM.made[0].calls[1]] == [7, 2**62, 3, 4, 5]
     alone = model.generate(batch.select([1]), decoding)
     length = int(alone.lengths)
     assert torch.equal(alone.completion_ids[0], rollout.completion_ids[1, :length])
@@ -183,12 +185,10 @@ def test_each_row_is_sampled_from_its_own_seed_as_decoding_says():
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("adapters", [False, True])
-def test_new_weights_write_the_next_text(family, adapters, monkeypatch):
+def test_new_weights_write_the_next_text(family, adapters):
     model = language_model(family)
     if adapters:
-        with monkeypatch.context() as patch:  # what peft imports looks for the GPU
-            patch.setattr(torch.cuda, "is_available", lambda: False)
-            add_adapters(model.model, Lora(), seed=0)
+        add_adapters(model.model, Lora(), seed=0)
     batch = encoded(model)
     decoding = Decoding(max_tokens=12, strategy="greedy", engine="vllm")
     before = model.generate(batch, decoding)
@@ -220,68 +220,41 @@ def test_a_copy_has_an_engine_of_its_own_and_a_lost_model_none():
     assert len(_engines) == number - 1
 
 
-@pytest.mark.parametrize("bootstrap", [False, True])
-@pytest.mark.parametrize(
-    ("mode", "centering"),
-    [("raw_logits", "none"), ("raw_logprobs", "logsumexp"), ("raw_logprobs", "max")],
-)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_q_values_are_those_of_our_own_pass(family, mode, centering, bootstrap):
-    model = language_model(family)
-    model.model.get_output_embeddings().weight.data[NUM_TOKENS:] = 0
-    rollout = model.generate(encoded(model), Decoding(max_tokens=7))
-    assert rollout.truncated.any()
-    expected = model.action_values(rollout, centering=centering, bootstrap=bootstrap)
-    # vLLM's logsumexp has the rows without a token, whose logits are 0 here.
-    logits = model.action_values(rollout).q_taken
-    without = (logits - model.action_values(rollout, centering="logsumexp").q_taken).exp()
-    surplus = torch.where(rollout.mask, ((without + NUM_ROWS - NUM_TOKENS) / without).log(), 0.0)
-    engine = VLLMEngine(model, logprobs_mode=mode)
-    found = engine.action_values(rollout, centering=centering, bootstrap=bootstrap)
-    shift = surplus if centering == "logsumexp" else 0.0
-    torch.testing.assert_close(found.q_taken, expected.q_taken - shift, rtol=0, atol=1e-4)
-    torch.testing.assert_close(found.q_max, expected.q_max - shift, rtol=0, atol=1e-4)
-    if mode == "raw_logits":
-        assert found.logprobs[rollout.mask].isnan().all()
-    else:
-        torch.testing.assert_close(found.logprobs, expected.logprobs - surplus, rtol=0, atol=1e-4)
-    assert (found.bootstrap is None) == (not bootstrap)
-    if bootstrap:
-        assert found.bootstrap.shape == (len(rollout),)
-        assert (found.bootstrap[~rollout.truncated] == 0).all()
-        if centering != "logsumexp":
-            torch.testing.assert_close(found.bootstrap, expected.bootstrap, rtol=0, atol=1e-4)
+def test_log_probabilities_are_over_the_rows_that_are_written(family):
+    model = language_model(family, holes_win=True)
+    rollout = model.generate(encoded(model, (3,)), Decoding(max_tokens=9))
+    engine = VLLMEngine(model)
+    engine.load(model)
+    text = [*rollout.batch.prompt_ids[0].tolist(), *rollout.completion_ids[0].tolist()]
+    found = engine.logprobs(text)[-rollout.completion_ids.shape[1] :]
+    torch.testing.assert_close(found, model.statistics(rollout).logprobs[0], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("mode", "centering"),
-    [("raw_logits", "mean"), ("raw_logprobs", "mean"), ("raw_logprobs", "none")],
-)
-def test_a_centring_that_cannot_be_had_is_refused(mode, centering):
-    model = language_model("qwen2")
-    engine = VLLMEngine(model, logprobs_mode=mode)
-    with pytest.raises(ModelError, match=f"q_centering {centering}: not given") as error:
-        engine.action_values(model.generate(encoded(model), GREEDY), centering=centering)
+@pytest.mark.parametrize("stale", ["layers.0.mlp", "embed_tokens", "norm", "lm_head"])
+def test_weights_that_stay_as_they_were_are_found(stale):
+    model = language_model("llama")
+    model.model.config.tie_word_embeddings = False  # of what vLLM serves
+    FakeLLM.stale = stale
+    with pytest.raises(ModelError, match="does not reload this architecture") as error:
+        VLLMEngine(model).load(model)
     assert "\n" not in str(error.value)
 
 
-def test_a_vllm_that_gives_logprobs_for_logits_is_refused():
+def test_weights_that_are_no_numbers_are_refused():
     model = language_model("qwen2")
-    rollout = model.generate(encoded(model), GREEDY)
-    FakeLLM.prompts_follow_mode = False
-    with pytest.raises(ModelError, match="issue 35832") as error:
-        VLLMEngine(model, logprobs_mode="raw_logits").action_values(rollout, centering="none")
-    assert "\n" not in str(error.value)
-    values = VLLMEngine(model).action_values(rollout, centering="max")
-    expected = model.action_values(rollout, centering="max")
-    torch.testing.assert_close(values.q_taken, expected.q_taken, rtol=0, atol=1e-4)
+    with torch.no_grad():
+        model.model.get_output_embeddings().weight[5] = torch.nan
+    with pytest.raises(NonFiniteError, match="not finite"):
+        VLLMEngine(model).load(model)
 
 
-def test_a_best_row_without_a_token_is_refused():
-    model = language_model("qwen2", holes_win=True)
-    rollout = model.generate(encoded(model), GREEDY)
-    with pytest.raises(ModelError, match="row 4. of the head, which has no token"):
-        VLLMEngine(model).action_values(rollout, centering="max")
+def test_what_vllm_changes_in_the_process_is_as_it_was():
+    model = language_model("qwen2")
+    state, threads = torch.get_rng_state(), torch.set_num_threads
+    model.generate(encoded(model), Decoding(max_tokens=3, engine="vllm"))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.set_num_threads is threads
 
 
 def test_options_reach_vllm():
@@ -305,8 +278,9 @@ def test_what_cannot_work_is_said_in_one_line(monkeypatch):
 
     assert "this is an encoder-decoder" in message(t5)
     with monkeypatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        assert "needs a CUDA GPU" in message(qwen2)
+        platform = sys.modules["vllm.platforms"].current_platform
+        patch.setattr(platform, "is_unspecified", lambda: True)
+        assert "finds no device that it was built for" in message(qwen2)
     with monkeypatch.context() as patch:
         patch.setattr(torch.distributed, "is_initialized", lambda: True)
         patch.setattr(torch.distributed, "get_world_size", lambda: 2)
@@ -315,6 +289,21 @@ def test_what_cannot_work_is_said_in_one_line(monkeypatch):
         patch.setitem(sys.modules, "vllm", None)
         assert "pip install 'brim-distill[vllm]'" in message(qwen2)
     assert FakeLLM.made == []
+
+
+def test_what_vllm_refuses_is_said_in_one_line():
+    model = language_model("qwen2")
+    engine = VLLMEngine(model, max_model_len=20)
+    engine.load(model)
+    with pytest.raises(ModelError, match="cannot write: .* length of 20") as error:
+        engine.write(encoded(model, (30,)), Decoding(max_tokens=4))
+    assert "\n" not in str(error.value)
+
+
+def test_a_temperature_that_vllm_would_change_is_refused():
+    assert Decoding(engine="vllm", temperature=0.01).temperature == 0.01
+    with pytest.raises(ValidationError, match="samples at a temperature of 0.01"):
+        Decoding(engine="vllm", temperature=0.005)
 
 
 def test_more_tokens_than_positions_are_refused():
