@@ -261,7 +261,10 @@ def _checked_text(value: object, what: str) -> str:
 
 
 def _kind(value: object) -> str:
-    kinds = ((bool, "true or false"), (int | float, "a number"), (list, "a list"))
+    kinds = (
+        *((bool, "true or false"), (int | float, "a number"), (list, "a list")),
+        (bytes, "bytes"),
+    )
     return next((name for kind, name in kinds if isinstance(value, kind)), "an object")
 
 

@@ -113,7 +113,7 @@ def test_a_line_longer_than_memory_allows_is_a_bad_row(tmp_path, monkeypatch):
     assert [example.id for example in examples] == ["rows.jsonl:1", "rows.jsonl:3"]
     assert [*skipped.values()] == [2]
     # A file without any line end at all.
-    path = write(tmp_path, "array.json", b"[" + b"0, " * 500 + b"0]")
+    path = write(tmp_path, "array.jsonl", b"[" + b"0, " * 500 + b"0]")
     assert problem(path).startswith(f"{path}:1: line longer than ")
 
 
@@ -238,13 +238,16 @@ def test_a_damaged_gzip_file_is_an_error_whatever_is_done_with_bad_rows(tmp_path
         ("folder/gone.csv.gz", "folder/gone.csv.gz: no such file"),
         ("a/b/c/gone", "a/b/c/gone: no such file or folder"),
         ("empty", "an empty folder; name a file (.jsonl, "),
-        ("rows.parquet", "cannot tell what is in it; name it .jsonl, "),
+        ("rows.xlsx", "cannot tell what is in it; name it .jsonl, "),
+        ("rows.parquet", "rows.parquet: cannot be read as Parquet: "),
+        ("gone.parquet", "gone.parquet: no such file"),
     ],
 )
 def test_what_is_no_source_is_an_error(tmp_path, monkeypatch, text, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     write(tmp_path, "rows.parquet", b"PAR1")
+    write(tmp_path, "rows.xlsx", b"PK")
     with pytest.raises(DataError, match=re.escape(message)):
         open_source(text, "train")
 

@@ -1,0 +1,151 @@
+"""Tables as sources of rows: Parquet files, and data sets of the `datasets` library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from brim.errors import DataError, first_line
+from brim.tasks.raw_files import file_identity
+from brim.tasks.rows import NumberedRow, RowError
+
+_ROWS_PER_READ = 1000
+
+
+class ParquetSource:
+    """A Parquet file, read a batch of rows at a time.
+
+    Raises:
+        DataError: it is missing, or no Parquet file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name, self.label = path, str(path), path.name
+        self._position = 0
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+        # Imported here because it takes a tenth of a second that other files do not need.
+        import pyarrow.parquet as pq
+
+        try:
+            self._file = pq.ParquetFile(path)
+        except Exception as error:  # whatever the library says of the format
+            raise DataError(f"{path}: cannot be read as Parquet: {first_line(error)}") from None
+
+    def identity(self) -> list[Any]:
+        """Return path, size and time of the last change."""
+        return file_identity(self.path)
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the columns of the table."""
+        return tuple(self._file.schema_arrow.names)
+
+    def where(self, number: int) -> str:
+        """Return the row as Python indexes it."""
+        return f"{self.path}[{number}]"
+
+    def rows(self, columns: Sequence[str]) -> Iterator[NumberedRow]:
+        """Yield the columns of each row with its number, from 0; others are not read.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        self._position = 0
+        names = [name for name in self.columns() if name in columns]
+        batches = self._file.iter_batches(batch_size=_ROWS_PER_READ, columns=names)
+        while True:
+            try:
+                batch = next(batches, None)
+            except Exception as error:
+                where = self.where(self._position)
+                raise DataError(f"{where}: damaged Parquet file: {first_line(error)}") from None
+            if batch is None:
+                return
+            for row in _batch_rows(batch):
+                yield self._position, row
+                self._position += 1
+
+    def position(self) -> tuple[int, int]:
+        """Return rows."""
+        return self._position, self._file.metadata.num_rows
+
+
+def _batch_rows(batch: Any) -> Iterator[Mapping[str, object] | RowError]:
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:  # before any row of the batch
+        for number in range(batch.num_rows):
+            try:
+                (row,) = batch.slice(number, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                yield RowError("invalid UTF-8", f": 0x{error.object[error.start]:02x}")
+            else:
+                yield row
+
+
+class DatasetSource:
+    """A data set of the `datasets` library: a folder of this machine, or an id on the hub.
+
+    A slice as in `train[:10%]` is a split where it is not a folder that `save_to_disk` wrote.
+
+    Raises:
+        DataError: it cannot be found or read.
+    """
+
+    def __init__(
+        self, name: str, split: str, *, config: str | None = None, revision: str | None = None
+    ) -> None:
+        self.name = f"{name}#{split}"
+        self.label = split
+        self._position = 0
+        folder = Path(name).expanduser()
+        # Imported here because it takes a second that no other task needs.
+        import datasets
+
+        saved = any((folder / file).is_file() for file in ("state.json", "dataset_dict.json"))
+        try:
+            if saved:
+                data = datasets.load_from_disk(str(folder))
+            else:
+                path = str(folder) if folder.is_dir() else name
+                data = datasets.load_dataset(path, config, split=split, revision=revision)
+        except Exception as error:  # whatever the library, the network or a file format says
+            said = first_line(error)
+            problem = f"no file or folder, and on the hub: {said}"
+            if folder.is_dir():
+                problem = (
+                    f"cannot be read: {said}; name a file, or a folder that `datasets` can read"
+                )
+            raise DataError(f"{self.name}: {problem}") from error
+        if isinstance(data, datasets.DatasetDict):
+            if split not in data:
+                raise DataError(f"{self.name}: no such split; splits: {', '.join(data)}")
+            data = data[split]
+        self._data = data.with_format(None)
+
+    def identity(self) -> list[Any]:
+        """Return the fingerprint that `datasets` keeps of what is in it."""
+        return [self.name, self._data._fingerprint]
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the columns of the table."""
+        return tuple(self._data.column_names)
+
+    def where(self, number: int) -> str:
+        """Return the row as Python indexes it."""
+        return f"{self.name}[{number}]"
+
+    def rows(self, columns: Sequence[str]) -> Iterator[NumberedRow]:
+        """Yield the columns of each row with its index; others (images, …) are not decoded."""
+        self._position = 0
+        data = self._data.select_columns([name for name in self.columns() if name in columns])
+        for table in data.iter(batch_size=_ROWS_PER_READ):
+            for values in zip(*table.values(), strict=True):
+                row: Mapping[str, object] = dict(zip(table, values, strict=True))
+                yield self._position, row
+                self._position += 1
+
+    def position(self) -> tuple[int, int]:
+        """Return rows."""
+        return self._position, len(self._data)
