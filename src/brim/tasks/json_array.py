@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from brim.errors import DataError
+from brim.tasks.cells import NumberedRow, Row, RowError
 from brim.tasks.raw_files import RawFile, open_raw
-from brim.tasks.rows import NumberedRow, Row, RowError
 
 _CHUNK_BYTES = 2**20
 _SPACE = re.compile(r"[ \t\n\r]*")

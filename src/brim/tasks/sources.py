@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from brim.errors import DataError
+from brim.tasks.cells import NumberedRow, RowError
 from brim.tasks.json_array import array_rows, is_array, parse_row
 from brim.tasks.raw_files import COMPRESSED, RawFile, file_identity, open_raw
-from brim.tasks.rows import NumberedRow, RowError, Source
+from brim.tasks.rows import Source
 from brim.tasks.tables import DatasetSource, ParquetSource
 
 MAX_LINE_BYTES = 16 * 2**20

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from brim.errors import DataError, first_line
+from brim.tasks.cells import NumberedRow, RowError
 from brim.tasks.raw_files import file_identity
-from brim.tasks.rows import NumberedRow, RowError
 
 _ROWS_PER_READ = 1000
 

@@ -280,7 +280,7 @@ def test_bad_rows_are_counted_where_they_are_left_out(tmp_path, caplog):
 def test_the_copy_is_found_again_until_something_changes(tmp_path, train, monkeypatch):
     reads = []
     monkeypatch.setattr(
-        "brim.tasks.files.read_examples",
+        "brim.tasks.reading.read_examples",
         lambda source, *args, **options: (
             reads.append(source.name) or rows.read_examples(source, *args, **options)
         ),
@@ -327,7 +327,7 @@ def test_a_copy_in_an_older_format_is_made_anew(tmp_path, train, monkeypatch):
         return Files(train=train, prompt="say {prompt}").load("train", cache_dir=tmp_path / "data")
 
     with monkeypatch.context() as older:
-        older.setattr("brim.tasks.files._FORMAT", 2)
+        older.setattr("brim.tasks.reading._FORMAT", 2)
         older.setattr(arrow, "_SCHEMA", arrow._SCHEMA.remove(arrow._SCHEMA.names.index("field")))
         with pytest.raises(KeyError, match="field"):
             load()[0]  # such a copy cannot be read
@@ -427,8 +427,15 @@ def test_prompts_come_from_a_column_or_a_template(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"messages_column": "m", "prompt": "{a}"}, "task.messages_column and task.prompt exclude"),
-        ({"messages_column": "m", "prompt_column": "a"}, "and task.prompt_column exclude"),
+        ({"turns": "all"}, "task.turns: is of chats; set task.messages_column"),
+        ({"tools_column": "t"}, "task.tools_column: is of chats; set task.messages_column"),
+        (
+            {"messages_column": "m", "turns": "all", "reference_column": "r"},
+            "task.turns=all and task.reference_column exclude each other",
+        ),
+        ({"train": ()}, "names no source"),
+        ({"train": ("a", {"path": "b"}, {"path": "a"})}, "names a twice; give it a weight of 2"),
+        ({"train": "[a, {path: b, weigth: 2}]"}, "must be a name, or a list of names and of"),
         ({"prompt_column": "a", "prompt": "{b}"}, "task.prompt_column=a is not in the template"),
         ({"prompt": "{a"}, "single '{'"),
         ({"validation_fraction": 0.6, "test_fraction": 0.4}, "leave nothing to train on"),
@@ -436,7 +443,7 @@ def test_prompts_come_from_a_column_or_a_template(tmp_path):
 )
 def test_settings_that_contradict_each_other(settings, message):
     with pytest.raises(ValidationError, match=message):
-        Files(train="x.jsonl", **settings)
+        Files(**{"train": "x.jsonl", **settings})
 
 
 def test_settings_from_a_file_and_the_command_line_are_the_task(tmp_path, train):

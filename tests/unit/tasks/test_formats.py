@@ -31,8 +31,8 @@ def zstd(data):
 def read(path, columns=PLAIN, on_bad_row="skip"):
     skipped = Counter()
     source = open_source(str(path), "train")
-    examples = list(read_examples(source, columns, on_bad_row=on_bad_row, skipped=skipped))
-    return examples, dict(skipped)
+    found = read_examples(source, columns, on_bad_row=on_bad_row, skipped=skipped)
+    return [example for _, example in found], dict(skipped)
 
 
 def expected(name, rows=ROWS, first=0):
