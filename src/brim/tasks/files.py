@@ -91,6 +91,9 @@ class Files(ReadTask):
     """Configuration of a hub data set."""
     dataset_revision: str | None = None
     """Branch, tag or commit of a hub data set."""
+    streaming: bool = False
+    """Read a hub data set or a folder as it comes, without a download before; where a split has a
+    limit (`max_train_examples`, …), no further than to that."""
     metrics: MetricNames = ("chrf", "bleu", "rougeL", "exact_match")
     """What is measured; the first one picks the checkpoint."""
 
@@ -158,8 +161,17 @@ class Files(ReadTask):
 
     def open(self, text: str, split: Split) -> Source:
         """See `ReadTask.open`."""
-        config, revision = self.dataset_config, self.dataset_revision
-        return open_source(text, split, config=config, revision=revision)
+        return open_source(
+            text,
+            split,
+            config=self.dataset_config,
+            revision=self.dataset_revision,
+            streaming=self.streaming,
+        )
+
+    def num_needed(self, split: Split) -> int | None:
+        """See `ReadTask.num_needed`."""
+        return self.limit(split) if self.streaming else None
 
     def _template(self) -> Template | None:
         """The prompt template, None for a chat; settings that exclude each other are refused."""

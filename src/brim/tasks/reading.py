@@ -78,6 +78,10 @@ class ReadTask(Task):
         """Return how many rows there are to these splits, where they are published."""
         return None
 
+    def num_needed(self, split: Split) -> int | None:
+        """Return after how many examples of a split its source is read no further; None for all."""
+        return None
+
     def load(
         self, split: Split, *, cache_dir: Path | None = None, on_progress: Progress | None = None
     ) -> Sequence[Example]:
@@ -184,6 +188,7 @@ class ReadTask(Task):
             "references": {**columns.references},
             "turns": None if columns.turns == "last" else columns.turns,
             "tools": columns.tools,
+            "needed": self.num_needed(splits[0]) if _is_plain(sources) else None,
         }
         return config_hash(
             {
@@ -209,12 +214,13 @@ class ReadTask(Task):
         """Read sources once and append the examples of each split; returns what is known of it."""
         home, *carved = parts
         fractions, split_of = self.fractions(), self._split_of(home, carved)
+        needed = self.num_needed(home) if _is_plain(sources) else None
         skipped: Counter[str] = Counter()
         seen: set[bytes] = set()
         counts: dict[Split, list[dict[str, Any]]] = {split: [] for split in parts}
         for source, prefix, _ in sources:
             before = {split: len(part) for split, part in parts.items()}
-            for split, example in read_examples(
+            found = read_examples(
                 source,
                 self.columns(),
                 on_bad_row=self.on_bad_row,
@@ -224,8 +230,11 @@ class ReadTask(Task):
                 prefix=prefix,
                 seen=seen,
                 on_progress=on_progress,
-            ):
+            )
+            for split, example in found:
                 parts[split].append(example)
+                if len(parts[home]) == needed:
+                    break
             for split, part in parts.items():
                 count = len(part) - before[split]
                 counts[split].append({"source": source.name, "num_examples": count})
@@ -256,6 +265,11 @@ class ReadTask(Task):
             }
             for split in parts
         }
+
+
+def _is_plain(sources: Sequence[Opened]) -> bool:
+    """Whether the first rows that are read are the first rows of the split."""
+    return len(sources) == 1 and sources[0].weight == 1
 
 
 def _weighted(examples: Sequence[Example], sources: Sequence[Opened]) -> Weighted:

@@ -18,7 +18,7 @@ from brim.tasks.cells import NumberedRow, RowError
 from brim.tasks.json_array import array_rows, is_array, parse_row
 from brim.tasks.raw_files import COMPRESSED, RawFile, file_identity, open_raw
 from brim.tasks.rows import Source
-from brim.tasks.tables import DatasetSource, ParquetSource
+from brim.tasks.tables import DatasetSource, ParquetSource, StreamedSource, is_saved
 
 MAX_LINE_BYTES = 16 * 2**20
 """A longer line is a bad row: it is a file without line ends, which memory may not hold."""
@@ -29,9 +29,14 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def open_source(
-    text: str, split: str, *, config: str | None = None, revision: str | None = None
+    text: str,
+    split: str,
+    *,
+    config: str | None = None,
+    revision: str | None = None,
+    streaming: bool = False,
 ) -> Source:
-    """Return the source that a setting names.
+    """Return the source that a setting names; where it is `streaming`, a data set is not copied.
 
     That is a file (.jsonl, .json, .ndjson, .csv, .tsv, each also with .gz or .zst, or .parquet), a
     folder that `datasets` wrote or can read, or the id of a data set on the Hugging Face hub. A
@@ -54,7 +59,8 @@ def open_source(
     if folder.is_dir() and not any(folder.iterdir()):
         raise DataError(f"{name}: an empty folder; {name_a_file}")
     if folder.is_dir() or (_HUB_ID.fullmatch(name) and not _looks_local(folder)):
-        return DatasetSource(name, named_split or split, config=config, revision=revision)
+        kind = StreamedSource if streaming and not is_saved(folder) else DatasetSource
+        return kind(name, named_split or split, config=config, revision=revision)
     raise DataError(f"{text}: no such file or folder")
 
 

@@ -103,21 +103,14 @@ class DatasetSource:
         # Imported here because it takes a second that no other task needs.
         import datasets
 
-        saved = any((folder / file).is_file() for file in ("state.json", "dataset_dict.json"))
         try:
-            if saved:
+            if is_saved(folder):
                 data = datasets.load_from_disk(str(folder))
             else:
                 path = str(folder) if folder.is_dir() else name
                 data = datasets.load_dataset(path, config, split=split, revision=revision)
         except Exception as error:  # whatever the library, the network or a file format says
-            said = first_line(error)
-            problem = f"no file or folder, and on the hub: {said}"
-            if folder.is_dir():
-                problem = (
-                    f"cannot be read: {said}; name a file, or a folder that `datasets` can read"
-                )
-            raise DataError(f"{self.name}: {problem}") from error
+            raise _refusal(self.name, folder, error) from error
         if isinstance(data, datasets.DatasetDict):
             if split not in data:
                 raise DataError(f"{self.name}: no such split; splits: {', '.join(data)}")
@@ -149,3 +142,83 @@ class DatasetSource:
     def position(self) -> tuple[int, int]:
         """Return rows."""
         return self._position, len(self._data)
+
+
+class StreamedSource:
+    """A data set of the `datasets` library that is read as it comes, and not downloaded before.
+
+    Raises:
+        DataError: it cannot be found or opened, or its split is a slice.
+    """
+
+    def __init__(
+        self, name: str, split: str, *, config: str | None = None, revision: str | None = None
+    ) -> None:
+        self.name = f"{name}#{split}"
+        self.label = split
+        self._position = 0
+        folder = Path(name).expanduser()
+        # Imported here because it takes a second that no other task needs.
+        import datasets
+
+        try:
+            path = str(folder) if folder.is_dir() else name
+            builder = datasets.load_dataset_builder(path, config, revision=revision)
+            self._data = builder.as_streaming_dataset(split=split)
+        except Exception as error:  # whatever the library, the network or a file format says
+            raise _refusal(self.name, folder, error) from error
+        self._identity = [self.name, builder.config_id, str(builder.hash)]
+        known = (builder.info.splits or {}).get(split)
+        self._num_rows = int(known.num_examples or 0) if known else 0
+
+    def identity(self) -> list[Any]:
+        """Return the name, and what `datasets` calls this version of its files."""
+        return self._identity
+
+    def columns(self) -> tuple[str, ...] | None:
+        """Return the columns of the table, where they are known before the first row."""
+        names = self._data.column_names
+        return None if names is None else tuple(names)
+
+    def where(self, number: int) -> str:
+        """Return the row as Python indexes it."""
+        return f"{self.name}[{number}]"
+
+    def rows(self, columns: Sequence[str]) -> Iterator[NumberedRow]:
+        """Yield each row with its index.
+
+        Raises:
+            DataError: the stream breaks off, or a file in it is damaged.
+        """
+        self._position, names = 0, self.columns()
+        data = self._data
+        if names is not None:
+            data = data.select_columns([name for name in names if name in columns])
+        rows = iter(data)
+        while True:
+            try:
+                row = next(rows, None)
+            except Exception as error:  # whatever the library, the network or a file format says
+                where = self.where(self._position)
+                raise DataError(f"{where}: cannot be read: {first_line(error)}") from error
+            if row is None:
+                return
+            yield self._position, row
+            self._position += 1
+
+    def position(self) -> tuple[int, int]:
+        """Return rows, 0 for as many as there are where that is not known."""
+        return self._position, self._num_rows
+
+
+def is_saved(folder: Path) -> bool:
+    """Return whether `save_to_disk` wrote a folder."""
+    return any((folder / file).is_file() for file in ("state.json", "dataset_dict.json"))
+
+
+def _refusal(name: str, folder: Path, error: Exception) -> DataError:
+    said = first_line(error)
+    if folder.is_dir():
+        hint = "name a file, or a folder that `datasets` can read"
+        return DataError(f"{name}: cannot be read: {said}; {hint}")
+    return DataError(f"{name}: no file or folder, and on the hub: {said}")

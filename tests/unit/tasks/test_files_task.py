@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
@@ -531,10 +532,47 @@ def test_a_folder_that_datasets_can_read(tmp_path, datasets):
     assert len(ten.load("test")) == 10
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_stream_is_the_data_set_and_read_no_further_than_its_limit(tmp_path, datasets, kind):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number in range(3):
+        part = pairs(1500, 1500 * number)
+        path = folder / f"test-{number}.{kind}"
+        if kind == "jsonl":
+            write_jsonl(path, part)
+        else:
+            pq.write_table(pa.Table.from_pylist(part), path)
+    whole = Files(test=str(folder))
+    streamed = Files(test=str(folder), streaming=True)
+    assert list(streamed.load("test")) == list(whole.load("test"))
+    cache = tmp_path / "cache"
+    first = streamed.load("test", cache_dir=cache)
+    assert (len(first), first[4000]) == (4500, whole.load("test")[4000])
+    assert list(streamed.load("test", cache_dir=cache)) == list(first)
+    assert len(list(cache.glob("*.arrow"))) == 1
+    (folder / f"test-2.{kind}").write_text("nothing of the kind")
+    with pytest.raises(DataError, match=r"folder#test\[3000\]: cannot be read: ") as caught:
+        streamed.load("test", cache_dir=cache)  # for the files have changed
+    assert "\n" not in str(caught.value)
+    short = Files(test=str(folder), streaming=True, max_test_examples=20)
+    assert list(short.load("test", cache_dir=cache)) == list(first[:20])
+    limits = {"max_train_examples": 50, "validation_fraction": 0.4, "test_fraction": 0.2}
+    bare = Files(train=f"{folder}#test", streaming=True, **limits)
+    carved = [len(bare.load(split, cache_dir=cache)) for split in SPLITS]
+    assert carved[0] == 50
+    assert 0 < min(carved) <= max(carved) < 150
+    with pytest.raises(DataError, match=r"folder#test\[:9\]: cannot be read: Bad split"):
+        Files(test=f"{folder}#test[:9]", streaming=True).load("test")
+    with pytest.raises(BrimError, match="no (column|field) ['\"]q['\"]"):
+        Files(test=str(folder), streaming=True, prompt_column="q").load("test")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("name", ["no-such-data-set", "org/no-such-data-set"])
-def test_a_data_set_that_is_not_there_is_one_line(datasets, name):
+def test_a_data_set_that_is_not_there_is_one_line(datasets, name, streaming):
     with pytest.raises(DataError) as caught:
-        Files(train=name).load("train")
+        Files(train=name, streaming=streaming).load("train")
     assert str(caught.value).startswith(f"{name}#train: no file or folder, and on the hub: ")
     assert "\n" not in str(caught.value)
 
