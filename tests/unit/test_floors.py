@@ -20,7 +20,7 @@ FLOORS = [
     {"objectives"},
     {"training"},
     {"runs"},
-    {"recipes", "compare", "judge", "analysis", "plan", "sweep", "report", "quickstart"},
+    {"recipes", "compare", "judge", "analysis", "plan", "preview", "sweep", "report", "quickstart"},
     {"cli", "__main__"},
 ]
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}

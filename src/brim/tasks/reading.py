@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from brim.config.loading import config_hash
 from brim.errors import ConfigError, DataError
@@ -30,6 +30,32 @@ _FORMAT = 4  # of the cached files; another number makes them anew
 
 Sources = str | tuple[WeightedSource, ...] | None
 """What a split is read from: one source, several with weights, or nothing."""
+
+
+COUNTED_BYTES = 2**30
+"""Larger files are not read for a plan: it would take minutes."""
+
+
+class Part(Protocol):
+    """What examples of a split are appended to."""
+
+    def append(self, example: Example, /) -> None:
+        """Take one."""
+
+    def __len__(self) -> int: ...
+
+
+class _Tally:
+    """Counts examples, and keeps none."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, example: Example) -> None:
+        self._count += 1
 
 
 class Opened(NamedTuple):
@@ -119,6 +145,31 @@ class ReadTask(Task):
             )
         return examples[: self.limit(split)]
 
+    def count(self, split: Split) -> int | None:
+        """Return how many examples a split has, less bad rows; files are read, and none is kept.
+
+        None where a source is no file of this machine, or larger than `COUNTED_BYTES`.
+
+        Raises:
+            DataError: a file cannot be read.
+            ConfigError: the settings do not fit the data.
+        """
+        home, named = self._home(split)
+        files = [Path(part.path).expanduser() for part in named]
+        if not files or not all(path.is_file() for path in files):
+            return None
+        if sum(path.stat().st_size for path in files) > COUNTED_BYTES:
+            return None
+        sources, carved = self._open(home, named), self._carved(home)
+        parts = {name: _Tally() for name in (home, *carved)}
+        counts, _ = self._read(sources, parts, "skip")
+        found = len(parts[split])
+        if split == home:
+            weights = [opened.weight for opened in sources]
+            numbers = [fact["num_examples"] for fact in counts[split]]
+            found = len(Weighted((), list(zip(numbers, weights, strict=True))))
+        return min(found, self.limit(split) or found)
+
     def find(self, split: Split, ids: Collection[str]) -> dict[str, str]:
         """Return where the rows with these ids were read, as `file:line`."""
         home, named = self._home(split)
@@ -205,15 +256,20 @@ class ReadTask(Task):
             }
         )[:16]
 
-    def _write(
+    def _read(
         self,
         sources: Sequence[Opened],
-        on_progress: Progress | None,
-        parts: Mapping[Split, ArrowWriter | list[Example]],
-    ) -> dict[Split, dict[str, Any]]:
-        """Read sources once and append the examples of each split; returns what is known of it."""
+        parts: Mapping[Split, Part],
+        on_bad_row: OnBadRow,
+        on_progress: Progress | None = None,
+    ) -> tuple[dict[Split, list[dict[str, Any]]], Counter[str]]:
+        """Read sources once and append the examples of each split.
+
+        Returns:
+            By split, how many examples each source has of it; and bad rows by reason.
+        """
         home, *carved = parts
-        fractions, split_of = self.fractions(), self._split_of(home, carved)
+        split_of = self._split_of(home, carved)
         needed = self.num_needed(home) if _is_plain(sources) else None
         skipped: Counter[str] = Counter()
         seen: set[bytes] = set()
@@ -223,7 +279,7 @@ class ReadTask(Task):
             found = read_examples(
                 source,
                 self.columns(),
-                on_bad_row=self.on_bad_row,
+                on_bad_row=on_bad_row,
                 skipped=skipped,
                 splits=tuple(parts),
                 split_of=split_of,
@@ -238,7 +294,18 @@ class ReadTask(Task):
             for split, part in parts.items():
                 count = len(part) - before[split]
                 counts[split].append({"source": source.name, "num_examples": count})
-        name = ", ".join(opened.source.name for opened in sources)
+        return counts, skipped
+
+    def _write(
+        self,
+        sources: Sequence[Opened],
+        on_progress: Progress | None,
+        parts: Mapping[Split, ArrowWriter | list[Example]],
+    ) -> dict[Split, dict[str, Any]]:
+        """Read sources once and append the examples of each split; returns what is known of it."""
+        _, *carved = parts
+        fractions, name = self.fractions(), ", ".join(opened.source.name for opened in sources)
+        counts, skipped = self._read(sources, parts, self.on_bad_row, on_progress)
         if skipped:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in skipped.most_common())
             logger.warning("%s: left out %d bad rows: %s", name, skipped.total(), reasons)

@@ -78,6 +78,12 @@ def find_file(folder: Path, stem: str) -> Path | None:
     return found[0] if found else None
 
 
+def is_file_of_rows(name: str) -> bool:
+    """Return whether a name ends as files of rows do, be there such a file or not."""
+    path = Path(name)
+    return _suffix(path) in _KINDS or path.suffix.lower() == ".parquet"
+
+
 def _looks_local(path: Path) -> bool:
     """Whether a name that might be the hub's is rather a path that was misspelt."""
     in_folder = len(path.parts) > 1

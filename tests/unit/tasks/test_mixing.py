@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from brim.errors import ConfigError, DataError
-from brim.tasks import SPLITS, Files, describe, locate, without_rows
+from brim.tasks import SPLITS, Files, describe, locate, reading, without_rows
 from brim.tasks.base import example_digest
 from brim.tasks.mixing import Weighted
 
@@ -162,3 +162,24 @@ def test_a_split_needs_the_columns_of_its_own(tmp_path):
         both.load("validation")
     with pytest.raises(ConfigError, match=r"test.csv: no column 'ref'"):
         Files(train=train, test=str(test), reference_column="ref").load("test")
+
+
+def test_a_count_is_the_length_of_what_is_loaded(tmp_path, two, monkeypatch):
+    bad = write_jsonl(tmp_path / "bad.jsonl", [*pairs("c", 60), {"prompt": "q"}])
+    sources = (two[0], {"path": two[1], "weight": 1.5}, {"path": bad, "weight": 0.5})
+    for settings in (
+        {"train": sources, "validation_fraction": 0.2},
+        {"train": sources, "max_train_examples": 70},
+        {"train": two[0], "test": bad},
+    ):
+        task = Files(**settings, on_bad_row="skip")
+        for split in SPLITS:
+            assert task.count(split) == len(task.load(split))
+    assert Files(train=(two[0], bad)).count("train") == Files(
+        train=(two[0], bad), on_bad_row="skip"
+    ).count("train")
+    assert Files(train="org/name").count("train") is None
+    assert Files(train=(two[0], "gone.jsonl")).count("train") is None
+    assert Files().count("train") is None
+    monkeypatch.setattr(reading, "COUNTED_BYTES", 100)
+    assert task.count("train") is None
