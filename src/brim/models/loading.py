@@ -157,6 +157,8 @@ def load_encoder(
         ModelError: it cannot be found or read.
     """
     path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        _check_files(path, but="safetensors weights")
     name = str(path) if path.is_dir() else _find(name_or_path, revision)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
@@ -217,9 +219,11 @@ def _check_seal(directory: Path) -> None:
         )
 
 
-def _check_files(directory: Path) -> None:
+def _check_files(directory: Path, but: str = "") -> None:
     for what, patterns in _REQUIRED_FILES.items():
-        if not any(found for pattern in patterns for found in directory.glob(pattern)):
+        if what != but and not any(
+            found for pattern in patterns for found in directory.glob(pattern)
+        ):
             raise ModelError(
                 f"{directory}: has no {what}; save the model and its tokenizer there with "
                 "save_pretrained"
