@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from tiny import tiny, word_tokenizer
 
+from brim.errors import ModelError
 from brim.models import Encoder, LanguageModel, load_encoder
 from brim.preview import DataConfig, Limits, as_text, preview
 from brim.tasks import Files, WordProblems
@@ -44,7 +45,7 @@ def saved(request, tmp_path):
     return model, folder
 
 
-def test_an_encoder_needs_no_weights_and_reads_as_the_model_does(saved, encoder):
+def test_an_encoder_needs_no_weights_and_reads_as_the_model_does(saved):
     model, folder = saved
     found = load_encoder(folder)
     assert isinstance(found, Encoder)
@@ -56,7 +57,7 @@ def test_an_encoder_needs_no_weights_and_reads_as_the_model_does(saved, encoder)
         model.encoder.is_encoder_decoder,
     )
     (folder / "config.json").unlink()
-    with pytest.raises(ValueError, match="has no config.json"):
+    with pytest.raises(ModelError, match="has no config.json"):
         load_encoder(folder)
 
 

@@ -142,7 +142,6 @@ def load_model(
     return LanguageModel(model, tokenizer)
 
 
-@cache
 def load_encoder(
     name_or_path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> Encoder:
@@ -177,6 +176,7 @@ def load_encoder(
     return Encoder(without_end(tokenizer, ends), ends, None)
 
 
+@cache
 def _warn_of_ignored(name: str, settings: tuple[str, ...]) -> None:
     if settings:
         logger.warning(
