@@ -1,6 +1,7 @@
 """The documentation says what is there: commands parse, links resolve, settings are up to date."""
 
 import doctest
+import os
 import re
 import runpy
 import shlex
@@ -16,6 +17,7 @@ from brim.cli.app import overrides_and_paths
 from brim.config.loading import load_config
 from brim.config.yaml import parse
 from brim.judge import JudgeConfig, Limits
+from brim.preview import DataConfig
 from brim.recipes import find_recipe
 from brim.sweep import load_sweep, points
 from brim.training.settings import RunConfig
@@ -77,7 +79,7 @@ def test_settings_page_is_up_to_date():
 
 def test_there_are_commands_to_check():
     names = {arguments[0] for page in PAGES for arguments in commands(page)}
-    assert names == {"train", "evaluate", "generate", "recipes", "quickstart", "plan"} | {
+    assert names == {"train", "evaluate", "generate", "recipes", "quickstart", "plan", "data"} | {
         *("analyze", "compare", "judge", "report", "sweep")
     }
 
@@ -130,11 +132,14 @@ def check_settings(params: dict) -> None:
     if params.get("words") is not None:  # of brim judge
         overrides, _ = overrides_and_paths(params["words"])
         load_config(JudgeConfig, Path(params["file"]), overrides)
+    overrides = params.get("overrides") or []
+    if "show" in params and not params["source"].endswith(".yaml"):  # a file, for brim data
+        load_config(DataConfig, Path(os.devnull), [f"task.train={params['source']}", *overrides])
+        return
     recipe = params.get("recipe", "cmudict/brim")
     if recipe.startswith("docs/results/"):  # a sweep, for brim plan
         assert points(load_sweep(ROOT / recipe))
     elif not recipe.startswith("runs/"):
-        overrides = params.get("overrides") or []
         load_config(RunConfig, find_recipe(recipe), overrides, search=find_recipe)
 
 

@@ -38,7 +38,7 @@ def data(
     ] = None,
     show: Annotated[int, typer.Option(min=0, help="Examples to show.")] = 10,
 ) -> None:
-    """Show examples as a model will read them, their lengths, what is cut and what is bad."""
+    """Show data as a model reads it, its lengths, and what is bad."""
     from brim.preview import as_text, preview
     from brim.support.progress import Reporter
 

@@ -37,7 +37,7 @@ def plan(
         ),
     ] = None,
 ) -> None:
-    """Say what a recipe or a sweep takes, without weights; rows of local files are counted."""
+    """Say what a recipe or a sweep takes, without its weights."""
     from brim.errors import ConfigError
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None

@@ -335,6 +335,24 @@ def test_a_copy_in_an_older_format_is_made_anew(tmp_path, train, monkeypatch):
     assert load()[0] == Example("train.jsonl:1", "say p0", ("t0",), field=(4, 6))
 
 
+def test_a_copy_from_before_there_were_tools_is_read(tmp_path, monkeypatch):
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"m": chat}])
+    task = Files(test=path, messages_column="m", target_column=None)
+    new = task.load("test")
+    with monkeypatch.context() as older:
+        message = pa.struct([("role", pa.string()), ("content", pa.string())])
+        fields = {field.name: field.type for field in arrow._SCHEMA} | {
+            "messages": pa.list_(message)
+        }
+        del fields["tools"], fields["teacher"]
+        older.setattr(arrow, "_SCHEMA", pa.schema(list(fields.items())))
+        task.load("test", cache_dir=tmp_path / "data")
+    (copy,) = (tmp_path / "data").glob("*.arrow")
+    assert "tools" not in pa.ipc.open_file(pa.memory_map(str(copy))).schema.names
+    assert list(task.load("test", cache_dir=tmp_path / "data")) == list(new)
+
+
 def test_a_bad_row_leaves_nothing_behind(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", [*pairs(10), {"prompt": ""}])
     run = tmp_path / "run"
