@@ -25,6 +25,9 @@ On the command line a key is written as `group.key=value`. A required key has no
 
 Schema = dict[str, Any]
 
+# The keys that say which class of several a group is.
+_TAGS = ("name", "family")
+
 
 def render() -> str:
     """The page as Markdown: one section for each group of settings, in the order of a recipe."""
@@ -45,25 +48,31 @@ def _walk(schema: Schema, groups: dict[str, Schema], place: str) -> Iterator[tup
     """Each group below `schema` with the key that it is found under, parents first."""
     for name, field in schema["properties"].items():
         key = f"{place}.{name}".removeprefix(".")
-        found = _groups_of(field)
+        found = _groups_of(field, in_lists=True)
         yield from ((group, key) for group in found)
         for group in found:
             yield from _walk(groups[group], groups, key)
 
 
-def _groups_of(field: Schema) -> list[str]:
-    options = [field, *field.get("oneOf", []), *field.get("anyOf", [])]
-    return [option["$ref"].rpartition("/")[2] for option in options if "$ref" in option]
+def _groups_of(field: Schema, *, in_lists: bool = False) -> list[str]:
+    own = [field["$ref"].rpartition("/")[2]] if "$ref" in field else []
+    items = [field["items"]] if in_lists and isinstance(field.get("items"), dict) else []
+    options = (*field.get("oneOf", []), *field.get("anyOf", []), *items)
+    return own + [group for option in options for group in _groups_of(option, in_lists=in_lists)]
 
 
 def _title(group: Schema, places: list[str]) -> str:
-    name = group["properties"].get("name", {}).get("const")
     title = ", ".join(f"`{place}`" for place in places)
-    return f"{title} with `name: {name}`" if name else title
+    for key in _TAGS:
+        if "const" in (field := group["properties"].get(key, {})):
+            return f"{title} with `{key}: {field['const']}`"
+    return title
 
 
 def _section(title: str, schema: Schema, groups: dict[str, Schema], titles: dict[str, str]) -> str:
-    names = sorted(schema["properties"], key=lambda name: name != "name")  # otherwise as declared
+    names = sorted(
+        schema["properties"], key=lambda name: name not in _TAGS
+    )  # otherwise as declared
     rows = [
         f"| `{name}` | {_type(field, titles)} | {_default(name, schema, groups)} | {_text(field)} |"
         for name in names
@@ -78,11 +87,11 @@ def _type(field: Schema, titles: dict[str, str]) -> str:
     if groups:
         titled = [titles[group] for group in groups]
         links = [
-            f"[{title.partition('name: ')[2].strip('`') or 'group'}](#{_anchor(title)})"
+            f"[{title.partition(': ')[2].strip('`') or 'group'}](#{_anchor(title)})"
             for title in titled
         ]
-        null = [option["type"] for option in field.get("anyOf", []) if "type" in option]
-        return " or ".join([*links, *null])
+        others = [_type(o, titles) for o in field.get("anyOf", []) if not _groups_of(o)]
+        return " or ".join([*links, *others])
     if "anyOf" in field:
         return " or ".join(_type(option, titles) for option in field["anyOf"])
     if "enum" in field:

@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 import shlex
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,7 +61,7 @@ def commands(page: Path) -> list[list[str]]:
         words = shlex.split(line, comments=True)
         for i, word in enumerate(words):
             if word == "brim" and (i == 0 or words[i - 1] in ("|", "&&", "-m")):
-                found.append(words[i + 1 :])
+                found.append(list(takewhile(lambda word: word != ">", words[i + 1 :])))
     return found
 
 
@@ -80,7 +81,7 @@ def test_settings_page_is_up_to_date():
 def test_there_are_commands_to_check():
     names = {arguments[0] for page in PAGES for arguments in commands(page)}
     assert names == {"train", "evaluate", "generate", "recipes", "quickstart", "plan", "data"} | {
-        *("analyze", "compare", "judge", "report", "sweep")
+        *("analyze", "compare", "judge", "report", "sweep", "init", "schema")
     }
 
 
@@ -129,14 +130,16 @@ def test_commands_parse(page, recipes):
 
 def check_settings(params: dict) -> None:
     """Recipes and settings files exist, and keys and values of overrides are known."""
-    if params.get("words") is not None:  # of brim judge
-        overrides, _ = overrides_and_paths(params["words"])
+    words = params.get("words") or ()
+    if words and "file" in params:  # of brim judge
+        overrides, _ = overrides_and_paths(words)
         load_config(JudgeConfig, Path(params["file"]), overrides)
     overrides = params.get("overrides") or []
     if "show" in params and not params["source"].endswith(".yaml"):  # a file, for brim data
         load_config(DataConfig, Path(os.devnull), [f"task.train={params['source']}", *overrides])
         return
-    recipe = params.get("recipe", "cmudict/brim")
+    shown = words[1] if words[:1] == ("show",) else "cmudict/brim"  # by brim recipes
+    recipe = params.get("recipe", shown)
     if recipe.startswith("docs/results/"):  # a sweep, for brim plan
         assert points(load_sweep(ROOT / recipe))
     elif not recipe.startswith("runs/"):

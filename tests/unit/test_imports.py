@@ -17,6 +17,7 @@ LIGHT = {
     "brim.compare.write": MODELS,
     "brim.preview": MODELS | {"datasets", "pyarrow"},
     "brim.judge": MODELS,
+    "brim.sweep": MODELS,
     "brim.report": MODELS | {"matplotlib", "jinja2"},
 }
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from brim.cli.app import Overrides, app, load_recipe
+from brim.cli.app import Overrides, app, complete_recipe, load_recipe
 
 if TYPE_CHECKING:
     from brim.models import Encoder
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from brim.tasks import Files, Task
     from brim.training.settings import TeacherConfig
 
+_COLUMNS = ("task.prompt", "task.messages_column=", "task.target_column=")
+
 
 @app.command()
 def data(
@@ -28,7 +30,8 @@ def data(
         str,
         typer.Argument(
             help="A file or folder of data, or org/name#split on the hub; or a recipe's name, or "
-            "its YAML file."
+            "its YAML file.",
+            autocompletion=complete_recipe,
         ),
     ],
     overrides: Overrides = None,
@@ -47,7 +50,7 @@ def data(
     limits: Limits | Decoding
     teacher: TeacherConfig | None = None
     if _is_data(source):
-        task, limits = _of_file(source, overrides or [])
+        task, limits = _of_file(source, overrides or [], reporter)
     else:
         _, config = load_recipe(source, overrides)
         task, limits, teacher = config.task, config.decoding, config.teacher
@@ -72,15 +75,30 @@ def _is_data(source: str) -> bool:
     )
 
 
-def _of_file(source: str, overrides: Sequence[str]) -> tuple[Files, Limits]:
+def _of_file(source: str, overrides: Sequence[str], reporter: Reporter) -> tuple[Files, Limits]:
     """The task whose training data this is, with nothing carved out of it, and its limits."""
     from brim.config.loading import load_config
     from brim.preview import DataConfig
 
     whole = ["task.validation_fraction=0", "task.test_fraction=0", f"task.train={source}"]
+    if not any(override.startswith(_COLUMNS) for override in overrides):
+        whole += _guessed(source, reporter)
     # An empty file: all settings are on the command line.
     config = load_config(DataConfig, Path(os.devnull), [*whole, *overrides])
     return config.task, config.decoding
+
+
+def _guessed(source: str, reporter: Reporter) -> list[str]:
+    """Settings of the columns of a file, by its first row, where that can be read."""
+    from brim.errors import DataError
+    from brim.recipes.first_row import read_first_row
+
+    try:
+        found = read_first_row(source)
+    except DataError:
+        return []
+    reporter.say(f"{source}: {found.in_words()}, by the first row")
+    return [f"task.{key}={'null' if of is None else of}" for key, of in found.settings.items()]
 
 
 def _encoder(

@@ -137,8 +137,11 @@ def test_no_line_is_too_long(tmp_path, width):
 
 def test_the_command_reads_files_and_recipes(brim_says, rows, saved, tmp_path):
     _, folder = saved
-    code, out, _ = brim_says("data", rows, "--show", "3")
-    assert code == 0
+    code, out, err = brim_says("data", rows, "--show", "3")
+    assert (code, err) == (
+        0,
+        f"{rows}: prompt_column prompt, target_column target, by the first row\n",
+    )
     assert out.count("── train ") == 3
     assert "mean characters" in out
     assert max(map(len, out.splitlines())) <= 80
@@ -160,6 +163,16 @@ def test_the_command_reads_files_and_recipes(brim_says, rows, saved, tmp_path):
         code, out, err = brim_says("data", *arguments)
         assert (code, out) == (2, "")
         assert message in err.splitlines()[-1]
+
+
+def test_columns_that_are_not_named_are_guessed(brim_says, tmp_path):
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"source": "x", "talk": chat}])
+    code, out, err = brim_says("data", path)
+    assert (code, "→ a" in out) == (0, True)
+    assert "messages_column talk" in err
+    code, out, _ = brim_says("data", path, "task.prompt_column=source", "task.target_column=null")
+    assert (code, "no target" in out) == (0, True)
 
 
 def test_a_look_at_text_needs_no_torch(rows):
