@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,14 @@ class Example:
 
     @property
     def text(self) -> str:
-        """The prompt as a person reads it: a chat as `role: content` lines."""
-        lines = (f"{message['role']}: {message['content']}" for message in self.messages)
+        """The prompt as a person reads it: a chat as `role: content` lines, calls as JSON."""
+        lines = (
+            f"{message['role']}: {message['content'] or _calls(message)}"
+            for message in self.messages
+        )
         return self.prompt or "\n".join(lines)
+
+
+def _calls(message: Mapping[str, Any]) -> str:
+    calls = message.get("tool_calls")
+    return json.dumps(calls, ensure_ascii=False) if calls else ""

@@ -52,6 +52,7 @@ def test_each_reply_is_an_example_whose_messages_are_those_before_it():
     # A call has no text of its own: it is read, and not learned.
     assert first.messages[2] == say("assistant", "", tool_calls=[CALL])
     assert first.messages[3] == CHAT[3]
+    assert first.text.splitlines()[2:] == [f"assistant: {json.dumps([CALL])}", "tool: 3"]
     (last,) = examples(Columns(None, messages="chat"), chat=CHAT)
     assert last == Example("id", "", second.references, second.messages)
 
