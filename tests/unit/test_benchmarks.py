@@ -127,3 +127,11 @@ def test_finished_runs_of_quality_are_kept(quality, tmp_path, capsys, monkeypatc
     monkeypatch.setattr(quality, "Meter", None)  # without which nothing can run
     quality.main(command)
     assert capsys.readouterr().out == first
+
+
+def test_a_server_is_measured_beside_its_model(step, capsys):
+    import serve
+
+    serve.main(["--tiny", "--families", "t5", "--rows", "4", "--clients", "2", "--turns", "1"])
+    rows = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()]
+    assert rows == ["", "---", "t5 in process", "t5, 2 clients"]

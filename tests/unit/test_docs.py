@@ -1,7 +1,6 @@
 """The documentation says what is there: commands parse, links resolve, settings are up to date."""
 
 import doctest
-import os
 import re
 import runpy
 import shlex
@@ -17,9 +16,10 @@ from brim.cli import app
 from brim.cli.app import overrides_and_paths
 from brim.config.loading import load_config
 from brim.config.yaml import parse
-from brim.judge import JudgeConfig, Limits
+from brim.judge import JudgeConfig
 from brim.preview import DataConfig
 from brim.recipes import find_recipe
+from brim.serve.settings import ServeConfig
 from brim.sweep import load_sweep, points
 from brim.training.settings import RunConfig
 
@@ -81,7 +81,7 @@ def test_settings_page_is_up_to_date():
 def test_there_are_commands_to_check():
     names = {arguments[0] for page in PAGES for arguments in commands(page)}
     assert names == {"train", "evaluate", "generate", "recipes", "quickstart", "plan", "data"} | {
-        *("analyze", "compare", "judge", "report", "sweep", "init", "schema")
+        *("analyze", "compare", "judge", "report", "sweep", "init", "schema", "serve")
     }
 
 
@@ -106,15 +106,18 @@ def test_recipes_load(page, recipes):
 
 
 def class_of(path: Path) -> type[BaseModel]:
-    return JudgeConfig if path.name.startswith("judge") else RunConfig
+    kinds = {"judge": JudgeConfig, "serve": ServeConfig}
+    return kinds.get(re.split("[_.]", path.name)[0], RunConfig)
 
 
-def test_the_judges_page_has_all_settings_with_their_defaults():
-    (block,) = (b for b in blocks(ROOT / "docs/judge.md") if b.title == "judge_defaults.yaml")
+@pytest.mark.parametrize(("name", "kind"), [("judge", JudgeConfig), ("serve", ServeConfig)])
+def test_a_commands_page_has_all_settings_with_their_defaults(name, kind):
+    page = ROOT / f"docs/{name}.md"
+    (block,) = (b for b in blocks(page) if b.title == f"{name}_defaults.yaml")
     settings = parse(block.text, str).data
-    assert JudgeConfig(**settings) == JudgeConfig(model=settings["model"])
-    assert settings.keys() == JudgeConfig.model_fields.keys()
-    assert settings["limits"].keys() == Limits.model_fields.keys()
+    assert kind(**settings) == kind(model=settings["model"])
+    assert settings.keys() == kind.model_fields.keys()
+    assert settings["limits"].keys() == kind.model_fields["limits"].annotation.model_fields.keys()
 
 
 @each_page
@@ -134,9 +137,11 @@ def check_settings(params: dict) -> None:
     if words and "file" in params:  # of brim judge
         overrides, _ = overrides_and_paths(words)
         load_config(JudgeConfig, Path(params["file"]), overrides)
+    if params.get("settings") is not None:  # of brim serve
+        load_config(ServeConfig, None, [f"model={params['model']}", *params["settings"]])
     overrides = params.get("overrides") or []
     if "show" in params and not params["source"].endswith(".yaml"):  # a file, for brim data
-        load_config(DataConfig, Path(os.devnull), [f"task.train={params['source']}", *overrides])
+        load_config(DataConfig, None, [f"task.train={params['source']}", *overrides])
         return
     shown = words[1] if words[:1] == ("show",) else "cmudict/brim"  # by brim recipes
     recipe = params.get("recipe", shown)

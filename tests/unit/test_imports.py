@@ -18,6 +18,7 @@ LIGHT = {
     "brim.preview": MODELS | {"datasets", "pyarrow"},
     "brim.judge": MODELS,
     "brim.sweep": MODELS,
+    "brim.serve.checks": MODELS | {"starlette", "uvicorn"},
     "brim.report": MODELS | {"matplotlib", "jinja2"},
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -41,7 +40,7 @@ def data(
     ] = None,
     show: Annotated[int, typer.Option(min=0, help="Examples to show.")] = 10,
 ) -> None:
-    """Show data as a model reads it, its lengths, and what is bad."""
+    """Show data as a model reads it, and what is bad."""
     from brim.preview import as_text, preview
     from brim.support.progress import Reporter
 
@@ -83,8 +82,7 @@ def _of_file(source: str, overrides: Sequence[str], reporter: Reporter) -> tuple
     whole = ["task.validation_fraction=0", "task.test_fraction=0", f"task.train={source}"]
     if not any(override.startswith(_COLUMNS) for override in overrides):
         whole += _guessed(source, reporter)
-    # An empty file: all settings are on the command line.
-    config = load_config(DataConfig, Path(os.devnull), [*whole, *overrides])
+    config = load_config(DataConfig, None, [*whole, *overrides])
     return config.task, config.decoding
 
 

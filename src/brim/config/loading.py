@@ -55,7 +55,7 @@ class Config(BaseModel):
 
 def load_config(
     cls: type[ConfigT],
-    source: Path,
+    source: Path | None,
     overrides: Sequence[str] = (),
     *,
     search: _Search | None = None,
@@ -72,7 +72,7 @@ def load_config(
 
     Args:
         cls: the class of the settings.
-        source: the YAML file.
+        source: the YAML file; None where the overrides say all.
         overrides: `key.sub=value` texts, later ones winning. The value is YAML (`1e-5`, `[1, 2]`,
             `null`); where the setting is text, it is the text as written, so that a prompt such as
             `{question}` needs no quotes.
@@ -82,7 +82,11 @@ def load_config(
         ConfigError: a file, key or value that cannot be used.
     """
     commands, written = _read_overrides(overrides)
-    document = _merge(_vary(_read_file(source, [cls], search), commands, cls), commands, [cls])
+    if source is None:
+        base = Document({}, {(): COMMAND_LINE.rstrip(": ")})
+    else:
+        base = _read_file(source, [cls], search)
+    document = _merge(_vary(base, commands, cls), commands, [cls])
     while True:
         try:
             # Through JSON: strict types there still take a list for a tuple and text for a path.

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from brim.errors import ModelError
 from brim.examples import Example
 from brim.models.adapters import restore_weights
 from brim.models.backbone import Backbone, DecoderOnly, EncoderDecoder, Prompts
@@ -41,7 +40,7 @@ from brim.models.head_checks import (
 from brim.models.modes import compile_layers, evaluating
 from brim.models.saving import save_folder
 from brim.models.settings import SOFTMAX, Centering, Decoding, Distribution
-from brim.models.tokenizers import end_token_ids, rows_without_token, without_end
+from brim.models.tokenizers import check_writable, end_token_ids, rows_without_token, without_end
 from brim.models.vllm import generate_with_vllm
 from brim.types import ActionValues, Batch, Rollout, TokenStatistics
 
@@ -129,6 +128,15 @@ class LanguageModel(nn.Module):
         self.encoder.unshared = frozenset(unshared)
         self._follow_rules()
 
+    def without(self, tokens: Iterable[int]) -> LanguageModel:
+        """Return the model, its weights shared, as a policy that never writes these tokens either.
+
+        Its generation settings, which are the model's own, do not say so.
+        """
+        view = copy.copy(self)
+        view._holes = sorted({*self._holes, *(i for i in tokens if i < self._num_rows)})
+        return view
+
     def _follow_rules(self) -> None:
         self.rules = self.encoder.rules = generation_rules(self.model, self.eos_token_ids)
         self._num_rows, self._holes = rows_without_token(
@@ -211,7 +219,7 @@ class LanguageModel(nn.Module):
         rollout = rollout.to(self.device)
         mask = rollout.mask
         token_ids = rollout.completion_ids[mask]
-        self._check_writable(token_ids)
+        check_writable(token_ids, self.tokenizer, self._num_rows, self._holes)
         longest = max(int(rollout.lengths.max()), 1)
         completion_ids = self._padded(rollout.completion_ids[:, :longest], mask[:, :longest])
         prompts = self._prompts(rollout.batch)
@@ -358,18 +366,6 @@ class LanguageModel(nn.Module):
             RunError: the adapters are missing or damaged, or belong to another model.
         """
         restore_weights(self.model, Path(directory), lambda path: load(path).model)
-
-    def _check_writable(self, token_ids: Tensor) -> None:
-        unknown = token_ids >= self._num_rows
-        if self._holes:
-            unknown |= torch.isin(token_ids, torch.tensor(self._holes, device=token_ids.device))
-        if unknown.any():
-            token = int(token_ids[unknown][0])
-            raise ModelError(
-                f"a completion holds token {token} ({self.tokenizer.convert_ids_to_tokens(token)}),"
-                " which this model never writes; brim.models.share_vocabulary has two models "
-                "exclude the same tokens"
-            )
 
     def _head(self) -> OutputHead:
         return OutputHead.of(self.model, self._num_rows, self._holes, self._scale)

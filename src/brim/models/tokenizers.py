@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from brim.errors import ModelError
@@ -36,6 +38,26 @@ def rows_without_token(
     ids.difference_update(excluded)
     used = max(ids) + 1
     return used, sorted(set(range(used)) - ids)
+
+
+def check_writable(
+    token_ids: Tensor, tokenizer: PreTrainedTokenizerBase, num_rows: int, holes: Sequence[int]
+) -> None:
+    """Check that a model writes these tokens, (N,) int64; rows as of `rows_without_token`.
+
+    Raises:
+        ModelError: one of them is excluded.
+    """
+    unknown = token_ids >= num_rows
+    if holes:
+        unknown |= torch.isin(token_ids, torch.tensor(holes, device=token_ids.device))
+    if unknown.any():
+        token = int(token_ids[unknown][0])
+        raise ModelError(
+            f"a completion holds token {token} ({tokenizer.convert_ids_to_tokens(token)}),"
+            " which this model never writes; brim.models.share_vocabulary has two models "
+            "exclude the same tokens"
+        )
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
