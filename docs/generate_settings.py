@@ -48,16 +48,17 @@ def _walk(schema: Schema, groups: dict[str, Schema], place: str) -> Iterator[tup
     """Each group below `schema` with the key that it is found under, parents first."""
     for name, field in schema["properties"].items():
         key = f"{place}.{name}".removeprefix(".")
-        found = _groups_of(field)
+        found = _groups_of(field, in_lists=True)
         yield from ((group, key) for group in found)
         for group in found:
             yield from _walk(groups[group], groups, key)
 
 
-def _groups_of(field: Schema) -> list[str]:
+def _groups_of(field: Schema, *, in_lists: bool = False) -> list[str]:
     own = [field["$ref"].rpartition("/")[2]] if "$ref" in field else []
-    options = (*field.get("oneOf", []), *field.get("anyOf", []))
-    return own + [group for option in options for group in _groups_of(option)]
+    items = [field["items"]] if in_lists and isinstance(field.get("items"), dict) else []
+    options = (*field.get("oneOf", []), *field.get("anyOf", []), *items)
+    return own + [group for option in options for group in _groups_of(option, in_lists=in_lists)]
 
 
 def _title(group: Schema, places: list[str]) -> str:
@@ -89,8 +90,8 @@ def _type(field: Schema, titles: dict[str, str]) -> str:
             f"[{title.partition(': ')[2].strip('`') or 'group'}](#{_anchor(title)})"
             for title in titled
         ]
-        null = [option["type"] for option in field.get("anyOf", []) if "type" in option]
-        return " or ".join([*links, *null])
+        others = [_type(o, titles) for o in field.get("anyOf", []) if not _groups_of(o)]
+        return " or ".join([*links, *others])
     if "anyOf" in field:
         return " or ".join(_type(option, titles) for option in field["anyOf"])
     if "enum" in field:

@@ -17,6 +17,7 @@ from brim.cli.app import overrides_and_paths
 from brim.config.loading import load_config
 from brim.config.yaml import parse
 from brim.judge import JudgeConfig
+from brim.preview import DataConfig
 from brim.recipes import find_recipe
 from brim.serve.settings import ServeConfig
 from brim.sweep import load_sweep, points
@@ -79,7 +80,7 @@ def test_settings_page_is_up_to_date():
 
 def test_there_are_commands_to_check():
     names = {arguments[0] for page in PAGES for arguments in commands(page)}
-    assert names == {"train", "evaluate", "generate", "recipes", "quickstart", "plan"} | {
+    assert names == {"train", "evaluate", "generate", "recipes", "quickstart", "plan", "data"} | {
         *("analyze", "compare", "judge", "report", "sweep", "init", "schema", "serve")
     }
 
@@ -138,12 +139,15 @@ def check_settings(params: dict) -> None:
         load_config(JudgeConfig, Path(params["file"]), overrides)
     if params.get("settings") is not None:  # of brim serve
         load_config(ServeConfig, None, [f"model={params['model']}", *params["settings"]])
+    overrides = params.get("overrides") or []
+    if "show" in params and not params["source"].endswith(".yaml"):  # a file, for brim data
+        load_config(DataConfig, None, [f"task.train={params['source']}", *overrides])
+        return
     shown = words[1] if words[:1] == ("show",) else "cmudict/brim"  # by brim recipes
     recipe = params.get("recipe", shown)
     if recipe.startswith("docs/results/"):  # a sweep, for brim plan
         assert points(load_sweep(ROOT / recipe))
     elif not recipe.startswith("runs/"):
-        overrides = params.get("overrides") or []
         load_config(RunConfig, find_recipe(recipe), overrides, search=find_recipe)
 
 

@@ -20,7 +20,10 @@ FLOORS = [
     {"objectives"},
     {"training"},
     {"runs"},
-    {"recipes", "compare", "judge", "analysis", "plan", "sweep", "report", "serve", "quickstart"},
+    {
+        *("recipes", "compare", "judge", "analysis", "plan", "preview", "sweep", "report"),
+        *("serve", "quickstart"),
+    },
     {"cli", "__main__"},
 ]
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}

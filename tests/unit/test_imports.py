@@ -15,6 +15,7 @@ LIGHT = {
     "brim.runs.directory": MODELS,
     "brim.compare": MODELS,
     "brim.compare.write": MODELS,
+    "brim.preview": MODELS | {"datasets", "pyarrow"},
     "brim.judge": MODELS,
     "brim.sweep": MODELS,
     "brim.serve.checks": MODELS | {"starlette", "uvicorn"},

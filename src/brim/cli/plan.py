@@ -42,7 +42,7 @@ def plan(
         ),
     ] = None,
 ) -> None:
-    """Say what a recipe or a sweep takes, without weights or data."""
+    """Say what a recipe or a sweep takes, without its weights."""
     from brim.errors import ConfigError
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from brim.models.checks import check_same_tokenizer as check_same_tokenizer
     from brim.models.checks import inspect_rows as inspect_rows
     from brim.models.checks import share_vocabulary as share_vocabulary
+    from brim.models.encoding import Encoder as Encoder
     from brim.models.features import Comparison as Comparison
     from brim.models.features import Features as Features
     from brim.models.features import RowFunction as RowFunction
     from brim.models.head_checks import hash_tensors as hash_tensors
     from brim.models.language_model import LanguageModel as LanguageModel
     from brim.models.layers import keep_layers as keep_layers
+    from brim.models.loading import load_encoder as load_encoder
     from brim.models.loading import load_model as load_model
     from brim.models.modes import checkpoint_layers as checkpoint_layers
     from brim.models.modes import evaluating as evaluating
@@ -47,11 +49,12 @@ _HOMES = {
     "actor_critic": ("ActorCritic",),
     "adapters": ("add_adapters",),
     "checks": ("RowReport", "check_same_tokenizer", "inspect_rows", "share_vocabulary"),
+    "encoding": ("Encoder",),
     "features": ("Comparison", "Features", "RowFunction"),
     "head_checks": ("hash_tensors",),
     "language_model": ("LanguageModel",),
     "layers": ("keep_layers",),
-    "loading": ("load_model",),
+    "loading": ("load_encoder", "load_model"),
     "modes": ("checkpoint_layers", "evaluating", "set_dropout", "updating"),
     "quantization": ("plain_tensors", "q_drift", "quantization_of"),
     "scratch": ("build_model", "train_tokenizer"),

@@ -266,6 +266,7 @@ class Encoder:
         try:
             return self.tokenizer.apply_chat_template(  # type: ignore[no-any-return]
                 [dict(message) for message in example.messages],
+                tools=[dict(tool) for tool in example.tools] or None,
                 tokenize=False,
                 add_generation_prompt=True,
             )

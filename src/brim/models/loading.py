@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -29,8 +31,9 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 
 from brim.errors import ModelError, RunError, first_line
+from brim.models.encoding import Encoder
 from brim.models.generation_settings import ignored_settings
-from brim.models.head_checks import check_stored_head, hash_tensors
+from brim.models.head_checks import check_stored_head, hash_tensors, start_token_id
 from brim.models.language_model import LanguageModel
 from brim.models.quantization import (
     check_available,
@@ -43,7 +46,7 @@ from brim.models.quantization import (
 )
 from brim.models.settings import Quantization
 from brim.models.smollm2 import SMOLLM2_NAME, load_smollm2
-from brim.models.tokenizers import definition, has_target_mode
+from brim.models.tokenizers import definition, end_token_ids, has_target_mode, without_end
 from brim.support.seals import OF_A_RESUME, find_damage, is_sealed
 
 logger = logging.getLogger(__name__)
@@ -139,6 +142,40 @@ def load_model(
     return LanguageModel(model, tokenizer)
 
 
+def load_encoder(
+    name_or_path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> Encoder:
+    """Load what turns text into a model's token ids, without its weights, which need not be there.
+
+    Args:
+        name_or_path: a directory with `config.json` and tokenizer files, or a hub id.
+        revision: branch, tag or commit on the hub.
+        trust_remote_code: run Python code that the model brings along.
+
+    Raises:
+        ModelError: it cannot be found or read.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        _check_files(path, but="safetensors weights")
+    name = str(path) if path.is_dir() else _find(name_or_path, revision)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(name, **options)
+        tokenizer = _read_tokenizer(name, options)
+        try:
+            generation = GenerationConfig.from_pretrained(name, revision=revision)
+        except OSError:  # there is no such file
+            generation = GenerationConfig.from_model_config(config)
+    except Exception as error:  # of the code of any kind of tokenizer
+        raise ModelError(f"cannot load the tokenizer {name!r}: {first_line(error)}") from error
+    model: Any = SimpleNamespace(config=config, generation_config=generation, name_or_path=name)
+    ends = end_token_ids(model, tokenizer)
+    if config.is_encoder_decoder:
+        return Encoder(tokenizer, ends, start_token_id(model))
+    return Encoder(without_end(tokenizer, ends), ends, None)
+
+
 @cache
 def _warn_of_ignored(name: str, settings: tuple[str, ...]) -> None:
     if settings:
@@ -182,9 +219,11 @@ def _check_seal(directory: Path) -> None:
         )
 
 
-def _check_files(directory: Path) -> None:
+def _check_files(directory: Path, but: str = "") -> None:
     for what, patterns in _REQUIRED_FILES.items():
-        if not any(found for pattern in patterns for found in directory.glob(pattern)):
+        if what != but and not any(
+            found for pattern in patterns for found in directory.glob(pattern)
+        ):
             raise ModelError(
                 f"{directory}: has no {what}; save the model and its tokenizer there with "
                 "save_pretrained"

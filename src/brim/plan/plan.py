@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import torch
 
-from brim.errors import BrimError, ModelError, first_line
+from brim.errors import BrimError, DataError, ModelError, first_line
 from brim.models.modes import checkpoint_layers, without_weights
 from brim.objectives.method import Passes
 from brim.plan.flops import (
@@ -114,7 +114,7 @@ class Plan:
 
 
 def plan(config: RunConfig, *, devices: int = 1, memory_limit: float | None = None) -> Plan:
-    """Count a run on so many devices without weights, data or network.
+    """Count a run on so many devices without weights or network; of data, rows of local files.
 
     A phase that needs more than the `memory_limit` of a device, in GiB, is warned of.
 
@@ -317,9 +317,14 @@ def _times(count: int | None, each: int) -> int | None:
 
 @lru_cache(maxsize=8)
 def count_examples(task: AnyTask) -> int | None:
-    """Training examples, at most; None if only the user's data could tell."""
-    if task.max_train_examples is not None or isinstance(task, ReadTask):
+    """Training examples, at most; None if only data that is not here could tell."""
+    if task.max_train_examples is not None:
         return task.max_train_examples
+    if isinstance(task, ReadTask):
+        try:
+            return task.count("train")
+        except DataError:  # which brim data shows, and brim train says
+            return None
     if isinstance(task, WordProblems):  # it would take seconds to write them
         return task.num_train
     return len(task.load("train"))

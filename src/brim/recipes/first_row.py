@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from brim.errors import DataError
-from brim.tasks.rows import RowError
+from brim.tasks.cells import RowError
 from brim.tasks.sources import open_source
 
 _PROMPTS = (

@@ -42,10 +42,10 @@ class Reporter:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """A line now and then about work that is known only while it goes on."""
+        """A line now and then about work that is known only while it goes on; 0 is no total."""
         if time.monotonic() - self._told >= LOG_INTERVAL_SECONDS:
             self._told = time.monotonic()
-            self.say(f"{what}: {done}/{total}")
+            self.say(f"{what}: {done}/{total}" if total else f"{what}: {done}")
 
     @contextmanager
     def meter(self, name: str, total: int) -> Iterator[Meter]:

@@ -14,9 +14,10 @@ from brim.tasks.base import (
     without_rows,
 )
 from brim.tasks.bundled import CMUdict, Synopsis
-from brim.tasks.files import Files, ReadTask
+from brim.tasks.files import Files
 from brim.tasks.gsm8k import GSM8K
 from brim.tasks.published import Europarl, XSum
+from brim.tasks.reading import ReadTask
 from brim.tasks.wordproblems import WordProblems
 
 AnyTask = Annotated[

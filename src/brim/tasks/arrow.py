@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import itertools
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -23,7 +24,9 @@ logger = logging.getLogger(__name__)
 BLOCK_BYTES = 4 * 2**20
 """About how much a record batch holds, and so what the writer keeps in memory."""
 
-_MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
+# What else a message holds is in `extra`, and so are tools in their column: as JSON.
+_MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string()), ("extra", pa.string())])
+_PLAIN = ("role", "content")
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -32,6 +35,7 @@ _SCHEMA = pa.schema(
         ("messages", pa.list_(_MESSAGE)),
         ("field", pa.list_(pa.int64(), 2)),
         ("teacher", pa.string()),
+        ("tools", pa.string()),
     ]
 )
 
@@ -53,7 +57,7 @@ class ArrowWriter:
         """Write an example behind the others."""
         content = example_bytes(example)
         self._digest.update(content)
-        self._block.append({name: getattr(example, name) for name in _SCHEMA.names})
+        self._block.append(_as_row(example))
         self._block_bytes += len(content)
         self._num_examples += 1
         if self._block_bytes >= BLOCK_BYTES:
@@ -91,11 +95,39 @@ class ArrowExamples(Rows):
         return _example(self._blocks[block].slice(number - start, 1).to_pylist()[0])
 
 
+def _as_row(example: Example) -> dict[str, Any]:
+    row = {name: getattr(example, name) for name in _SCHEMA.names}
+    row["messages"] = [
+        {key: message[key] for key in _PLAIN} | {"extra": _as_json(_extra(message))}
+        for message in example.messages
+    ]
+    return {**row, "tools": _as_json(example.tools)}
+
+
+def _extra(message: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in message.items() if key not in _PLAIN}
+
+
+def _as_json(value: Any) -> str | None:
+    return json.dumps(value) if value else None
+
+
 def _example(row: Mapping[str, Any]) -> Example:
     field = None if row["field"] is None else (row["field"][0], row["field"][1])
-    references, messages = tuple(row["references"]), tuple(row["messages"])
-    teacher = row.get("teacher")  # which a copy of an older version has not
-    return Example(row["id"], row["prompt"], references, messages, field, teacher=teacher)
+    messages = tuple(
+        {key: message[key] for key in _PLAIN} | json.loads(message.get("extra") or "{}")
+        for message in row["messages"]
+    )
+    return Example(
+        row["id"],
+        row["prompt"],
+        tuple(row["references"]),
+        messages,
+        field,
+        # A copy of an older version has neither of these.
+        teacher=row.get("teacher"),
+        tools=tuple(json.loads(row.get("tools") or "[]")),
+    )
 
 
 def read_copy(

@@ -217,6 +217,8 @@ def example_bytes(example: Example) -> bytes:
         row.append(example.field)
     if example.teacher is not None:
         row.append({"teacher": example.teacher})
+    if example.tools:
+        row.append({"tools": example.tools})
     return _ENCODER.encode(row).encode() + b"\n"
 
 
@@ -227,8 +229,9 @@ def describe(examples: Sequence[Example]) -> dict[str, Any]:
     """Return what results and manifests say of a split.
 
     `num_examples`, `sha256` (of all they hold, in order) and, where they come from the user's
-    files, `source`, `skipped` (bad rows by reason) and `carved` (the fraction of the source's
-    prompts, where the split is a part of the training data that was kept apart).
+    files, `source`, `skipped` (bad rows by reason), `sources` (where there are several or weights:
+    the name, rows and weight of each) and `carved` (the fraction of the source's prompts, where the
+    split is a part of the training data that was kept apart).
     """
     described = {"num_examples": len(examples), **getattr(examples, "provenance", {})}
     if "sha256" not in described:

@@ -20,8 +20,9 @@ from typing import Any, ClassVar, Literal
 
 from brim.errors import DataError
 from brim.tasks.base import MetricNames, Split
+from brim.tasks.cells import NumberedRow, RowError
 from brim.tasks.published import Publication, PublishedTask
-from brim.tasks.rows import NumberedRow, RowError, Source
+from brim.tasks.rows import Source
 
 NUM_TRAIN_LINES = 7_473
 

@@ -35,8 +35,9 @@ from pydantic import model_validator
 from brim.errors import DataError
 from brim.examples import Example
 from brim.tasks.base import SPLITS, MetricNames, Progress, Split
-from brim.tasks.files import ReadTask
-from brim.tasks.rows import Columns, NumberedRow, OnBadRow, Row, RowError, Source
+from brim.tasks.cells import NumberedRow, Row, RowError
+from brim.tasks.reading import ReadTask
+from brim.tasks.rows import Columns, OnBadRow, Source
 from brim.tasks.sources import find_file, open_source
 from brim.tasks.templates import Template
 

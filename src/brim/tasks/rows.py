@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from textwrap import shorten
 from typing import Any, Literal, Protocol
@@ -13,31 +13,15 @@ from typing import Any, Literal, Protocol
 from brim.errors import DataError
 from brim.examples import Example
 from brim.support.numerals import REFERENCE_ANSWERS
-from brim.tasks.base import Progress
-from brim.tasks.templates import Template, check_columns, describe_columns
+from brim.tasks.base import Progress, Split
+from brim.tasks.cells import NumberedRow, Row, RowError, checked_text, value_of
+from brim.tasks.chats import Messages, Turn, Turns, read_tools, read_turns
+from brim.tasks.templates import Template, check_columns
 
-Row = Mapping[str, object]
 OnBadRow = Literal["error", "skip"]
 
 _ROWS_PER_REPORT = 1000
 _ROWS_TO_LOOK_AT = 1000  # for a column that the first row lacks
-
-
-class RowError(Exception):
-    """A row that cannot be used.
-
-    Attributes:
-        reason: what the row is counted under, the same text for all rows with this fault; the
-            detail, which follows it, is about this one row.
-        column: what the row lacks altogether.
-    """
-
-    def __init__(self, reason: str, detail: str = "", column: str | None = None) -> None:
-        super().__init__(reason + detail)
-        self.reason, self.column = reason, column
-
-
-NumberedRow = tuple[int, Row | RowError]
 
 
 class Source(Protocol):
@@ -77,12 +61,16 @@ class Columns:
         template: renders the prompt; None where `messages` is given.
         messages: column with a list of `{role, content}` objects.
         targets: columns with the references: text, or a list of texts; of several, some may be
-            null. Without any, a last message of the assistant's is the reference.
+            null. Of a chat, a last message of the assistant's is the reference where the row has
+            none of them.
         optional_target: a row may lack its target, or hold null.
         id: column with the row's id, text or a whole number; None for the row's number.
         optional_id: a row may lack its id, or hold null: it has its number then.
         metrics: what is measured; where one of them compares answers, each reference must have one.
         teacher: column with the name of the teacher that scores the row; None for none.
+        references: columns that take the place of `targets` in examples of a split.
+        turns: `all` makes an example of each of the assistant's messages in a chat.
+        tools: column with the tools that a chat's assistant may call; None for none.
     """
 
     template: Template | None
@@ -93,20 +81,24 @@ class Columns:
     optional_id: bool = False
     metrics: tuple[str, ...] = ()
     teacher: str | None = None
+    references: Mapping[Split, tuple[str, ...]] = field(default_factory=dict)
+    turns: Turns = "last"
+    tools: str | None = None
 
-    @property
-    def required(self) -> tuple[str, ...]:
-        """Columns that every row must have."""
+    def required(self, splits: Sequence[Split] = ("train",)) -> tuple[str, ...]:
+        """Return the columns that a table of these splits must have."""
         prompt = self.template.fields if self.template else (self.messages,)
-        targets = () if self.optional_target else self.targets
+        own = self.optional_target or self.messages  # a chat may end with its target
+        targets = () if own else [name for split in splits for name in self._targets(split)]
         row_id = None if self.optional_id else self.id
-        return tuple(name for name in (*prompt, *targets, row_id, self.teacher) if name)
+        names = (*prompt, *targets, row_id, self.teacher, self.tools)
+        return tuple(dict.fromkeys(name for name in names if name))
 
-    @property
-    def used(self) -> tuple[str, ...]:
-        """Columns that are read where there are any."""
+    def used(self, splits: Sequence[Split] = ("train",)) -> tuple[str, ...]:
+        """Return the columns that are read where there are any."""
         own = () if self.id is None else (self.id,)
-        return tuple(dict.fromkeys((*self.required, *self.targets, *own)))
+        targets = [name for split in splits for name in self._targets(split)]
+        return tuple(dict.fromkeys((*self.required(splits), *targets, *own)))
 
     def has_id(self, row: Row | RowError) -> bool:
         """Return whether a row's id is its own, and not its number."""
@@ -114,54 +106,94 @@ class Columns:
             return False
         return not (self.optional_id and row.get(self.id) is None)
 
-    def example(self, row: Row | RowError, default_id: str) -> Example:
-        """Return the example that a row describes.
+    def examples(
+        self,
+        row: Row | RowError,
+        default_id: str,
+        split_of: Callable[[Example], Split] = lambda example: "train",
+        prefix: str = "",
+    ) -> tuple[Split, list[Example]]:
+        """Return the examples that a row describes, one but for the turns of a chat.
+
+        Args:
+            row: the row, or what is wrong with it.
+            default_id: of a row without an id of its own.
+            split_of: tells the split of the row by its first example, without references.
+            prefix: what ids of rows' own begin with.
 
         Raises:
             RowError: a field is missing or cannot be used; or that is what the row was read as.
         """
         if isinstance(row, RowError):
             raise row
-        example_id = _id(row, self.id) if self.id and self.has_id(row) else default_id
-        prompt, field = "", None
-        messages: tuple[Mapping[str, str], ...] = ()
-        reply: tuple[str, ...] = ()
-        if self.template:
+        has_id = self.id is not None and self.has_id(row)
+        example_id = prefix + _id(row, self.id or "") if has_id else default_id
+        teacher = None
+        if self.teacher:
+            teacher = checked_text(value_of(row, self.teacher), f'field "{self.teacher}"')
+        if self.messages is None:
+            assert self.template is not None
             texts = {
-                name: _checked_text(_value(row, name), f'field "{name}"')
+                name: checked_text(value_of(row, name), f'field "{name}"')
                 for name in self.template.fields
             }
-            prompt, field = self.template.render(texts), self.template.longest(texts)
-        elif self.messages:
-            messages, reply = _messages(row, self.messages)
-        references = tuple(self._references(row))
-        if reply and self.targets:
+            prompt, span = self.template.render(texts), self.template.longest(texts)
+            bare = Example(example_id, prompt, (), (), span, teacher=teacher)
+            split = split_of(bare)
+            return split, [self._answered(bare, tuple(self._references(row, split)))]
+        turns = read_turns(row, self.messages, self.turns)
+        tools = read_tools(row, self.tools) if self.tools else ()
+        bare = Example(example_id, "", (), turns[0][0], teacher=teacher, tools=tools)
+        split = split_of(bare)
+        if split in self.references:
+            turns = [(turns[-1][0], None)]
+        found = []
+        for number, (messages, references) in enumerate(self._replies(row, split, turns), 1):
+            turn_id = f"{example_id}#{number}" if self.turns == "all" else example_id
+            turn = replace(bare, id=turn_id, messages=messages)
+            found.append(self._answered(turn, references))
+        return split, found
+
+    def _answered(self, example: Example, references: tuple[str, ...]) -> Example:
+        for text in references:
+            self._check_answer(text)
+        return replace(example, references=references)
+
+    def _targets(self, split: Split) -> tuple[str, ...]:
+        return self.references.get(split, self.targets)
+
+    def _replies(
+        self, row: Row, split: Split, turns: Sequence[Turn]
+    ) -> Iterator[tuple[Messages, tuple[str, ...]]]:
+        """The messages of each turn with its references: the reply, or else those of columns."""
+        has_target = any(row.get(name) is not None for name in self._targets(split))
+        if has_target and turns[-1][1] is not None:
             raise RowError(
                 f'field "{self.messages}" ends with the assistant\'s message',
                 ", which would be the target, but a target column is set too",
             )
-        for text in references or reply:
-            self._check_answer(text)
-        teacher = None
-        if self.teacher:
-            teacher = _checked_text(_value(row, self.teacher), f'field "{self.teacher}"')
-        return Example(example_id, prompt, references or reply, messages, field, teacher=teacher)
+        for messages, reply in turns:
+            if reply is not None:
+                yield messages, (reply,)
+            elif has_target or len(turns) == 1:  # or else a message that nothing answers
+                yield messages, tuple(self._references(row, split))
 
-    def _references(self, row: Row) -> Iterator[str]:
-        found = [self.optional_target or _value(row, name) is not None for name in self.targets]
+    def _references(self, row: Row, split: Split) -> Iterator[str]:
+        targets = self._targets(split)
+        found = [self.optional_target or value_of(row, name) is not None for name in targets]
         if len(found) > 1 and not any(found):
-            names = ", ".join(f'"{name}"' for name in self.targets)
+            names = ", ".join(f'"{name}"' for name in targets)
             raise RowError(f"all of the fields {names} are null or empty cells")
-        for name in self.targets:
+        for name in targets:
             if row.get(name) is None and (self.optional_target or any(found)):
                 continue
-            value = _value(row, name)
+            value = value_of(row, name)
             if not isinstance(value, list):
-                yield _checked_text(value, f'field "{name}"')
+                yield checked_text(value, f'field "{name}"')
             elif not value:
                 raise RowError(f'field "{name}" is an empty list')
             else:
-                yield from (_checked_text(item, f'an item of field "{name}"') for item in value)
+                yield from (checked_text(item, f'an item of field "{name}"') for item in value)
 
     def _check_answer(self, reference: str) -> None:
         for metric in self.metrics:
@@ -179,11 +211,24 @@ def read_examples(
     *,
     on_bad_row: OnBadRow,
     skipped: Counter[str],
+    splits: Sequence[Split] = ("train",),
+    split_of: Callable[[Example], Split] | None = None,
+    prefix: str = "",
+    seen: set[bytes] | None = None,
     on_progress: Progress | None = None,
-) -> Iterator[Example]:
-    """Yield the examples of a source, each row of it checked.
+) -> Iterator[tuple[Split, Example]]:
+    """Yield the examples of a source with their splits, each row of it checked.
 
-    `skipped` counts the rows that are left out, by reason; `on_progress` is called now and then.
+    Args:
+        source: where the rows are read.
+        columns: what of them makes an example.
+        on_bad_row: whether the first bad one is an error.
+        skipped: counts the rows that are left out, by reason.
+        splits: those that the source is read for.
+        split_of: tells a row's split by its prompt; None where there is one.
+        prefix: begins every id, where there are several sources.
+        seen: the ids of other sources, as `read_examples` keeps them.
+        on_progress: called now and then.
 
     Raises:
         ConfigError: the source has not the columns.
@@ -191,18 +236,20 @@ def read_examples(
     """
     names = source.columns()
     if names is not None:
-        check_columns(columns.required, names, source.name)
+        check_columns(columns.required(splits), names, source.name)
     # Eight bytes of each id: ids may be long, and must all be in memory.
-    seen: set[bytes] = set()
-    num_rows, first_problem, rows = 0, "", source.rows(columns.used)
+    seen = set() if seen is None else seen
+    split_of = split_of or (lambda example: splits[0])
+    num_rows, first_problem, rows = 0, "", source.rows(columns.used(splits))
     for number, row in rows:
         if on_progress and num_rows % _ROWS_PER_REPORT == 0:
             on_progress(source.name, *source.position())
         num_rows += 1
         try:
-            example = columns.example(row, default_id=f"{source.label}:{number}")
+            default_id = f"{prefix or source.label + ':'}{number}"
+            split, examples = columns.examples(row, default_id, split_of, prefix)
             if columns.has_id(row):
-                _check_new(example.id, seen)
+                _check_new(examples[0].id, seen)
         except RowError as problem:
             text = f"{source.where(number)}: {problem}"
             if on_bad_row == "error":
@@ -215,7 +262,8 @@ def read_examples(
             skipped[problem.reason] += 1
             first_problem = first_problem or text
         else:
-            yield example
+            for example in examples:
+                yield split, example
     if on_progress:
         on_progress(source.name, *source.position())
     if num_rows == skipped.total():
@@ -230,68 +278,8 @@ def _check_new(example_id: str, seen: set[bytes]) -> None:
     seen.add(key)
 
 
-def _value(row: Row, name: str) -> object:
-    if name not in row:
-        raise RowError(f'no field "{name}"', describe_columns(name, row), column=name)
-    return row[name]
-
-
 def _id(row: Row, name: str) -> str:
-    value = _value(row, name)
+    value = value_of(row, name)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    return _checked_text(value, f'field "{name}"')
-
-
-def _checked_text(value: object, what: str) -> str:
-    if value is None:
-        raise RowError(f"{what} is null or an empty cell")
-    if not isinstance(value, str):
-        raise RowError(f"{what} is {_kind(value)}, not text")
-    if not value.strip():
-        raise RowError(f"{what} is empty")
-    if "\0" in value:
-        raise RowError(f"{what} has a NUL character")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        code = ord(value[error.start])
-        raise RowError(f"{what} has half of a character", f", \\u{code:04x} alone") from None
-    return value
-
-
-def _kind(value: object) -> str:
-    kinds = ((bool, "true or false"), (int | float, "a number"), (list, "a list"))
-    return next((name for kind, name in kinds if isinstance(value, kind)), "an object")
-
-
-def _messages(row: Row, name: str) -> tuple[tuple[Mapping[str, str], ...], tuple[str, ...]]:
-    """The messages of the prompt, and the assistant's reply where it is the last message."""
-    value = _value(row, name)
-    what = f'field "{name}"'
-    if value is None:
-        raise RowError(f"{what} is null")
-    if not isinstance(value, list):
-        kind = "text" if isinstance(value, str) else _kind(value)
-        raise RowError(f"{what} is {kind}, not a list of messages")
-    messages = tuple(_message(item, what) for item in value)
-    reply: tuple[str, ...] = ()
-    if messages and messages[-1]["role"] == "assistant":
-        reply = (messages[-1]["content"],)
-        messages = messages[:-1]
-    if not messages:
-        raise RowError(f"{what} has no message to answer")
-    return messages, reply
-
-
-def _message(item: object, what: str) -> dict[str, str]:
-    if not isinstance(item, Mapping):
-        raise RowError(f"a message of {what} is not an object")
-    # A table gives each message every key that any message of the data set has.
-    others = sorted(key for key in item if key not in ("role", "content") and item[key] is not None)
-    if others:
-        raise RowError(f'a message of {what} has the key "{others[0]}"', "; only role and content")
-    return {
-        key: _checked_text(item.get(key), f"the {key} of a message of {what}")
-        for key in ("role", "content")
-    }
+    return checked_text(value, f'field "{name}"')

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import DECODERS, ENCODER_DECODERS, EOS, tiny, tiny_language_model, word_tokenizer
@@ -27,7 +29,13 @@ def with_bos(family: str, *, appends_eos: bool) -> LanguageModel:
 
 
 def rows(model: LanguageModel, texts: list[str], max_tokens: int | None = None) -> list[list[int]]:
-    batch = model.encode([Example(str(i), t) for i, t in enumerate(texts)], max_tokens=max_tokens)
+    return rows_of(model, [Example(str(i), t) for i, t in enumerate(texts)], max_tokens)
+
+
+def rows_of(
+    model: LanguageModel, examples: list[Example], max_tokens: int | None = None
+) -> list[list[int]]:
+    batch = model.encode(examples, max_tokens=max_tokens)
     return [
         ids[mask].tolist() for ids, mask in zip(batch.prompt_ids, batch.prompt_mask, strict=True)
     ]
@@ -116,6 +124,20 @@ def test_chats_go_through_the_template_beside_plain_prompts():
         refused = Example("c", "", messages=({"role": "tool", "content": "w6"},))
         with pytest.raises(DataError, match=r"example 'c': no tools here"):
             model.encode([refused], max_tokens=None)
+
+
+def test_a_template_gets_tools_and_calls():
+    model = tiny_language_model("llama")
+    model.tokenizer.chat_template = (
+        "{% for tool in tools or [] %}{{ tool.name }} {% endfor %}"
+        "{% for message in messages %}{% for call in message.tool_calls or [] %}"
+        "{{ call.name }} {% endfor %}{{ message.content }} {% endfor %}"
+    )
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "w6"}]}
+    chat = Example("a", "", messages=({"role": "user", "content": "w5"}, call))
+    tooled = replace(chat, tools=({"name": "w7"}, {"name": "w8"}))
+    assert rows_of(model, [chat]) == [[5, 6]]
+    assert rows_of(model, [tooled, chat]) == [[7, 8, 5, 6], [5, 6]]
 
 
 def test_a_template_writes_the_start_token_itself():

@@ -627,6 +627,20 @@ def test_warnings(recipe, overrides, text, without_peaks):
     assert text not in "\n".join(plan(configure("xsum/brim", *fine)).warnings)
 
 
+def test_rows_of_local_files_are_counted(tmp_path, without_peaks):
+    rows = [{"document": f"text {i}", "summary": "s"} for i in range(40)]
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"document": ""}]))
+    overrides = [f"task.path={tmp_path}", "task.max_train_examples=null"]
+    for _ in range(2):
+        found = plan(configure("xsum/brim", *overrides))
+        assert {stage.num_examples for stage in found.stages} == {40}
+        assert "not known" not in "".join(found.warnings)
+    path.write_text("nothing of the kind")
+    other = plan(configure("xsum/brim", *overrides, "task.on_bad_row=error"))
+    assert "training examples is not known" in "".join(other.warnings)
+
+
 @pytest.mark.parametrize(
     ("stage", "keys"),
     [("teacher", "teacher.train."), ("predistill", "student.predistill."), ("brim", "")],

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
@@ -280,7 +281,7 @@ def test_bad_rows_are_counted_where_they_are_left_out(tmp_path, caplog):
 def test_the_copy_is_found_again_until_something_changes(tmp_path, train, monkeypatch):
     reads = []
     monkeypatch.setattr(
-        "brim.tasks.files.read_examples",
+        "brim.tasks.reading.read_examples",
         lambda source, *args, **options: (
             reads.append(source.name) or rows.read_examples(source, *args, **options)
         ),
@@ -327,11 +328,29 @@ def test_a_copy_in_an_older_format_is_made_anew(tmp_path, train, monkeypatch):
         return Files(train=train, prompt="say {prompt}").load("train", cache_dir=tmp_path / "data")
 
     with monkeypatch.context() as older:
-        older.setattr("brim.tasks.files._FORMAT", 2)
+        older.setattr("brim.tasks.reading._FORMAT", 2)
         older.setattr(arrow, "_SCHEMA", arrow._SCHEMA.remove(arrow._SCHEMA.names.index("field")))
         with pytest.raises(KeyError, match="field"):
             load()[0]  # such a copy cannot be read
     assert load()[0] == Example("train.jsonl:1", "say p0", ("t0",), field=(4, 6))
+
+
+def test_a_copy_from_before_there_were_tools_is_read(tmp_path, monkeypatch):
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"m": chat}])
+    task = Files(test=path, messages_column="m", target_column=None)
+    new = task.load("test")
+    with monkeypatch.context() as older:
+        message = pa.struct([("role", pa.string()), ("content", pa.string())])
+        fields = {field.name: field.type for field in arrow._SCHEMA} | {
+            "messages": pa.list_(message)
+        }
+        del fields["tools"], fields["teacher"]
+        older.setattr(arrow, "_SCHEMA", pa.schema(list(fields.items())))
+        task.load("test", cache_dir=tmp_path / "data")
+    (copy,) = (tmp_path / "data").glob("*.arrow")
+    assert "tools" not in pa.ipc.open_file(pa.memory_map(str(copy))).schema.names
+    assert list(task.load("test", cache_dir=tmp_path / "data")) == list(new)
 
 
 def test_a_bad_row_leaves_nothing_behind(tmp_path):
@@ -427,8 +446,15 @@ def test_prompts_come_from_a_column_or_a_template(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"messages_column": "m", "prompt": "{a}"}, "task.messages_column and task.prompt exclude"),
-        ({"messages_column": "m", "prompt_column": "a"}, "and task.prompt_column exclude"),
+        ({"turns": "all"}, "task.turns: is of chats; set task.messages_column"),
+        ({"tools_column": "t"}, "task.tools_column: is of chats; set task.messages_column"),
+        (
+            {"messages_column": "m", "turns": "all", "reference_column": "r"},
+            "task.turns=all and task.reference_column exclude each other",
+        ),
+        ({"train": ()}, "names no source"),
+        ({"train": ("a", {"path": "b"}, {"path": "a"})}, "names a twice; give it a weight of 2"),
+        ({"train": "[a, {path: b, weigth: 2}]"}, "must be a name, or a list of names and of"),
         ({"prompt_column": "a", "prompt": "{b}"}, "task.prompt_column=a is not in the template"),
         ({"prompt": "{a"}, "single '{'"),
         ({"validation_fraction": 0.6, "test_fraction": 0.4}, "leave nothing to train on"),
@@ -436,7 +462,7 @@ def test_prompts_come_from_a_column_or_a_template(tmp_path):
 )
 def test_settings_that_contradict_each_other(settings, message):
     with pytest.raises(ValidationError, match=message):
-        Files(train="x.jsonl", **settings)
+        Files(**{"train": "x.jsonl", **settings})
 
 
 def test_settings_from_a_file_and_the_command_line_are_the_task(tmp_path, train):
@@ -524,10 +550,47 @@ def test_a_folder_that_datasets_can_read(tmp_path, datasets):
     assert len(ten.load("test")) == 10
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_stream_is_the_data_set_and_read_no_further_than_its_limit(tmp_path, datasets, kind):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number in range(3):
+        part = pairs(1500, 1500 * number)
+        path = folder / f"test-{number}.{kind}"
+        if kind == "jsonl":
+            write_jsonl(path, part)
+        else:
+            pq.write_table(pa.Table.from_pylist(part), path)
+    whole = Files(test=str(folder))
+    streamed = Files(test=str(folder), streaming=True)
+    assert list(streamed.load("test")) == list(whole.load("test"))
+    cache = tmp_path / "cache"
+    first = streamed.load("test", cache_dir=cache)
+    assert (len(first), first[4000]) == (4500, whole.load("test")[4000])
+    assert list(streamed.load("test", cache_dir=cache)) == list(first)
+    assert len(list(cache.glob("*.arrow"))) == 1
+    (folder / f"test-2.{kind}").write_text("nothing of the kind")
+    with pytest.raises(DataError, match=r"folder#test\[3000\]: cannot be read: ") as caught:
+        streamed.load("test", cache_dir=cache)  # for the files have changed
+    assert "\n" not in str(caught.value)
+    short = Files(test=str(folder), streaming=True, max_test_examples=20)
+    assert list(short.load("test", cache_dir=cache)) == list(first[:20])
+    limits = {"max_train_examples": 50, "validation_fraction": 0.4, "test_fraction": 0.2}
+    bare = Files(train=f"{folder}#test", streaming=True, **limits)
+    carved = [len(bare.load(split, cache_dir=cache)) for split in SPLITS]
+    assert carved[0] == 50
+    assert 0 < min(carved) <= max(carved) < 150
+    with pytest.raises(DataError, match=r"folder#test\[:9\]: cannot be read: Bad split"):
+        Files(test=f"{folder}#test[:9]", streaming=True).load("test")
+    with pytest.raises(BrimError, match="no (column|field) ['\"]q['\"]"):
+        Files(test=str(folder), streaming=True, prompt_column="q").load("test")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("name", ["no-such-data-set", "org/no-such-data-set"])
-def test_a_data_set_that_is_not_there_is_one_line(datasets, name):
+def test_a_data_set_that_is_not_there_is_one_line(datasets, name, streaming):
     with pytest.raises(DataError) as caught:
-        Files(train=name).load("train")
+        Files(train=name, streaming=streaming).load("train")
     assert str(caught.value).startswith(f"{name}#train: no file or folder, and on the hub: ")
     assert "\n" not in str(caught.value)
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from brim.errors import ConfigError, DataError
 from brim.examples import Example
 from brim.tasks import sources
-from brim.tasks.rows import Columns, RowError, read_examples
+from brim.tasks.cells import RowError
+from brim.tasks.rows import Columns, read_examples
 from brim.tasks.sources import FileSource, open_source
 from brim.tasks.templates import Template
 
@@ -34,8 +35,8 @@ def read(path, columns=PLAIN, on_bad_row="error"):
     """The examples of a file and the reasons of the rows that were left out."""
     skipped = Counter()
     source = open_source(str(path), "train")
-    examples = list(read_examples(source, columns, on_bad_row=on_bad_row, skipped=skipped))
-    return examples, dict(skipped)
+    found = read_examples(source, columns, on_bad_row=on_bad_row, skipped=skipped)
+    return [example for _, example in found], dict(skipped)
 
 
 def problem(path, columns=PLAIN):
@@ -113,7 +114,7 @@ def test_a_line_longer_than_memory_allows_is_a_bad_row(tmp_path, monkeypatch):
     assert [example.id for example in examples] == ["rows.jsonl:1", "rows.jsonl:3"]
     assert [*skipped.values()] == [2]
     # A file without any line end at all.
-    path = write(tmp_path, "array.json", b"[" + b"0, " * 500 + b"0]")
+    path = write(tmp_path, "array.jsonl", b"[" + b"0, " * 500 + b"0]")
     assert problem(path).startswith(f"{path}:1: line longer than ")
 
 
@@ -238,13 +239,16 @@ def test_a_damaged_gzip_file_is_an_error_whatever_is_done_with_bad_rows(tmp_path
         ("folder/gone.csv.gz", "folder/gone.csv.gz: no such file"),
         ("a/b/c/gone", "a/b/c/gone: no such file or folder"),
         ("empty", "an empty folder; name a file (.jsonl, "),
-        ("rows.parquet", "cannot tell what is in it; name it .jsonl, "),
+        ("rows.xlsx", "cannot tell what is in it; name it .jsonl, "),
+        ("rows.parquet", "rows.parquet: cannot be read as Parquet: "),
+        ("gone.parquet", "gone.parquet: no such file"),
     ],
 )
 def test_what_is_no_source_is_an_error(tmp_path, monkeypatch, text, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     write(tmp_path, "rows.parquet", b"PAR1")
+    write(tmp_path, "rows.xlsx", b"PK")
     with pytest.raises(DataError, match=re.escape(message)):
         open_source(text, "train")
 
@@ -262,7 +266,8 @@ def test_ids_come_from_their_column_and_are_unique(tmp_path):
 
 
 def example(columns, **row):
-    return columns.example(row, "id")
+    _, (only,) = columns.examples(row, "id")
+    return only
 
 
 def test_several_target_columns_are_several_references():
@@ -281,7 +286,7 @@ def test_of_several_target_columns_some_may_be_null():
     with pytest.raises(RowError, match='field "b" is empty'):
         example(columns, prompt="p", a="1", b="")
     columns = replace(columns, optional_target=True)
-    assert (columns.required, columns.used) == (("prompt",), ("prompt", "a", "b"))
+    assert (columns.required(), columns.used()) == (("prompt",), ("prompt", "a", "b"))
     assert example(columns, prompt="p", a=None).references == ()
     with pytest.raises(RowError, match='field "b" is empty'):
         example(columns, prompt="p", b="")
@@ -379,7 +384,7 @@ json_values = st.recursive(
 )
 def test_every_row_is_an_example_of_clean_text_or_a_row_error(row, columns):
     try:
-        example = columns.example(row, "id")
+        _, (example,) = columns.examples(row, "id")
     except RowError:
         return
     contents = [message["content"] for message in example.messages]
