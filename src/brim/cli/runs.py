@@ -167,7 +167,7 @@ def quickstart(
         bool, typer.Option(help="A minute's version, for checking the set-up.")
     ] = False,
 ) -> None:
-    """Distill a teacher of pronunciation, by LLMR and by BRIM."""
+    """Distill a teacher of pronunciation by three methods."""
     from brim.quickstart import quickstart
 
     with running() as reporter:
