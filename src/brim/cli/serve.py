@@ -37,7 +37,7 @@ def serve(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Serve a teacher over HTTP: its Q-values and its text, until Ctrl-C."""
+    """Serve a teacher over HTTP: its Q-values and its text."""
     from brim.config.loading import load_config
     from brim.serve.checks import prepare
     from brim.serve.settings import ServeConfig
