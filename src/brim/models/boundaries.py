@@ -82,7 +82,9 @@ class SpaceBoundaries:
         broken = set()
         for (text, place, _), encoding in zip(cuts, found, strict=True):
             ids = [
-                i for i, start in zip(encoding.ids, starts_of(encoding), strict=True) if start < place
+                i
+                for i, start in zip(encoding.ids, starts_of(encoding), strict=True)
+                if start < place
             ]
             crossed = any(first < place < end for first, end in _words(encoding))
             if crossed or before.setdefault((text, place), ids) != ids:
