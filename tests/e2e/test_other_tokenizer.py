@@ -39,7 +39,9 @@ FAST = (
 def teacher(numerals, tmp_path_factory):
     """The folder of a T5-type model that reads pieces of words, as SentencePiece makes them."""
     lines = (numerals / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    texts = [f"write {row['number']} in Roman numerals: {row['roman']}" for row in map(json.loads, lines)]
+    texts = [
+        "write {number} in Roman numerals: {roman}".format(**json.loads(line)) for line in lines
+    ]
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     special = ["<pad>", "</s>", "<unk>"]
@@ -82,8 +84,8 @@ def test_each_method_trains_and_resumes_to_the_same_bits(method, configure, stag
     train(config, tmp_path / "stopped", stages_dir=stages)
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
     assert all(torch.equal(one[name], other[name]) for name in one)
-    logged = rows(tmp_path / "whole" / "metrics.jsonl")[-1]
-    assert ("rollout/segment_length" in logged) == (method != "seqkd")
+    logged = rows(tmp_path / "whole" / "metrics.jsonl")
+    assert any("rollout/segment_length" in line for line in logged) == (method != "seqkd")
     assert len(load_model(tmp_path / "whole" / "best").tokenizer) <= 262
 
 
@@ -97,11 +99,10 @@ def test_stages_are_evaluated_and_analyses_refused(configure, tmp_path):
 
 
 def test_a_pair_that_shares_its_tokenizer_after_all_reads_tokens(configure, tmp_path):
-    changes = ("student.tokenizer=null", "objective.k=2")
+    changes = ("student.tokenizer=null", "objective.k=2", f"student.build={T5}")
+    train(configure(*changes, "teacher.reads=tokens"), tmp_path / "tokens")
     train(configure(*changes), tmp_path / "text")
-    train(configure(*changes, "teacher.reads=tokens", f"student.build={T5}"), tmp_path / "tokens")
-    train(configure(*changes, f"student.build={T5}"), tmp_path / "also")
-    one, other = weights(tmp_path / "tokens"), weights(tmp_path / "also")
+    one, other = weights(tmp_path / "tokens"), weights(tmp_path / "text")
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 

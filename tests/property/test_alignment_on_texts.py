@@ -31,9 +31,7 @@ def own_reading() -> Rollout:
     """Every text as the teacher's own completion."""
     texts = STUDENT.decode(EVERYTHING)
     ids = [r.ids for r in read_text(TEACHER.encoder, texts, (~EVERYTHING.truncated).tolist())]
-    return TEACHER.encoder.rollout(
-        TEACHER.encode(texts), ids, 99, EVERYTHING.truncated.tolist()
-    )
+    return TEACHER.encoder.rollout(TEACHER.encode(texts), ids, 99, EVERYTHING.truncated.tolist())
 
 
 def returns_of_texts() -> torch.Tensor:
@@ -56,7 +54,9 @@ def gradient_of(weights: torch.Tensor) -> torch.Tensor:
 
 
 def weights(objective, boundaries=certain_places) -> torch.Tensor:
-    q = score(aligned(TEACHER, STUDENT, boundaries), EVERYTHING, STUDENT, objective.settings, DECODING)
+    q = score(
+        aligned(TEACHER, STUDENT, boundaries), EVERYTHING, STUDENT, objective.settings, DECODING
+    )
     return objective.assign_credit(EVERYTHING, q)[0].advantages
 
 
@@ -168,4 +168,6 @@ def test_a_segment_is_open_by_what_was_written_before_the_token():
 def test_teacher_and_student_spell_differently():
     texts = set(STUDENT.decode(EVERYTHING))
     counts = {len(reading.ids) for reading in read_text(TEACHER.encoder, ["ab", "aba"], [True] * 2)}
-    assert THEIRS[3] == "ba" and {"abab", "ba", ""} <= texts and counts == {3}
+    assert THEIRS[3] == "ba"
+    assert {"abab", "ba", ""} <= texts
+    assert counts == {3}

@@ -9,6 +9,7 @@ import random
 from functools import lru_cache
 
 import torch
+from mdp import TabularFeatures
 from tokenizers import Tokenizer, decoders, models
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
@@ -18,7 +19,6 @@ from brim.models import Decoding, Features, LanguageModel
 from brim.models.alignment import AlignedTeacher
 from brim.models.encoding import Encoder
 from brim.types import ActionValues, Batch, Rollout
-from mdp import TabularFeatures
 
 END = 0
 MINE, THEIRS = ["</s>", "a", "b", "ab"], ["</s>", "a", "b", "ba"]

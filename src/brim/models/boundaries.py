@@ -67,7 +67,7 @@ class SpaceBoundaries:
             (text, place, stop)
             for text in texts
             for place, known in self(text)
-            for stop in {known, known + 1, len(text)}
+            for stop in {known, len(text)}
             if stop <= len(text)
         ]
         if not cuts:
