@@ -298,6 +298,11 @@ def write_teacher_outputs(run: RunInputs, teacher: Made, student: Made) -> Teach
             stage.finish(path.name, num_examples=len(train))
     alike = run.config.teacher.reads == "tokens" or same_tokenizer(teacher.model, student.model)
     examples = CompletedExamples(train, path, encoder=None if alike else student.model.encoder)
+    if unspelled := examples.count_unspelled():
+        run.reporter.say(
+            f"warning: teacher outputs: the student's tokenizer cannot spell {unspelled:,} of "
+            f"{len(examples):,} texts, and learns them with unknown tokens"
+        )
     return TeacherOutputs(examples, stage.fingerprint, stage.digest)
 
 

@@ -97,6 +97,17 @@ class CompletedExamples(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._examples)
 
+    def count_unspelled(self) -> int:
+        """Return how many texts another encoder than the writer's cannot spell."""
+        if self._encoder is None:
+            return 0
+        texts = (str(self._file.row_at(int(offset))["text"]) for offset in self._offsets[:-1])
+        return sum(
+            reading.unspelled > 0
+            for text in texts
+            for reading in read_text(self._encoder, [text], [True])
+        )
+
     @overload
     def __getitem__(self, index: int) -> Example: ...
     @overload
