@@ -69,11 +69,6 @@ def evaluate_model(
     """
     examples, settings, config = run.examples(split), evaluation_settings(run), run.config
     inputs = _inputs(run, model, teacher, examples, settings)
-    reader: Teacher | None = None
-    if config.evaluation.returns:  # a teacher of what it wrote itself reads its own tokens
-        reader = teacher.model
-        if model is not reader:
-            reader = scorer(config, run.examples("train"), teacher.model, model)
     facts = {
         "data": describe(examples),
         "model": inputs["model"],
@@ -90,7 +85,7 @@ def evaluate_model(
                 model,
                 examples,
                 settings,
-                teacher=reader,
+                teacher=_scorer(run, model, teacher),
                 num_resamples=config.evaluation.num_resamples,
                 confidence=config.evaluation.confidence,
                 partial=partial,
@@ -112,6 +107,15 @@ def evaluate_model(
             add_results(directory, split, results)
         partial.remove()
     return results
+
+
+def _scorer(run: RunInputs, model: LanguageModel, teacher: Made) -> Teacher | None:
+    """What scores the model's texts; a teacher reads its own as the tokens that it wrote."""
+    if not run.config.evaluation.returns:
+        return None
+    if model is teacher.model:
+        return teacher.model
+    return scorer(run.config, run.examples("train"), teacher.model, model)
 
 
 def add_results(directory: Path, split: Split, results: Mapping[str, Any]) -> None:

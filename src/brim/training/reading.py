@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from brim.training.settings import RunConfig
+from brim.objectives.method import MethodConfig
 
 
-def check_reading(config: RunConfig) -> None:
+def check_reading(
+    reads: str, objective: MethodConfig, *, own_tokenizer: bool, keeps_layers: bool
+) -> None:
     """Check that the settings go together with `teacher.reads`.
+
+    Args:
+        reads: `tokens` or `text`.
+        objective: the method.
+        own_tokenizer: the student has settings of one.
+        keeps_layers: the student is made of the teacher's layers.
 
     Raises:
         ValueError: names the setting, and what to choose.
     """
-    objective, student = config.objective, config.student
-    if config.teacher.reads == "tokens":
-        if student.tokenizer is not None:
+    if reads == "tokens":
+        if own_tokenizer:
             raise ValueError(
                 "student.tokenizer: the teacher reads the student's tokens; set teacher.reads to "
                 "text, or leave the tokenizer out"
             )
         return
-    if student.keep_layers is not None:
+    if keeps_layers:
         raise ValueError(
             "student.keep_layers: layers of the teacher come with its tokenizer; set teacher.reads "
             "to tokens"

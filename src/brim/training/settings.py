@@ -303,7 +303,12 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _readable(self) -> Self:
-        check_reading(self)
+        check_reading(
+            self.teacher.reads,
+            self.objective,
+            own_tokenizer=self.student.tokenizer is not None,
+            keeps_layers=self.student.keep_layers is not None,
+        )
         return self
 
     @model_validator(mode="after")
