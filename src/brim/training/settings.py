@@ -131,7 +131,7 @@ class TeacherConfig(ModelSettings):
     """Where the teacher is, such as `cuda:1` or `cpu`; null for where the student is."""
     reads: Literal["tokens", "text"] = "tokens"
     """What it reads of the student's writing: the tokens, which the two must share, or the text, in
-    tokens of its own, for a student of another tokenizer (docs/other_tokenizer.md)."""
+    tokens of its own, for a student of another tokenizer."""
     batch_tokens: int = Field(8192, ge=1)
     """Tokens of one pass of the teacher: rows of similar length, with their prompts and padding. A
     matter of memory and speed only."""
