@@ -81,6 +81,21 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class Segments:
+    """Steps of a completion that are several tokens long, for its teacher reads other tokens.
+
+    Attributes:
+        index: (B, T) int64, the number of each token's segment, from 0 on without holes.
+        teacher_tokens: (B,) int64, tokens that the teacher read of the text.
+        unspelled: (B,) int64, those among them that stand for what it cannot spell.
+    """
+
+    index: Tensor
+    teacher_tokens: Tensor
+    unspelled: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class ActionValues:
     """All that is needed of a teacher along a completion; `(B, T, V)` logits are never kept.
 
@@ -90,12 +105,16 @@ class ActionValues:
         logprobs: (B, T) float32, the teacher's log-probability of the token that was written.
         bootstrap: (B,) float32 or None, `max_a q` of the state after the last token where the
             completion was cut at the length limit, 0 where it ended.
+        segments: where a step is a segment of several tokens; None where each token is a step. All
+            tokens of a segment have its `q_max`; its regret, and the teacher's log-probability of
+            its text, are those of its last token, and those of the others are 0.
     """
 
     q_taken: Tensor
     q_max: Tensor
     logprobs: Tensor
     bootstrap: Tensor | None = None
+    segments: Segments | None = None
 
     def to(self, device: torch.device | str) -> ActionValues:
         """The same values with their tensors on `device`."""
@@ -221,7 +240,7 @@ def _change_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         item = getattr(value, field.name)
         if isinstance(item, Tensor):
             changes[field.name] = change(item)
-        elif isinstance(item, ActionValues):
+        elif isinstance(item, ActionValues | Segments):
             changes[field.name] = _change_tensors(item, change)
     return replace(value, **changes)
 

@@ -24,7 +24,7 @@ VARIANTS = {
     "ppo_anchored": "ppo_llmr",
 }
 DECODER_ONLY = {
-    "cmudict/anchored_llama",
+    *("cmudict/anchored_llama", "cmudict/anchored_other_tokenizer"),
     *("synopsis/anchored_smollm2", "wordproblems/anchored_smollm2", "wordproblems/brim_smollm2"),
 }
 METHODS = {*OBJECTIVES, *VARIANTS}

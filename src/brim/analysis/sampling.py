@@ -175,10 +175,9 @@ def _join(parts: Sequence[Rollout]) -> Rollout:
         mask=tokens("mask", lambda part: part),
         truncated=torch.cat([part.truncated for part in parts]),
         values=ActionValues(
-            **{
-                name: tokens(name, lambda part: part.values)
-                for name in ("q_taken", "q_max", "logprobs")
-            },
+            q_taken=tokens("q_taken", lambda part: part.values),
+            q_max=tokens("q_max", lambda part: part.values),
+            logprobs=tokens("logprobs", lambda part: part.values),
             bootstrap=torch.cat(kept) if kept else None,
         ),
     )

@@ -15,7 +15,14 @@ from accelerate import Accelerator
 from brim.analysis.sampling import Resamples, Samples, check_samples, draw_samples
 from brim.errors import ConfigError
 from brim.examples import Example
-from brim.models import LanguageModel, add_adapters, load_model, quantization_of, share_vocabulary
+from brim.models import (
+    LanguageModel,
+    add_adapters,
+    load_model,
+    quantization_of,
+    same_tokenizer,
+    share_vocabulary,
+)
 from brim.objectives.anchored import Anchored
 from brim.objectives.policy_gradient import PolicyGradient
 from brim.objectives.settings import (
@@ -119,7 +126,7 @@ def open_recipe(
 
     def student() -> LanguageModel:
         own = untrained_student(run, loaded, teacher().model)
-        outputs = write_teacher_outputs(run, teacher()) if config.student.predistill else None
+        outputs = write_teacher_outputs(run, teacher(), own) if config.student.predistill else None
         return make_student(run, own, teacher().model, outputs).model
 
     return Opened(run, lambda: teacher().model, student)
@@ -181,6 +188,11 @@ def load_analyzed(opened: Opened, model: AnalyzedModel) -> LanguageModel:
         role = config.student
         student = opened.run.place(
             load_model(model.path, dtype=role.dtype, trust_remote_code=role.trust_remote_code)
+        )
+    if not same_tokenizer(opened.teacher(), student) and config.teacher.reads == "text":
+        raise ConfigError(
+            "teacher.reads: text: analyses compare what a teacher says of each token, and this "
+            "pair has different tokenizers; analyze a pair of one tokenizer"
         )
     share_vocabulary(opened.teacher(), student)
     if quantization_of(student) is not None:

@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from brim.models.actor_critic import ActorCritic as ActorCritic
     from brim.models.adapters import add_adapters as add_adapters
+    from brim.models.alignment import AlignedTeacher as AlignedTeacher
+    from brim.models.alignment import read_text as read_text
+    from brim.models.boundaries import SpaceBoundaries as SpaceBoundaries
     from brim.models.checks import RowReport as RowReport
     from brim.models.checks import check_same_tokenizer as check_same_tokenizer
     from brim.models.checks import inspect_rows as inspect_rows
+    from brim.models.checks import same_tokenizer as same_tokenizer
     from brim.models.checks import share_vocabulary as share_vocabulary
     from brim.models.encoding import Encoder as Encoder
     from brim.models.features import Comparison as Comparison
@@ -48,7 +52,15 @@ if TYPE_CHECKING:
 _HOMES = {
     "actor_critic": ("ActorCritic",),
     "adapters": ("add_adapters",),
-    "checks": ("RowReport", "check_same_tokenizer", "inspect_rows", "share_vocabulary"),
+    "alignment": ("AlignedTeacher", "read_text"),
+    "boundaries": ("SpaceBoundaries",),
+    "checks": (
+        "RowReport",
+        "check_same_tokenizer",
+        "inspect_rows",
+        "same_tokenizer",
+        "share_vocabulary",
+    ),
     "encoding": ("Encoder",),
     "features": ("Comparison", "Features", "RowFunction"),
     "head_checks": ("hash_tensors",),

@@ -80,15 +80,19 @@ def inspect_rows(
 ) -> RowReport:
     """Encode and decode every prompt and reference once, as training and evaluation will.
 
-    The models share the tokenizer, and may have chat templates and numbers of positions of their
-    own. `advance` receives the number of rows that were read since the last call.
+    The models may have chat templates and numbers of positions of their own, and tokenizers where
+    the teacher reads text: what cannot be spelled is counted of the first one. `advance` receives
+    the number of rows that were read since the last call.
 
     Raises:
         ModelError: there are chats and a tokenizer has no chat template.
     """
     report = RowReport(len(examples))
-    # Of models that render chats alike and have as many positions one is enough.
-    different = {(m.tokenizer.chat_template, m.num_positions): m for m in models}.values()
+    # Of models that read and render chats alike and have as many positions one is enough.
+    different = {
+        (m.tokenizer.chat_template, m.num_positions, frozenset(m.tokenizer.get_vocab())): m
+        for m in models
+    }.values()
     for start in range(0, len(examples), _BLOCK):
         block = examples[start : start + _BLOCK]
         for model in different:
@@ -154,7 +158,10 @@ def _shorten(text: str, start: int) -> str:
 _SPECIAL_TOKENS = ("eos_token", "bos_token", "unk_token")
 
 
-_CHOOSE = "choose a pair of one model family, or build the student from the teacher's tokenizer"
+_CHOOSE = (
+    "choose a pair of one model family, build the student from the teacher's tokenizer, or set "
+    "teacher.reads=text"
+)
 
 
 def check_same_tokenizer(teacher: LanguageModel, student: LanguageModel) -> None:
@@ -172,11 +179,21 @@ def check_same_tokenizer(teacher: LanguageModel, student: LanguageModel) -> None
     ]
     if kinds[0] != kinds[1]:
         raise ModelError(
-            f"the teacher is {kinds[0]} and the student {kinds[1]}; choose two models of one kind"
+            f"the teacher is {kinds[0]} and the student {kinds[1]}; choose two models of one "
+            "kind, or set teacher.reads=text"
         )
     problem = _tokenizer_difference(teacher.tokenizer, student.tokenizer)
     if problem is not None:
         raise ModelError(f"teacher and student have different tokenizers: {problem}")
+
+
+def same_tokenizer(teacher: LanguageModel, student: LanguageModel) -> bool:
+    """Return whether a pair reads text as the same token ids; see `check_same_tokenizer`."""
+    try:
+        check_same_tokenizer(teacher, student)
+    except ModelError:
+        return False
+    return True
 
 
 def share_vocabulary(teacher: LanguageModel, student: LanguageModel) -> None:

@@ -46,6 +46,7 @@ from brim.objectives.credit import (
 from brim.objectives.policy_gradient import follow
 from brim.objectives.regrets import mean_of_others, regrets_to_come
 from brim.objectives.settings import AnchoredConfig
+from brim.objectives.steps import Steps
 from brim.returns import rewards_to_go
 from brim.support.timing import timed
 from brim.types import ActionValues, Batch, LossOutput, Rollout
@@ -106,13 +107,15 @@ class Anchored(Objective):
         sums = return_sums(rollout)
         if settings.truncated == "drop":
             rollout = replace(rollout, mask=rollout.mask & ~rollout.truncated[:, None])
-        mask = rollout.mask
+        steps = Steps(q, rollout.mask)
+        mask = steps.mask
 
-        taken = zero_padding(q.q_max - q.q_taken, mask)  # d_t
+        taken = zero_padding(steps.last(q.q_max - q.q_taken), mask)  # d_t
         # By policy centering the best value is max q − E_π q: the regret that the state expects.
         regrets = zero_padding(q.q_max, mask) if settings.expected_regrets else taken
         to_come = regrets_to_come(regrets, mask)
-        means, share = self.remaining(to_come, mask), self.share(rollout)  # M_1 … M_{T+1}, f(s_t)
+        means = self.remaining(to_come, mask)  # M_1 … M_{T+1}
+        share = steps.first(self.share(rollout))  # f(s_t)
         now = zero_padding(means[:, :-1] * share, mask)  # Û_t
         if settings.lambda_ == 1:  # the sum telescopes
             advantages = now - to_come
@@ -127,15 +130,16 @@ class Anchored(Objective):
             rollout = replace(rollout, end_values=ending)
         else:
             advantages = advantages + (regrets - taken)
-        advantages = advantages + centered_scores(rollout, settings)
+        advantages = steps.spread(advantages) + centered_scores(rollout, settings)
 
+        to_come, now = steps.spread(to_come), steps.spread(now)
         if self.critic is not None:
-            rollout = self._with_targets(rollout, means[:, :-1], to_come)
-        sums["clipped"], sums["weighed"] = total(torch.zeros_like(mask)), total(mask)
+            rollout = self._with_targets(rollout, steps.spread(means[:, :-1]), to_come)
+        sums["clipped"], sums["weighed"] = total(torch.zeros_like(mask)), total(rollout.mask)
         advantages = clip_credit(advantages, settings.clip, sums)
         add_moments(sums, "advantage", advantages)
         add_moments(sums, "to_come", to_come)
-        add_moments(sums, "unexplained", zero_padding(to_come - now, mask))
+        add_moments(sums, "unexplained", zero_padding(to_come - now, rollout.mask))
         return replace(rollout, advantages=advantages), sums
 
     def remaining(self, to_come: Tensor, mask: Tensor) -> Tensor:

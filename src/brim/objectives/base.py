@@ -153,6 +153,11 @@ def return_sums(rollout: Rollout) -> dict[str, Tensor]:
     sums["return"] = total(exact[:, 0])
     sums["estimated_return"] = total(estimate[:, 0])
     sums["teacher_logprob"] = total(torch.where(mask, values.logprobs, 0.0))
+    if values.segments is not None:
+        read = values.segments
+        sums["segments"] = total(torch.where(mask, read.index + 1, 0).amax(1))
+        sums["teacher_tokens"] = total(read.teacher_tokens)
+        sums["unspelled"] = total(read.unspelled)
     if rollout.task_scores is not None:
         add_moments(sums, "task_reward", rollout.task_scores)
     return sums
@@ -161,13 +166,20 @@ def return_sums(rollout: Rollout) -> dict[str, Tensor]:
 def return_metrics(sums: Mapping[str, float]) -> dict[str, float]:
     """Return the means of return and reward, and variance and bias of Ĝ over the batch's tokens.
 
-    Of the task's reward, where there is one, mean and variance of the unweighted scores.
+    Of the task's reward, where there is one, mean and variance of the unweighted scores. Where the
+    teacher reads other tokens, also how many of the student's and of the teacher's tokens a segment
+    has, and the share of the teacher's that stand for what it cannot spell.
     """
     tokens, rows = max(sums["tokens"], 1.0), sums["rows"]
-    by_task = {}
+    beside = {}
+    if "segments" in sums:
+        segments, read = max(sums["segments"], 1.0), max(sums["teacher_tokens"], 1.0)
+        beside["rollout/segment_length"] = sums["tokens"] / segments
+        beside["rollout/teacher_tokens"] = sums["teacher_tokens"] / segments
+        beside["rollout/unspelled"] = sums["unspelled"] / read
     if "task_reward" in sums:
-        by_task["rollout/task_reward"] = sums["task_reward"] / rows
-        by_task["rollout/var_task_reward"] = variance(sums, "task_reward", rows)
+        beside["rollout/task_reward"] = sums["task_reward"] / rows
+        beside["rollout/var_task_reward"] = variance(sums, "task_reward", rows)
     return {
         **length_metrics(sums),
         "rollout/return": sums["return"] / rows,
@@ -177,5 +189,5 @@ def return_metrics(sums: Mapping[str, float]) -> dict[str, float]:
         "rollout/var_return_k": variance(sums, "estimate", tokens),
         "rollout/bias": (sums["estimate"] - sums["exact"]) / tokens,
         "rollout/teacher_logprob": sums["teacher_logprob"] / tokens,
-        **by_task,
+        **beside,
     }

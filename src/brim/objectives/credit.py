@@ -27,6 +27,7 @@ from brim.objectives.settings import (
     InductionConfig,
     OneStepConfig,
 )
+from brim.objectives.steps import Steps
 from brim.returns import block_returns
 from brim.support.timing import timed
 from brim.types import ActionValues, Batch, Rollout
@@ -145,11 +146,17 @@ class KStepReturns:
     def _induce(
         self, values: ActionValues, mask: Tensor, reward_range: float | None = None
     ) -> Tensor:
-        """Ĝ of each token, (B, T)."""
-        settings, taken, best = self.settings, values.q_taken, values.q_max
+        """Ĝ of each token, that of its step, (B, T)."""
+        settings, steps = self.settings, Steps(values, mask)
         returns = block_returns(
-            taken, best, mask, k=settings.k, tail=settings.tail, reward_range=reward_range
+            steps.last(values.q_taken),
+            steps.last(values.q_max),
+            steps.mask,
+            k=settings.k,
+            tail=settings.tail,
+            reward_range=reward_range,
         )
+        returns = steps.spread(returns)
         if values.bootstrap is None:
             return returns
         # What follows the last action is charged once to every return before it.

@@ -239,7 +239,7 @@ def teacher_shape(config: RunConfig) -> ModelShape:
 
 
 def student_shape(config: RunConfig, teacher: ModelShape) -> ModelShape:
-    """The student of a run; of one from scratch the vocabulary is at most the teacher's.
+    """The student of a run; of one from scratch the vocabulary is at most its own or the teacher's.
 
     Raises:
         ModelError: its shapes are not known without downloading it, or it keeps more layers than
@@ -249,7 +249,8 @@ def student_shape(config: RunConfig, teacher: ModelShape) -> ModelShape:
     if settings.keep_layers is not None:
         shape = _keep(teacher, settings.keep_layers, DTYPES[settings.dtype])
     elif settings.build is not None:
-        shape = _build(settings.build, len(teacher.head))
+        own = settings.tokenizer
+        shape = _build(settings.build, len(teacher.head) if own is None else own.vocab_size)
     else:
         shape = _load(settings)
     if settings.lora is not None:

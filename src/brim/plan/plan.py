@@ -95,12 +95,19 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run on paper; its stages are in the order of the run."""
+    """A run on paper; its stages are in the order of the run.
+
+    Attributes:
+        reads: what the teacher reads of the student's writing, its tokens or the text. How many
+            tokens of either a segment has is logged in training; here a text counts as many for
+            both.
+    """
 
     models: tuple[ModelPlan, ...]
     stages: tuple[StagePlan, ...]
     warnings: tuple[str, ...]
     devices: int = 1
+    reads: str = "tokens"
 
     @property
     def peak_bytes(self) -> int:
@@ -150,7 +157,7 @@ def plan(config: RunConfig, *, devices: int = 1, memory_limit: float | None = No
             if memory_limit is not None and memory.total > memory_limit * GIB
         ),
     ]
-    return Plan(models, stages, tuple(warnings), devices)
+    return Plan(models, stages, tuple(warnings), devices, config.teacher.reads)
 
 
 class Planner:

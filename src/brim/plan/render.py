@@ -48,6 +48,11 @@ def as_text(plan: Plan, *, width: int | None = None) -> str:
         tables.append(_measured(plan))
     peak, kept = (decimal(value / size) for value in (plan.peak_bytes, plan.kept_bytes))
     last = f"most memory at once: {peak} {unit}; left on the disk: {kept} {unit}"
+    if plan.reads == "text":
+        last = (
+            "pair: the teacher reads text in tokens of its own, by segments of about a word (see "
+            "rollout/segment_length); a text is counted as decoding.max_tokens of either\n" + last
+        )
     return text_of(tables, last, plan.warnings, width)
 
 

@@ -73,6 +73,7 @@ def findings(
     sentences += _choice_of_k(task)
     sentences += _training(task)
     sentences += _alarms(task)
+    sentences += _pair(task)
     if any(system.decoding for system in task.systems):
         sentences.append(decoded_otherwise(task))
     return sentences
@@ -261,6 +262,21 @@ def _alarms(task: TaskRuns) -> list[str]:
                 runs = _many(len(system.runs), "run")
                 found.append(f"{kind} in {number} of {runs} of {system.label}")
     return [f"Alarms of monitors: {'; '.join(found)}."] if found else []
+
+
+def _pair(task: TaskRuns) -> list[str]:
+    """How long segments were, where the teacher reads text in other tokens than the student's."""
+    runs = [run for system in task.systems for run in system.runs]
+    keys = [f"rollout/{key}" for key in ("segment_length", "teacher_tokens", "unspelled")]
+    found = [[value for run in runs for _, value in run.curve(key)] for key in keys]
+    if not found[0]:
+        return []
+    mine, theirs, unspelled = (spread(values)[0] for values in found)
+    return [
+        "Teacher and student have different tokenizers: a segment of the text had "
+        f"{mine:.1f} tokens of the student and {theirs:.1f} of the teacher, of which "
+        f"{unspelled:.1%} stood for what it cannot spell."
+    ]
 
 
 def _and(names: Sequence[str]) -> str:

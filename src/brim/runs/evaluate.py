@@ -14,11 +14,12 @@ from accelerate import PartialState
 from brim._version import __version__
 from brim.errors import ConfigError, RunError
 from brim.examples import Example
-from brim.models import LanguageModel, load_model, share_vocabulary
+from brim.models import LanguageModel, Teacher, load_model
 from brim.models.loading import fingerprint_model
 from brim.runs.directory import RunDirectory
 from brim.runs.fit import evaluation_settings
 from brim.runs.inputs import Made, RunInputs, check_known, load_student
+from brim.runs.pairs import match, scorer
 from brim.runs.stages import find_teacher, find_trained, reopen, untrained_student
 from brim.support.files import disk_errors, hold, read_json, write_sealed_json
 from brim.support.progress import Reporter
@@ -84,7 +85,7 @@ def evaluate_model(
                 model,
                 examples,
                 settings,
-                teacher=teacher.model if config.evaluation.returns else None,
+                teacher=_scorer(run, model, teacher),
                 num_resamples=config.evaluation.num_resamples,
                 confidence=config.evaluation.confidence,
                 partial=partial,
@@ -106,6 +107,15 @@ def evaluate_model(
             add_results(directory, split, results)
         partial.remove()
     return results
+
+
+def _scorer(run: RunInputs, model: LanguageModel, teacher: Made) -> Teacher | None:
+    """What scores the model's texts; a teacher reads its own as the tokens that it wrote."""
+    if not run.config.evaluation.returns:
+        return None
+    if model is teacher.model:
+        return teacher.model
+    return scorer(run.config, run.examples("train"), teacher.model, model)
 
 
 def add_results(directory: Path, split: Split, results: Mapping[str, Any]) -> None:
@@ -366,7 +376,7 @@ def _check_fits(
     run: RunInputs, model: LanguageModel, teacher: Made, split: Split, *, own: bool
 ) -> None:
     """Check a model and a split before hours of work; of results of its own also the data."""
-    share_vocabulary(teacher.model, model)
+    match(run.config, teacher.model, model)
     run.check_rows([split], model, teacher.model)
     known = RunDirectory(run.out).manifest().get("data", {}).get(split)
     if own and known is not None and known["sha256"] != describe(run.used(split))["sha256"]:

@@ -14,7 +14,8 @@ import torch
 from brim.examples import Example
 from brim.models import LanguageModel, Teacher, add_adapters
 from brim.objectives.base import Objective
-from brim.runs.inputs import RunInputs, some_targets
+from brim.runs.inputs import RunInputs
+from brim.runs.pairs import some_targets
 from brim.seeding import derive_seed
 from brim.support.progress import Meter
 from brim.training.evaluation import Evaluation, evaluate

@@ -27,14 +27,15 @@ from brim.models import (
     load_model,
     q_drift,
     quantization_of,
-    share_vocabulary,
     train_tokenizer,
 )
 from brim.models.loading import DTYPES, describe_model
 from brim.models.modes import without_weights
+from brim.models.settings import TokenizerSettings
 from brim.objectives import make_objective
 from brim.objectives.base import Objective
 from brim.runs.directory import RunDirectory
+from brim.runs.pairs import match, some_targets
 from brim.seeding import derive_seed
 from brim.support.progress import Reporter
 from brim.tasks import SPLITS, Split, Task, describe, locate, warn_of_overlap, without_rows
@@ -208,7 +209,7 @@ def load_checked(run: RunInputs) -> tuple[Made, Made | None, dict[str, Any]]:
     student = load_student(run, teacher.model)
     if student is not None:
         config.check_quantized(bits, quantization_of(student.model))
-        share_vocabulary(teacher.model, student.model)
+        match(config, teacher.model, student.model)
         model = student.model
     else:  # of the teacher before its training: whether there are so many
         config.check_quantized(bits, None)
@@ -273,11 +274,7 @@ def load_teacher(run: RunInputs) -> Made:
         model = _load(run, settings, settings.quantization)
     else:
         assert settings.tokenizer is not None
-        tokenizer = train_tokenizer(
-            _texts(run.examples("train")),
-            kind=settings.tokenizer.kind,
-            vocab_size=settings.tokenizer.vocab_size,
-        )
+        tokenizer = _train_tokenizer(run, settings.tokenizer)
         model = _build(run, "teacher", settings.build, tokenizer)
     # One that is not trained stays where `teacher.device` had it loaded.
     return Made.loaded(model if settings.train is None else run.place(model))
@@ -292,7 +289,9 @@ def load_student(run: RunInputs, teacher: LanguageModel) -> Made | None:
         model = _load(run, settings)
     else:
         assert settings.build is not None
-        model = _build(run, "student", settings.build, teacher.tokenizer)
+        own = settings.tokenizer
+        tokenizer = teacher.tokenizer if own is None else _train_tokenizer(run, own)
+        model = _build(run, "student", settings.build, tokenizer)
     return Made.loaded(run.place(model))
 
 
@@ -361,12 +360,6 @@ def measure_drift(run: RunInputs, teacher: LanguageModel) -> dict[str, Any]:
     return {"num_examples": len(examples), **drift}
 
 
-def some_targets(train: Sequence[Example], number: int) -> list[Example]:
-    """Return so many training examples, evenly spaced, less those without a target."""
-    rows = range(0, len(train), max(len(train) // number, 1))[:number]
-    return [example for row in rows if (example := train[row]).references]
-
-
 def _load(
     run: RunInputs, settings: TeacherConfig | StudentConfig, bits: Quantization | None = None
 ) -> LanguageModel:
@@ -389,6 +382,11 @@ def _build(
     run: RunInputs, role: str, description: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> LanguageModel:
     return build_model(description, tokenizer, seed=derive_seed(run.seed_of(role), "build", role))
+
+
+def _train_tokenizer(run: RunInputs, settings: TokenizerSettings) -> PreTrainedTokenizerBase:
+    texts = _texts(run.examples("train"))
+    return train_tokenizer(texts, kind=settings.kind, vocab_size=settings.vocab_size)
 
 
 def _texts(examples: Sequence[Example]) -> Iterator[str]:

@@ -21,12 +21,13 @@ from brim._version import __version__
 from brim.config.loading import config_hash, load_config
 from brim.errors import RunError
 from brim.examples import Example
-from brim.models import LanguageModel
+from brim.models import LanguageModel, same_tokenizer
 from brim.objectives.seqkd import SeqKD
 from brim.objectives.settings import SeqKDConfig
 from brim.runs.directory import RunDirectory
 from brim.runs.fit import fit
 from brim.runs.inputs import Made, RunInputs, check_known, cut_student, load_teacher
+from brim.runs.pairs import scorer
 from brim.support.files import SEAL, disk_errors, read_json, sha256_file, write_sealed_json
 from brim.support.progress import Reporter
 from brim.support.seals import MANIFEST, find_damage, seal
@@ -260,8 +261,14 @@ def reopen(run: Path, overrides: Sequence[str] = (), reporter: Reporter | None =
     )
 
 
-def write_teacher_outputs(run: RunInputs, teacher: Made) -> TeacherOutputs:
-    """Have the teacher complete the training prompts, or find what it wrote before."""
+def write_teacher_outputs(run: RunInputs, teacher: Made, student: Made) -> TeacherOutputs:
+    """Have the teacher complete the training prompts, or find what it wrote before.
+
+    Args:
+        run: whose settings and data.
+        teacher: the writer.
+        student: in whose tokens the texts are learned, if these are not the writer's.
+    """
     decoding, train = run.config.decoding, run.examples("train")
     stage = Stage.open(
         run.stages_dir,
@@ -289,7 +296,14 @@ def write_teacher_outputs(run: RunInputs, teacher: Made) -> TeacherOutputs:
                     meter=meter,
                 )
             stage.finish(path.name, num_examples=len(train))
-    return TeacherOutputs(CompletedExamples(train, path), stage.fingerprint, stage.digest)
+    alike = run.config.teacher.reads == "tokens" or same_tokenizer(teacher.model, student.model)
+    examples = CompletedExamples(train, path, encoder=None if alike else student.model.encoder)
+    if unspelled := examples.count_unspelled():
+        run.reporter.say(
+            f"warning: teacher outputs: the student's tokenizer cannot spell {unspelled:,} of "
+            f"{len(examples):,} texts, and learns them with unknown tokens"
+        )
+    return TeacherOutputs(examples, stage.fingerprint, stage.digest)
 
 
 def untrained_student(run: RunInputs, loaded: Made | None, teacher: LanguageModel) -> Made:
@@ -364,7 +378,7 @@ def _train_supervised(
                 name,
                 stage.directory,
                 student=student.model,
-                teacher=teacher,
+                teacher=teacher and scorer(config, run.examples("train"), teacher, student.model),
                 objective=SeqKD(SeqKDConfig(), config.decoding),
                 examples=examples or run.examples("train"),
                 optim=settings.optim,

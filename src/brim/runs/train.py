@@ -26,13 +26,14 @@ from brim._version import __version__
 from brim.config.loading import config_hash, describe_changes, dump_config, load_config
 from brim.config.yaml import parse
 from brim.errors import ConfigError, RunError
-from brim.models import LanguageModel, share_vocabulary
+from brim.models import LanguageModel
 from brim.objectives.base import Objective
 from brim.objectives.reward import check_reward
 from brim.runs.directory import RunDirectory
 from brim.runs.evaluate import evaluate_model, kept_results, training_facts
 from brim.runs.fit import fit, measure_reference
 from brim.runs.inputs import Made, RunInputs, load_checked, measure_drift
+from brim.runs.pairs import match, scorer
 from brim.runs.stages import (
     Stage,
     TeacherOutputs,
@@ -111,12 +112,12 @@ def train(
 
         teacher = make_teacher(run, teacher)
         if loaded is not None:
-            share_vocabulary(teacher.model, loaded.model)
+            match(config, teacher.model, loaded.model)
         student = untrained_student(run, loaded, teacher.model)
         untrained = untrained_models(config, teacher, student)
         by_teacher = config.objective.needed_targets == "teacher"
         learns_outputs = by_teacher or config.student.predistill is not None
-        outputs = write_teacher_outputs(run, teacher) if learns_outputs else None
+        outputs = write_teacher_outputs(run, teacher, student) if learns_outputs else None
         del loaded  # or it would stay in memory beside what is trained of it
         student = make_student(run, student, teacher.model, outputs)
         record_stages(run, teacher, outputs, student, untrained, spelling)
@@ -154,7 +155,7 @@ def train_objective(
         "objective",
         run.out,
         student=student,
-        teacher=teacher,
+        teacher=scorer(config, run.examples("train"), teacher, student),
         objective=objective,
         examples=outputs.examples if outputs and by_teacher else run.examples("train"),
         optim=config.optim,

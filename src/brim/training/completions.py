@@ -12,7 +12,8 @@ from accelerate import PartialState
 
 from brim.errors import RunError
 from brim.examples import Example, Target
-from brim.models import Decoding, LanguageModel
+from brim.models import Decoding, LanguageModel, read_text
+from brim.models.encoding import Encoder
 from brim.support.json_lines import JsonLines
 from brim.support.progress import Meter
 from brim.training.evaluation import predict_blocks
@@ -71,12 +72,20 @@ class CompletedExamples(Sequence[Example]):
 
     Only the position of each line is kept in memory.
 
+    Args:
+        examples: what was completed.
+        path: the file.
+        encoder: of a student of another tokenizer than the writer's: targets are the text in its
+            tokens, with an end unless the writer was cut; None for the tokens as written.
+
     Raises:
         RunError: the file's lines are not those of the examples.
     """
 
-    def __init__(self, examples: Sequence[Example], path: Path) -> None:
-        self._examples = examples
+    def __init__(
+        self, examples: Sequence[Example], path: Path, encoder: Encoder | None = None
+    ) -> None:
+        self._examples, self._encoder = examples, encoder
         self._file = JsonLines(path)
         self._offsets = self._file.offsets()
         if len(self._offsets) - 1 != len(examples):
@@ -87,6 +96,17 @@ class CompletedExamples(Sequence[Example]):
 
     def __len__(self) -> int:
         return len(self._examples)
+
+    def count_unspelled(self) -> int:
+        """Return how many texts another encoder than the writer's cannot spell."""
+        if self._encoder is None:
+            return 0
+        texts = (str(self._file.row_at(int(offset))["text"]) for offset in self._offsets[:-1])
+        return sum(
+            reading.unspelled > 0
+            for text in texts
+            for reading in read_text(self._encoder, [text], [True])
+        )
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
@@ -102,5 +122,8 @@ class CompletedExamples(Sequence[Example]):
                 f"{self._file.path}:{index + 1}: holds {row['id']!r} where {example.id!r} is "
                 "expected; delete the stage's folder to write it anew"
             )
-        target = Target(tuple(row["token_ids"]), row["truncated"])
-        return replace(example, references=(row["text"],), target=target)
+        ids, text, truncated = row["token_ids"], row["text"], row["truncated"]
+        if self._encoder is not None:
+            [reading] = read_text(self._encoder, [text], [not truncated])
+            ids = reading.ids
+        return replace(example, references=(text,), target=Target(tuple(ids), truncated))

@@ -19,6 +19,7 @@ from brim.models.settings import (
 from brim.objectives import ObjectiveConfig
 from brim.objectives.settings import SeqKDConfig
 from brim.tasks import AnyTask, Files
+from brim.training.reading import check_reading
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -128,6 +129,9 @@ class TeacherConfig(ModelSettings):
 
     device: str | None = None
     """Where the teacher is, such as `cuda:1` or `cpu`; null for where the student is."""
+    reads: Literal["tokens", "text"] = "tokens"
+    """What it reads of the student's writing: the tokens, which the two must share, or the text, in
+    tokens of its own, for a student of another tokenizer."""
     batch_tokens: int = Field(8192, ge=1)
     """Tokens of one pass of the teacher: rows of similar length, with their prompts and padding. A
     matter of memory and speed only."""
@@ -175,16 +179,27 @@ class TeacherConfig(ModelSettings):
 
 
 class StudentConfig(ModelSettings):
-    """The model that is trained; it shares the teacher's tokenizer."""
+    """The model that is trained; it shares the teacher's tokenizer unless that reads text."""
 
     sources = ("path", "build", "keep_layers")
 
     keep_layers: int | None = Field(None, ge=1)
     """Make the student from this many of the teacher's layers, evenly spaced."""
+    tokenizer: TokenizerSettings | None = None
+    """Tokenizer to train for a student from scratch, beside `teacher.reads: text`; null for the
+    teacher's."""
     predistill: SupervisedConfig | None = None
     """Train on the teacher's outputs before the objective; null to start as it is."""
     lora: Lora | None = None
     """Train adapters in place of the weights; null to train all weights. Needs the extra `lora`."""
+
+    @model_validator(mode="after")
+    def _tokenizer_with_build(self) -> Self:
+        if self.tokenizer is not None and self.build is None:
+            raise ValueError(
+                "tokenizer is for a student from scratch (build), any other has one; leave it out"
+            )
+        return self
 
 
 class EvaluationConfig(Config):
@@ -284,6 +299,16 @@ class RunConfig(Config):
                 "trainer.dropout: has no effect where updates compare the policy with the one that "
                 "wrote, as PPO and reused or old rollouts do; set it to 0 or null"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        check_reading(
+            self.teacher.reads,
+            self.objective,
+            own_tokenizer=self.student.tokenizer is not None,
+            keeps_layers=self.student.keep_layers is not None,
+        )
         return self
 
     @model_validator(mode="after")

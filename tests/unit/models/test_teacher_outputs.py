@@ -7,7 +7,7 @@ import pytest
 import torch
 from makers import seqkd
 from rounding import assert_rounding
-from tiny import DECODERS, ENCODER_DECODERS, tiny
+from tiny import DECODERS, ENCODER_DECODERS, tiny, word_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -135,6 +135,26 @@ def test_seqkd_and_divergences_learn_exactly_what_the_teacher_wrote(family, tmp_
     assert_rounding(loss, own.compared.sum())
     texts = [json.loads(line)["text"] for line in (tmp_path / "train.jsonl").open()]
     assert texts == [row.references[0] for row in completed] == teacher.decode(written)
+
+
+def test_a_student_of_another_tokenizer_learns_the_text(tmp_path):
+    teacher, limit = model("t5"), 7
+    examples = [Example(str(i), text) for i, text in enumerate(["the cat", "é €", "  "])]
+    written = write(teacher, examples, tmp_path / "train.jsonl", limit)
+    words = LanguageModel(tiny("llama"), word_tokenizer()).encoder
+    learned = CompletedExamples(examples, tmp_path / "train.jsonl", encoder=words)
+    assert learned.count_unspelled() == sum(bool(row.references[0].split()) for row in written)
+    bytewise = model("llama").encoder
+    for own, other in zip(
+        written,
+        CompletedExamples(examples, tmp_path / "train.jsonl", encoder=bytewise),
+        strict=True,
+    ):
+        assert own.references == other.references
+        assert own.target.truncated == other.target.truncated
+        ids = other.target.token_ids
+        assert bytewise.texts([ids]) == [*other.references]
+        assert (ids[-1:] == bytewise.eos_token_ids) != other.target.truncated
 
 
 # -- what is scored is what was written -----------------------------------------------------------

@@ -146,6 +146,13 @@ def test_model_from_scratch(name):
     assert teacher_shape(config).num_parameters == build(name).num_parameters
 
 
+def test_a_student_with_a_tokenizer_of_its_own():
+    config = configure("cmudict/anchored_other_tokenizer")
+    student = student_shape(config, teacher_shape(config))
+    assert len(student.head) == config.student.tokenizer.vocab_size
+    assert as_text(plan(config)).count("the teacher reads text") == 1
+
+
 @pytest.mark.parametrize("name", ["t5", "qwen2"])
 @pytest.mark.parametrize("number", [1, 2])
 def test_layers_of_the_teacher(name, number, tmp_path):

@@ -147,6 +147,15 @@ def test_alarms_are_named_with_the_runs_that_raised_them(tmp_path):
     assert sentences(task)[-1] == "Alarms of monitors: kl in 1 of 2 runs of LLMR."
 
 
+def test_segments_of_other_tokenizers_are_named(tmp_path):
+    logged = {"segment_length": 2.5, "teacher_tokens": 1.5, "unspelled": 0.125}
+    rows = [{"step": 1, **{f"rollout/{key}": value for key, value in logged.items()}}]
+    make_folder(tmp_path, OBJECTIVES["llmr"], 0, scores_of(1.0), metrics=rows)
+    (task,) = gather([tmp_path]).tasks
+    assert "2.5 tokens of the student and 1.5 of the teacher" in sentences(task)[-1]
+    assert "12.5%" in sentences(task)[-1]
+
+
 # -- what is missing --------------------------------------------------------------------------
 
 SWEEP = """
