@@ -23,7 +23,13 @@ from typing import Any, Literal
 from accelerate import PartialState
 
 from brim._version import __version__
-from brim.config.loading import config_hash, describe_changes, dump_config, load_config
+from brim.config.loading import (
+    config_hash,
+    describe_changes,
+    dump_config,
+    load_config,
+    without_incidental,
+)
 from brim.config.yaml import parse
 from brim.errors import ConfigError, RunError
 from brim.models import LanguageModel, share_vocabulary
@@ -225,7 +231,7 @@ def open_run(
 ) -> Iterator[None]:
     """Hold `out` for a run of `config` while the block runs.
 
-    Settings that cannot change results (description, trackers) may differ from the ones that the
+    Settings that cannot change results (description, trackers, a server's URL) may differ from the ones that the
     directory was begun with. Where the block fails before anything of worth was written, a
     directory that was made here is removed again.
 
@@ -337,7 +343,7 @@ def _check(out: Path, config: RunConfig, resume: Resume, other_processes: bool) 
         raise RunError(f"{out}: holds a run already; choose another --out, or --resume auto")
     if manifest["config_hash"] != _identity(config):
         changes = changed_settings(out, config)
-        if config_hash(_that_matter(run.settings())) != manifest["config_hash"]:
+        if config_hash(without_incidental(RunConfig, run.settings())) != manifest["config_hash"]:
             changes = changes or "its config.yaml was edited"
         if changes is not None:
             raise RunError(
@@ -366,15 +372,12 @@ def changed_settings(run: Path, config: RunConfig) -> str | None:
     if not isinstance(stored, dict):
         return "its config.yaml was edited"
     asked = config.model_dump(mode="json")
-    changes = describe_changes(_that_matter(stored), _that_matter(asked))
+    changes = describe_changes(
+        without_incidental(RunConfig, stored), without_incidental(RunConfig, asked)
+    )
     more = [f"{len(changes) - _SHOWN_CHANGES} more"] if len(changes) > _SHOWN_CHANGES else []
     return ", ".join([*changes[:_SHOWN_CHANGES], *more]) or None
 
 
-def _that_matter(settings: Mapping[str, Any]) -> dict[str, Any]:
-    incidental = RunConfig.incidental()
-    return {key: value for key, value in settings.items() if key not in incidental}
-
-
 def _identity(config: RunConfig) -> str:
-    return config_hash(_that_matter(config.model_dump(mode="json")))
+    return config_hash(without_incidental(RunConfig, config.model_dump(mode="json")))

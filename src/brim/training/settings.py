@@ -6,25 +6,22 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from brim.config.loading import Config
+from brim.config.loading import Config, Incidental
 from brim.errors import ConfigError
+from brim.models.server_settings import ServedModel
 from brim.models.settings import (
     Decoding,
     EvaluationDecoding,
     Lora,
     ModelSettings,
     Quantization,
-    TokenizerSettings,
 )
 from brim.objectives import ObjectiveConfig
+from brim.objectives.method import MethodConfig
 from brim.objectives.settings import SeqKDConfig
 from brim.tasks import AnyTask, Files
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Incidental:
-    """Marks a setting that cannot change results."""
 
 
 class OptimConfig(Config):
@@ -123,8 +120,10 @@ class SupervisedConfig(Config):
         return self
 
 
-class TeacherConfig(ModelSettings):
+class TeacherConfig(ServedModel):
     """The model whose logits are the Q-values."""
+
+    loaded = ("device", "batch_tokens", "sharding", "seed", "train", "quantization")
 
     device: str | None = None
     """Where the teacher is, such as `cuda:1` or `cpu`; null for where the student is."""
@@ -134,8 +133,6 @@ class TeacherConfig(ModelSettings):
     sharding: Literal["none", "fsdp", "offload"] = "none"
     """`fsdp` leaves each process its part of the teacher's weights, which it reads layer by layer;
     `offload` keeps the parts in main memory, for one process too. One process has all of `fsdp`."""
-    tokenizer: TokenizerSettings | None = None
-    """Tokenizer to train, where the model is built from scratch."""
     seed: int | None = Field(None, ge=0)
     """Of the teacher's first weights and training; null for the run's. With one set, runs of
     several seeds share a teacher, as the paper's do."""
@@ -162,14 +159,6 @@ class TeacherConfig(ModelSettings):
         if self.sharding != "none" and self.quantization is not None:
             raise ValueError(
                 "quantized weights cannot be sharded; set sharding to none or quantization to null"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _tokenizer_with_build(self) -> Self:
-        if (self.build is None) != (self.tokenizer is None):
-            raise ValueError(
-                "a teacher from scratch (build) needs a tokenizer, a loaded one has it"
             )
         return self
 
@@ -224,6 +213,44 @@ class TrackingConfig(Config):
     """Project name for trackers that have one."""
 
 
+def _check_behind_server(
+    teacher: TeacherConfig,
+    student: StudentConfig,
+    objective: MethodConfig,
+    evaluation: EvaluationConfig,
+) -> None:
+    """Refuse what a teacher behind a server cannot do, whatever server it is."""
+    if student.keep_layers is not None:
+        raise ValueError(
+            "student.keep_layers: a server gives no layers; give a student of its own (path, build)"
+        )
+    if student.path is None and teacher.tokenizer is None:
+        raise ValueError(
+            "teacher.tokenizer: a student from scratch needs the tokenizer of the model behind the "
+            "server; name its folder or hub name as teacher.tokenizer.path"
+        )
+    if (setting := objective.whole_distribution) is not None:
+        raise ValueError(
+            f"objective.{setting}: needs all of the teacher's logits, and a server gives two "
+            f"numbers a token; {_INSTEAD.get(setting, _INSTEAD['name'])}"
+        )
+    if evaluation.stages and evaluation.decoding.strategy == "beam":
+        raise ValueError(
+            "evaluation.stages: a teacher behind a server does not search with beams; set it to "
+            "false, or evaluation.decoding.strategy to greedy"
+        )
+
+
+# What needs all of a teacher's logits -> what to choose instead.
+_ANCHORED = "for anchored also objective.expected_regrets=false"
+_INSTEAD = {
+    "q_centering=policy": "choose objective.q_centering=logsumexp",
+    "immediate=expected": f"choose objective.immediate=sampled; {_ANCHORED}",
+    "expected_regrets=true": "choose objective.expected_regrets=false",
+    "name": "choose llmr, brim, anchored, ppo_llmr, ppo_brim or seqkd",
+}
+
+
 class RunConfig(Config):
     """A run: distill `teacher` into `student` on `task` by `objective`."""
 
@@ -250,11 +277,11 @@ class RunConfig(Config):
     tracking: Annotated[TrackingConfig, Incidental] = TrackingConfig()
     """Optional trackers."""
 
-    @classmethod
-    def incidental(cls) -> set[str]:
-        """Names of the settings that cannot change results."""
-        fields = cls.model_fields.items()
-        return {name for name, field in fields if Incidental in field.metadata}
+    @model_validator(mode="after")
+    def _server_suffices(self) -> Self:
+        if self.teacher.server is not None:
+            _check_behind_server(self.teacher, self.student, self.objective, self.evaluation)
+        return self
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> Self:
