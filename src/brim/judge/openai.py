@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from brim.errors import BrimError, ConfigError, RunError
 from brim.judge.asking import RejectedError, TransientError
 from brim.judge.store import Reply
+from brim.support.http import read_key, retry_after, url_problem
 
 if TYPE_CHECKING:
     import openai
@@ -50,11 +47,13 @@ def openai_identity(model: str, base_url: str, request: Mapping[str, Any]) -> di
     for name in request:
         if name in _OURS:
             raise ConfigError(f"request: {name} is set by the judge itself; leave it out")
+    if problem := url_problem(base_url, "api_key_env"):
+        raise ConfigError(f"base_url: {problem}")
     changed = {**REQUEST, **request}
     return {
         "backend": "openai",
         "model": model,
-        "base_url": _check_url(base_url),
+        "base_url": base_url.rstrip("/"),
         "request": {name: value for name, value in changed.items() if value is not None},
     }
 
@@ -75,7 +74,7 @@ class OpenAIBackend:
         self, identity: Mapping[str, Any], *, api_key_env: str | None, timeout: float
     ) -> None:
         self.identity = identity
-        self._key = _read_key(api_key_env)
+        self._key = read_key(api_key_env, "api_key_env") or "none"
         try:
             import openai
         except ImportError:
@@ -158,51 +157,3 @@ class OpenAIBackend:
 
     def _hide(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key != "none" else text
-
-
-def _check_url(url: str) -> str:
-    """The URL, if it can be used and holds nothing secret: it is written into results."""
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
-        secret = bool(parts.username or parts.password or parts.query or parts.fragment)
-    except ValueError:
-        usable = secret = False
-    if secret:
-        raise ConfigError(
-            "base_url: must not hold a user name, a password or a query, since it is written into "
-            "the results; put the key into an environment variable and name it by api_key_env"
-        )
-    if not usable:
-        raise ConfigError("base_url: is no URL such as http://localhost:8000/v1")
-    return url.rstrip("/")
-
-
-def _read_key(name: str | None) -> str:
-    """The key in an environment variable, never shown; "none" where no variable is named."""
-    if name is None:
-        return "none"
-    key = os.environ.get(name, "").strip()
-    if not key:
-        raise ConfigError(
-            f"api_key_env: the environment variable {name} is not set; put the key into it "
-            "(it is never stored or shown)"
-        )
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ConfigError(f"api_key_env: what {name} holds is no key: it has other characters")
-    return key
-
-
-def retry_after(value: str | None) -> float | None:
-    """Return the seconds to wait, of a header with seconds or an HTTP date; None without either."""
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            when = parsedate_to_datetime(value)
-        except (ValueError, OverflowError):
-            return None
-        seconds = (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-    return max(seconds, 0.0) if seconds < float("inf") else None

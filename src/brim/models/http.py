@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import threading
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,6 +12,7 @@ import httpx2
 
 from brim.errors import BrimError, ConfigError, ModelError, RunError
 from brim.models.server_settings import RequestsConfig
+from brim.support.http import read_key, retry_after
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between two tries, doubled each time
 # A server that asks for a longer pause than this is left to another start.
@@ -55,7 +53,7 @@ class HTTPClient:
     """
 
     def __init__(self, url: str, key_env: str | None, settings: RequestsConfig) -> None:
-        self.url, self._settings, self._key = url, settings, _read_key(key_env)
+        self.url, self._settings, self._key = url, settings, read_key(key_env, "teacher.key_env")
         self._closed = threading.Event()
         self._jitter = random.Random()
         limits = httpx2.Limits(
@@ -129,7 +127,9 @@ class HTTPClient:
                 raise _TransientError("its answer is no JSON, or half of it") from None
         said = self._said(answer)
         if status in _TRANSIENT or status >= 500:
-            raise _TransientError(f"status {status}{said}", retry_after(answer.headers))
+            raise _TransientError(
+                f"status {status}{said}", retry_after(answer.headers.get("retry-after"))
+            )
         raise self._final(status, said, path)
 
     def _final(self, status: int, said: str, path: str) -> BrimError:
@@ -153,34 +153,3 @@ class HTTPClient:
 
     def _hide(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
-
-
-def retry_after(headers: httpx2.Headers) -> float | None:
-    """Return the seconds that a Retry-After asks for, in seconds or as a date; None without."""
-    value = headers.get("retry-after")
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            when = parsedate_to_datetime(value)
-        except (ValueError, OverflowError):
-            return None
-        seconds = (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-    return max(seconds, 0.0) if seconds < float("inf") else None
-
-
-def _read_key(name: str | None) -> str:
-    """The key in an environment variable; empty where no variable is named."""
-    if name is None:
-        return ""
-    key = os.environ.get(name, "").strip()
-    if not key:
-        raise ConfigError(
-            f"teacher.key_env: the environment variable {name} is not set; put the key into it "
-            "(it is never stored or shown)"
-        )
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ConfigError(f"teacher.key_env: what {name} holds is no key: it has other characters")
-    return key

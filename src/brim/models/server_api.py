@@ -1,8 +1,8 @@
 """What inference servers call things: requests in their words, answers as numbers.
 
-vLLM's completions API, SGLang's native one, and that of `brim serve`. Prompts and completions
-travel as token ids. vLLM and SGLang give log-probabilities, which are logits less their logsumexp
-over all rows of the head: a centering by a number of the state alone.
+Here vLLM's completions API; `server_kinds` has the others. Prompts and completions travel as token
+ids. vLLM gives log-probabilities, which are logits less their logsumexp over all rows of the head:
+a centering by a number of the state alone.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Allowed:
 
 
 class ServerAPI:
-    """What every server is asked, in vLLM's words.
+    """What a server is asked, in vLLM's words.
 
     Args:
         client: connections to it.
@@ -89,15 +89,15 @@ class ServerAPI:
         """Return the server's version, None where it does not say."""
         if isinstance(self.card.get("version"), str):
             return str(self.card["version"])
-        return _string(self._if_known(lambda: self.client.get("/version")), "version")
+        return text_of(self.if_known(lambda: self.client.get("/version")), "version")
 
     def tokenize(self, text: str) -> list[int] | None:
         """Return the server's ids of a text, without special tokens; None where it cannot."""
         body = {"model": self.model, "prompt": text, "add_special_tokens": False}
-        found = self._if_known(lambda: self.client.post("/tokenize", body))
+        found = self.if_known(lambda: self.client.post("/tokenize", body))
         if found is None:
             more = {"max_tokens": 1, "temperature": 0, "return_token_ids": True}
-            found = self._if_known(lambda: self.client.post("/v1/completions", body | more))
+            found = self.if_known(lambda: self.client.post("/v1/completions", body | more))
             found = {"tokens": _choices(found, 1)[0].get("prompt_token_ids")} if found else {}
         tokens = found.get("tokens")
         return [int(i) for i in tokens] if isinstance(tokens, list) else None
@@ -114,7 +114,8 @@ class ServerAPI:
         """Return the values of each completion.
 
         Args:
-            prompts, completions: ids of each row; no completion is empty.
+            prompts: ids of each row.
+            completions: the same; none is empty.
             centering: one of `centerings`.
             bootstrap: also value the states behind the last tokens.
             allowed: the tokens among which a state's best is.
@@ -123,32 +124,32 @@ class ServerAPI:
             ModelError: the answer is not of this API, or shows no best token that is allowed.
             BrimError: as `HTTPClient.post`.
         """
-        return self._score(prompts, completions, centering, bootstrap, allowed, 1)
+        rows = list(zip(prompts, completions, strict=True))
+        return self._score(rows, centering, bootstrap, allowed)
 
     def _score(
         self,
-        prompts: Sequence[Ids],
-        completions: Sequence[Ids],
+        rows: Sequence[tuple[Ids, Ids]],
         centering: Centering,
         bootstrap: bool,
         allowed: Allowed,
-        shown: int,
+        shown: int = 1,
     ) -> list[RowValues]:
-        states = self._states(prompts, completions, shown, after=bootstrap)
+        states = self._states(rows, shown, after=bootstrap)
         found: list[RowValues] = []
         again: list[int] = []
-        for row, (taken, tops) in enumerate(states):
+        for i, (taken, tops) in enumerate(states):
             bests = [best_allowed(top, allowed.tokens, shown) for top in tops]
             if None in bests:
-                again.append(row)
+                again.append(i)
             best = [0.0 if value is None else value for value in bests]
             after = best.pop() if bootstrap else None
             found.append(RowValues(taken, best, taken, after))
         if again and shown < MORE_LOGPROBS:
-            rows = [[ids[row] for row in again] for ids in (prompts, completions)]
-            more = self._score(rows[0], rows[1], "logsumexp", bootstrap, allowed, MORE_LOGPROBS)
-            for row, values in zip(again, more, strict=True):
-                found[row] = values
+            some = [rows[i] for i in again]
+            more = self._score(some, "logsumexp", bootstrap, allowed, MORE_LOGPROBS)
+            for i, values in zip(again, more, strict=True):
+                found[i] = values
         elif again:
             raise ModelError(
                 f"{self.client.url}: the {shown} likeliest rows of a state have no token, or one "
@@ -157,7 +158,7 @@ class ServerAPI:
         return [_by_max(values) if centering == "max" else values for values in found]
 
     def _states(
-        self, prompts: Sequence[Ids], completions: Sequence[Ids], shown: int, *, after: bool
+        self, rows: Sequence[tuple[Ids, Ids]], shown: int, *, after: bool
     ) -> list[tuple[list[float], list[dict[int, float]]]]:
         """Of each row the log-probabilities of its tokens, and of the likeliest ones of each state.
 
@@ -165,7 +166,7 @@ class ServerAPI:
         """
         body = {
             "model": self.model,
-            "prompt": [[*p, *c] for p, c in zip(prompts, completions, strict=True)],
+            "prompt": [[*prompt, *completion] for prompt, completion in rows],
             "max_tokens": 1,
             "temperature": 0,
             "prompt_logprobs": shown,
@@ -173,10 +174,10 @@ class ServerAPI:
             **self.plain,
             **({"logprobs": shown} if after else {}),
         }
-        choices = _choices(self.client.post("/v1/completions", body), len(prompts))
+        choices = _choices(self.client.post("/v1/completions", body), len(rows))
         found = []
-        for prompt, completion, choice in zip(prompts, completions, choices, strict=True):
-            with _reading(self):
+        for (prompt, completion), choice in zip(rows, choices, strict=True):
+            with reading(self):
                 states = choice["prompt_logprobs"][len(prompt) :]
                 tops = [
                     {int(i): float(entry["logprob"]) for i, entry in state.items()}
@@ -207,163 +208,32 @@ class ServerAPI:
             ends: tokens that end a text.
             excluded: tokens that it must not write.
         """
+        settings = sampling_settings(decoding, seed, excluded)
+        return self._write(prompts, decoding.max_tokens, ends, settings)
+
+    def _write(
+        self, prompts: Sequence[Ids], max_tokens: int, ends: Ids, settings: Mapping[str, Any]
+    ) -> list[list[int]]:
         body = {
             "model": self.model,
             "prompt": [list(ids) for ids in prompts],
-            "max_tokens": decoding.max_tokens,
+            "max_tokens": max_tokens,
             "stop_token_ids": list(ends),
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
             **self.plain,
-            **_sampling(decoding, seed, excluded),
+            **settings,
         }
         choices = _choices(self.client.post("/v1/completions", body), len(prompts))
-        with _reading(self):
+        with reading(self):
             return [_written(choice, ends) for choice in choices]
 
-    def _if_known(self, ask: Callable[[], Any]) -> Any:
+    def if_known(self, ask: Callable[[], Any]) -> Any:
         """What a server says that need not know how to; None where it does not."""
         try:
             return ask()
         except (ConfigError, ModelError):
             return None
-
-
-class BrimAPI(ServerAPI):
-    """`brim serve`: raw logits, so that every centering but by the policy can be had."""
-
-    name = "brim"
-    centerings = ("none", "mean", "max", "logsumexp")
-    plain: ClassVar[Mapping[str, Any]] = {}
-
-    def score(
-        self,
-        prompts: Sequence[Ids],
-        completions: Sequence[Ids],
-        *,
-        centering: Centering,
-        bootstrap: bool,
-        allowed: Allowed,
-    ) -> list[RowValues]:
-        """Return the values of each completion; see `ServerAPI.score`."""
-        wanted = dict.fromkeys(("taken", "best", "logsumexp"))
-        wanted |= {"mean": None} if centering == "mean" else {}
-        body = {
-            "model": self.model,
-            "prompts": [list(ids) for ids in prompts],
-            "completions": [list(ids) for ids in completions],
-            "values": list(wanted),
-            "bootstrap": bootstrap,
-            "excluded": list(allowed.excluded),
-        }
-        answer = self.client.post("/v1/score", body)
-        with _reading(self):
-            pairs = zip(completions, answer["rows"], strict=True)
-            return [_center(row, len(ids), centering, bootstrap) for ids, row in pairs]
-
-
-class SGLangAPI(ServerAPI):
-    """SGLang's `/generate`. Written to its documentation, and never run."""
-
-    name = "sglang"
-
-    def version(self) -> str | None:
-        """Return the server's version, None where it does not say."""
-        found = self._if_known(lambda: self.client.get("/get_server_info"))
-        return _string(found, "version")
-
-    def _states(
-        self, prompts: Sequence[Ids], completions: Sequence[Ids], shown: int, *, after: bool
-    ) -> list[tuple[list[float], list[dict[int, float]]]]:
-        body = {
-            "input_ids": [[*p, *c] for p, c in zip(prompts, completions, strict=True)],
-            "sampling_params": {"max_new_tokens": 1, "temperature": 0, "ignore_eos": True},
-            "return_logprob": True,
-            "logprob_start_len": [max(len(ids) - 1, 0) for ids in prompts],
-            "top_logprobs_num": shown,
-        }
-        found = []
-        with _reading(self):
-            answers = self.client.post("/generate", body)
-            for ids, answer in zip(completions, answers, strict=True):
-                meta = answer["meta_info"]
-                # Counted from the end: where the list begins is a matter of its version.
-                own = meta["input_token_logprobs"][-len(ids) :]
-                if [int(entry[1]) for entry in own] != list(ids):
-                    raise ValueError("other tokens than were sent")
-                states = meta["input_top_logprobs"][-len(ids) :]
-                states += [meta["output_top_logprobs"][0]] if after else []
-                tops = [{int(e[1]): float(e[0]) for e in state} for state in states]
-                taken = [float(entry[0]) for entry in own]
-                for token, value, top in zip(ids, taken, tops, strict=False):
-                    top.setdefault(token, value)
-                found.append((taken, tops))
-        return found
-
-    def write(
-        self,
-        prompts: Sequence[Ids],
-        decoding: Decoding,
-        *,
-        seed: int,
-        ends: Ids,
-        excluded: Ids,
-    ) -> list[list[int]]:
-        """Return the ids of a text for each prompt; see `ServerAPI.write`."""
-        sampling = _sampling(decoding, seed, excluded)
-        if "seed" in sampling:
-            sampling["sampling_seed"] = sampling.pop("seed")
-        body = {
-            "input_ids": [list(ids) for ids in prompts],
-            "sampling_params": {
-                "max_new_tokens": decoding.max_tokens,
-                "stop_token_ids": list(ends),
-                "ignore_eos": True,
-                **sampling,
-            },
-            "return_logprob": True,
-        }
-        answers = self.client.post("/generate", body)
-        with _reading(self):
-            entries = [answer["meta_info"]["output_token_logprobs"] for answer in answers]
-            return [[int(entry[1]) for entry in row] for row in entries]
-
-
-APIS: Mapping[str, type[ServerAPI]] = {api.name: api for api in (ServerAPI, SGLangAPI, BrimAPI)}
-
-
-def find_api(client: HTTPClient, model: str, api: str) -> ServerAPI:
-    """Return a server's API, once it has the model.
-
-    Args:
-        client: connections to it.
-        model: as it calls it.
-        api: a name of `APIS`, or `auto` to ask it.
-
-    Raises:
-        ConfigError: it has no such model, or none of these APIs.
-        RunError: it gives no answer.
-    """
-    answer = client.get("/v1/models")
-    try:
-        cards = {str(card["id"]): card for card in answer["data"]}
-    except (TypeError, KeyError):
-        raise ConfigError(
-            f"teacher.server: what {client.url}/v1/models answers is no list of models; check the "
-            "URL"
-        ) from None
-    if model not in cards:
-        raise ConfigError(
-            f"teacher.model: {client.url} has no model {model!r}; it has "
-            f"{', '.join(map(repr, cards)) or 'none'}"
-        )
-    owner = str(cards[model].get("owned_by"))
-    if (owner if api == "auto" else api) not in APIS:
-        raise ConfigError(
-            f"teacher.api: the server says that its models are owned by {owner!r}, which is none "
-            f"of {', '.join(APIS)}; name the one whose API it has"
-        )
-    return APIS[owner if api == "auto" else api](client, cards[model])
 
 
 def best_allowed(top: Mapping[int, float], allowed: Collection[int], shown: int) -> float | None:
@@ -380,7 +250,7 @@ def best_allowed(top: Mapping[int, float], allowed: Collection[int], shown: int)
 
 
 @contextmanager
-def _reading(api: ServerAPI) -> Iterator[None]:
+def reading(api: ServerAPI) -> Iterator[None]:
     """Say of an answer that cannot be read that it is not of this API."""
     try:
         yield
@@ -418,7 +288,7 @@ def _written(choice: Mapping[str, Any], ends: Ids) -> list[int]:
     return [*ids, stop] if stop in ends and ids[-1:] != [stop] else ids
 
 
-def _sampling(decoding: Decoding, seed: int, excluded: Ids) -> dict[str, Any]:
+def sampling_settings(decoding: Decoding, seed: int, excluded: Ids) -> dict[str, Any]:
     """The arguments of a strategy, the same in all APIs."""
     given: dict[str, Any] = {"temperature": 0}
     if decoding.strategy == "sampling":
@@ -435,7 +305,8 @@ def _sampling(decoding: Decoding, seed: int, excluded: Ids) -> dict[str, Any]:
     return given
 
 
-def _string(found: Any, name: str) -> str | None:
+def text_of(found: Any, name: str) -> str | None:
+    """Return a text of a JSON object; None where there is none."""
     value = found.get(name) if isinstance(found, dict) else None
     return value if isinstance(value, str) else None
 
@@ -445,25 +316,3 @@ def _by_max(values: RowValues) -> RowValues:
     taken = [a - b for a, b in zip(values.taken, values.best, strict=True)]
     after = None if values.after is None else 0.0
     return RowValues(taken, [0.0] * len(taken), values.logprobs, after)
-
-
-def _center(
-    row: Mapping[str, Any], length: int, centering: Centering, bootstrap: bool
-) -> RowValues:
-    """What `brim serve` says of a completion, less the statistic of each state."""
-    taken, best, logsumexp = (
-        [float(value) for value in row[name]] for name in ("taken", "best", "logsumexp")
-    )
-    if not len(taken) == len(best) == len(logsumexp) == length:
-        raise ValueError(f"{len(taken)} values for {length} tokens")
-    name = {"none": None, "max": "best"}.get(centering, centering)
-    center = [0.0] * length if name is None else [float(value) for value in row[name]]
-
-    def less(values: Sequence[float], others: Sequence[float]) -> list[float]:
-        return [a - b for a, b in zip(values, others, strict=True)]
-
-    after = None
-    if bootstrap:
-        behind = row["after"]
-        after = float(behind["best"]) - (0.0 if name is None else float(behind[name]))
-    return RowValues(less(taken, center), less(best, center), less(taken, logsumexp), after)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from brim.config.loading import Config, Incidental
 from brim.models.settings import ModelSettings, TokenizerSettings
+from brim.support.http import url_problem
 
 
 class RequestsConfig(Config):
@@ -50,19 +50,8 @@ class ServedModel(ModelSettings):
     def _url_without_secrets(cls, url: str | None) -> str | None:
         if url is None:
             return None
-        try:
-            parts = urlsplit(url)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname)
-            secret = bool(parts.username or parts.password or parts.query or parts.fragment)
-        except ValueError:
-            usable = secret = False
-        if secret:
-            raise ValueError(
-                "must not hold a user name, a password or a query, since it is written into the "
-                "run; put the key into an environment variable and name it by key_env"
-            )
-        if not usable:
-            raise ValueError("is no URL such as http://localhost:8000")
+        if problem := url_problem(url, "key_env"):
+            raise ValueError(problem)
         return url.rstrip("/").removesuffix("/v1")
 
     @model_validator(mode="after")

@@ -21,7 +21,7 @@ from brim._version import __version__
 from brim.config.loading import config_hash, load_config
 from brim.errors import RunError
 from brim.examples import Example
-from brim.models import LanguageModel
+from brim.models import LanguageModel, Teacher, whole
 from brim.objectives.seqkd import SeqKD
 from brim.objectives.settings import SeqKDConfig
 from brim.runs.directory import RunDirectory
@@ -162,7 +162,7 @@ class TeacherOutputs:
     digest: str
 
 
-def make_teacher(run: RunInputs, teacher: Made) -> Made:
+def make_teacher(run: RunInputs, teacher: Made[Teacher]) -> Made[Teacher]:
     """Train the teacher if the recipe says so, and freeze it, as large as its passes may be.
 
     Args:
@@ -172,13 +172,16 @@ def make_teacher(run: RunInputs, teacher: Made) -> Made:
     settings = run.config.teacher
     if settings.train is not None:
         inputs = {"model": teacher.fingerprint}
-        teacher = _train_supervised(run, "teacher", settings.train, inputs, teacher)
+        untrained = Made(whole(teacher.model), teacher.fingerprint)
+        teacher = _train_supervised(run, "teacher", settings.train, inputs, untrained)
     return replace(teacher, model=freeze_teacher(run, teacher.model))
 
 
-def freeze_teacher(run: RunInputs, model: LanguageModel) -> LanguageModel:
+def freeze_teacher(run: RunInputs, model: Teacher) -> Teacher:
     """Return the model frozen, where and in passes as large as the settings of the teacher say."""
     settings = run.config.teacher
+    if not isinstance(model, LanguageModel):
+        return model
     model.batch_tokens = settings.batch_tokens
     model.requires_grad_(False).eval()
     alone = run.accelerator.num_processes == 1
@@ -187,7 +190,7 @@ def freeze_teacher(run: RunInputs, model: LanguageModel) -> LanguageModel:
     return ShardedTeacher(model, run.accelerator.device, offload=settings.sharding == "offload")
 
 
-def find_teacher(run: RunInputs) -> Made:
+def find_teacher(run: RunInputs) -> Made[Teacher]:
     """Return the teacher of a run that has its stages, frozen.
 
     Raises:
@@ -195,14 +198,14 @@ def find_teacher(run: RunInputs) -> Made:
     """
     settings = run.config.teacher
     if settings.train is None:
-        teacher = load_teacher(run)
+        teacher: Made[Teacher] = load_teacher(run)
         check_known(run, "teacher", teacher)
     else:
         teacher = find_trained(run, "teacher")
     return replace(teacher, model=freeze_teacher(run, teacher.model))
 
 
-def find_trained(run: RunInputs, name: str) -> Made:
+def find_trained(run: RunInputs, name: str) -> Made[LanguageModel]:
     """Return a model that a stage of a run made, the teacher or the pre-distilled student.
 
     It is the one that the run had, whatever the settings would make of it now.
@@ -260,7 +263,7 @@ def reopen(run: Path, overrides: Sequence[str] = (), reporter: Reporter | None =
     )
 
 
-def write_teacher_outputs(run: RunInputs, teacher: Made) -> TeacherOutputs:
+def write_teacher_outputs(run: RunInputs, teacher: Made[Teacher]) -> TeacherOutputs:
     """Have the teacher complete the training prompts, or find what it wrote before."""
     decoding, train = run.config.decoding, run.examples("train")
     stage = Stage.open(
@@ -292,7 +295,9 @@ def write_teacher_outputs(run: RunInputs, teacher: Made) -> TeacherOutputs:
     return TeacherOutputs(CompletedExamples(train, path), stage.fingerprint, stage.digest)
 
 
-def untrained_student(run: RunInputs, loaded: Made | None, teacher: LanguageModel) -> Made:
+def untrained_student(
+    run: RunInputs, loaded: Made[LanguageModel] | None, teacher: Teacher
+) -> Made[LanguageModel]:
     """Return the student before any training of it: as loaded, or of the trained teacher's layers.
 
     Args:
@@ -304,8 +309,11 @@ def untrained_student(run: RunInputs, loaded: Made | None, teacher: LanguageMode
 
 
 def make_student(
-    run: RunInputs, student: Made, teacher: LanguageModel, outputs: TeacherOutputs | None
-) -> Made:
+    run: RunInputs,
+    student: Made[LanguageModel],
+    teacher: Teacher,
+    outputs: TeacherOutputs | None,
+) -> Made[LanguageModel]:
     """Return the student that the objective starts from, pre-distilled if the recipe says so.
 
     Args:
@@ -333,11 +341,11 @@ def _train_supervised(
     name: str,
     settings: SupervisedConfig,
     inputs: Mapping[str, Any],
-    student: Made,
+    student: Made[LanguageModel],
     *,
-    teacher: LanguageModel | None = None,
+    teacher: Teacher | None = None,
     examples: Sequence[Example] | None = None,
-) -> Made:
+) -> Made[LanguageModel]:
     config, data, metric = run.config, run.data(), run.supervised_metric()
     stage = Stage.open(
         run.stages_dir,

@@ -32,13 +32,14 @@ from brim.config.loading import (
 )
 from brim.config.yaml import parse
 from brim.errors import ConfigError, RunError
-from brim.models import LanguageModel, share_vocabulary
+from brim.models import LanguageModel, Teacher, share_vocabulary
 from brim.objectives.base import Objective
 from brim.objectives.reward import check_reward
 from brim.runs.directory import RunDirectory
+from brim.runs.drift import measure_drift
 from brim.runs.evaluate import evaluate_model, kept_results, training_facts
 from brim.runs.fit import fit, measure_reference
-from brim.runs.inputs import Made, RunInputs, load_checked, measure_drift
+from brim.runs.inputs import Made, RunInputs, load_checked
 from brim.runs.stages import (
     Stage,
     TeacherOutputs,
@@ -143,7 +144,7 @@ def train(
 def train_objective(
     run: RunInputs,
     objective: Objective,
-    teacher: LanguageModel,
+    teacher: Teacher,
     student: LanguageModel,
     outputs: TeacherOutputs | None,
 ) -> None:
@@ -151,7 +152,8 @@ def train_objective(
     config = run.config
     if config.trainer.compile:
         student.compile_layers()
-        teacher.compile_layers()
+        if isinstance(teacher, LanguageModel):
+            teacher.compile_layers()
     # The text that the objective learns from, beside what the student writes.
     by_teacher = config.objective.needed_targets == "teacher"
     reference = measure_reference(run, student, outputs.examples if outputs else None)
@@ -169,7 +171,9 @@ def train_objective(
     )
 
 
-def untrained_models(config: RunConfig, teacher: Made, student: Made) -> dict[str, str]:
+def untrained_models(
+    config: RunConfig, teacher: Made[Teacher], student: Made[LanguageModel]
+) -> dict[str, str]:
     """Return by role the fingerprints of the models that are tested before any training."""
     untrained = {"teacher": teacher.fingerprint} if config.teacher.train is None else {}
     if config.student.build is None:  # there is nothing to test in random weights
@@ -179,9 +183,9 @@ def untrained_models(config: RunConfig, teacher: Made, student: Made) -> dict[st
 
 def record_stages(
     run: RunInputs,
-    teacher: Made,
+    teacher: Made[Teacher],
     outputs: TeacherOutputs | None,
-    student: Made,
+    student: Made[LanguageModel],
     untrained: Mapping[str, str],
     spelling: Mapping[str, Any],
 ) -> None:
@@ -231,9 +235,9 @@ def open_run(
 ) -> Iterator[None]:
     """Hold `out` for a run of `config` while the block runs.
 
-    Settings that cannot change results (description, trackers, a server's URL) may differ from the ones that the
-    directory was begun with. Where the block fails before anything of worth was written, a
-    directory that was made here is removed again.
+    Settings that cannot change results (description, trackers, a server's URL) may differ from the
+    ones that the directory was begun with. Where the block fails before anything of worth was
+    written, a directory that was made here is removed again.
 
     Args:
         out: the run directory.

@@ -12,7 +12,7 @@ from accelerate import PartialState
 
 from brim.errors import RunError
 from brim.examples import Example, Target
-from brim.models import Decoding, LanguageModel
+from brim.models import Decoding, Teacher
 from brim.support.json_lines import JsonLines
 from brim.support.progress import Meter
 from brim.training.evaluation import predict_blocks
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_completions(
-    model: LanguageModel,
+    model: Teacher,
     examples: Sequence[Example],
     path: Path,
     decoding: Decoding,

@@ -36,8 +36,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from brim.errors import ConfigError, ModelError
 from brim.models import Decoding, LanguageModel
-from brim.models.decoding import OnFinished
 from brim.models.adapters import has_adapters
+from brim.models.decoding import OnFinished
 from brim.models.layers import layers_of
 from brim.types import Batch, Rollout
 
