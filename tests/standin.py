@@ -79,7 +79,8 @@ class StandIn:
     def choice(self, index: int, ids: list[int], body: dict[str, Any]) -> dict[str, Any]:
         own, stop = self.write(ids, body)
         found = {"index": index, "token_ids": own, "stop_reason": stop, "prompt_token_ids": ids}
-        states = self.logits([*ids, *own]).log_softmax(1)
+        if body.get("logprobs") or body.get("prompt_logprobs"):
+            states = self.logits([*ids, *own]).log_softmax(1)
         if body.get("logprobs"):
             tops = states[len(ids) - 1 : len(ids) - 1 + len(own)]
             found["logprobs"] = {"top_logprobs": [named(top, body["logprobs"]) for top in tops]}
