@@ -1,6 +1,12 @@
 """Runs with a teacher behind a server end in the weights of the same teacher in process."""
 
 import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,8 +17,9 @@ from safetensors.torch import load_file
 from standin import StandIn, serving
 
 from brim.config.loading import load_config
-from brim.errors import ConfigError, DataError, RunError
-from brim.models import load_model
+from brim.errors import AwayError, ConfigError, DataError, RunError
+from brim.models import build_model, load_model
+from brim.models.loading import load_tokenizer
 from brim.plan.plan import plan
 from brim.plan.render import as_text
 from brim.report.report import write_reports
@@ -35,7 +42,8 @@ optim: {{lr: 1e-2, eps: 1e-2}}
 trainer: {{max_steps: 3, rollout_batch_size: 8, evaluate_every: 3, save_every: 1}}
 evaluation: {{num_samples: 0, max_validation_examples: 4, expected_returns: false}}
 """
-STUDENTS = {"llama": LLAMA, "t5": T5}
+STUDENTS = {"llama": LLAMA, "t5": T5, "wide": LLAMA}
+VLLM = "BRIM_VLLM_PYTHON"
 LLMR = "{name: llmr, q_centering: logsumexp}"
 
 
@@ -43,7 +51,7 @@ LLMR = "{name: llmr, q_centering: logsumexp}"
 def teachers(make_config, tmp_path_factory):
     """A folder of a teacher of each kind."""
     folders = {}
-    for name, model in STUDENTS.items():
+    for name, model in {"llama": LLAMA, "t5": T5}.items():
         out = tmp_path_factory.mktemp(name)
         one = ("teacher.train.trainer.max_steps=1", "teacher.train.trainer.evaluate_every=1")
         config = make_config(model, *one, "student.predistill=null", "trainer.max_steps=1")
@@ -123,6 +131,50 @@ def test_methods(configure, standin, tmp_path, method):
     assert "centering:logsumexp" in results["scores"]["return"]["signature"]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(VLLM not in os.environ, reason=f"{VLLM} names no Python that has vLLM")
+@pytest.mark.parametrize("method", ["llmr", "brim", "anchored", "seqkd"])
+def test_a_real_vllm(configure, real_vllm, tmp_path, method):
+    key = "teacher.key_env=TEACHER_KEY"
+    config = configure(real_vllm, METHODS[method], key, kind="wide")
+    train(config, tmp_path / "served", reporter=(listener := Listener()))
+    train(configure(None, METHODS[method], kind="wide"), tmp_path / "own")
+    assert_same_weights(tmp_path / "served", tmp_path / "own")
+    assert "tiny behind" in "".join(listener.lines)
+
+
+@pytest.fixture(scope="module")
+def real_vllm(teachers, tmp_path_factory):
+    """The URL of vLLM's own server; its kernels want heads of 32 dimensions."""
+    tokenizer, _ = load_tokenizer(teachers["llama"])
+    shape = {"family": "llama", "d_model": 64, "d_ff": 64, "layers": 2, "heads": 2}
+    teacher = build_model(shape, tokenizer, seed=1)
+    for parameter in teacher.model.parameters():
+        parameter.data *= 1.5
+    teacher.save(folder := tmp_path_factory.mktemp("wide"))
+    teachers["wide"] = folder
+    port = 18474
+    options = f"--host 127.0.0.1 --port {port} --max-model-len 64 --enforce-eager --dtype float32"
+    command = [
+        *(os.environ[VLLM], "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)),
+        *(*options.split(), "--served-model-name", "tiny", "--api-key", "secret-of-mine"),
+    ]
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | settings
+    os.environ["TEACHER_KEY"] = "secret-of-mine"
+    with subprocess.Popen(command, env=environment, start_new_session=True) as process:
+        try:
+            for _ in range(600):
+                with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                    break
+                assert process.poll() is None, "it did not start"
+                time.sleep(1)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.environ.pop("TEACHER_KEY")
+            os.killpg(process.pid, signal.SIGTERM)
+
+
 def test_an_encoder_decoder_behind_brim_serve(configure, teachers, tmp_path):
     server = StandIn(load_model(teachers["t5"]), "brim")
     objective = "{name: llmr, q_centering: mean}"
@@ -142,10 +194,11 @@ def test_a_stopped_run_resumes_at_another_port_whatever_went_wrong(
     monkeypatch.setenv("TEACHER_KEY", "secret-of-mine")
     standin.key = "secret-of-mine"
     key = "teacher.key_env=TEACHER_KEY"
-    train(configure(standin.url, LLMR, key), tmp_path / "whole")
+    seldom = (key, "trainer.save_every=3")
+    train(configure(standin.url, LLMR, *seldom), tmp_path / "whole")
 
     with stopping(1), pytest.raises(Interrupted):
-        train(configure(standin.url, LLMR, key), tmp_path / "run")
+        train(configure(standin.url, LLMR, *seldom), tmp_path / "run")
     standin.faults = ["429", "500"]
     asked = len(standin.requests)
     original = standin.completions
@@ -157,13 +210,17 @@ def test_a_stopped_run_resumes_at_another_port_whatever_went_wrong(
         return original(body)
 
     standin.completions = until_killed
-    with pytest.raises(RunError, match="same command resumes"):
-        train(configure(standin.url, LLMR, key), tmp_path / "run")
+    with pytest.raises(AwayError, match="same command resumes"):
+        train(configure(standin.url, LLMR, *seldom), tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    done = max(json.loads(line)["step"] for line in lines)
+    assert 0 < done < 3
+    assert (tmp_path / "run" / "checkpoints" / f"step-{done}").exists(), "what was done is saved"
 
     listener = Listener()
     with serving(StandIn(load_model(teachers["llama"]), key="secret-of-mine")) as url:
         moved = ("teacher.requests.tokens=4000", "teacher.requests.concurrency=1")
-        train(configure(url, LLMR, key, *moved), tmp_path / "run", reporter=listener)
+        train(configure(url, LLMR, *seldom, *moved), tmp_path / "run", reporter=listener)
     assert_same_weights(tmp_path / "run", tmp_path / "whole", exact=True)
     said = "\n".join(listener.lines)
     assert "behind" in said

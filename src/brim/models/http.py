@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from brim.errors import BrimError, ConfigError, ModelError, RunError
+from brim.errors import AwayError, BrimError, ConfigError, ModelError
 from brim.models.server_settings import RequestsConfig
 from brim.support.http import read_key, retry_after
 
@@ -76,7 +76,7 @@ class HTTPClient:
         """Return the JSON that answers this one.
 
         Raises:
-            RunError: the server stays away, or the client was closed.
+            AwayError: the server stays away, or the client was closed.
             ConfigError: it refuses the key, or knows no such model or path.
             ModelError: it refuses the request.
         """
@@ -102,10 +102,10 @@ class HTTPClient:
                     break
                 wait = max(wait, problem.wait)
             if self._closed.wait(wait):
-                raise RunError(f"{self.url}: the connection was closed") from None
-        raise RunError(
+                raise AwayError(f"{self.url}: the connection was closed") from None
+        raise AwayError(
             f"teacher.server: {self.url} gives no answer ({problem}), tried {number + 1} times; "
-            "the last complete step is saved: start the server again, and the same command resumes"
+            "start the server again: the same command resumes from the last step that is saved"
         )
 
     def _ask_once(self, method: str, path: str, body: dict[str, Any] | None) -> Any:

@@ -138,6 +138,11 @@ class ServerTeacher:
                 "decoding.max_tokens, or start it with a larger --max-model-len"
             )
 
+    def close(self) -> None:
+        """Close the connections, and have requests that wait fail at once."""
+        self.api.client.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
     def evaluating(self) -> AbstractContextManager[None]:
         """Nothing: the server knows no other mode."""
         return nullcontext()
@@ -153,7 +158,7 @@ class ServerTeacher:
 
         Raises:
             ModelError: the server's API cannot give the centering.
-            RunError: the server stays away.
+            AwayError: the server stays away.
         """
         scoring = self.begin(centering=centering, bootstrap=bootstrap)
         scoring.add(range(len(rollout)), rollout)
@@ -188,7 +193,7 @@ class ServerTeacher:
         Raises:
             ModelError: another strategy, a server that takes too few tokens, or one that wrote a
                 token that it must not.
-            RunError: the server stays away.
+            AwayError: the server stays away.
         """
         limit = self.rules.num_chosen(decoding.max_tokens)
         self.check_room(int(batch.prompt_mask.sum(dim=1).max()), decoding.max_tokens)

@@ -122,7 +122,7 @@ def find_api(client: HTTPClient, model: str, api: str) -> ServerAPI:
 
     Raises:
         ConfigError: it has no such model, or none of these APIs.
-        RunError: it gives no answer.
+        AwayError: it gives no answer.
     """
     answer = client.get("/v1/models")
     try:

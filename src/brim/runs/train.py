@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib import metadata
@@ -32,7 +32,7 @@ from brim.config.loading import (
 )
 from brim.config.yaml import parse
 from brim.errors import ConfigError, RunError
-from brim.models import LanguageModel, Teacher, share_vocabulary
+from brim.models import LanguageModel, ServerTeacher, Teacher, share_vocabulary
 from brim.objectives.base import Objective
 from brim.objectives.reward import check_reward
 from brim.runs.directory import RunDirectory
@@ -96,6 +96,7 @@ def train(
 
     Raises:
         BrimError: settings, data, models or directory cannot be used; nothing was overwritten.
+        AwayError: the teacher's server gives no answer; the same command resumes.
         NonFiniteError: training met too many non-finite steps in a row.
         Interrupted: SIGINT or SIGTERM came; the last complete step is saved.
     """
@@ -103,13 +104,15 @@ def train(
     if reporter is None or not accelerator.is_main_process:
         reporter = Reporter(quiet=True)
     label, stages_dir = config.objective.name, stages_dir or out / "stages"
-    with open_run(out, config, resume, other_processes=other_processes):
+    with open_run(out, config, resume, other_processes=other_processes), ExitStack() as stack:
         run = RunInputs(
             config, out, accelerator, stages_dir, reporter, other_processes=other_processes
         )
         objective = run.make_objective()  # warns before hours of work, not after
         check_reward(config.objective, run.examples("train"))
         teacher, loaded, spelling = load_checked(run)
+        if isinstance(teacher.model, ServerTeacher):
+            stack.callback(teacher.model.close)
         known = {"student": dict(loaded.facts)} if loaded is not None else {}
         begin_run(out, config, command, {"teacher": dict(teacher.facts), **known})
         before = latest_state(out / "checkpoints")
