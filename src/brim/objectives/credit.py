@@ -61,11 +61,9 @@ def write_and_score(
         scoring = teacher.begin(**_asked(settings))
     try:
         with timed("rollout"):
-            rollout = student.generate(
-                batch.repeat(settings.num_generations),
-                decoding,
-                on_finished=scoring.add if scoring else None,
-            )
+            prompts = batch.repeat(settings.num_generations)
+            hand_on = {"on_finished": scoring.add} if scoring else {}
+            rollout = student.generate(prompts, decoding, **hand_on)
         rollout = _with_scores(rollout, student, settings)
         with timed("teacher"):
             if scoring is not None:
