@@ -1,6 +1,7 @@
 """A step with a teacher behind a server: read behind the writing, and while it lasts.
 
     python benchmarks/overlap.py --docs
+    python benchmarks/overlap.py --bytes                   # of a token, of vLLM's recorded answers
 
 The server is another process, which answers each request after a pause and computes nothing: what
 is measured is the waiting. Four requests at a time, 512 tokens each. Both steps are the trainer's
@@ -11,6 +12,7 @@ asked when all is written. With --docs table and figure are put into docs/perfor
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import statistics
 import subprocess
@@ -19,8 +21,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+ANSWERS = Path(__file__).parents[1] / "tests" / "data" / "vllm_answers.json.gz"
 DELAYS = (0, 50, 200, 1000)  # milliseconds
 ROWS, ROUNDS, WARMUP = 64, 7, 1
 
@@ -159,15 +163,29 @@ def picture(rows: Mapping[int, Mapping[str, float]]) -> bytes:
     return render((6.0, 3.0), paint).png
 
 
+def count_bytes() -> str:
+    """What a prompt's token takes on the way to vLLM and back."""
+    pairs = json.loads(gzip.decompress(ANSWERS.read_bytes()))
+    asked = [pair for pair in pairs if (pair["request"] or {}).get("prompt_logprobs") == 1]
+    pair = next(pair for pair in asked if isinstance(pair["request"]["prompt"][0], list))
+    tokens = sum(map(len, pair["request"]["prompt"]))
+    sent, came = (len(json.dumps(pair[key])) / tokens for key in ("request", "response"))
+    return f"bytes a token: {sent:.0f} sent, {came:.0f} received, of {tokens} tokens"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--tiny", action="store_true", help="tiny models: does it run?")
     parser.add_argument("--docs", action="store_true", help="fill table and figure of the docs")
+    parser.add_argument("--bytes", action="store_true", help="count bytes in recorded answers")
     parser.add_argument("--serve", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve is not None:
         serve(args.serve)
+        return
+    if args.bytes:
+        print(count_bytes())
         return
     delays = DELAYS[:2] if args.tiny else DELAYS
     rows = {delay: row(measure(delay / 1000, args.rounds, small=args.tiny)) for delay in delays}

@@ -136,12 +136,16 @@ def train(
         training = training_facts(out)
         if before is not None and before["step"] == training["steps"]:
             reporter.say(f"{label}: unchanged, kept")
-        best = run.reload(out / "best", config.student)
-        kept = kept_results(best, "test", out, training)
-        if kept is not None:
-            reporter.say(f"{label} on test: unchanged, kept")
-            return kept
-        return evaluate_model(best, run, teacher, "test", out, label=label, training=training)
+        return _test_best(run, teacher, training)
+
+
+def _test_best(run: RunInputs, teacher: Made[Teacher], training: dict[str, Any]) -> dict[str, Any]:
+    label, best = run.config.objective.name, run.reload(run.out / "best", run.config.student)
+    kept = kept_results(best, "test", run.out, training)
+    if kept is not None:
+        run.reporter.say(f"{label} on test: unchanged, kept")
+        return kept
+    return evaluate_model(best, run, teacher, "test", run.out, label=label, training=training)
 
 
 def train_objective(

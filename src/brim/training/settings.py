@@ -213,6 +213,16 @@ class TrackingConfig(Config):
     """Project name for trackers that have one."""
 
 
+# What needs all of a teacher's logits -> what to choose instead.
+_INSTEAD = {
+    "q_centering=policy": "choose objective.q_centering=logsumexp",
+    "immediate=expected": "choose objective.immediate=sampled; for anchored also "
+    "objective.expected_regrets=false",
+    "expected_regrets=true": "choose objective.expected_regrets=false",
+}
+_OTHER_METHODS = "choose llmr, brim, anchored, ppo_llmr, ppo_brim or seqkd"
+
+
 def _check_behind_server(
     teacher: TeacherConfig,
     student: StudentConfig,
@@ -232,23 +242,13 @@ def _check_behind_server(
     if (setting := objective.whole_distribution) is not None:
         raise ValueError(
             f"objective.{setting}: needs all of the teacher's logits, and a server gives two "
-            f"numbers a token; {_INSTEAD.get(setting, _INSTEAD['name'])}"
+            f"numbers a token; {_INSTEAD.get(setting, _OTHER_METHODS)}"
         )
     if evaluation.stages and evaluation.decoding.strategy == "beam":
         raise ValueError(
             "evaluation.stages: a teacher behind a server does not search with beams; set it to "
             "false, or evaluation.decoding.strategy to greedy"
         )
-
-
-# What needs all of a teacher's logits -> what to choose instead.
-_ANCHORED = "for anchored also objective.expected_regrets=false"
-_INSTEAD = {
-    "q_centering=policy": "choose objective.q_centering=logsumexp",
-    "immediate=expected": f"choose objective.immediate=sampled; {_ANCHORED}",
-    "expected_regrets=true": "choose objective.expected_regrets=false",
-    "name": "choose llmr, brim, anchored, ppo_llmr, ppo_brim or seqkd",
-}
 
 
 class RunConfig(Config):
