@@ -25,6 +25,9 @@ On the command line a key is written as `group.key=value`. A required key has no
 
 Schema = dict[str, Any]
 
+# The keys that say which class of several a group is.
+_TAGS = ("name", "family")
+
 
 def render() -> str:
     """The page as Markdown: one section for each group of settings, in the order of a recipe."""
@@ -52,18 +55,23 @@ def _walk(schema: Schema, groups: dict[str, Schema], place: str) -> Iterator[tup
 
 
 def _groups_of(field: Schema) -> list[str]:
-    options = [field, *field.get("oneOf", []), *field.get("anyOf", [])]
-    return [option["$ref"].rpartition("/")[2] for option in options if "$ref" in option]
+    own = [field["$ref"].rpartition("/")[2]] if "$ref" in field else []
+    options = (*field.get("oneOf", []), *field.get("anyOf", []))
+    return own + [group for option in options for group in _groups_of(option)]
 
 
 def _title(group: Schema, places: list[str]) -> str:
-    name = group["properties"].get("name", {}).get("const")
     title = ", ".join(f"`{place}`" for place in places)
-    return f"{title} with `name: {name}`" if name else title
+    for key in _TAGS:
+        if "const" in (field := group["properties"].get(key, {})):
+            return f"{title} with `{key}: {field['const']}`"
+    return title
 
 
 def _section(title: str, schema: Schema, groups: dict[str, Schema], titles: dict[str, str]) -> str:
-    names = sorted(schema["properties"], key=lambda name: name != "name")  # otherwise as declared
+    names = sorted(
+        schema["properties"], key=lambda name: name not in _TAGS
+    )  # otherwise as declared
     rows = [
         f"| `{name}` | {_type(field, titles)} | {_default(name, schema, groups)} | {_text(field)} |"
         for name in names
@@ -78,7 +86,7 @@ def _type(field: Schema, titles: dict[str, str]) -> str:
     if groups:
         titled = [titles[group] for group in groups]
         links = [
-            f"[{title.partition('name: ')[2].strip('`') or 'group'}](#{_anchor(title)})"
+            f"[{title.partition(': ')[2].strip('`') or 'group'}](#{_anchor(title)})"
             for title in titled
         ]
         null = [option["type"] for option in field.get("anyOf", []) if "type" in option]

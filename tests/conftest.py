@@ -5,8 +5,13 @@ import io
 import sys
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import brim.cli
+
+# No test depends on how fast, or how busy, a machine is.
+settings.register_profile("brim", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("brim")
 
 
 def pytest_collection_finish():

@@ -34,6 +34,7 @@ class Example:
             is one piece, and for a chat, which loses the end of its longest message.
         target: the first reference as the tokens that a model wrote, which are learned as they are;
             None for text, which is tokenized and given an end.
+        teacher: the name of the teacher that scores it, where there are several to choose from.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Example:
     messages: tuple[Mapping[str, str], ...] = ()
     field: tuple[int, int] | None = None
     target: Target | None = None
+    teacher: str | None = None
 
     @property
     def text(self) -> str:

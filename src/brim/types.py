@@ -178,9 +178,7 @@ class Rollout:
         groups = self.buckets(max_tokens)
         if len(groups) == 1:
             return function(self)
-        order = torch.tensor([row for rows in groups for row in rows]).argsort()
-        joined: _Record = _concatenate([function(self.select(rows)) for rows in groups], order)
-        return joined
+        return join([function(self.select(rows)) for rows in groups], groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +224,40 @@ def _change_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         elif isinstance(item, ActionValues):
             changes[field.name] = _change_tensors(item, change)
     return replace(value, **changes)
+
+
+def join(parts: Sequence[_Record], groups: Sequence[Sequence[int]]) -> _Record:
+    """Return what was made of groups of rows as one, in the order of the rows.
+
+    Args:
+        parts: tensors (n, …) of n rows, or dataclasses of such.
+        groups: the numbers of the rows of each part; together each number from 0 once.
+    """
+    joined: _Record = _concatenate(
+        parts, torch.tensor([i for rows in groups for i in rows]).argsort()
+    )
+    return joined
+
+
+def merge(
+    batch: Batch, parts: Sequence[tuple[Sequence[int], Rollout]], pad_token_id: int
+) -> Rollout:
+    """Return one rollout of completions that were written apart.
+
+    Args:
+        batch: all prompts.
+        parts: the numbers of some rows, and their completions; together each row once.
+        pad_token_id: of what lies behind a completion.
+    """
+    width = max(part.mask.shape[1] for _, part in parts)
+    mask = batch.prompt_mask.new_zeros(len(batch), width)
+    ids = batch.prompt_ids.new_full((len(batch), width), pad_token_id)
+    truncated = batch.prompt_mask.new_zeros(len(batch))
+    for rows, part in parts:
+        index, columns = list(rows), slice(part.mask.shape[1])
+        mask[index, columns], ids[index, columns] = part.mask, part.completion_ids
+        truncated[index] = part.truncated
+    return Rollout(batch, ids, mask, truncated)
 
 
 def _concatenate(parts: Sequence[Any], order: Tensor) -> Any:

@@ -75,7 +75,7 @@ def test_corpus_scores_are_sacrebleu_s(name: str, corpus: Corpus) -> None:
 
 
 @pytest.mark.parametrize("name", SACREBLEU)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(rows, min_size=1, max_size=5))
 def test_corpus_scores_are_sacrebleu_s_on_any_text(
     name: str, corpus: list[tuple[str, list[str]]]

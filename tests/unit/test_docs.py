@@ -4,6 +4,7 @@ import doctest
 import re
 import runpy
 import shlex
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,7 +59,7 @@ def commands(page: Path) -> list[list[str]]:
         words = shlex.split(line, comments=True)
         for i, word in enumerate(words):
             if word == "brim" and (i == 0 or words[i - 1] in ("|", "&&", "-m")):
-                found.append(words[i + 1 :])
+                found.append(list(takewhile(lambda word: word != ">", words[i + 1 :])))
     return found
 
 
@@ -78,7 +79,7 @@ def test_settings_page_is_up_to_date():
 def test_there_are_commands_to_check():
     names = {arguments[0] for page in PAGES for arguments in commands(page)}
     assert names == {"train", "evaluate", "generate", "recipes", "quickstart", "plan"} | {
-        *("analyze", "compare", "judge", "report", "sweep")
+        *("analyze", "compare", "judge", "report", "sweep", "init", "schema")
     }
 
 
@@ -127,10 +128,12 @@ def test_commands_parse(page, recipes):
 
 def check_settings(params: dict) -> None:
     """Recipes and settings files exist, and keys and values of overrides are known."""
-    if params.get("words") is not None:  # of brim judge
-        overrides, _ = overrides_and_paths(params["words"])
+    words = params.get("words") or ()
+    if words and "file" in params:  # of brim judge
+        overrides, _ = overrides_and_paths(words)
         load_config(JudgeConfig, Path(params["file"]), overrides)
-    recipe = params.get("recipe", "cmudict/brim")
+    shown = words[1] if words[:1] == ("show",) else "cmudict/brim"  # by brim recipes
+    recipe = params.get("recipe", shown)
     if recipe.startswith("docs/results/"):  # a sweep, for brim plan
         assert points(load_sweep(ROOT / recipe))
     elif not recipe.startswith("runs/"):

@@ -16,6 +16,7 @@ LIGHT = {
     "brim.compare": MODELS,
     "brim.compare.write": MODELS,
     "brim.judge": MODELS,
+    "brim.sweep": MODELS,
     "brim.report": MODELS | {"matplotlib", "jinja2"},
 }
 

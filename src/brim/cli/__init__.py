@@ -10,11 +10,11 @@ import sys
 
 import typer
 
-from brim.cli import analyze, plan, results, runs, sweep
+from brim.cli import analyze, plan, recipes, results, runs, sweep
 from brim.cli.app import UsageError, app, mistake_in_a_line, usage_in_a_line
 from brim.cli.process import leave_processes, prepare_process
 
-__all__ = ["analyze", "app", "main", "plan", "results", "runs", "sweep"]
+__all__ = ["analyze", "app", "main", "plan", "recipes", "results", "runs", "sweep"]
 
 
 def main() -> None:

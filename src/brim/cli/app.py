@@ -29,7 +29,6 @@ UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 app = typer.Typer(
     name="brim",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -108,6 +107,13 @@ def overrides_and_paths(words: Sequence[str] | None) -> tuple[list[str], list[Pa
     """Split words into settings `key.sub=value` and paths, which `seed=1` is where it exists."""
     overrides = [w for w in words or [] if re.match(r"[\w.]+=", w) and not Path(w).is_dir()]
     return overrides, [Path(word) for word in words or [] if word not in overrides]
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Return the recipes, YAML files and folders that begin so, for the shell."""
+    from brim.recipes import complete
+
+    return complete(incomplete)
 
 
 def load_recipe(recipe: str, overrides: Sequence[str] | None) -> tuple[Path, RunConfig]:

@@ -10,12 +10,17 @@ from typing import Annotated
 
 import typer
 
-from brim.cli.app import Overrides, app, finite, load_recipe, running
+from brim.cli.app import Overrides, app, complete_recipe, finite, load_recipe, running
 
 
 @app.command()
 def plan(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a YAML file; or a sweep's.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe's name, or a YAML file; or a sweep's.", autocompletion=complete_recipe
+        ),
+    ],
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Bytes and operations as JSON.")] = False,
     memory: Annotated[

@@ -13,6 +13,7 @@ from brim.cli.app import (
     Quiet,
     Split,
     app,
+    complete_recipe,
     finite,
     is_main_process,
     load_recipe,
@@ -27,7 +28,12 @@ Stage = Literal["teacher", "student", "predistill"]
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name (brim recipes) or a YAML file.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe's name (brim recipes) or a YAML file.", autocompletion=complete_recipe
+        ),
+    ],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run directory [runs/RECIPE].")] = None,
     resume: Annotated[Resume, typer.Option(help="Resume a run in --out?")] = "auto",
@@ -151,15 +157,6 @@ def generate(
     with running():
         for text in generate(source, prompts, decoding=decoding, seed=seed, block=block):
             typer.echo(escape_line(text))
-
-
-@app.command()
-def recipes() -> None:
-    """List the recipes that come with the package."""
-    from brim.recipes import list_recipes
-
-    for name, description in list_recipes():
-        typer.echo(f"{name:<28} {description}")
 
 
 @app.command()

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from brim.models.settings import Distribution as Distribution
     from brim.models.settings import Lora as Lora
     from brim.models.settings import Quantization as Quantization
+    from brim.models.several import AveragedTeacher as AveragedTeacher
+    from brim.models.several import TeacherOfEach as TeacherOfEach
     from brim.models.teacher import Teacher as Teacher
     from brim.models.teacher import whole as whole
     from brim.models.vllm import VLLMEngine as VLLMEngine
@@ -64,6 +66,7 @@ _HOMES = {
         "Lora",
         "Quantization",
     ),
+    "several": ("AveragedTeacher", "TeacherOfEach"),
     "teacher": ("Teacher", "whole"),
     "vllm": ("VLLMEngine", "check_vllm"),
 }

@@ -8,11 +8,14 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from pydantic import (
     AfterValidator,
     Field,
+    GetJsonSchemaHandler,
     TypeAdapter,
     ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from brim.config.loading import Config
 
@@ -230,6 +233,7 @@ class T5Description(_Description):
     feed_forward: Literal["relu", "gated-gelu"] = "relu"
     """T5's feed-forward layers, or those of T5-v1.1."""
     tied: bool = False
+    """Whether the output head is the input embedding; false, as in T5-v1.1, for one of its own."""
 
 
 class MT5Description(T5Description):
@@ -238,6 +242,7 @@ class MT5Description(T5Description):
     family: Literal["mt5"]  # type: ignore[assignment]
 
     feed_forward: Literal["relu", "gated-gelu"] = "gated-gelu"
+    """As for T5."""
 
 
 class GPT2Description(_Description):
@@ -290,6 +295,15 @@ def check_description(description: dict[str, Any]) -> dict[str, Any]:
     return description
 
 
+class _SchemaOfBuild:
+    """Gives the mapping the JSON Schema of a description, for editors and the page of settings."""
+
+    def __get_pydantic_json_schema__(
+        self, _: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return handler(_DESCRIPTION.core_schema)
+
+
 class TokenizerSettings(Config):
     """A tokenizer: trained on the task's training text for models from scratch, or loaded."""
 
@@ -321,7 +335,10 @@ class ModelSettings(Config):
     """Branch, tag or commit of a hub model."""
     trust_remote_code: bool = False
     """Run code that comes with the model; read it first."""
-    build: Annotated[dict[str, Any], AfterValidator(check_description), Description] | None = None
+    build: (
+        Annotated[dict[str, Any], AfterValidator(check_description), Description, _SchemaOfBuild()]
+        | None
+    ) = None
     """A model from scratch: `family`, `d_model`, `layers` and more, see the docs page on models."""
     dtype: DType = "float32"
     """Type of the loaded weights. What is trained is float32, or has adapters (LoRA); to compute in

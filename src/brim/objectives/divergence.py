@@ -8,7 +8,7 @@ is. Text is taken as given: no gradient flows through its writing, as in f-disti
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -35,7 +35,7 @@ from brim.objectives.divergence_settings import (
 )
 from brim.seeding import derive_seed
 from brim.support.timing import timed
-from brim.types import Batch, LossOutput, Rollout
+from brim.types import Batch, LossOutput, Rollout, merge
 
 
 class Divergence(Objective):
@@ -61,7 +61,7 @@ class Divergence(Objective):
             some, limit = batch.select(rows), self.decoding.max_tokens
             parts.append((rows, student.encode_targets(some, max_tokens=limit)))
         by_student = by_student.to(student.device)
-        rollout = replace(_merge(batch, parts, student.pad_token_id), by_student=by_student)
+        rollout = replace(merge(batch, parts, student.pad_token_id), by_student=by_student)
         return rollout, {
             **length_sums(rollout),
             "student_rows": total(by_student),
@@ -134,16 +134,3 @@ def _divergences(settings: DivergenceConfig) -> tuple[RowFunction, RowFunction]:
 def _uniform(seed: int) -> float:
     """In [0, 1), by the row's own seed, so neither by its batch nor by its process."""
     return (derive_seed(seed, "writer") >> 10) / 2**53  # exact in a float
-
-
-def _merge(batch: Batch, parts: Sequence[tuple[list[int], Rollout]], pad_token_id: int) -> Rollout:
-    """One rollout of the batch from completions of its rows, each part with their numbers."""
-    width = max(part.mask.shape[1] for _, part in parts)
-    mask = batch.prompt_mask.new_zeros(len(batch), width)
-    ids = batch.prompt_ids.new_full((len(batch), width), pad_token_id)
-    truncated = batch.prompt_mask.new_zeros(len(batch))
-    for rows, part in parts:
-        columns = slice(part.mask.shape[1])
-        mask[rows, columns], ids[rows, columns] = part.mask, part.completion_ids
-        truncated[rows] = part.truncated
-    return Rollout(batch, ids, mask, truncated)

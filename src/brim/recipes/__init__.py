@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from brim.errors import ConfigError
@@ -32,11 +34,38 @@ def find_recipe(name: str) -> Path:
 
 def list_recipes() -> list[tuple[str, str]]:
     """Names and descriptions; files that begin with `_` are what recipes have in common."""
-    return [
-        (_name(path), _description(path))
-        for path in sorted(ROOT.rglob("*.yaml"))
-        if not path.name.startswith("_")
+    return [(_name(path), _description(path)) for path in _files()]
+
+
+def recipe_table(
+    recipes: Sequence[tuple[str, str]], words: Sequence[str] = (), *, width: int = 80
+) -> str:
+    """Return names and descriptions within so many columns, of recipes that have all of the words.
+
+    Raises:
+        ConfigError: none has them, in whatever case.
+    """
+    wanted = [word.casefold() for word in words]
+    found = [row for row in recipes if all(word in " ".join(row).casefold() for word in wanted)]
+    if not found:
+        raise ConfigError(f"{' '.join(words)}: no recipe has all of it; brim recipes lists them")
+    margin = max(len(name) for name, _ in found) + 2
+    return "\n".join(
+        textwrap.fill(f"{name:<{margin}}{description}", width, subsequent_indent=" " * margin)
+        for name, description in found
+    )
+
+
+def complete(incomplete: str) -> list[str]:
+    """Return the recipes, then the YAML files and folders, whose names begin so."""
+    folder = Path(incomplete if incomplete.endswith("/") else Path(incomplete).parent)
+    paths = [path for path in sorted(folder.glob("*")) if not path.name.startswith(".")]
+    own = [f"{path}/" if path.is_dir() else str(path) for path in paths]
+    names = [
+        *map(_name, _files()),
+        *(name for name in own if name.endswith((".yaml", ".yml", "/"))),
     ]
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def run_directory(recipe: Path) -> Path:
@@ -44,6 +73,10 @@ def run_directory(recipe: Path) -> Path:
     if recipe.is_relative_to(ROOT):
         return Path("runs") / _name(recipe)
     return Path("runs") / recipe.parent.name / recipe.stem
+
+
+def _files() -> list[Path]:
+    return [path for path in sorted(ROOT.rglob("*.yaml")) if not path.name.startswith("_")]
 
 
 def _name(path: Path) -> str:

@@ -16,7 +16,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from brim.errors import ConfigError, RunError
-from brim.runs.train import changed_settings
 from brim.support.files import disk_errors
 from brim.support.progress import Meter, Reporter
 from brim.sweep.grid import Point, SweepConfig, Task, keep_sweep, load_sweep, points, run_point
@@ -103,6 +102,8 @@ def run_sweep(
     states = {point.name: state_of(point, out) for point in todo}
     for point in todo:
         if states[point.name] == "foreign":
+            from brim.runs.train import changed_settings
+
             folder = out / point.name
             raise RunError(
                 f"{folder}: holds a run of other settings than the sweep's "

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from brim.runs.directory import RunDirectory
-from brim.runs.train import changed_settings
 from brim.support.files import is_held
 from brim.sweep.grid import Point, StageTest, Task
 
@@ -46,6 +45,10 @@ def state_of(task: Task, out: Path) -> State:
     begun, lock = False, folder / "predictions" / ".test.partial.lock"
     if isinstance(task, Point):
         begun, lock = (folder / "config.yaml").exists(), folder / ".lock"
+        from brim.runs.train import (
+            changed_settings,
+        )  # and torch, which a sweep's file does not need
+
         if begun and changed_settings(folder, task.config):
             return "foreign"
     if is_held(lock):

@@ -31,6 +31,7 @@ _SCHEMA = pa.schema(
         ("references", pa.list_(pa.string())),
         ("messages", pa.list_(_MESSAGE)),
         ("field", pa.list_(pa.int64(), 2)),
+        ("teacher", pa.string()),
     ]
 )
 
@@ -93,7 +94,8 @@ class ArrowExamples(Rows):
 def _example(row: Mapping[str, Any]) -> Example:
     field = None if row["field"] is None else (row["field"][0], row["field"][1])
     references, messages = tuple(row["references"]), tuple(row["messages"])
-    return Example(row["id"], row["prompt"], references, messages, field)
+    teacher = row.get("teacher")  # which a copy of an older version has not
+    return Example(row["id"], row["prompt"], references, messages, field, teacher=teacher)
 
 
 def read_copy(

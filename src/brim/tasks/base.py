@@ -215,6 +215,8 @@ def example_bytes(example: Example) -> bytes:
     # Only these are cut inside: the hash of all other data is what it was before anything was.
     if example.field or messages:
         row.append(example.field)
+    if example.teacher is not None:
+        row.append({"teacher": example.teacher})
     return _ENCODER.encode(row).encode() + b"\n"
 
 

@@ -157,6 +157,7 @@ class ReadTask(Task):
                 "source": source.identity(),
                 "prompt": columns.template and columns.template.text,
                 "columns": [columns.messages, columns.targets, columns.id],
+                **({"teacher": columns.teacher} if columns.teacher else {}),
                 "optional_target": columns.optional_target,
                 "answers": sorted(REFERENCE_ANSWERS.keys() & columns.metrics),
                 "on_bad_row": self.on_bad_row,
@@ -236,6 +237,9 @@ class Files(ReadTask):
     """Allow rows without a target: reinforcement learning can use them."""
     id_column: str | None = None
     """Column with a row's id; null to call rows after their file and line."""
+    teacher_column: str | None = None
+    """Column with the name of the teacher that scores the row, where `teacher` is a list; null to
+    average their Q-values."""
     on_bad_row: OnBadRow = "error"
     """Stop at the first bad row, or leave bad rows out and count them."""
     validation_fraction: float = Field(0.05, ge=0, lt=1)
@@ -272,6 +276,7 @@ class Files(ReadTask):
             optional_target=self.optional_target,
             id=self.id_column,
             metrics=self.metrics,
+            teacher=self.teacher_column,
         )
 
     def fractions(self) -> dict[Split, float]:

@@ -82,6 +82,7 @@ class Columns:
         id: column with the row's id, text or a whole number; None for the row's number.
         optional_id: a row may lack its id, or hold null: it has its number then.
         metrics: what is measured; where one of them compares answers, each reference must have one.
+        teacher: column with the name of the teacher that scores the row; None for none.
     """
 
     template: Template | None
@@ -91,6 +92,7 @@ class Columns:
     id: str | None = None
     optional_id: bool = False
     metrics: tuple[str, ...] = ()
+    teacher: str | None = None
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -98,7 +100,7 @@ class Columns:
         prompt = self.template.fields if self.template else (self.messages,)
         targets = () if self.optional_target else self.targets
         row_id = None if self.optional_id else self.id
-        return tuple(name for name in (*prompt, *targets, row_id) if name)
+        return tuple(name for name in (*prompt, *targets, row_id, self.teacher) if name)
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -140,7 +142,10 @@ class Columns:
             )
         for text in references or reply:
             self._check_answer(text)
-        return Example(example_id, prompt, references or reply, messages, field)
+        teacher = None
+        if self.teacher:
+            teacher = _checked_text(_value(row, self.teacher), f'field "{self.teacher}"')
+        return Example(example_id, prompt, references or reply, messages, field, teacher=teacher)
 
     def _references(self, row: Row) -> Iterator[str]:
         found = [self.optional_target or _value(row, name) is not None for name in self.targets]

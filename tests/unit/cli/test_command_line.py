@@ -29,7 +29,7 @@ from brim.cli import app
          "'student', 'predistill'; see brim evaluate -h"),
         ("train", "missing argument 'recipe'; see brim train -h"),
         ("trian a.yaml", "no such command 'trian'. Did you mean 'train'; see brim -h"),
-        ("recipes a", "got unexpected extra argument(s) (a); see brim recipes -h"),
+        ("schema run a", "got unexpected extra argument(s) (a); see brim schema -h"),
     ],
 )  # fmt: skip
 def test_a_wrong_argument_is_one_line_and_exit_code_2(brim_says, arguments, message):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self, get_args
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
 from pydantic_core.core_schema import ErrorType
@@ -143,7 +143,6 @@ runs = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(runs)
 def test_a_dumped_config_loads_as_an_equal_one(tmp_path_factory, run):
     file = tmp_path_factory.getbasetemp() / "resolved.yaml"

@@ -157,7 +157,7 @@ each_kind = pytest.mark.parametrize("is_encoder_decoder", [False, True])
 def test_the_field_loses_its_end_and_no_token_more_than_it_must(name, is_encoder_decoder):
     coder = encoder(name, is_encoder_decoder)
 
-    @settings(max_examples=MAX_EXAMPLES, deadline=None)
+    @settings(max_examples=MAX_EXAMPLES)
     @given(head=texts, text=texts, tail=texts, limit=st.integers(1, 30))
     def check(head, text, tail, limit):
         def shortened(beginning):
@@ -181,7 +181,7 @@ def test_a_chat_loses_the_end_of_its_longest_message(name, is_encoder_decoder):
         }
     )
 
-    @settings(max_examples=MAX_EXAMPLES, deadline=None)
+    @settings(max_examples=MAX_EXAMPLES)
     @given(
         messages=st.lists(message, min_size=1, max_size=4),
         system=st.booleans(),
@@ -206,7 +206,7 @@ def test_a_chat_loses_the_end_of_its_longest_message(name, is_encoder_decoder):
 
 
 @each_kind
-@settings(max_examples=MAX_EXAMPLES, deadline=None)
+@settings(max_examples=MAX_EXAMPLES)
 @given(rows=st.lists(row, max_size=6), limit=st.integers(1, 20))
 def test_a_row_is_cut_as_it_is_alone(is_encoder_decoder, rows, limit):
     coder = encoder("bpe", is_encoder_decoder)

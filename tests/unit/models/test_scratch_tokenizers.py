@@ -48,7 +48,7 @@ def through(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
 
 @given(text=task_like | any_text)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_text_comes_back_exactly(text):
     assert not {BPE.pad_token_id, BPE.unk_token_id} & set(BPE(text).input_ids)
     assert through(BPE, text) == text
@@ -57,7 +57,6 @@ def test_any_text_comes_back_exactly(text):
 @given(
     words=st.lists(st.sampled_from(" ".join(PHONEMES).split())), gap=st.sampled_from([" ", "  "])
 )
-@settings(deadline=None)
 def test_words_come_back_with_single_spaces(words, gap):
     assert through(WORDS, gap.join(words)) == " ".join(words)
     assert len(WORDS(gap.join(words)).input_ids) == len(words) + 1

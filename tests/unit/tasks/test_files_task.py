@@ -302,6 +302,7 @@ def test_the_copy_is_found_again_until_something_changes(tmp_path, train, monkey
         {"id_column": "prompt"},
         {"validation_fraction": 0.1},
         {"on_bad_row": "skip"},
+        {"teacher_column": "target"},
     ):
         reads.clear()
         assert load(**settings) == load(**settings, cache_dir=None)
@@ -412,6 +413,11 @@ def test_prompts_come_from_a_column_or_a_template(tmp_path):
     assert one(prompt=template, target_column=["nl", "en"], id_column="key") == Example(
         "9", "short: yes {0} {en}", ("ja", "yes {0}"), field=(7, 14)
     )
+    assert one(prompt_column="en", target_column="nl", teacher_column="note") == Example(
+        "rows.jsonl:1", "yes {0}", ("ja",), teacher="short"
+    )
+    with pytest.raises(DataError, match='field "key" is'):
+        one(prompt_column="en", target_column="nl", teacher_column="key")
     assert one(prompt_column="en", target_column=None).references == ()
     assert one(prompt_column="en", optional_target=True).references == ()
     with pytest.raises(DataError, match=r"no field \"prompt\"; columns: 'en', 'nl', 'note', 'key'"):

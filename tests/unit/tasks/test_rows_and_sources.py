@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from brim.errors import ConfigError, DataError
@@ -395,7 +395,6 @@ clean = st.text(
 ).filter(str.strip)
 
 
-@settings(deadline=None)
 @given(rows=st.lists(st.tuples(clean, clean), min_size=1, max_size=6), compressed=st.booleans())
 def test_what_the_csv_module_writes_is_read_back_with_its_lines(tmp_path_factory, rows, compressed):
     text = io.StringIO()
@@ -413,7 +412,6 @@ def test_what_the_csv_module_writes_is_read_back_with_its_lines(tmp_path_factory
     ]
 
 
-@settings(deadline=None)
 @given(rows=st.lists(st.tuples(clean, clean), min_size=1, max_size=6), ascii_only=st.booleans())
 def test_what_the_json_module_writes_is_read_back(tmp_path_factory, rows, ascii_only):
     text = "".join(
@@ -424,7 +422,6 @@ def test_what_the_json_module_writes_is_read_back(tmp_path_factory, rows, ascii_
     assert [(e.prompt, *e.references) for e in read(path)[0]] == rows
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=80), st.sampled_from(["rows.jsonl", "rows.csv", "rows.tsv"]))
 def test_any_bytes_are_examples_or_a_data_error(tmp_path_factory, data, name):
     header = b"prompt,target\n".replace(b",", b"\t" if name == "rows.tsv" else b",")
