@@ -25,6 +25,10 @@ class RunError(BrimError, RuntimeError):
     """A run directory or checkpoint that is missing, foreign, damaged or not writable."""
 
 
+class AwayError(RunError):
+    """A server that gives no answer any more; the same command resumes once it does."""
+
+
 class NonFiniteError(BrimError, ArithmeticError):
     """Losses, returns or gradients stayed non-finite; the last good checkpoint is intact."""
 

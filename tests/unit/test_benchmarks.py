@@ -138,6 +138,8 @@ def test_a_server_is_measured_beside_its_model(step, capsys):
     serve.main(["--tiny", "--families", "t5", "--rows", "4", "--clients", "2", "--turns", "1"])
     rows = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()]
     assert rows == ["", "---", "t5 in process", "t5, 2 clients"]
+
+
 def test_every_part_for_a_gpu_runs_on_a_cpu(tmp_path):
     paths = os.pathsep.join([*filter(None, sys.path), str(BENCHMARKS)])
     run = subprocess.run(

@@ -17,11 +17,13 @@ from brim.errors import ConfigError
 from brim.examples import Example
 from brim.models import (
     LanguageModel,
+    Teacher,
     add_adapters,
     load_model,
     quantization_of,
     same_tokenizer,
     share_vocabulary,
+    whole,
 )
 from brim.objectives.anchored import Anchored
 from brim.objectives.policy_gradient import PolicyGradient
@@ -89,9 +91,11 @@ def open_run(run: Path, overrides: Sequence[str] = (), reporter: Reporter | None
     opened = reopen(run, overrides, reporter)
     teacher = find_teacher(opened)
     if opened.config.student.predistill is None:
-        return Opened(opened, lambda: teacher.model, lambda: _untrained(opened, teacher.model))
+        return Opened(
+            opened, lambda: whole(teacher.model), lambda: _untrained(opened, whole(teacher.model))
+        )
     student = find_trained(opened, "predistill").model
-    return Opened(opened, lambda: teacher.model, lambda: student)
+    return Opened(opened, lambda: whole(teacher.model), lambda: student)
 
 
 def _untrained(run: RunInputs, teacher: LanguageModel) -> LanguageModel:
@@ -121,7 +125,7 @@ def open_recipe(
     untrained, loaded, _ = load_checked(run)
 
     @cache
-    def teacher() -> Made:
+    def teacher() -> Made[Teacher]:
         return make_teacher(run, untrained)
 
     def student() -> LanguageModel:
@@ -129,7 +133,7 @@ def open_recipe(
         outputs = write_teacher_outputs(run, teacher(), own) if config.student.predistill else None
         return make_student(run, own, teacher().model, outputs).model
 
-    return Opened(run, lambda: teacher().model, student)
+    return Opened(run, lambda: whole(teacher().model), student)
 
 
 def _only_process() -> Accelerator:

@@ -35,6 +35,10 @@ _VARIANTS = "variants"
 _NOT_SET = object()
 
 
+class Incidental:
+    """Marks a setting that cannot change results."""
+
+
 class Config(BaseModel):
     """Base of every group of settings: frozen, a docstring a field; no unknown keys, no inf or nan.
 
@@ -152,6 +156,21 @@ def config_hash(value: BaseModel | Mapping[str, Any]) -> str:
 
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=plain)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def without_incidental(cls: type[BaseModel], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return plain settings of a class without those that are `Incidental`, in groups below too."""
+
+    def kept(name: str, value: Any) -> Any:
+        field = cls.model_fields.get(name)
+        group = field.annotation if field else None
+        if isinstance(value, Mapping) and isinstance(group, type) and issubclass(group, BaseModel):
+            return without_incidental(group, value)
+        return value
+
+    fields = cls.model_fields.items()
+    left_out = {name for name, field in fields if Incidental in field.metadata}
+    return {name: kept(name, value) for name, value in settings.items() if name not in left_out}
 
 
 def describe_changes(before: Any, after: Any, path: KeyPath = ()) -> list[str]:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from brim.models.quantization import quantization_of as quantization_of
     from brim.models.scratch import build_model as build_model
     from brim.models.scratch import train_tokenizer as train_tokenizer
+    from brim.models.server import ServerTeacher as ServerTeacher
     from brim.models.settings import SOFTMAX as SOFTMAX
     from brim.models.settings import BeamSearch as BeamSearch
     from brim.models.settings import Centering as Centering
@@ -70,6 +71,7 @@ _HOMES = {
     "modes": ("checkpoint_layers", "evaluating", "set_dropout", "updating"),
     "quantization": ("plain_tensors", "q_drift", "quantization_of"),
     "scratch": ("build_model", "train_tokenizer"),
+    "server": ("ServerTeacher",),
     "settings": (
         "SOFTMAX",
         "BeamSearch",

@@ -257,6 +257,21 @@ class AlignedTeacher:
     # The teacher's own.
 
     @property
+    def num_parameters(self) -> int | None:
+        """Of the teacher; None where that is not known."""
+        return self.teacher.num_parameters
+
+    @property
+    def returns_centering(self) -> Centering:
+        """As of the teacher."""
+        return self.teacher.returns_centering
+
+    def exclude(self, tokens: Iterable[int], *, unshared: Iterable[int] = ()) -> None:
+        """Never write these of its own tokens; see `LanguageModel.exclude`."""
+        self.teacher.exclude(tokens, unshared=unshared)
+        self.rules = self.teacher.rules
+
+    @property
     def num_positions(self) -> int | None:
         """Tokens of the longest sequence that the teacher was made for; None where any will do."""
         return self.teacher.num_positions

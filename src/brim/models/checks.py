@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from brim.errors import DataError, ModelError
 from brim.examples import Example
 from brim.models.encoding import Spelling
-from brim.models.language_model import LanguageModel
+from brim.models.teacher import Teacher
 from brim.models.tokenizers import definition
 
 _BLOCK = 512  # rows that are tokenized together
@@ -71,7 +71,7 @@ class RowReport:
 
 
 def inspect_rows(
-    models: Sequence[LanguageModel],
+    models: Sequence[Teacher],
     examples: Sequence[Example],
     *,
     max_prompt_tokens: int | None,
@@ -107,7 +107,7 @@ def inspect_rows(
 
 
 def _unusable(
-    model: LanguageModel,
+    model: Teacher,
     examples: Sequence[Example],
     max_prompt_tokens: int | None,
     max_tokens: int,
@@ -133,7 +133,7 @@ def _unusable(
             yield row, str(error)
 
 
-def _spellings(model: LanguageModel, examples: Sequence[Example]) -> Iterator[list[Spelling]]:
+def _spellings(model: Teacher, examples: Sequence[Example]) -> Iterator[list[Spelling]]:
     """Of each example, what becomes of its prompt and its references."""
     prompts = model.encoder.spell([model.encoder.render(example) for example in examples])
     references = [text for example in examples for text in example.references]
@@ -164,7 +164,7 @@ _CHOOSE = (
 )
 
 
-def check_same_tokenizer(teacher: LanguageModel, student: LanguageModel) -> None:
+def check_same_tokenizer(teacher: Teacher, student: Teacher) -> None:
     """Refuse a pair that does not read text as the same token ids; compared by content.
 
     The sizes of the models' heads play no role, nor do chat templates and pad tokens, also one that
@@ -187,7 +187,7 @@ def check_same_tokenizer(teacher: LanguageModel, student: LanguageModel) -> None
         raise ModelError(f"teacher and student have different tokenizers: {problem}")
 
 
-def same_tokenizer(teacher: LanguageModel, student: LanguageModel) -> bool:
+def same_tokenizer(teacher: Teacher, student: Teacher) -> bool:
     """Return whether a pair reads text as the same token ids; see `check_same_tokenizer`."""
     try:
         check_same_tokenizer(teacher, student)
@@ -196,7 +196,7 @@ def same_tokenizer(teacher: LanguageModel, student: LanguageModel) -> bool:
     return True
 
 
-def share_vocabulary(teacher: LanguageModel, student: LanguageModel) -> None:
+def share_vocabulary(teacher: Teacher, student: Teacher) -> None:
     """Have teacher and student read text as the same token ids and write the same tokens.
 
     What one of them never writes (`LanguageModel.rules`), neither of them writes from here on: it

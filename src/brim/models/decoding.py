@@ -39,12 +39,24 @@ and truncated (B,) bool."""
 LOOK_EVERY = 8
 
 
+OnFinished = Callable[[list[int], Rollout], None]
+"""Called with n of the B rows, as soon as they have ended, and the rollout of these."""
+
+Hand = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+"""Called with places of a group, (n,), and their completions as `Written` has them."""
+
+
 def write_in_groups(
-    write: Callable[[Batch, Decoding], Written], batch: Batch, decoding: Decoding, pad_id: int
+    write: Callable[[Batch, Decoding, Hand], Written],
+    batch: Batch,
+    decoding: Decoding,
+    pad_id: int,
+    on_finished: OnFinished | None = None,
 ) -> Rollout:
     """Write a completion of each of B prompts, those of similar length together.
 
-    `write` is an engine's writing of some rows, of which a group keeps `decoding.batch_tokens`.
+    `write` is an engine's writing of some rows, of which a group keeps `decoding.batch_tokens`. It
+    hands on what has ended before the others; the rest of a group is handed on behind it.
     """
     device = batch.prompt_ids.device
     limit = max(1, decoding.batch_tokens // decoding.texts_per_row)
@@ -57,10 +69,35 @@ def write_in_groups(
     lengths = torch.empty(len(batch), dtype=torch.long, device=device)
     truncated = torch.empty(len(batch), dtype=torch.bool, device=device)
     for rows in groups:
-        written, lengths[rows], truncated[rows] = write(batch.select(rows), decoding)
+        left = dict.fromkeys(range(len(rows)))  # not handed on yet
+
+        def hand(
+            places: Tensor,
+            ids: Tensor,
+            lengths: Tensor,
+            truncated: Tensor,
+            rows: list[int] = rows,
+            left: dict[int, None] = left,
+        ) -> None:
+            if on_finished is None or not len(places):
+                return
+            chosen = [rows[place] for place in places.tolist()]
+            on_finished(chosen, _rollout(batch.select(chosen), ids, lengths, truncated, pad_id))
+            for place in places.tolist():
+                del left[place]
+
+        written, some_lengths, cut = write(batch.select(rows), decoding, hand)
+        rest = torch.tensor(list(left), dtype=torch.long, device=device)
+        hand(rest, written[rest], some_lengths[rest], cut[rest])
         ids[rows, : written.shape[1]] = written
+        lengths[rows], truncated[rows] = some_lengths, cut
+    return _rollout(batch, ids, lengths, truncated, pad_id)
+
+
+def _rollout(batch: Batch, ids: Tensor, lengths: Tensor, truncated: Tensor, pad_id: int) -> Rollout:
+    """The completions as long as the longest of them."""
     longest = int(lengths.max())
-    mask = torch.arange(longest, device=device) < lengths[:, None]
+    mask = torch.arange(longest, device=ids.device) < lengths[:, None]
     return Rollout(batch, ids[:, :longest].masked_fill(~mask, pad_id), mask, truncated)
 
 
@@ -104,6 +141,7 @@ def write_completions(
     eos_ids: Tensor,
     *,
     look_every: int | None = None,
+    hand: Hand | None = None,
 ) -> Written:
     """Advance `state` until every row has ended or reached the limit.
 
@@ -117,6 +155,7 @@ def write_completions(
         eos_ids: (E,) int64, the tokens that end a completion.
         look_every: tokens between two looks at which rows have ended; by default 1 on a CPU and
             `LOOK_EVERY` elsewhere, for looking makes the host wait for the device.
+        hand: called with the rows that leave the batch, but for the last ones.
 
     Raises:
         NonFiniteError: logits are not finite, and what they would write is arbitrary.
@@ -149,6 +188,9 @@ def write_completions(
             if count == 0:
                 break
             if count < len(rows):
+                if hand is not None:
+                    left = rows[ended]
+                    hand(left, ids[left, : step + 1], lengths[left], truncated[left])
                 # The last rows take the places of those that have ended.
                 holes = ended[:count].nonzero().squeeze(1)
                 movers = (~ended[count:]).nonzero().squeeze(1) + count

@@ -90,7 +90,15 @@ def generation_rules(model: PreTrainedModel, eos_token_ids: Sequence[int]) -> Ge
     Raises:
         ModelError: the token that ends every target is one that is never written.
     """
-    settings = model.generation_config
+    return rules_of(
+        model.generation_config, eos_token_ids, is_encoder_decoder=model.config.is_encoder_decoder
+    )
+
+
+def rules_of(
+    settings: GenerationConfig | None, eos_token_ids: Sequence[int], *, is_encoder_decoder: bool
+) -> GenerationRules:
+    """The rules that generation settings make for a kind of model; raises as `generation_rules`."""
     if settings is None:
         return GenerationRules()
     suppressed = settings.suppress_tokens or []
@@ -102,7 +110,7 @@ def generation_rules(model: PreTrainedModel, eos_token_ids: Sequence[int]) -> Ge
             f"suppress_tokens of the generation settings excludes token {eos_token_ids[0]}, which "
             "ends a text, so that none could end; remove it from generation_config.json"
         )
-    start = settings.forced_bos_token_id if model.config.is_encoder_decoder else None
+    start = settings.forced_bos_token_id if is_encoder_decoder else None
     return GenerationRules(
         excluded, () if start is None else (start,), settings.forced_eos_token_id is not None
     )

@@ -17,6 +17,8 @@ from brim.examples import Example
 from brim.models.adapters import restore_weights
 from brim.models.backbone import Backbone, DecoderOnly, EncoderDecoder, Prompts
 from brim.models.decoding import (
+    Hand,
+    OnFinished,
     Written,
     generate_with_transformers,
     row_uniforms,
@@ -53,10 +55,11 @@ BATCH_TOKENS = 8192
 class LanguageModel(nn.Module):
     """A transformers model with its tokenizer, as a policy and as a Q-function.
 
-    The policy is the softmax over the rows of the output head with a token that the model's
-    generation settings let it write. Others are never sampled, never the best, without gradient.
+    The policy is the softmax over the head's rows with a token that the generation settings let it
+    write. Others are never sampled, never the best, without gradient.
 
     Attributes:
+        returns_centering: of the Q-values of which an evaluation reports returns.
         encoder: between text and token ids.
         rules: what the model's generation settings say of its text.
         batch_tokens: tokens, padding included, of one pass of `map`.
@@ -65,6 +68,8 @@ class LanguageModel(nn.Module):
         ModelError: the model has no output head, does more to its logits than the chunked head, is
             not autoregressive, does not fit the tokenizer, or cannot be run.
     """
+
+    returns_centering: Centering = "none"
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
@@ -165,10 +170,7 @@ class LanguageModel(nn.Module):
         """The texts as completions of the batch's prompts, EOS appended.
 
         One of more than `max_tokens`, with EOS and what is forced, is `truncated` and has no EOS.
-
-        Raises:
-            DataError: as `Encoder.completions`.
-            ModelError: as there, or `max_tokens` leaves no token to choose.
+        Raises as `Encoder.completions`, and where `max_tokens` leaves no token to choose.
         """
         ids = self.encoder.completions(batch.examples, texts)
         return self.encoder.rollout(batch, ids, max_tokens)
@@ -183,15 +185,18 @@ class LanguageModel(nn.Module):
         rows = zip(rollout.completion_ids.tolist(), rollout.lengths.tolist(), strict=True)
         return self.encoder.texts([row[:length] for row, length in rows])
 
-    def generate(self, batch: Batch, decoding: Decoding) -> Rollout:
+    def generate(
+        self, batch: Batch, decoding: Decoding, *, on_finished: OnFinished | None = None
+    ) -> Rollout:
         """Write a completion of each prompt, in evaluation mode and without gradient.
 
         With the engine `loop` each row draws from a stream of its own, seeded by `batch.seeds`: its
-        text does not depend on the rest of the batch nor on any global generator (up to the
-        rounding of matrix products of different shapes).
+        text depends on no other row nor on any global generator (up to the rounding of matrix
+        products of different shapes).
 
         What the generation settings force is written, counts for `decoding.max_tokens`, and is no
-        part of the completion: an end that was forced leaves it `truncated`.
+        part of the completion: an end that was forced leaves it `truncated`. `on_finished` gets
+        rows that have ended, while others are still written.
 
         Raises:
             ModelError: the model has too few positions, `max_tokens` leaves no token to choose, or
@@ -200,7 +205,7 @@ class LanguageModel(nn.Module):
         limit = self.rules.num_chosen(decoding.max_tokens)
         decoding = decoding.model_copy(update={"max_tokens": limit})
         with self.evaluating():
-            return write_in_groups(self._write, batch, decoding, self.pad_token_id)
+            return write_in_groups(self._write, batch, decoding, self.pad_token_id, on_finished)
 
     def check_room(self, prompt_tokens: int, max_tokens: int) -> None:
         """Raise a ModelError unless there are positions for a prompt and a text behind it."""
@@ -310,8 +315,8 @@ class LanguageModel(nn.Module):
     def compile_layers(self) -> None:
         """Have `torch.compile` translate the layers, in place, for passes without gradient.
 
-        Every kind of input (padded or not, cached or not) is a translation, made when it is first
-        needed. Passes with gradient run as they are written: on a CPU those of T5 got slower.
+        Every kind of input (padded or not, cached or not) is a translation, made when first needed.
+        Passes with gradient run as they are written: on a CPU those of T5 got slower.
         """
         compile_layers(self.model)
         self._compiled = True
@@ -370,7 +375,7 @@ class LanguageModel(nn.Module):
     def _head(self) -> OutputHead:
         return OutputHead.of(self.model, self._num_rows, self._holes, self._scale)
 
-    def _write(self, batch: Batch, decoding: Decoding) -> Written:
+    def _write(self, batch: Batch, decoding: Decoding, hand: Hand) -> Written:
         if decoding.engine != "loop":
             write = generate_with_vllm if decoding.engine == "vllm" else generate_with_transformers
             prompt = int(batch.prompt_mask.sum(dim=1).max())
@@ -379,7 +384,7 @@ class LanguageModel(nn.Module):
         state = self._backbone.start(self._prompts(batch), decoding.max_tokens)
         uniforms = row_uniforms(batch.seeds, decoding.max_tokens).to(self.device)
         eos_ids = torch.tensor(self.eos_token_ids, device=self.device)
-        return write_completions(state, self._head(), uniforms, decoding, eos_ids)
+        return write_completions(state, self._head(), uniforms, decoding, eos_ids, hand=hand)
 
     def _prompts(self, batch: Batch) -> Prompts:
         ids = self._padded(batch.prompt_ids, batch.prompt_mask)

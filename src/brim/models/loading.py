@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,7 +45,7 @@ from brim.models.quantization import (
     transformers_config,
 )
 from brim.models.settings import Quantization
-from brim.models.smollm2 import SMOLLM2_NAME, load_smollm2
+from brim.models.smollm2 import SMOLLM2_NAME, load_smollm2, load_smollm2_tokenizer
 from brim.models.tokenizers import definition, end_token_ids, has_target_mode, without_end
 from brim.support.seals import OF_A_RESUME, find_damage, is_sealed
 
@@ -155,25 +155,50 @@ def load_encoder(
     Raises:
         ModelError: it cannot be found or read.
     """
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        _check_files(path, but="safetensors weights")
-    name = str(path) if path.is_dir() else _find(name_or_path, revision)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    tokenizer, generation = load_tokenizer(name_or_path, **options)  # type: ignore[arg-type]
+    name = str(Path(name_or_path).expanduser())
     try:
         config = AutoConfig.from_pretrained(name, **options)
-        tokenizer = _read_tokenizer(name, options)
-        try:
-            generation = GenerationConfig.from_pretrained(name, revision=revision)
-        except OSError:  # there is no such file
-            generation = GenerationConfig.from_model_config(config)
-    except Exception as error:  # of the code of any kind of tokenizer
-        raise ModelError(f"cannot load the tokenizer {name!r}: {first_line(error)}") from error
+    except Exception as error:  # of the code of any kind of model
+        raise ModelError(f"cannot load the config of {name!r}: {first_line(error)}") from error
     model: Any = SimpleNamespace(config=config, generation_config=generation, name_or_path=name)
     ends = end_token_ids(model, tokenizer)
     if config.is_encoder_decoder:
         return Encoder(tokenizer, ends, start_token_id(model))
     return Encoder(without_end(tokenizer, ends), ends, None)
+
+
+def load_tokenizer(
+    name_or_path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> tuple[PreTrainedTokenizerBase, GenerationConfig]:
+    """Load a model's tokenizer without the model, and the generation settings beside it, if any.
+
+    Args:
+        name_or_path: as of `load_model`; a directory may hold a tokenizer alone.
+        revision: branch, tag or commit on the hub.
+        trust_remote_code: run Python code that comes with the tokenizer.
+
+    Raises:
+        ModelError: it cannot be found or read.
+    """
+    folder = Path(name_or_path).expanduser()
+    if str(name_or_path) == SMOLLM2_NAME and not folder.is_dir():
+        return load_smollm2_tokenizer(), GenerationConfig()
+    if folder.is_dir():
+        _check_files(folder, ["tokenizer files"])
+    name = str(folder) if folder.is_dir() else _find(name_or_path, revision)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = _read_tokenizer(name, options)
+    except Exception as error:  # of the code of any kind of tokenizer
+        raise ModelError(f"cannot load the tokenizer of {name!r}: {first_line(error)}") from error
+    with suppress(OSError, ValueError):
+        return tokenizer, GenerationConfig.from_pretrained(name, revision=revision)
+    with suppress(OSError, ValueError):  # older models have these settings in config.json
+        config = AutoConfig.from_pretrained(name, **options)
+        return tokenizer, GenerationConfig.from_model_config(config)
+    return tokenizer, GenerationConfig()
 
 
 @cache
@@ -219,11 +244,10 @@ def _check_seal(directory: Path) -> None:
         )
 
 
-def _check_files(directory: Path, but: str = "") -> None:
-    for what, patterns in _REQUIRED_FILES.items():
-        if what != but and not any(
-            found for pattern in patterns for found in directory.glob(pattern)
-        ):
+def _check_files(directory: Path, needed: Collection[str] = tuple(_REQUIRED_FILES)) -> None:
+    for what in needed:
+        patterns = _REQUIRED_FILES[what]
+        if not any(found for pattern in patterns for found in directory.glob(pattern)):
             raise ModelError(
                 f"{directory}: has no {what}; save the model and its tokenizer there with "
                 "save_pretrained"
@@ -292,9 +316,10 @@ def _read_tokenizer(name: str, options: dict[str, Any]) -> PreTrainedTokenizerBa
     if declared in ("TokenizersBackend", "PreTrainedTokenizerFast"):
         return general(name, **options)
     tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    file = Path(cached_file(name, "config.json", revision=options["revision"])).parent / _RULES
+    rules = {"revision": options["revision"], "_raise_exceptions_for_missing_entries": False}
+    file = cached_file(name, _RULES, **rules)
     rebuilt, kind = definition(tokenizer), type(tokenizer)
-    if not (rebuilt and file.exists() and kind.__module__.startswith("transformers.")):
+    if not (rebuilt and file is not None and kind.__module__.startswith("transformers.")):
         return tokenizer
     written = general(name, **options)
     stored = definition(written)
@@ -334,12 +359,12 @@ def fingerprint_model(model: LanguageModel) -> str:
     config = json.loads(model.model.config.to_json_string())
     config.pop("transformers_version", None)
     rules = [sorted(model.rules.excluded), model.rules.forced_start, model.rules.forces_end]
-    also = json.dumps([config, rules, _describe_tokenizer(model.tokenizer)], sort_keys=True)
+    also = json.dumps([config, rules, describe_tokenizer(model.tokenizer)], sort_keys=True)
     weights = plain_tensors(model.model.state_dict())
     return hash_tensors(weights, also=also, into=hashlib.sha256())
 
 
-def _describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     """All that decides about a tokenizer's ids, but for what is set at each call."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())

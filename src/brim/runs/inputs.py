@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +18,7 @@ from brim.metrics import get_metric
 from brim.models import (
     LanguageModel,
     Quantization,
+    Teacher,
     add_adapters,
     build_model,
     check_vllm,
@@ -25,23 +26,23 @@ from brim.models import (
     inspect_rows,
     keep_layers,
     load_model,
-    q_drift,
     quantization_of,
     train_tokenizer,
+    whole,
 )
-from brim.models.loading import DTYPES, describe_model
+from brim.models.loading import DTYPES, describe_model, load_tokenizer
 from brim.models.modes import without_weights
 from brim.models.settings import TokenizerSettings
 from brim.objectives import make_objective
 from brim.objectives.base import Objective
 from brim.runs.directory import RunDirectory
-from brim.runs.pairs import match, some_targets
+from brim.runs.pairs import match
+from brim.runs.served import load_served, recognize
 from brim.seeding import derive_seed
 from brim.support.progress import Reporter
 from brim.tasks import SPLITS, Split, Task, describe, locate, warn_of_overlap, without_rows
 from brim.training.optimizer import check_trainable, import_adamw_8bit, schedule_warnings
 from brim.training.settings import RunConfig, StudentConfig, TeacherConfig
-from brim.types import Rollout
 
 logger = logging.getLogger(__name__)
 
@@ -49,27 +50,30 @@ logger = logging.getLogger(__name__)
 MISSPELLED = 0.001
 
 
+ModelT = TypeVar("ModelT", bound=Teacher, covariant=True)
+
+
 @dataclass(frozen=True, slots=True)
-class Made:
+class Made(Generic[ModelT]):
     """A model of a run, loaded or made by a stage.
 
     Attributes:
         fingerprint: represents it in the hashes of later stages: the SHA-256 of a loaded model,
             the folder of a stage.
         digest: SHA-256 of what a stage made; None of a loaded model.
-        facts: what the manifest says of a loaded model; see `describe_model`.
+        facts: what the manifest says of a loaded model; see `describe_model`, `describe_served`.
     """
 
-    model: LanguageModel
+    model: ModelT
     fingerprint: str
     digest: str | None = None
-    facts: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def loaded(cls, model: LanguageModel) -> Made:
+    def loaded(cls, model: LanguageModel) -> Made[LanguageModel]:
         """Return a model with its fingerprint."""
         facts = describe_model(model)
-        return cls(model, facts["sha256"], facts=facts)
+        return Made(model, facts["sha256"], facts=facts)
 
 
 @dataclass
@@ -121,7 +125,7 @@ class RunInputs:
             self._data = {split: describe(self.used(split)) for split in SPLITS}
         return self._data
 
-    def check_rows(self, splits: Sequence[Split], *models: LanguageModel) -> dict[str, Any]:
+    def check_rows(self, splits: Sequence[Split], *models: Teacher) -> dict[str, Any]:
         """Read every row of the splits as these models will, before hours of work depend on it.
 
         Rows that cannot be used are refused or left out, as `task.on_bad_row` says. Text that the
@@ -193,7 +197,9 @@ class RunInputs:
         )
 
 
-def load_checked(run: RunInputs) -> tuple[Made, Made | None, dict[str, Any]]:
+def load_checked(
+    run: RunInputs,
+) -> tuple[Made[Teacher], Made[LanguageModel] | None, dict[str, Any]]:
     """Load teacher and student, and check everything that can be checked before training starts.
 
     Returns:
@@ -205,7 +211,7 @@ def load_checked(run: RunInputs) -> tuple[Made, Made | None, dict[str, Any]]:
     config = run.config
     _check_data(run)
     teacher = load_teacher(run)
-    bits = quantization_of(teacher.model)
+    bits = bits_of(teacher.model)
     student = load_student(run, teacher.model)
     if student is not None:
         config.check_quantized(bits, quantization_of(student.model))
@@ -217,7 +223,7 @@ def load_checked(run: RunInputs) -> tuple[Made, Made | None, dict[str, Any]]:
     if config.student.lora is None:
         check_trainable(model, "student")
     if config.teacher.train is not None:
-        check_trainable(teacher.model, "teacher")
+        check_trainable(whole(teacher.model), "teacher")
     spelling = run.check_rows(SPLITS, model, teacher.model)
     data = run.data()
     if RunDirectory(run.out).manifest().get("data", data) != data:
@@ -267,48 +273,63 @@ def _check_data(run: RunInputs) -> None:
     run.examples("test")  # whatever is wrong with it is known before models are loaded
 
 
-def load_teacher(run: RunInputs) -> Made:
-    """Load or build the teacher as it is before any training of it."""
+def load_teacher(run: RunInputs) -> Made[Teacher]:
+    """Load, build or connect the teacher as it is before any training of it."""
     settings = run.config.teacher
+    if settings.server is not None:
+        served = load_served(run.config, run.examples("train"))
+        known = RunDirectory(run.out).manifest().get("models", {}).get("teacher")
+        known = None if run.other_teacher else known
+        fingerprint, facts = recognize(served, known, run.out, run.stages_dir)
+        run.reporter.say(
+            f"teacher: {facts['name']} behind {settings.server} ({facts['api']}); two equal "
+            f"requests differ by {facts['noise']:.2g} in the mean log-probability"
+        )
+        return Made(served, fingerprint, facts=facts)
     if settings.build is None:
-        model = _load(run, settings, settings.quantization)
+        model = load_role(run, settings, settings.quantization)
     else:
         assert settings.tokenizer is not None
-        tokenizer = _train_tokenizer(run, settings.tokenizer)
+        tokenizer = _tokenizer(run, settings.tokenizer)
         model = _build(run, "teacher", settings.build, tokenizer)
     # One that is not trained stays where `teacher.device` had it loaded.
     return Made.loaded(model if settings.train is None else run.place(model))
 
 
-def load_student(run: RunInputs, teacher: LanguageModel) -> Made | None:
+def load_student(run: RunInputs, teacher: Teacher) -> Made[LanguageModel] | None:
     """Load or build the student; None where it is to be made of the teacher's layers."""
     settings = run.config.student
     if settings.keep_layers is not None:
         return None
     if settings.path is not None:
-        model = _load(run, settings)
+        model = load_role(run, settings)
     else:
         assert settings.build is not None
         own = settings.tokenizer
-        tokenizer = teacher.tokenizer if own is None else _train_tokenizer(run, own)
+        tokenizer = teacher.tokenizer if own is None else _tokenizer(run, own)
         model = _build(run, "student", settings.build, tokenizer)
     return Made.loaded(run.place(model))
 
 
-def cut_student(run: RunInputs, teacher: LanguageModel) -> LanguageModel:
+def cut_student(run: RunInputs, teacher: Teacher) -> LanguageModel:
     """Make the student of a teacher's layers, in its own type."""
     settings = run.config.student
     assert settings.keep_layers is not None
-    student, dtype = keep_layers(teacher, layers=settings.keep_layers), DTYPES[settings.dtype]
+    student, dtype = (
+        keep_layers(whole(teacher), layers=settings.keep_layers),
+        DTYPES[settings.dtype],
+    )
     return student.to(dtype) if isinstance(dtype, torch.dtype) else student
 
 
-def check_known(run: RunInputs, role: str, made: Made) -> None:
-    """Check that a loaded model is the one that the run was begun with.
+def check_known(run: RunInputs, role: str, made: Made[Teacher]) -> None:
+    """Check that a loaded model is the one that the run was begun with; see also `recognize`.
 
     Raises:
         RunError: it is not.
     """
+    if not isinstance(made.model, LanguageModel):
+        return
     known = RunDirectory(run.out).manifest().get("models", {}).get(role, made.facts)
     if known != made.facts and not (role == "teacher" and run.other_teacher):
         raise RunError(
@@ -318,51 +339,15 @@ def check_known(run: RunInputs, role: str, made: Made) -> None:
         )
 
 
-def measure_drift(run: RunInputs, teacher: LanguageModel) -> dict[str, Any]:
-    """Measure, and report, how far quantizing the teacher moved its Q-values.
-
-    Returns nothing where the manifest knows it, or it cannot be known.
-    """
-    settings, decoding = run.config.teacher.quantization, run.config.decoding
-    bits = quantization_of(teacher)
-    if settings is None and bits is not None:
-        run.reporter.say(
-            f"teacher ({bits}): how far its Q-values moved is not known, for it is stored so"
-        )
-    if settings is None or settings.drift_examples == 0:
-        return {}
-    if "quantization" in RunDirectory(run.out).manifest() or not run.accelerator.is_main_process:
-        return {}
-    examples = some_targets(run.examples("train"), settings.drift_examples)
-    if not examples:
-        run.reporter.say(
-            f"teacher ({settings}): how far its Q-values moved is not known, for the "
-            "training examples have no targets"
-        )
-        return {}
-    reference = _load(run, run.config.teacher)
-
-    def rollouts() -> Iterator[Rollout]:
-        batch = teacher.encode(examples, max_tokens=decoding.max_prompt_tokens)
-        rollout = teacher.encode_targets(batch, max_tokens=decoding.max_tokens)
-        for rows in rollout.buckets(teacher.batch_tokens):
-            yield rollout.select(rows)
-
-    drift = q_drift(teacher, reference, rollouts())
-    run.reporter.say(
-        f"teacher ({settings}): its Q-values moved by {drift['mean_taken']:.3g} in the "
-        f"mean and {drift['max_taken']:.3g} at most (mean regret {drift['mean_regret']:.3g} of "
-        f"{drift['reference_regret']:.3g}); same best token in {drift['same_best']:.1%} of "
-        f"{drift['num_tokens']} states"
-    )
-    del reference
-    run.accelerator.free_memory()
-    return {"num_examples": len(examples), **drift}
+def bits_of(teacher: Teacher) -> Quantization | None:
+    """Return how a teacher's weights are quantized; None of one behind a server."""
+    return quantization_of(teacher) if isinstance(teacher, LanguageModel) else None
 
 
-def _load(
+def load_role(
     run: RunInputs, settings: TeacherConfig | StudentConfig, bits: Quantization | None = None
 ) -> LanguageModel:
+    """Load the model that a role's settings name, as they say; quantized by `bits`."""
     assert settings.path is not None
     device: Any = run.accelerator.device
     if isinstance(settings, TeacherConfig):  # one in parts may be too large for a device
@@ -384,7 +369,9 @@ def _build(
     return build_model(description, tokenizer, seed=derive_seed(run.seed_of(role), "build", role))
 
 
-def _train_tokenizer(run: RunInputs, settings: TokenizerSettings) -> PreTrainedTokenizerBase:
+def _tokenizer(run: RunInputs, settings: TokenizerSettings) -> PreTrainedTokenizerBase:
+    if settings.path is not None:
+        return load_tokenizer(settings.path)[0]
     texts = _texts(run.examples("train"))
     return train_tokenizer(texts, kind=settings.kind, vocab_size=settings.vocab_size)
 

@@ -12,7 +12,7 @@ from brim.training.settings import RunConfig
 TRIED = 256
 
 
-def match(config: RunConfig, teacher: LanguageModel, student: LanguageModel) -> None:
+def match(config: RunConfig, teacher: Teacher, student: Teacher) -> None:
     """Have a pair share its vocabulary, unless the teacher reads text in another one.
 
     Raises:
@@ -23,7 +23,7 @@ def match(config: RunConfig, teacher: LanguageModel, student: LanguageModel) -> 
 
 
 def scorer(
-    config: RunConfig, train: Sequence[Example], teacher: LanguageModel, student: LanguageModel
+    config: RunConfig, train: Sequence[Example], teacher: Teacher, student: LanguageModel
 ) -> Teacher:
     """Return the teacher as it scores a student's text: itself where they share a tokenizer."""
     if config.teacher.reads == "tokens" or same_tokenizer(teacher, student):

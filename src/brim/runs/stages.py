@@ -21,7 +21,7 @@ from brim._version import __version__
 from brim.config.loading import config_hash, load_config
 from brim.errors import RunError
 from brim.examples import Example
-from brim.models import LanguageModel, same_tokenizer
+from brim.models import LanguageModel, Teacher, same_tokenizer, whole
 from brim.objectives.seqkd import SeqKD
 from brim.objectives.settings import SeqKDConfig
 from brim.runs.directory import RunDirectory
@@ -163,7 +163,7 @@ class TeacherOutputs:
     digest: str
 
 
-def make_teacher(run: RunInputs, teacher: Made) -> Made:
+def make_teacher(run: RunInputs, teacher: Made[Teacher]) -> Made[Teacher]:
     """Train the teacher if the recipe says so, and freeze it, as large as its passes may be.
 
     Args:
@@ -173,13 +173,16 @@ def make_teacher(run: RunInputs, teacher: Made) -> Made:
     settings = run.config.teacher
     if settings.train is not None:
         inputs = {"model": teacher.fingerprint}
-        teacher = _train_supervised(run, "teacher", settings.train, inputs, teacher)
+        untrained = Made(whole(teacher.model), teacher.fingerprint)
+        teacher = _train_supervised(run, "teacher", settings.train, inputs, untrained)
     return replace(teacher, model=freeze_teacher(run, teacher.model))
 
 
-def freeze_teacher(run: RunInputs, model: LanguageModel) -> LanguageModel:
+def freeze_teacher(run: RunInputs, model: Teacher) -> Teacher:
     """Return the model frozen, where and in passes as large as the settings of the teacher say."""
     settings = run.config.teacher
+    if not isinstance(model, LanguageModel):
+        return model
     model.batch_tokens = settings.batch_tokens
     model.requires_grad_(False).eval()
     alone = run.accelerator.num_processes == 1
@@ -188,7 +191,7 @@ def freeze_teacher(run: RunInputs, model: LanguageModel) -> LanguageModel:
     return ShardedTeacher(model, run.accelerator.device, offload=settings.sharding == "offload")
 
 
-def find_teacher(run: RunInputs) -> Made:
+def find_teacher(run: RunInputs) -> Made[Teacher]:
     """Return the teacher of a run that has its stages, frozen.
 
     Raises:
@@ -196,14 +199,14 @@ def find_teacher(run: RunInputs) -> Made:
     """
     settings = run.config.teacher
     if settings.train is None:
-        teacher = load_teacher(run)
+        teacher: Made[Teacher] = load_teacher(run)
         check_known(run, "teacher", teacher)
     else:
         teacher = find_trained(run, "teacher")
     return replace(teacher, model=freeze_teacher(run, teacher.model))
 
 
-def find_trained(run: RunInputs, name: str) -> Made:
+def find_trained(run: RunInputs, name: str) -> Made[LanguageModel]:
     """Return a model that a stage of a run made, the teacher or the pre-distilled student.
 
     It is the one that the run had, whatever the settings would make of it now.
@@ -261,7 +264,9 @@ def reopen(run: Path, overrides: Sequence[str] = (), reporter: Reporter | None =
     )
 
 
-def write_teacher_outputs(run: RunInputs, teacher: Made, student: Made) -> TeacherOutputs:
+def write_teacher_outputs(
+    run: RunInputs, teacher: Made[Teacher], student: Made[LanguageModel]
+) -> TeacherOutputs:
     """Have the teacher complete the training prompts, or find what it wrote before.
 
     Args:
@@ -306,7 +311,9 @@ def write_teacher_outputs(run: RunInputs, teacher: Made, student: Made) -> Teach
     return TeacherOutputs(examples, stage.fingerprint, stage.digest)
 
 
-def untrained_student(run: RunInputs, loaded: Made | None, teacher: LanguageModel) -> Made:
+def untrained_student(
+    run: RunInputs, loaded: Made[LanguageModel] | None, teacher: Teacher
+) -> Made[LanguageModel]:
     """Return the student before any training of it: as loaded, or of the trained teacher's layers.
 
     Args:
@@ -318,8 +325,11 @@ def untrained_student(run: RunInputs, loaded: Made | None, teacher: LanguageMode
 
 
 def make_student(
-    run: RunInputs, student: Made, teacher: LanguageModel, outputs: TeacherOutputs | None
-) -> Made:
+    run: RunInputs,
+    student: Made[LanguageModel],
+    teacher: Teacher,
+    outputs: TeacherOutputs | None,
+) -> Made[LanguageModel]:
     """Return the student that the objective starts from, pre-distilled if the recipe says so.
 
     Args:
@@ -347,11 +357,11 @@ def _train_supervised(
     name: str,
     settings: SupervisedConfig,
     inputs: Mapping[str, Any],
-    student: Made,
+    student: Made[LanguageModel],
     *,
-    teacher: LanguageModel | None = None,
+    teacher: Teacher | None = None,
     examples: Sequence[Example] | None = None,
-) -> Made:
+) -> Made[LanguageModel]:
     config, data, metric = run.config, run.data(), run.supervised_metric()
     stage = Stage.open(
         run.stages_dir,

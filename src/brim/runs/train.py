@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib import metadata
@@ -23,16 +23,23 @@ from typing import Any, Literal
 from accelerate import PartialState
 
 from brim._version import __version__
-from brim.config.loading import config_hash, describe_changes, dump_config, load_config
+from brim.config.loading import (
+    config_hash,
+    describe_changes,
+    dump_config,
+    load_config,
+    without_incidental,
+)
 from brim.config.yaml import parse
 from brim.errors import ConfigError, RunError
-from brim.models import LanguageModel
+from brim.models import LanguageModel, ServerTeacher, Teacher
 from brim.objectives.base import Objective
 from brim.objectives.reward import check_reward
 from brim.runs.directory import RunDirectory
+from brim.runs.drift import measure_drift
 from brim.runs.evaluate import evaluate_model, kept_results, training_facts
 from brim.runs.fit import fit, measure_reference
-from brim.runs.inputs import Made, RunInputs, load_checked, measure_drift
+from brim.runs.inputs import Made, RunInputs, load_checked
 from brim.runs.pairs import match, scorer
 from brim.runs.stages import (
     Stage,
@@ -90,6 +97,7 @@ def train(
 
     Raises:
         BrimError: settings, data, models or directory cannot be used; nothing was overwritten.
+        AwayError: the teacher's server gives no answer; the same command resumes.
         NonFiniteError: training met too many non-finite steps in a row.
         Interrupted: SIGINT or SIGTERM came; the last complete step is saved.
     """
@@ -97,13 +105,15 @@ def train(
     if reporter is None or not accelerator.is_main_process:
         reporter = Reporter(quiet=True)
     label, stages_dir = config.objective.name, stages_dir or out / "stages"
-    with open_run(out, config, resume, other_processes=other_processes):
+    with open_run(out, config, resume, other_processes=other_processes), ExitStack() as stack:
         run = RunInputs(
             config, out, accelerator, stages_dir, reporter, other_processes=other_processes
         )
         objective = run.make_objective()  # warns before hours of work, not after
         check_reward(config.objective, run.examples("train"))
         teacher, loaded, spelling = load_checked(run)
+        if isinstance(teacher.model, ServerTeacher):
+            stack.callback(teacher.model.close)
         known = {"student": dict(loaded.facts)} if loaded is not None else {}
         begin_run(out, config, command, {"teacher": dict(teacher.facts), **known})
         before = latest_state(out / "checkpoints")
@@ -127,18 +137,22 @@ def train(
         training = training_facts(out)
         if before is not None and before["step"] == training["steps"]:
             reporter.say(f"{label}: unchanged, kept")
-        best = run.reload(out / "best", config.student)
-        kept = kept_results(best, "test", out, training)
-        if kept is not None:
-            reporter.say(f"{label} on test: unchanged, kept")
-            return kept
-        return evaluate_model(best, run, teacher, "test", out, label=label, training=training)
+        return _test_best(run, teacher, training)
+
+
+def _test_best(run: RunInputs, teacher: Made[Teacher], training: dict[str, Any]) -> dict[str, Any]:
+    label, best = run.config.objective.name, run.reload(run.out / "best", run.config.student)
+    kept = kept_results(best, "test", run.out, training)
+    if kept is not None:
+        run.reporter.say(f"{label} on test: unchanged, kept")
+        return kept
+    return evaluate_model(best, run, teacher, "test", run.out, label=label, training=training)
 
 
 def train_objective(
     run: RunInputs,
     objective: Objective,
-    teacher: LanguageModel,
+    teacher: Teacher,
     student: LanguageModel,
     outputs: TeacherOutputs | None,
 ) -> None:
@@ -146,7 +160,8 @@ def train_objective(
     config = run.config
     if config.trainer.compile:
         student.compile_layers()
-        teacher.compile_layers()
+        if isinstance(teacher, LanguageModel):
+            teacher.compile_layers()
     # The text that the objective learns from, beside what the student writes.
     by_teacher = config.objective.needed_targets == "teacher"
     reference = measure_reference(run, student, outputs.examples if outputs else None)
@@ -164,7 +179,9 @@ def train_objective(
     )
 
 
-def untrained_models(config: RunConfig, teacher: Made, student: Made) -> dict[str, str]:
+def untrained_models(
+    config: RunConfig, teacher: Made[Teacher], student: Made[LanguageModel]
+) -> dict[str, str]:
     """Return by role the fingerprints of the models that are tested before any training."""
     untrained = {"teacher": teacher.fingerprint} if config.teacher.train is None else {}
     if config.student.build is None:  # there is nothing to test in random weights
@@ -174,9 +191,9 @@ def untrained_models(config: RunConfig, teacher: Made, student: Made) -> dict[st
 
 def record_stages(
     run: RunInputs,
-    teacher: Made,
+    teacher: Made[Teacher],
     outputs: TeacherOutputs | None,
-    student: Made,
+    student: Made[LanguageModel],
     untrained: Mapping[str, str],
     spelling: Mapping[str, Any],
 ) -> None:
@@ -226,9 +243,9 @@ def open_run(
 ) -> Iterator[None]:
     """Hold `out` for a run of `config` while the block runs.
 
-    Settings that cannot change results (description, trackers) may differ from the ones that the
-    directory was begun with. Where the block fails before anything of worth was written, a
-    directory that was made here is removed again.
+    Settings that cannot change results (description, trackers, a server's URL) may differ from the
+    ones that the directory was begun with. Where the block fails before anything of worth was
+    written, a directory that was made here is removed again.
 
     Args:
         out: the run directory.
@@ -338,7 +355,7 @@ def _check(out: Path, config: RunConfig, resume: Resume, other_processes: bool) 
         raise RunError(f"{out}: holds a run already; choose another --out, or --resume auto")
     if manifest["config_hash"] != _identity(config):
         changes = changed_settings(out, config)
-        if config_hash(_that_matter(run.settings())) != manifest["config_hash"]:
+        if config_hash(without_incidental(RunConfig, run.settings())) != manifest["config_hash"]:
             changes = changes or "its config.yaml was edited"
         if changes is not None:
             raise RunError(
@@ -367,15 +384,12 @@ def changed_settings(run: Path, config: RunConfig) -> str | None:
     if not isinstance(stored, dict):
         return "its config.yaml was edited"
     asked = config.model_dump(mode="json")
-    changes = describe_changes(_that_matter(stored), _that_matter(asked))
+    changes = describe_changes(
+        without_incidental(RunConfig, stored), without_incidental(RunConfig, asked)
+    )
     more = [f"{len(changes) - _SHOWN_CHANGES} more"] if len(changes) > _SHOWN_CHANGES else []
     return ", ".join([*changes[:_SHOWN_CHANGES], *more]) or None
 
 
-def _that_matter(settings: Mapping[str, Any]) -> dict[str, Any]:
-    incidental = RunConfig.incidental()
-    return {key: value for key, value in settings.items() if key not in incidental}
-
-
 def _identity(config: RunConfig) -> str:
-    return config_hash(_that_matter(config.model_dump(mode="json")))
+    return config_hash(without_incidental(RunConfig, config.model_dump(mode="json")))

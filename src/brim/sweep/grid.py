@@ -197,7 +197,7 @@ class Point:
             "validation": config.evaluation.max_validation_examples,
             "precision": config.trainer.precision,
         }
-        if config.teacher.path is None or config.teacher.train is not None:
+        if config.teacher.build is not None or config.teacher.train is not None:
             shared["seed"] = seed if config.teacher.seed is None else config.teacher.seed
         keys = [config_hash(shared)]
         if config.student.predistill is not None:

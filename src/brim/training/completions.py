@@ -12,7 +12,7 @@ from accelerate import PartialState
 
 from brim.errors import RunError
 from brim.examples import Example, Target
-from brim.models import Decoding, LanguageModel, read_text
+from brim.models import Decoding, Teacher, read_text
 from brim.models.encoding import Encoder
 from brim.support.json_lines import JsonLines
 from brim.support.progress import Meter
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_completions(
-    model: LanguageModel,
+    model: Teacher,
     examples: Sequence[Example],
     path: Path,
     decoding: Decoding,

@@ -15,7 +15,7 @@ from brim.errors import DataError, NonFiniteError
 from brim.examples import Example
 from brim.metrics import Score, mean_score, score_statistics, sentence_statistics
 from brim.metrics.regrets import REGRETS, Texts, mean_regrets, regret_and_length
-from brim.models import Decoding, LanguageModel, Teacher
+from brim.models import Decoding, Teacher
 from brim.returns import rewards_to_go
 from brim.seeding import derive_seed
 from brim.training.partial import PartialResults
@@ -55,7 +55,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: LanguageModel,
+    model: Teacher,
     examples: Sequence[Example],
     settings: EvaluationSettings,
     *,
@@ -73,9 +73,10 @@ def evaluate(
 
     With a teacher there is `return` among the scores: the mean over the examples of Eq 10 of the
     decoded text, on the teacher's plain logits, so that it compares students of one teacher
-    whatever they were trained with. With `settings.sampling` too there is `expected_return`: the
-    same of text that is sampled, the policy's own, which is what reinforcement learning maximizes
-    (Eq 3). With each goes its regret per token, a ratio of sums, on which the length has no say.
+    whatever they were trained with (on log-probabilities, and with another signature, where a
+    server gives no more). With `settings.sampling` too there is `expected_return`: the same of text
+    that is sampled, the policy's own, which is what reinforcement learning maximizes (Eq 3). With
+    each goes its regret per token, a ratio of sums, on which the length has no say.
 
     Args:
         model: the writer.
@@ -108,6 +109,11 @@ def evaluate(
         advance(len(block.predictions))
     interval = Interval(seed=settings.seed, num_resamples=num_resamples, confidence=confidence)
     scores = _scores(columns, settings, [e.references for e in examples], interval)
+    centering = "none" if teacher is None else teacher.returns_centering
+    for name in {"return", "expected_return"} & scores.keys() if centering != "none" else ():
+        # Of other numbers than plain logits: not to be compared with theirs.
+        signature = f"{scores[name].signature}|centering:{centering}"
+        scores[name] = replace(scores[name], signature=signature)
     return Evaluation(
         scores,
         kept,
@@ -179,7 +185,7 @@ def _scores(
 
 
 def predict_blocks(
-    model: LanguageModel,
+    model: Teacher,
     examples: Sequence[Example],
     settings: EvaluationSettings,
     *,
@@ -226,7 +232,7 @@ def predict_blocks(
 
 
 def _answer(
-    model: LanguageModel,
+    model: Teacher,
     batch: Batch,
     settings: EvaluationSettings,
     teacher: Teacher | None,
@@ -252,7 +258,7 @@ def _answer(
 
 
 def _complete(
-    model: LanguageModel, batch: Batch, decoding: Decoding, teacher: Teacher | None
+    model: Teacher, batch: Batch, decoding: Decoding, teacher: Teacher | None
 ) -> list[Completion]:
     rollout = model.generate(batch, decoding)
     scored: list[Any] = [(None, None)] * len(batch)
@@ -274,7 +280,8 @@ def _complete(
 def _returns_and_regrets(
     teacher: Teacher, rollout: Rollout
 ) -> list[tuple[float, tuple[float, ...]]]:
-    values = teacher.map(rollout, teacher.action_values)
+    centering = teacher.returns_centering
+    values = teacher.map(rollout, lambda part: teacher.action_values(part, centering=centering))
     returns = rewards_to_go(values.q_taken, values.q_max, rollout.mask)[:, 0].tolist()
     rows = zip((values.q_max - values.q_taken).tolist(), rollout.lengths.tolist(), strict=True)
     regrets = [tuple(round(d, REGRET_DECIMALS) for d in row[:length]) for row, length in rows]

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from brim.errors import RunError
+from brim.errors import AwayError, RunError
 from brim.support.files import read_json, sha256_file
 from brim.support.seals import (
     LOGS,
@@ -148,3 +149,25 @@ def foreign_best(best: Path, state: Mapping[str, Any]) -> str | None:
     if later and facts.get("seed") == state.get("seed"):
         return None
     return f"it is not what this training made by step {state['step']}"
+
+
+@contextmanager
+def saved_when_away(save: Callable[[], None], num_processes: int) -> Iterator[None]:
+    """Save the last complete step where a server goes away in the one after it.
+
+    A step asks the teacher before it changes anything. Of several processes one may be alone with
+    it, and nothing is saved.
+
+    Args:
+        save: writes a checkpoint.
+        num_processes: that train together.
+
+    Raises:
+        AwayError: the block's, once the step is saved.
+    """
+    try:
+        yield
+    except AwayError:
+        if num_processes == 1:
+            save()
+        raise

@@ -6,8 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from brim.config.loading import Config
+from brim.config.loading import Config, Incidental
 from brim.errors import ConfigError
+from brim.models.server_settings import ServedModel
 from brim.models.settings import (
     Decoding,
     EvaluationDecoding,
@@ -17,15 +18,12 @@ from brim.models.settings import (
     TokenizerSettings,
 )
 from brim.objectives import ObjectiveConfig
+from brim.objectives.method import MethodConfig
 from brim.objectives.settings import SeqKDConfig
 from brim.tasks import AnyTask, Files
 from brim.training.reading import check_reading
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Incidental:
-    """Marks a setting that cannot change results."""
 
 
 class OptimConfig(Config):
@@ -124,8 +122,10 @@ class SupervisedConfig(Config):
         return self
 
 
-class TeacherConfig(ModelSettings):
+class TeacherConfig(ServedModel):
     """The model whose logits are the Q-values."""
+
+    loaded = ("device", "batch_tokens", "sharding", "seed", "train", "quantization")
 
     device: str | None = None
     """Where the teacher is, such as `cuda:1` or `cpu`; null for where the student is."""
@@ -138,8 +138,6 @@ class TeacherConfig(ModelSettings):
     sharding: Literal["none", "fsdp", "offload"] = "none"
     """`fsdp` leaves each process its part of the teacher's weights, which it reads layer by layer;
     `offload` keeps the parts in main memory, for one process too. One process has all of `fsdp`."""
-    tokenizer: TokenizerSettings | None = None
-    """Tokenizer to train, where the model is built from scratch."""
     seed: int | None = Field(None, ge=0)
     """Of the teacher's first weights and training; null for the run's. With one set, runs of
     several seeds share a teacher, as the paper's do."""
@@ -169,14 +167,6 @@ class TeacherConfig(ModelSettings):
             )
         return self
 
-    @model_validator(mode="after")
-    def _tokenizer_with_build(self) -> Self:
-        if (self.build is None) != (self.tokenizer is None):
-            raise ValueError(
-                "a teacher from scratch (build) needs a tokenizer, a loaded one has it"
-            )
-        return self
-
 
 class StudentConfig(ModelSettings):
     """The model that is trained; it shares the teacher's tokenizer unless that reads text."""
@@ -186,8 +176,8 @@ class StudentConfig(ModelSettings):
     keep_layers: int | None = Field(None, ge=1)
     """Make the student from this many of the teacher's layers, evenly spaced."""
     tokenizer: TokenizerSettings | None = None
-    """Tokenizer to train for a student from scratch, beside `teacher.reads: text`; null for the
-    teacher's."""
+    """Tokenizer to train, or to load (`path`), for a student from scratch, beside
+    `teacher.reads: text`; null for the teacher's."""
     predistill: SupervisedConfig | None = None
     """Train on the teacher's outputs before the objective; null to start as it is."""
     lora: Lora | None = None
@@ -239,6 +229,49 @@ class TrackingConfig(Config):
     """Project name for trackers that have one."""
 
 
+# What needs all of a teacher's logits -> what to choose instead.
+_INSTEAD = {
+    "q_centering=policy": "choose objective.q_centering=logsumexp",
+    "immediate=expected": "choose objective.immediate=sampled; for anchored also "
+    "objective.expected_regrets=false",
+    "expected_regrets=true": "choose objective.expected_regrets=false",
+}
+_OTHER_METHODS = "choose llmr, brim, anchored, ppo_llmr, ppo_brim or seqkd"
+
+
+def _check_behind_server(
+    teacher: TeacherConfig,
+    student: StudentConfig,
+    objective: MethodConfig,
+    evaluation: EvaluationConfig,
+) -> None:
+    """Refuse what a teacher behind a server cannot do, whatever server it is."""
+    if student.keep_layers is not None:
+        raise ValueError(
+            "student.keep_layers: a server gives no layers; give a student of its own (path, build)"
+        )
+    if student.path is None and teacher.tokenizer is None:
+        raise ValueError(
+            "teacher.tokenizer: a student from scratch needs the tokenizer of the model behind the "
+            "server; name its folder or hub name as teacher.tokenizer.path"
+        )
+    if teacher.reads == "text" and teacher.tokenizer is None:
+        raise ValueError(
+            "teacher.tokenizer: a teacher that reads text reads it in tokens of its own; name the "
+            "folder or hub name of the model behind the server as teacher.tokenizer.path"
+        )
+    if (setting := objective.whole_distribution) is not None:
+        raise ValueError(
+            f"objective.{setting}: needs all of the teacher's logits, and a server gives two "
+            f"numbers a token; {_INSTEAD.get(setting, _OTHER_METHODS)}"
+        )
+    if evaluation.stages and evaluation.decoding.strategy == "beam":
+        raise ValueError(
+            "evaluation.stages: a teacher behind a server does not search with beams; set it to "
+            "false, or evaluation.decoding.strategy to greedy"
+        )
+
+
 class RunConfig(Config):
     """A run: distill `teacher` into `student` on `task` by `objective`."""
 
@@ -265,11 +298,11 @@ class RunConfig(Config):
     tracking: Annotated[TrackingConfig, Incidental] = TrackingConfig()
     """Optional trackers."""
 
-    @classmethod
-    def incidental(cls) -> set[str]:
-        """Names of the settings that cannot change results."""
-        fields = cls.model_fields.items()
-        return {name for name, field in fields if Incidental in field.metadata}
+    @model_validator(mode="after")
+    def _server_suffices(self) -> Self:
+        if self.teacher.server is not None:
+            _check_behind_server(self.teacher, self.student, self.objective, self.evaluation)
+        return self
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> Self:

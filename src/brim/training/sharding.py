@@ -37,6 +37,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from brim.errors import ConfigError, ModelError
 from brim.models import Decoding, LanguageModel
 from brim.models.adapters import has_adapters
+from brim.models.decoding import OnFinished
 from brim.models.layers import layers_of
 from brim.types import Batch, Rollout
 
@@ -96,10 +97,12 @@ class ShardedTeacher(LanguageModel):
         _shard(self, [self], device, policy)
         register_fsdp_forward_method(self, "features")
 
-    def generate(self, batch: Batch, decoding: Decoding) -> Rollout:
+    def generate(
+        self, batch: Batch, decoding: Decoding, *, on_finished: OnFinished | None = None
+    ) -> Rollout:
         """Write with all of the weights gathered; see `LanguageModel.generate`."""
-        write = super().generate
-        return with_whole_weights(self, lambda: write(batch.to(self._computes_on), decoding))
+        write, batch = super().generate, batch.to(self._computes_on)
+        return with_whole_weights(self, lambda: write(batch, decoding, on_finished=on_finished))
 
     def map(self, rollout: Rollout, function: Callable[[Rollout], _T]) -> _T:
         """Make as many passes as the process with the most; see `LanguageModel.map`."""

@@ -41,7 +41,7 @@ from brim.training.checkpoints import (
 from brim.training.evaluation import Evaluation
 from brim.training.monitors import MAX_ROLLBACKS, Monitors
 from brim.training.optimizer import count_bytes, count_steps, learning_rate
-from brim.training.resuming import find_start, mend_best
+from brim.training.resuming import find_start, mend_best, saved_when_away
 from brim.training.settings import LoopConfig, OptimConfig
 from brim.training.tracking import Tracker
 from brim.training.updates import Updater, UpdaterState, name_suspects, text_sums
@@ -132,6 +132,7 @@ class Trainer:
             NonFiniteError: too many steps in a row had to be skipped, or an update left weights,
                 moments or logits that are not finite, none of which is saved.
             MonitorError: a monitor had the training stop; the last step is saved.
+            AwayError: the teacher's server gives no answer; of one process, so it is.
             Interrupted: `stop_requested` was set; the last complete step is saved.
         """
         self._resume()
@@ -140,7 +141,8 @@ class Trainer:
             if self.monitors.mode == "rollback":
                 self._save()
         while self.state.step < self.num_steps:
-            self._train_step()
+            with saved_when_away(self._save, self.accelerator.num_processes):
+                self._train_step()
             step, settings = self.state.step, self.settings
             last = step == self.num_steps
             if last or step % settings.evaluate_every == 0:

@@ -124,7 +124,11 @@ def test_each_example_has_its_own_teacher(family):
     for row, example in enumerate(EXAMPLES):
         assert teacher.decode(texts)[row] == models["math"].decode(of_each[example.teacher])[row]
     assert teacher.num_positions == models["math"].num_positions
+    assert teacher.num_parameters == sum(model.num_parameters for model in models.values())
+    assert teacher.returns_centering == "none"
     teacher.check_room(3, 4)
+    teacher.exclude([5])
+    assert all(5 in model.rules.excluded for model in (teacher, *models.values()))
 
 
 def test_an_example_without_a_teacher_is_named():

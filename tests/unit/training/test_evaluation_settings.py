@@ -2,7 +2,7 @@
 
 import pytest
 
-from brim.config.loading import config_hash, dump_config, load_config
+from brim.config.loading import config_hash, dump_config, load_config, without_incidental
 from brim.config.yaml import dump, parse
 from brim.errors import ConfigError, RunError
 from brim.models.settings import EvaluationDecoding
@@ -106,7 +106,7 @@ def old_run(tmp_path):
     stored = parse((out / "config.yaml").read_text(), str).data
     del stored["evaluation"]["decoding"]
     atomic_write_text(out / "config.yaml", dump(stored))
-    matters = {k: v for k, v in stored.items() if k not in ("description", "tracking")}
+    matters = without_incidental(RunConfig, stored)
     manifest = {**RunDirectory(out).manifest(), "config_hash": config_hash(matters)}
     for newer in ("config_sha256", "sealed", "models"):
         del manifest[newer]
