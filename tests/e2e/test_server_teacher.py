@@ -275,7 +275,7 @@ def test_evaluations_and_reports(configure, standin, tmp_path):
         (LLMR, ("teacher.server=http://me:pass@host",), "user name, a password or a query"),
         (LLMR, ("teacher.server=host",), "is no URL"),
         (LLMR, ("evaluation.decoding.strategy=beam",), "does not search with beams"),
-        (LLMR, ("teacher.tokenizer.kind=word",), "kind is for a tokenizer to train"),
+        (LLMR, ("teacher.tokenizer.kind=word",), "kind and vocab_size are for one to train"),
     ],
 )
 def test_settings_that_are_refused(configure, objective, overrides, what):

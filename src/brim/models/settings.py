@@ -8,14 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from pydantic import (
     AfterValidator,
     Field,
-    GetJsonSchemaHandler,
     TypeAdapter,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
 
 from brim.config.loading import Config
 
@@ -307,9 +304,7 @@ def check_description(description: dict[str, Any]) -> dict[str, Any]:
 class _SchemaOfBuild:
     """Gives the mapping the JSON Schema of a description, for editors and the page of settings."""
 
-    def __get_pydantic_json_schema__(
-        self, _: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(self, _: Any, handler: Any) -> Any:
         return handler(_DESCRIPTION.core_schema)
 
 
@@ -325,10 +320,8 @@ class TokenizerSettings(Config):
 
     @model_validator(mode="after")
     def _loaded_or_trained(self) -> Self:
-        trained = {"kind": self.kind, "vocab_size": self.vocab_size}
-        for name, value in trained.items() if self.path is not None else ():
-            if value != type(self).model_fields[name].default:
-                raise ValueError(f"{name} is for a tokenizer to train; leave it out beside path")
+        if self.path is not None and (self.kind, self.vocab_size) != ("bpe", 1000):
+            raise ValueError("kind and vocab_size are for one to train; leave them out beside path")
         return self
 
 
