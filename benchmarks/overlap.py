@@ -162,11 +162,11 @@ def picture(rows: Mapping[int, Mapping[str, float]]) -> bytes:
             heights = [values[kind] for values in rows.values()]
             axes.bar([p + shift for p in places], heights, 0.4, label=kind, color=color)
         reachable = [values["reachable"] for values in rows.values()]
-        axes.plot(places, reachable, "k_", markersize=40, label="max(write, score) + update")
+        axes.plot(places, reachable, "k_", markersize=20, label="max(write, score) + update")
         axes.set_xticks(list(places), [f"{delay:,}" for delay in rows])
         axes.set_xlabel("pause of the server before each answer, ms")
         axes.set_ylabel("seconds a step")
-        axes.legend()
+        figure.legend(loc="outside upper center", ncols=3)
 
     return render((6.0, 3.0), paint).png
 
