@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -82,8 +82,10 @@ def slow_server(delay: float) -> Iterator[str]:
             process.terminate()
 
 
-def measure(delay: float, rounds: int, *, small: bool) -> dict[str, list[dict[str, float]]]:
-    """Seconds by phase of both kinds of steps, round by round."""
+def measure(
+    delays: Sequence[int], rounds: int, *, small: bool
+) -> Iterator[tuple[int, dict[str, list[dict[str, float]]]]]:
+    """By pause, seconds by phase of both kinds of steps, round by round."""
     from accelerate import Accelerator
     from random_pairs import PAIRS, collect, make_updater, ragged_prompts, tiny
 
@@ -99,25 +101,31 @@ def measure(delay: float, rounds: int, *, small: bool) -> dict[str, list[dict[st
     student = pair.build("student")
     generation = student.model.generation_config
     prompts, seeds = ragged_prompts(student, pair, ROWS)
-    found: dict[str, list[dict[str, float]]] = {"sequential": [], "overlapped": []}
-    with slow_server(delay) as url:
-        requests = RequestsConfig(concurrency=4, tokens=512)
-        api = find_api(HTTPClient(url, None, requests), "slow", "auto")
-        teacher = ServerTeacher(api, student.tokenizer, generation, requests)
-        accelerator = Accelerator(cpu=True)
-        objective = make_objective(LLMRConfig(), Decoding(max_tokens=pair.max_tokens))
-        updater = make_updater(objective, student, pair.build("teacher"), accelerator, batch=ROWS)
-        for number in range(WARMUP + rounds):
-            for name, asked in (("sequential", Sequential(teacher)), ("overlapped", teacher)):
-                updater.teacher = asked
-                with phases() as seconds, timed("step"):
-                    updater.begin_step(number, 0.0)  # the same texts each time
-                    rollout = collect(updater, prompts, 0, seeds)
-                    with timed("update"):
-                        updater.update(rollout, 0, finite=True)
-                if number >= WARMUP:
-                    found[name].append(dict(seconds))
-    return found
+    objective = make_objective(LLMRConfig(), Decoding(max_tokens=pair.max_tokens))
+    own = pair.build("student")  # takes the teacher's place until there is a server
+    updater = make_updater(objective, student, own, Accelerator(cpu=True), batch=ROWS)
+    requests = RequestsConfig(concurrency=4, tokens=512)
+
+    def step(teacher: Any) -> dict[str, float]:
+        updater.teacher = teacher
+        with phases() as seconds, timed("step"):
+            updater.begin_step(0, 0.0)  # the same texts each time
+            rollout = collect(updater, prompts, 0, seeds)
+            with timed("update"):
+                updater.update(rollout, 0, finite=True)
+        return dict(seconds)
+
+    for delay in delays:
+        found: dict[str, list[dict[str, float]]] = {"sequential": [], "overlapped": []}
+        with slow_server(delay / 1000) as url:
+            api = find_api(HTTPClient(url, None, requests), "slow", "auto")
+            teacher = ServerTeacher(api, student.tokenizer, generation, requests)
+            for number in range(WARMUP + rounds):
+                for name, asked in (("sequential", Sequential(teacher)), ("overlapped", teacher)):
+                    seconds = step(asked)
+                    if number >= WARMUP:
+                        found[name].append(seconds)
+        yield delay, found
 
 
 def row(found: Mapping[str, list[dict[str, float]]]) -> dict[str, float]:
@@ -154,11 +162,11 @@ def picture(rows: Mapping[int, Mapping[str, float]]) -> bytes:
             heights = [values[kind] for values in rows.values()]
             axes.bar([p + shift for p in places], heights, 0.4, label=kind, color=color)
         reachable = [values["reachable"] for values in rows.values()]
-        axes.plot(places, reachable, "k_", markersize=40, label="max(write, score) + update")
+        axes.plot(places, reachable, "k_", markersize=20, label="max(write, score) + update")
         axes.set_xticks(list(places), [f"{delay:,}" for delay in rows])
         axes.set_xlabel("pause of the server before each answer, ms")
         axes.set_ylabel("seconds a step")
-        axes.legend()
+        figure.legend(loc="outside upper center", ncols=3)
 
     return render((6.0, 3.0), paint).png
 
@@ -188,7 +196,8 @@ def main() -> None:
         print(count_bytes())
         return
     delays = DELAYS[:2] if args.tiny else DELAYS
-    rows = {delay: row(measure(delay / 1000, args.rounds, small=args.tiny)) for delay in delays}
+    measured = measure(delays, args.rounds, small=args.tiny)
+    rows = {delay: row(found) for delay, found in measured}
     print(table(rows))
     if args.docs:
         from step import DOCS, fill_docs
