@@ -38,7 +38,7 @@ from brim.objectives import OBJECTIVES, make_objective
 from brim.objectives.method import MethodConfig
 from brim.returns import rewards_to_go
 from brim.training.evaluation import Evaluation
-from brim.training.settings import LoopConfig, OptimConfig
+from brim.training.loop_settings import LoopConfig, OptimConfig
 from brim.training.sharding import ShardedTeacher, gather
 from brim.training.tracking import Tracker
 from brim.training.trainer import Hooks, Interrupted, Trainer

@@ -22,7 +22,7 @@ from brim.objectives import make_objective
 from brim.objectives.method import MethodConfig
 from brim.support.files import atomic_write_json
 from brim.support.timing import phases, timed
-from brim.training.settings import LoopConfig, OptimConfig
+from brim.training.loop_settings import LoopConfig, OptimConfig
 from brim.training.updates import Updater
 from brim.types import Rollout
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from brim.examples import Example
 from brim.models import Decoding, LanguageModel, build_model
 from brim.objectives.base import Objective
-from brim.training.settings import LoopConfig, OptimConfig
+from brim.training.loop_settings import LoopConfig, OptimConfig
 from brim.training.updates import Updater
 from brim.types import Rollout
 

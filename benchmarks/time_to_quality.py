@@ -121,7 +121,8 @@ class Bench:
     """Teacher, start and data, which all share."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        from brim.runs.stages import find_teacher, reopen
+        from brim.runs.inputs import reopen
+        from brim.runs.stages import find_teacher
         from brim.runs.train import train
 
         self.args, pair = args, args.out / "pair"
@@ -190,7 +191,7 @@ def train_by_brim(
 ) -> None:
     from brim.objectives import make_objective
     from brim.training.accelerator import make_accelerator
-    from brim.training.settings import LoopConfig, OptimConfig
+    from brim.training.loop_settings import LoopConfig, OptimConfig
     from brim.training.tracking import Tracker
     from brim.training.trainer import Hooks, Interrupted, Trainer
 

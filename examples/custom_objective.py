@@ -26,7 +26,7 @@ from brim.objectives.base import Objective, Policy, length_metrics, length_sums,
 from brim.objectives.method import MethodConfig
 from brim.tasks import CMUdict
 from brim.training.evaluation import Evaluation
-from brim.training.settings import LoopConfig, OptimConfig
+from brim.training.loop_settings import LoopConfig, OptimConfig
 from brim.training.tracking import Tracker
 from brim.training.trainer import Trainer
 from brim.types import LossOutput

@@ -10,11 +10,12 @@ from brim.config.yaml import parse
 from brim.errors import ConfigError
 from brim.models import build_model, train_tokenizer
 from brim.plan import plan
-from brim.runs.inputs import RunInputs, load_checked
+from brim.runs.inputs import RunInputs
+from brim.runs.models import load_checked
 from brim.runs.stages import make_teacher, untrained_student
 from brim.runs.train import train
+from brim.training.loop_settings import OptimConfig
 from brim.training.optimizer import build_optimizer
-from brim.training.settings import OptimConfig
 
 LOADED = ("teacher.build=null", "teacher.tokenizer=null", "student.build=null")
 

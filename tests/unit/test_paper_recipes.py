@@ -7,10 +7,11 @@ from makers import configure
 from brim.config.loading import load_config
 from brim.errors import ConfigError
 from brim.objectives import OBJECTIVES
-from brim.plan.plan import settings_warnings
+from brim.plan.warnings import settings_warnings
 from brim.recipes import find_recipe, list_recipes, run_directory
+from brim.training.loop_settings import OptimConfig, SupervisedConfig, TrainerConfig
 from brim.training.optimizer import count_steps, learning_rate
-from brim.training.settings import OptimConfig, RunConfig, SupervisedConfig, TrainerConfig
+from brim.training.settings import RunConfig
 
 TASKS = ("xsum", "europarl", "gsm8k")
 DIVERGENCES = ("seqkd", "kl", "rkl", "js", "tvd")

@@ -35,13 +35,13 @@ from brim.objectives.settings import (
     PPOBRIMConfig,
     PPOLLMRConfig,
 )
-from brim.runs.inputs import Made, RunInputs, check_known, load_checked, load_student
+from brim.runs.inputs import Made, RunInputs, reopen
+from brim.runs.models import check_known, load_checked, load_student
 from brim.runs.stages import (
     find_teacher,
     find_trained,
     make_student,
     make_teacher,
-    reopen,
     untrained_student,
     write_teacher_outputs,
 )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from brim.preview import Limits
     from brim.support.progress import Reporter
     from brim.tasks import Files, Task
-    from brim.training.settings import TeacherConfig
+    from brim.training.teacher_settings import TeacherConfig
 
 _COLUMNS = ("task.prompt", "task.messages_column=", "task.target_column=")
 

@@ -56,6 +56,10 @@ class Config(BaseModel):
         protected_namespaces=(),
     )
 
+    @classmethod
+    def expand(cls, document: Document) -> None:
+        """Write out, in place, what a settings file may say in a shorter way."""
+
 
 def load_config(
     cls: type[ConfigT],
@@ -90,7 +94,10 @@ def load_config(
         base = Document({}, {(): COMMAND_LINE.rstrip(": ")})
     else:
         base = _read_file(source, [cls], search)
+    expand = cls.expand if issubclass(cls, Config) else lambda document: None
+    expand(base)  # so that single keys can be put on top of it
     document = _merge(_vary(base, commands, cls), commands, [cls])
+    expand(document)
     while True:
         try:
             # Through JSON: strict types there still take a list for a tuple and text for a path.

@@ -27,7 +27,7 @@ class RequestsConfig(Config):
 class ServedModel(ModelSettings):
     """A model to load or build, or one behind a server that others started."""
 
-    sources = ("path", "build", "server")
+    sources: ClassVar[tuple[str, ...]] = ("path", "build", "server")
     loaded: ClassVar[tuple[str, ...]] = ()
 
     server: Annotated[str | None, Incidental] = None

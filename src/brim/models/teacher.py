@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -101,9 +101,9 @@ def whole(teacher: Teacher) -> LanguageModel:
         ModelError: it shows two numbers a token only. A run refuses such settings before training,
             see `MethodConfig.whole_distribution`.
     """
-    if not isinstance(teacher, LanguageModel):
+    if not hasattr(teacher, "features"):
         raise ModelError(
             "this teacher gives two numbers a token, and the method needs its whole distribution; "
             "choose llmr, brim or anchored with immediate=sampled and expected_regrets=false"
         )
-    return teacher
+    return cast(LanguageModel, teacher)

@@ -35,7 +35,8 @@ from brim.models.layers import cut_model, layers_of
 from brim.models.loading import DTYPES, load_tokenizer
 from brim.models.quantization import stored_quantization
 from brim.models.scratch import build_without_tokenizer
-from brim.training.settings import RunConfig, StudentConfig, TeacherConfig
+from brim.models.settings import ModelSettings
+from brim.training.settings import RunConfig
 
 CONFIGS = Path(__file__).parents[1] / "data" / "model_configs"
 
@@ -216,12 +217,19 @@ def _weight(layer: nn.Module) -> torch.Tensor:
 # Where the shapes of a run's models come from.
 
 
-def teacher_shape(config: RunConfig) -> ModelShape | None:
-    """The teacher of a run; None where it is behind a server.
+def teacher_shapes(config: RunConfig) -> tuple[ModelShape, ...]:
+    """The teachers of a run; none of those behind servers.
 
     Raises:
-        ModelError: its shapes are not known without downloading it.
+        ModelError: the shapes of one are not known without downloading it.
     """
+    if config.teacher.several is not None:
+        return tuple(_load(one) for one in config.teacher.several if one.server is None)
+    shape = _teacher_shape(config)
+    return () if shape is None else (shape,)
+
+
+def _teacher_shape(config: RunConfig) -> ModelShape | None:
     settings = config.teacher
     if settings.server is not None:
         return None
@@ -280,7 +288,7 @@ def known_models() -> list[str]:
     return sorted(path.stem.replace("--", "/") for path in CONFIGS.glob("*.json"))
 
 
-def _load(settings: TeacherConfig | StudentConfig) -> ModelShape:
+def _load(settings: ModelSettings) -> ModelShape:
     assert settings.path is not None
     path = _find_config(settings)
     text, names = path.read_text(encoding="utf-8"), _stored_names(path.parent)
@@ -336,7 +344,7 @@ def _stored_names(folder: Path) -> frozenset[str]:
     return frozenset(names)
 
 
-def _find_config(settings: TeacherConfig | StudentConfig) -> Path:
+def _find_config(settings: ModelSettings) -> Path:
     name = str(settings.path)
     folder = Path(name).expanduser()
     if folder.is_dir():

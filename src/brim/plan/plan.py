@@ -20,21 +20,24 @@ from brim.plan.flops import (
     step_traffic,
 )
 from brim.plan.memory import Devices, Learner, Memory, Room, Sizes, phases
-from brim.plan.models import ModelShape, Size, student_shape, teacher_shape
+from brim.plan.models import ModelShape, Size, student_shape, teacher_shapes
+from brim.plan.warnings import (
+    UNLIMITED_PROMPT_TOKENS,
+    device_warnings,
+    position_warnings,
+    served_warnings,
+    settings_warnings,
+)
 from brim.tasks import AnyTask, ReadTask, WordProblems
 from brim.training.optimizer import (
     check_trainable,
     count_steps,
-    schedule_warnings,
     training_stages,
 )
 from brim.training.predictions import BLOCK
 from brim.training.settings import RunConfig
 
 GIB = 2**30
-
-# Tokens of a prompt where the recipe sets no limit.
-UNLIMITED_PROMPT_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -143,14 +146,14 @@ def plan(config: RunConfig, *, devices: int = 1, memory_limit: float | None = No
             f"{names}: what it takes cannot be counted ({type(error).__name__}: "
             f"{first_line(error)}); brim train needs no plan"
         ) from error
-    models = [_model("student", student, trained=True)]
-    if teacher is not None:
-        models.insert(0, _model("teacher", teacher, trained=config.teacher.train is not None))
+    trained = config.teacher.train is not None
+    models = [_model("teacher", shape, trained=trained) for shape in planner.teachers]
+    models.append(_model("student", student, trained=True))
     warnings = [
         *served_warnings(config),
         *settings_warnings(config, planner.num_examples),
         *device_warnings(config, devices),
-        *(w for s in (teacher, student) if s for w in position_warnings(s, planner.size(1))),
+        *(w for s in (*planner.teachers, student) for w in position_warnings(s, planner.size(1))),
         *(
             f"{stage.name}: {phase} needs {memory.total / GIB:.1f} GiB, more than {memory_limit:g}"
             for stage in stages
@@ -174,7 +177,10 @@ class Planner:
             teacher_apart=config.teacher.device is not None,
         )
         self.loops = {name: (loop, optim) for name, _, loop, optim in training_stages(config)}
-        self.teacher = teacher_shape(config)
+        self.teachers = teacher_shapes(config)
+        # Passes are sized by the largest; all of them are there.
+        self.teacher = max(self.teachers, key=lambda shape: shape.weight_bytes, default=None)
+        self._others = sum(s.weight_bytes for s in self.teachers if s is not self.teacher)
         config.check_quantized(self._bits, None)
         self.student = student_shape(config, self.teacher)
         self._check_models()
@@ -257,7 +263,7 @@ class Planner:
             moments_8bit=optim.optimizer == "adamw_8bit",
         )
         devices = replace(self.devices, student=loop.sharding)
-        return Room(learner, teacher, beside, self.autocast, devices)
+        return Room(learner, teacher, beside + self._others, self.autocast, devices)
 
     def _training(self, name: str, does: str, room: Room) -> StagePlan:
         config, (loop, _) = self.config, self.loops[name]
@@ -271,7 +277,7 @@ class Planner:
             reread=self.fitting(loop.micro_batch_tokens),
             evaluated=self.evaluated,
         )
-        operations = step_operations(learner, teacher, self.size(rows))
+        operations = self._operations(learner, teacher, self.size(rows))
         steps, saved = None, loop.keep_checkpoints
         if loop.max_steps is not None or self.num_examples is not None:
             steps = count_steps(loop, self.num_examples or 0)
@@ -293,12 +299,33 @@ class Planner:
             traffic=step_traffic(learner, teacher, room.devices, rows, sizes),
         )
 
+    @property
+    def _share(self) -> float:
+        """Of the rows that each teacher reads: all for an average, else as many as any other."""
+        routed = getattr(self.config.task, "teacher_column", None) is not None
+        return 1 / len(self.teachers) if routed else 1.0
+
+    def _operations(self, learner: Learner, teacher: ModelShape | None, size: Size) -> ByPhase:
+        """Of one step, in which each of the teachers reads its share."""
+        alone = step_operations(learner, None, size)
+        if teacher is None:
+            return alone
+        found = [step_operations(learner, shape, size) for shape in self.teachers]
+        return ByPhase(
+            **{
+                phase: own + round(self._share * sum(getattr(one, phase) - own for one in found))
+                for phase, own in vars(alone).items()
+            }
+        )
+
     def _teacher_outputs(self, teacher: ModelShape, beside: int) -> StagePlan:
         count = self.num_examples
-        room = Room(None, teacher, beside, None, self.devices)
+        room = Room(None, teacher, beside + self._others, None, self.devices)
         total = None
         if count is not None:
-            total = generate_operations(teacher, self.size(self.devices.share(count)))
+            each = self.size(self.devices.share(count))
+            written = [generate_operations(shape, each) for shape in self.teachers]
+            total = round(sum(written) * self._share)
         return StagePlan(
             name="teacher_outputs",
             does=f"{teacher.name} writes one completion a training prompt",
@@ -355,53 +382,3 @@ def _model(role: str, shape: ModelShape, *, trained: bool) -> ModelPlan:
         weight_bytes=shape.weight_bytes,
         stored=str(shape.quantization or " and ".join(sorted(types))),
     )
-
-
-def settings_warnings(config: RunConfig, num_examples: int | None) -> Iterator[str]:
-    """Of limits, of K and of warm-ups; `num_examples` of the training split, None if not known."""
-    if config.decoding.max_prompt_tokens is None:
-        yield (
-            "decoding.max_prompt_tokens is not set: prompts are counted as "
-            f"{UNLIMITED_PROMPT_TOKENS} tokens"
-        )
-    if num_examples is None:
-        yield (
-            "the number of training examples is not known: set task.max_train_examples to count "
-            "what depends on it"
-        )
-    k, limit = getattr(config.objective, "k", 1), config.decoding.max_tokens
-    if isinstance(k, int) and k > limit:
-        yield f"objective.k is {k}, and completions have at most {limit} tokens: no block is full"
-    yield from schedule_warnings(config, num_examples)
-
-
-def served_warnings(config: RunConfig) -> Iterator[str]:
-    """Of what happens elsewhere."""
-    if config.teacher.server is not None:
-        yield (
-            f"the teacher, {config.teacher.model}, is behind a server: what it takes, and what it "
-            "writes for the student to learn, is not counted"
-        )
-
-
-def device_warnings(config: RunConfig, devices: int) -> Iterator[str]:
-    """Of devices with nothing to do."""
-    for name, _, loop, _ in training_stages(config):
-        if loop.rollout_batch_size % devices:
-            yield (
-                f"{name}: {loop.rollout_batch_size:,} prompts a step cannot be shared out evenly "
-                f"over {devices:,} devices: some wait for the others"
-            )
-
-
-def position_warnings(shape: ModelShape, size: Size) -> Iterator[str]:
-    """Of sequences longer than the positions that a model was made for."""
-    prompt, length = size.num_prompt_tokens, size.num_tokens
-    # The last token is predicted and not read; an encoder reads the prompt alone.
-    longest = max(prompt, length) if shape.is_encoder_decoder else prompt + length - 1
-    if shape.max_positions is not None and longest > shape.max_positions:
-        yield (
-            f"{shape.name}: sequences of up to {longest:,} tokens are more than its "
-            f"{shape.max_positions:,} positions: lower decoding.max_prompt_tokens or "
-            "decoding.max_tokens"
-        )

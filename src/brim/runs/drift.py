@@ -7,7 +7,8 @@ from typing import Any
 
 from brim.models import Teacher, q_drift, whole
 from brim.runs.directory import RunDirectory
-from brim.runs.inputs import RunInputs, bits_of, load_role
+from brim.runs.inputs import RunInputs
+from brim.runs.models import bits_of, load_role
 from brim.runs.pairs import some_targets
 from brim.types import Rollout
 

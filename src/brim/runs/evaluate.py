@@ -18,9 +18,10 @@ from brim.models import LanguageModel, Teacher, load_model, whole
 from brim.models.loading import fingerprint_model
 from brim.runs.directory import RunDirectory
 from brim.runs.fit import evaluation_settings
-from brim.runs.inputs import Made, RunInputs, check_known, load_student
+from brim.runs.inputs import Made, RunInputs, reopen
+from brim.runs.models import check_known, load_student
 from brim.runs.pairs import match, scorer
-from brim.runs.stages import find_teacher, find_trained, reopen, untrained_student
+from brim.runs.stages import find_teacher, find_trained, untrained_student
 from brim.support.files import disk_errors, hold, read_json, write_sealed_json
 from brim.support.progress import Reporter
 from brim.support.seals import MANIFEST, is_sealed, record_of

@@ -19,10 +19,10 @@ from brim.runs.pairs import some_targets
 from brim.seeding import derive_seed
 from brim.support.progress import Meter
 from brim.training.evaluation import Evaluation, evaluate
+from brim.training.loop_settings import LoopConfig, OptimConfig
 from brim.training.monitors import Monitors, Reference
 from brim.training.optimizer import count_steps
 from brim.training.predictions import EvaluationSettings
-from brim.training.settings import LoopConfig, OptimConfig
 from brim.training.tracking import Tracker
 from brim.training.trainer import Hooks, Trainer
 from brim.training.updates import text_sums

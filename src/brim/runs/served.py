@@ -19,6 +19,7 @@ from brim.models.server_checks import (
     fingerprint_served,
     served_difference,
 )
+from brim.models.server_settings import ServedModel
 from brim.support.files import disk_errors, read_json, write_sealed_json
 from brim.training.settings import RunConfig
 
@@ -27,10 +28,13 @@ logger = logging.getLogger(__name__)
 _TASK_TEXTS = 8
 
 
-def load_served(config: RunConfig, train: Sequence[Example]) -> ServerTeacher:
+def load_served(
+    settings: ServedModel, config: RunConfig, train: Sequence[Example]
+) -> ServerTeacher:
     """Return the teacher of a run, once it is known to suit it.
 
     Args:
+        settings: of the teacher.
         config: the run's settings.
         train: the training split.
 
@@ -38,7 +42,7 @@ def load_served(config: RunConfig, train: Sequence[Example]) -> ServerTeacher:
         BrimError: the server is away, has another model or tokenizer, or cannot give what the
             method asks for.
     """
-    settings, student = config.teacher, config.student
+    student = config.student
     source = (
         {"name_or_path": settings.tokenizer.path}
         if settings.tokenizer

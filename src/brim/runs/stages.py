@@ -7,8 +7,6 @@ folder, unchanged ones find the finished work. `done.json` is written last.
 from __future__ import annotations
 
 import logging
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,22 +16,22 @@ from typing import Any
 from accelerate import PartialState
 
 from brim._version import __version__
-from brim.config.loading import config_hash, load_config
+from brim.config.loading import config_hash
 from brim.errors import RunError
 from brim.examples import Example
-from brim.models import LanguageModel, Teacher, same_tokenizer, whole
+from brim.models import LanguageModel, Teacher, TeacherOfEach, same_tokenizer, whole
 from brim.objectives.seqkd import SeqKD
 from brim.objectives.settings import SeqKDConfig
 from brim.runs.directory import RunDirectory
 from brim.runs.fit import fit
-from brim.runs.inputs import Made, RunInputs, check_known, cut_student, load_teacher
+from brim.runs.inputs import Made, RunInputs
+from brim.runs.models import check_known, cut_student, load_teacher
 from brim.runs.pairs import scorer
 from brim.support.files import SEAL, disk_errors, read_json, sha256_file, write_sealed_json
-from brim.support.progress import Reporter
 from brim.support.seals import MANIFEST, find_damage, seal
-from brim.training.accelerator import hold_together, make_accelerator
+from brim.training.accelerator import hold_together
 from brim.training.completions import CompletedExamples, write_completions
-from brim.training.settings import RunConfig, SupervisedConfig
+from brim.training.loop_settings import SupervisedConfig
 from brim.training.sharding import ShardedTeacher
 
 logger = logging.getLogger(__name__)
@@ -181,6 +179,8 @@ def make_teacher(run: RunInputs, teacher: Made[Teacher]) -> Made[Teacher]:
 def freeze_teacher(run: RunInputs, model: Teacher) -> Teacher:
     """Return the model frozen, where and in passes as large as the settings of the teacher say."""
     settings = run.config.teacher
+    for one in model.teachers.values() if isinstance(model, TeacherOfEach) else ():
+        freeze_teacher(run, one)
     if not isinstance(model, LanguageModel):
         return model
     model.batch_tokens = settings.batch_tokens
@@ -229,39 +229,6 @@ def find_trained(run: RunInputs, name: str) -> Made[LanguageModel]:
     check_stage(directory, digest)
     role = run.config.teacher if name == "teacher" else run.config.student
     return Made(run.reload(directory / "best", role, verified=True), folder, digest)
-
-
-def reopen(run: Path, overrides: Sequence[str] = (), reporter: Reporter | None = None) -> RunInputs:
-    """Open a run whose models are to be evaluated.
-
-    Args:
-        run: the run directory.
-        overrides: settings to change.
-        reporter: shows progress.
-
-    Raises:
-        RunError: `run` is no run directory.
-        ConfigError: an override cannot be used.
-    """
-    directory = RunDirectory(run)
-    directory.check()
-    directory.settings_text()  # compared with its hash
-    objective = directory.settings().get("objective", {})  # of 0.2.0: no effect on what it trained
-    if objective.get("k") == "auto":
-        overrides = ["objective.k=1", "objective.adaptive=null", *overrides]
-    if objective.get("phase") == "average":
-        overrides = ["objective.phase=aligned", *overrides]
-    config = load_config(RunConfig, run / "config.yaml", overrides)
-    stages_dir = run / directory.manifest().get("stages_dir", "stages")
-    return RunInputs(
-        config,
-        run,
-        make_accelerator(),
-        Path(os.path.normpath(stages_dir)),
-        reporter or Reporter(quiet=True),
-        # Another seed is another teacher where that is built.
-        other_teacher=any(re.match(r"(teacher|seed)\b", change) for change in overrides),
-    )
 
 
 def write_teacher_outputs(

@@ -39,7 +39,8 @@ from brim.runs.directory import RunDirectory
 from brim.runs.drift import measure_drift
 from brim.runs.evaluate import evaluate_model, kept_results, training_facts
 from brim.runs.fit import fit, measure_reference
-from brim.runs.inputs import Made, RunInputs, load_checked
+from brim.runs.inputs import Made, RunInputs
+from brim.runs.models import load_checked
 from brim.runs.pairs import match, scorer
 from brim.runs.stages import (
     Stage,

@@ -84,7 +84,18 @@ def _batch_rows(batch: Any) -> Iterator[Mapping[str, object] | RowError]:
                 yield row
 
 
-class DatasetSource:
+class _OfSplit:
+    """What the two ways of reading a data set of `datasets` have in common."""
+
+    def __init__(self, name: str, split: str) -> None:
+        self.name, self.label, self._position = f"{name}#{split}", split, 0
+
+    def where(self, number: int) -> str:
+        """Return the row as Python indexes it."""
+        return f"{self.name}[{number}]"
+
+
+class DatasetSource(_OfSplit):
     """A data set of the `datasets` library: a folder of this machine, or an id on the hub.
 
     A slice as in `train[:10%]` is a split where it is not a folder that `save_to_disk` wrote.
@@ -96,9 +107,7 @@ class DatasetSource:
     def __init__(
         self, name: str, split: str, *, config: str | None = None, revision: str | None = None
     ) -> None:
-        self.name = f"{name}#{split}"
-        self.label = split
-        self._position = 0
+        super().__init__(name, split)
         folder = Path(name).expanduser()
         # Imported here because it takes a second that no other task needs.
         import datasets
@@ -125,10 +134,6 @@ class DatasetSource:
         """Return the columns of the table."""
         return tuple(self._data.column_names)
 
-    def where(self, number: int) -> str:
-        """Return the row as Python indexes it."""
-        return f"{self.name}[{number}]"
-
     def rows(self, columns: Sequence[str]) -> Iterator[NumberedRow]:
         """Yield the columns of each row with its index; others (images, …) are not decoded."""
         self._position = 0
@@ -144,7 +149,7 @@ class DatasetSource:
         return self._position, len(self._data)
 
 
-class StreamedSource:
+class StreamedSource(_OfSplit):
     """A data set of the `datasets` library that is read as it comes, and not downloaded before.
 
     Raises:
@@ -154,9 +159,7 @@ class StreamedSource:
     def __init__(
         self, name: str, split: str, *, config: str | None = None, revision: str | None = None
     ) -> None:
-        self.name = f"{name}#{split}"
-        self.label = split
-        self._position = 0
+        super().__init__(name, split)
         folder = Path(name).expanduser()
         # Imported here because it takes a second that no other task needs.
         import datasets
@@ -179,10 +182,6 @@ class StreamedSource:
         """Return the columns of the table, where they are known before the first row."""
         names = self._data.column_names
         return None if names is None else tuple(names)
-
-    def where(self, number: int) -> str:
-        """Return the row as Python indexes it."""
-        return f"{self.name}[{number}]"
 
     def rows(self, columns: Sequence[str]) -> Iterator[NumberedRow]:
         """Yield each row with its index.

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from brim.errors import ConfigError, RunError
 from brim.support.files import atomic_write_json, read_json
-from brim.training.settings import LoopConfig, OptimConfig, RunConfig
+from brim.training.loop_settings import LoopConfig, OptimConfig
+from brim.training.settings import RunConfig
 from brim.training.sharding import part_of
 
 # What optimizers keep in the shape of the parameter, and what AdamW keeps in all.

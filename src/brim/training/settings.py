@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from brim.config.loading import Config, Incidental
+from brim.config.yaml import Document
 from brim.errors import ConfigError
-from brim.models.server_settings import ServedModel
 from brim.models.settings import (
     Decoding,
     EvaluationDecoding,
@@ -21,151 +22,15 @@ from brim.objectives import ObjectiveConfig
 from brim.objectives.method import MethodConfig
 from brim.objectives.settings import SeqKDConfig
 from brim.tasks import AnyTask, Files
+from brim.training.loop_settings import (
+    LoopConfig,
+    OptimConfig,
+    SupervisedConfig,
+    TrainerConfig,
+    check_moments,
+)
 from brim.training.reading import check_reading
-
-Decay = Annotated[float, Field(ge=0, lt=1)]
-
-
-class OptimConfig(Config):
-    """AdamW with linear warm-up."""
-
-    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
-    """`adamw_8bit` keeps the moments of matrices in 8 bits; needs the extra `bitsandbytes`."""
-    lr: float = Field(1e-5, gt=0)
-    """Peak learning rate."""
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    """Decay of the moments."""
-    eps: float = Field(1e-8, gt=0)
-    """Added to the denominator."""
-    weight_decay: float = Field(0.0, ge=0)
-    """Decoupled decay of matrices; vectors (norms, biases) are never decayed."""
-    warmup_steps: int = Field(0, ge=0)
-    """Steps from zero to the peak."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """What follows the warm-up; `linear` and `cosine` end at zero."""
-    max_grad_norm: float | None = Field(1.0, gt=0)
-    """Clip the global gradient norm; null for none."""
-
-
-class LoopConfig(Config):
-    """The training loop."""
-
-    max_steps: int | None = Field(None, ge=1)
-    """Steps: rollout batches, of one update each unless the objective says more; alternatively
-    `num_epochs`."""
-    num_epochs: float | None = Field(None, gt=0)
-    """Passes over the training split; alternatively `max_steps`."""
-    rollout_batch_size: int = Field(64, ge=1)
-    """Prompts of one step, over all processes."""
-    micro_batch_tokens: int = Field(8192, ge=1)
-    """Tokens of one forward and backward pass: rows of similar length, with their prompts and
-    padding. A matter of memory and speed only."""
-    evaluate_every: int = Field(100, ge=1)
-    """Steps between evaluations on the validation split; the last step is always evaluated."""
-    save_every: int = Field(100, ge=1)
-    """Steps between checkpoints; the last step is always saved."""
-    dropout: float | None = Field(None, ge=0, lt=1)
-    """Dropout of the model that is trained; null for what its config says. Objectives that compare
-    the policy with the one that wrote (PPO, reused or old rollouts) train without."""
-    gradient_checkpointing: bool = False
-    """Keep only what enters each layer, and make the rest again for the gradient: less memory, and
-    a third more work in an update."""
-    keep_checkpoints: int = Field(2, ge=1)
-    """How many of the newest checkpoints stay."""
-    max_nonfinite_steps: int = Field(5, ge=1)
-    """Skipped steps in a row after which the run stops."""
-    sharding: Literal["none", "fsdp"] = "none"
-    """`fsdp` leaves each process its part of the weights, gradients and moments of what is trained
-    (torch's `fully_shard`); one process has all of them."""
-
-    @model_validator(mode="after")
-    def _one_length(self) -> Self:
-        if (self.max_steps is None) == (self.num_epochs is None):
-            raise ValueError("give exactly one of max_steps and num_epochs")
-        return self
-
-
-def _check_moments(optim: OptimConfig, loop: LoopConfig) -> None:
-    if optim.optimizer != "adamw" and loop.sharding != "none":
-        raise ValueError(
-            f"optim.optimizer: {optim.optimizer} cannot keep its moments in parts; set it to "
-            "adamw, or trainer.sharding to none"
-        )
-
-
-class TrainerConfig(LoopConfig):
-    """The loop of the objective's stage, and what holds for all stages of the run."""
-
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """`bfloat16` is autocast: the weights and their optimizer stay in float32."""
-    compile: bool = False
-    """Have `torch.compile` translate both models' layers for rollouts, evaluations and the
-    teacher's passes of the objective's stage. It takes half a minute or more at the start, and on a
-    CPU a C++ compiler; the docs page on speed says what it gains."""
-    monitors: Literal["off", "warn", "stop", "rollback"] = "warn"
-    """What follows when a monitor sees learning from the student's own text go wrong: a warning; a
-    stop behind the saved step; or the weights of the last healthy checkpoint at half the rate, up
-    to three times, then a stop."""
-
-
-class SupervisedConfig(Config):
-    """A stage of cross-entropy training: the teacher's own, or the student's pre-distillation."""
-
-    optim: OptimConfig = OptimConfig(lr=1e-3)
-    """Optimizer of this stage."""
-    trainer: LoopConfig
-    """Loop of this stage."""
-
-    @model_validator(mode="after")
-    def _whole_moments(self) -> Self:
-        _check_moments(self.optim, self.trainer)
-        return self
-
-
-class TeacherConfig(ServedModel):
-    """The model whose logits are the Q-values."""
-
-    loaded = ("device", "batch_tokens", "sharding", "seed", "train", "quantization")
-
-    device: str | None = None
-    """Where the teacher is, such as `cuda:1` or `cpu`; null for where the student is."""
-    reads: Literal["tokens", "text"] = "tokens"
-    """What it reads of the student's writing: the tokens, which the two must share, or the text, in
-    tokens of its own, for a student of another tokenizer."""
-    batch_tokens: int = Field(8192, ge=1)
-    """Tokens of one pass of the teacher: rows of similar length, with their prompts and padding. A
-    matter of memory and speed only."""
-    sharding: Literal["none", "fsdp", "offload"] = "none"
-    """`fsdp` leaves each process its part of the teacher's weights, which it reads layer by layer;
-    `offload` keeps the parts in main memory, for one process too. One process has all of `fsdp`."""
-    seed: int | None = Field(None, ge=0)
-    """Of the teacher's first weights and training; null for the run's. With one set, runs of
-    several seeds share a teacher, as the paper's do."""
-    train: SupervisedConfig | None = None
-    """Train or fine-tune the teacher on the task's targets first; null to take it as it is."""
-    quantization: Quantization | None = None
-    """Quantize the teacher as it is loaded; null for weights of `dtype`. Needs `path`, and no
-    `train`."""
-
-    @model_validator(mode="after")
-    def _quantized_as_loaded(self) -> Self:
-        if self.quantization is not None and self.path is None:
-            raise ValueError("quantization is for a loaded model (path); leave it out beside build")
-        if self.quantization is not None and self.train is not None:
-            raise ValueError(
-                "quantized weights cannot be trained; set train or quantization to null"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _sharded_on_the_devices_of_processes(self) -> Self:
-        if self.sharding != "none" and self.device is not None:
-            raise ValueError("device: a sharded teacher is where its processes are; set it to null")
-        if self.sharding != "none" and self.quantization is not None:
-            raise ValueError(
-                "quantized weights cannot be sharded; set sharding to none or quantization to null"
-            )
-        return self
+from brim.training.teacher_settings import NamedTeacher, OrList, TeacherConfig
 
 
 class StudentConfig(ModelSettings):
@@ -272,6 +137,36 @@ def _check_behind_server(
         )
 
 
+def _check_several(
+    teachers: Sequence[NamedTeacher],
+    student: StudentConfig,
+    objective: MethodConfig,
+    column: str | None,
+) -> None:
+    """Refuse what several teachers cannot do together."""
+    if student.keep_layers is not None:
+        raise ValueError("student.keep_layers: of which of several teachers? Give it a path")
+    served = [teacher.model for teacher in teachers if teacher.server is not None]
+    if column is None:
+        if served:
+            raise ValueError(
+                f"teacher: {served[0]} is behind a server, which shows two numbers a token; to "
+                "average Q-values takes all of them. Load it (path), or name a teacher for each "
+                "example (task.teacher_column)"
+            )
+        return
+    names = [teacher.name for teacher in teachers]
+    if None in names or len({*names}) < len(names):
+        raise ValueError("teacher: each of several needs a name of its own for task.teacher_column")
+    if any(teacher.weight != 1 for teacher in teachers):
+        raise ValueError("teacher: weights are for an average; leave out task.teacher_column")
+    if (setting := objective.whole_distribution) is not None:
+        raise ValueError(
+            f"objective.{setting}: needs the distribution of one teacher, and with "
+            f"task.teacher_column examples have several; {_INSTEAD.get(setting, _OTHER_METHODS)}"
+        )
+
+
 class RunConfig(Config):
     """A run: distill `teacher` into `student` on `task` by `objective`."""
 
@@ -281,8 +176,8 @@ class RunConfig(Config):
     """Every random stream of the run is derived from it."""
     task: AnyTask
     """Data and metrics."""
-    teacher: TeacherConfig
-    """The model whose logits are the Q-values."""
+    teacher: Annotated[TeacherConfig, OrList()]
+    """The model whose logits are the Q-values, or a list of several."""
     student: StudentConfig
     """The model that is trained."""
     objective: ObjectiveConfig = SeqKDConfig()
@@ -298,10 +193,27 @@ class RunConfig(Config):
     tracking: Annotated[TrackingConfig, Incidental] = TrackingConfig()
     """Optional trackers."""
 
+    @classmethod
+    def expand(cls, document: Document) -> None:
+        """Make a list of teachers the mapping that it stands for."""
+        if isinstance(document.data.get("teacher"), list):
+            document.data["teacher"] = {"several": document.data["teacher"]}
+            moved = {key: at for key, at in document.origins.items() if key[:1] == ("teacher",)}
+            document.origins |= {("teacher", "several", *key[1:]): at for key, at in moved.items()}
+
     @model_validator(mode="after")
     def _server_suffices(self) -> Self:
         if self.teacher.server is not None:
             _check_behind_server(self.teacher, self.student, self.objective, self.evaluation)
+        return self
+
+    @model_validator(mode="after")
+    def _several_suffice(self) -> Self:
+        column = getattr(self.task, "teacher_column", None)
+        if column is not None and self.teacher.several is None:
+            raise ValueError("task.teacher_column: there is one teacher; leave it out")
+        if self.teacher.several is not None:
+            _check_several(self.teacher.several, self.student, self.objective, column)
         return self
 
     @model_validator(mode="after")
@@ -354,7 +266,7 @@ class RunConfig(Config):
         loops: list[LoopConfig] = [self.trainer]
         if self.student.predistill is not None:
             loops.append(self.student.predistill.trainer)
-        _check_moments(self.optim, self.trainer)
+        check_moments(self.optim, self.trainer)
         in_parts = any(loop.sharding != "none" for loop in loops)
         if self.trainer.compile and (in_parts or self.teacher.sharding != "none"):
             raise ValueError(

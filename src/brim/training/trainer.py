@@ -39,10 +39,10 @@ from brim.training.checkpoints import (
     what_is_kept,
 )
 from brim.training.evaluation import Evaluation
+from brim.training.loop_settings import LoopConfig, OptimConfig
 from brim.training.monitors import MAX_ROLLBACKS, Monitors
 from brim.training.optimizer import count_bytes, count_steps, learning_rate
 from brim.training.resuming import find_start, mend_best, saved_when_away
-from brim.training.settings import LoopConfig, OptimConfig
 from brim.training.tracking import Tracker
 from brim.training.updates import Updater, UpdaterState, name_suspects, text_sums
 from brim.types import Batch

@@ -17,6 +17,7 @@ from brim.models import LanguageModel, Teacher, checkpoint_layers, set_dropout, 
 from brim.objectives.base import Objective, Sums
 from brim.seeding import derive_seed, minibatch_numbers
 from brim.support.files import atomic_write_json, read_json
+from brim.training.loop_settings import LoopConfig, OptimConfig
 from brim.training.optimizer import (
     build_optimizer,
     count_bytes,
@@ -27,7 +28,6 @@ from brim.training.optimizer import (
     save_optimizer,
     save_parameters,
 )
-from brim.training.settings import LoopConfig, OptimConfig
 from brim.training.sharding import (
     gather,
     is_sharded,

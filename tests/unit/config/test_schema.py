@@ -44,6 +44,8 @@ def files() -> dict[str, tuple[str, str]]:
         found[f"results/{path.name}"] = ("sweep", path.read_text(encoding="utf-8"))
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         for title, text in BLOCK.findall(page.read_text(encoding="utf-8")):
+            if title.startswith("serve"):  # which takes no file
+                continue
             kind = "judge" if title.startswith("judge") else "run"
             kind = "sweep" if "\nsystems:" in text else kind
             found[f"{page.relative_to(ROOT)}: {title}"] = (kind, text)

@@ -29,7 +29,8 @@ from brim.models import (
     quantization_of,
 )
 from brim.models.quantization import check_quantized
-from brim.training.settings import StudentConfig, TeacherConfig
+from brim.training.settings import StudentConfig
+from brim.training.teacher_settings import TeacherConfig
 from brim.types import Rollout
 
 needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="torchao: pip install it")

@@ -20,7 +20,7 @@ from brim.models import (
 from brim.objectives.base import Objective
 from brim.returns import rewards_to_go
 from brim.training.evaluation import Evaluation
-from brim.training.settings import LoopConfig, OptimConfig
+from brim.training.loop_settings import LoopConfig, OptimConfig
 from brim.training.tracking import Tracker
 from brim.training.trainer import Hooks, Trainer
 from brim.types import Rollout

@@ -33,12 +33,13 @@ from brim.objectives.method import Passes
 from brim.plan import as_dict, as_text, plan
 from brim.plan.flops import generate_operations, read_operations, update_operations
 from brim.plan.memory import Learner, Room
-from brim.plan.models import ModelShape, Size, known_models, student_shape, teacher_shape
+from brim.plan.models import ModelShape, Size, known_models, student_shape, teacher_shapes
 from brim.plan.peaks import CostCounter, pass_cost, writing_cost
-from brim.plan.plan import settings_warnings
+from brim.plan.warnings import settings_warnings
 from brim.recipes import list_recipes
+from brim.training.loop_settings import OptimConfig
 from brim.training.optimizer import build_optimizer
-from brim.training.settings import OptimConfig, StudentConfig
+from brim.training.settings import StudentConfig
 
 GIB = 2**30
 
@@ -83,7 +84,7 @@ def shape_of(model: LanguageModel) -> ModelShape:
 def shape_at(path, **settings) -> ModelShape:
     config = configure("cmudict/seqkd")
     student = StudentConfig(path=str(path), **settings)
-    return student_shape(config.model_copy(update={"student": student}), teacher_shape(config))
+    return student_shape(config.model_copy(update={"student": student}), *teacher_shapes(config))
 
 
 # Prompts of this size, one of them shorter, so that there is padding.
@@ -143,12 +144,12 @@ def test_model_from_scratch(name):
         update={"vocab_size": len(TOKENIZER)}
     )}  # fmt: skip
     config = config.model_copy(update={"teacher": config.teacher.model_copy(update=update)})
-    assert teacher_shape(config).num_parameters == build(name).num_parameters
+    assert teacher_shapes(config)[0].num_parameters == build(name).num_parameters
 
 
 def test_a_student_with_a_tokenizer_of_its_own():
     config = configure("cmudict/anchored_other_tokenizer")
-    student = student_shape(config, teacher_shape(config))
+    student = student_shape(config, *teacher_shapes(config))
     assert len(student.head) == config.student.tokenizer.vocab_size
     assert as_text(plan(config)).count("the teacher reads text") == 1
 

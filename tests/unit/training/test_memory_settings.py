@@ -17,8 +17,8 @@ from brim.errors import ConfigError, RunError
 from brim.examples import Example
 from brim.models import Decoding, LanguageModel, build_model, load_model, train_tokenizer
 from brim.objectives.base import Objective
+from brim.training.loop_settings import LoopConfig, OptimConfig
 from brim.training.optimizer import build_optimizer, load_optimizer, save_optimizer
-from brim.training.settings import LoopConfig, OptimConfig
 from brim.training.updates import Updater
 from brim.types import Rollout
 

@@ -10,7 +10,7 @@ import torch
 from brim.examples import Example
 from brim.objectives.method import Updates
 from brim.seeding import minibatch_numbers
-from brim.training.settings import LoopConfig
+from brim.training.loop_settings import LoopConfig
 from brim.training.updates import Updater
 from brim.types import Batch, Rollout
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from brim.seeding import batch_positions, derive_seed, example_index
+from brim.training.loop_settings import LoopConfig, OptimConfig
 from brim.training.optimizer import count_steps, learning_rate
-from brim.training.settings import LoopConfig, OptimConfig
 
 
 def epoch(number: int, size: int, seed: int = 0) -> list[int]:
