@@ -252,6 +252,7 @@ def test_evaluations_and_reports(configure, standin, tmp_path):
     found = json.loads((tested["teacher"] / "results.json").read_text())["test"]
     assert "num_parameters" not in found
     again = evaluate_run(tmp_path / "run", split="validation")
+    again_on_test = json.loads((tmp_path / "run" / "results.json").read_text())["test"]
     assert again["return_centering"] == "logsumexp"
     sampled = evaluate_run(
         tmp_path / "run",
@@ -259,6 +260,11 @@ def test_evaluations_and_reports(configure, standin, tmp_path):
         overrides=["evaluation.expected_returns=true"],
     )
     assert "centering" in sampled["scores"]["expected_return"]["signature"]
+    with serving(StandIn(standin.model)) as url:  # a server that has moved is no other setting
+        moved = evaluate_run(tmp_path / "run", overrides=[f"teacher.server={url}"])
+    with pytest.raises(ConfigError, match="--out"):
+        evaluate_run(tmp_path / "run", overrides=["teacher.model=other"])
+    assert moved["scores"]["return"] == again_on_test["scores"]["return"]
     write_reports([tmp_path], tmp_path / "report", max_outputs=1)
 
 

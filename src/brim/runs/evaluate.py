@@ -291,7 +291,7 @@ def evaluate_run(
         return results
     opened = reopen(run, overrides, reporter)
     own = out is None or out.resolve() == run.resolve()
-    if own and (model is not None or overrides):
+    if own and (model is not None or opened.other_settings):
         raise ConfigError(
             "--out: results of another model or of other settings need a folder of their own; "
             "name one"

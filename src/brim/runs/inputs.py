@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from accelerate import Accelerator
 
-from brim.config.loading import load_config
+from brim.config.loading import load_config, without_incidental
 from brim.examples import Example
 from brim.models import (
     LanguageModel,
@@ -74,6 +73,7 @@ class RunInputs:
         reporter: shows progress.
         other_processes: resume stages that another number of processes began.
         other_teacher: the settings ask for another teacher than the run's.
+        other_settings: they differ from the run's in what can change results.
     """
 
     config: RunConfig
@@ -83,6 +83,7 @@ class RunInputs:
     reporter: Reporter = field(default_factory=lambda: Reporter(quiet=True))
     other_processes: bool = False
     other_teacher: bool = False
+    other_settings: bool = False
 
     def __post_init__(self) -> None:
         self.task: Task = self.config.task
@@ -199,11 +200,16 @@ def reopen(run: Path, overrides: Sequence[str] = (), reporter: Reporter | None =
     directory.check()
     directory.settings_text()  # compared with its hash
     objective = directory.settings().get("objective", {})  # of 0.2.0: no effect on what it trained
+    removed: list[str] = []
     if objective.get("k") == "auto":
-        overrides = ["objective.k=1", "objective.adaptive=null", *overrides]
+        removed = ["objective.k=1", "objective.adaptive=null"]
     if objective.get("phase") == "average":
-        overrides = ["objective.phase=aligned", *overrides]
-    config = load_config(RunConfig, run / "config.yaml", overrides)
+        removed.append("objective.phase=aligned")
+    known = load_config(RunConfig, run / "config.yaml", removed)
+    config = load_config(RunConfig, run / "config.yaml", [*removed, *overrides])
+    before, now = (
+        without_incidental(RunConfig, c.model_dump(mode="json")) for c in (known, config)
+    )
     stages_dir = run / directory.manifest().get("stages_dir", "stages")
     return RunInputs(
         config,
@@ -211,6 +217,7 @@ def reopen(run: Path, overrides: Sequence[str] = (), reporter: Reporter | None =
         make_accelerator(),
         Path(os.path.normpath(stages_dir)),
         reporter or Reporter(quiet=True),
+        other_settings=now != before,
         # Another seed is another teacher where that is built.
-        other_teacher=any(re.match(r"(teacher|seed)\b", change) for change in overrides),
+        other_teacher=any(now[name] != before[name] for name in ("teacher", "seed")),
     )

@@ -388,6 +388,7 @@ def changed_settings(run: Path, config: RunConfig) -> str | None:
     changes = describe_changes(
         without_incidental(RunConfig, stored), without_incidental(RunConfig, asked)
     )
+    changes.sort(key=lambda change: ": not set → " in change)  # mostly new since
     more = [f"{len(changes) - _SHOWN_CHANGES} more"] if len(changes) > _SHOWN_CHANGES else []
     return ", ".join([*changes[:_SHOWN_CHANGES], *more]) or None
 
