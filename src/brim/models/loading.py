@@ -155,9 +155,12 @@ def load_encoder(
     Raises:
         ModelError: it cannot be found or read.
     """
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        _check_files(folder, ["config.json"])
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     tokenizer, generation = load_tokenizer(name_or_path, **options)  # type: ignore[arg-type]
-    name = str(Path(name_or_path).expanduser())
+    name = str(folder)
     try:
         config = AutoConfig.from_pretrained(name, **options)
     except Exception as error:  # of the code of any kind of model
