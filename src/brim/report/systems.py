@@ -238,6 +238,7 @@ class TaskRuns:
     def best_students(self, metric: str, systems: Iterable[SystemRuns]) -> list[SystemRuns]:
         """Return the best student of those with the most seeds; none where it has no rival.
 
+        None either where one with fewer seeds has a better mean: more seeds would have to tell.
         Several where they tie: are equal to the digits that are shown. What was decoded unlike the
         others does not compete, and a length is never the best.
         """
@@ -245,15 +246,13 @@ class TaskRuns:
             return []
         students = [s for s in systems if s.is_student and not s.decoding and s.values(metric)]
         most = max((len(s.values(metric)) for s in students), default=0)
-        means = {
-            s: round(spread(s.values(metric))[0], digits_of(metric))
-            for s in students
-            if len(s.values(metric)) == most
-        }
-        if len(means) < 2:
+        means = {s: round(spread(s.values(metric))[0], digits_of(metric)) for s in students}
+        rivals = [s for s in students if len(s.values(metric)) == most]
+        if len(rivals) < 2:
             return []
         best = (max if self.example(metric).higher_is_better else min)(means.values())
-        return [system for system, mean in means.items() if mean == best]
+        found = [s for s in students if means[s] == best]
+        return found if set(found) <= set(rivals) else []
 
 
 def _on_validation(systems: Sequence[SystemRuns], metric: str) -> dict[SystemRuns, float]:

@@ -120,6 +120,15 @@ def test_systems_that_are_equal_to_the_shown_digits_tie(tmp_path):
     assert {row[0].text for row in table.rows if row[1].best} == {"KL", "BRIM (K = 4)"}
 
 
+@pytest.mark.parametrize(("value", "names"), [(99.0, set()), (0.0, {"BRIM (K = 4)"})])
+def test_no_system_is_the_best_where_one_with_fewer_seeds_has_a_better_mean(tmp_path, value, names):
+    root = make_grid(tmp_path, systems=("llmr", "brim-k=4"))
+    seed = SEEDS[0]
+    make_folder(root / "kl" / f"seed={seed}", OBJECTIVES["kl"], seed, scores_of(value))
+    (task,) = gather([root]).tasks
+    assert {s.label for s in task.best_students("exact_match", task.systems)} == names
+
+
 @pytest.mark.parametrize("alpha", [0.05, 0.01])
 def test_each_test_says_what_it_could_have_seen(tmp_path, alpha):
     root = make_grid(tmp_path / "runs", systems=("kl", "brim-k=2"))
