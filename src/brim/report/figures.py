@@ -122,6 +122,10 @@ def _is_llmr_or_brim(system: SystemRuns) -> bool:
     return system.name.family == "brim" or system.name.stem == "LLMR"
 
 
+def _is_compared(system: SystemRuns) -> bool:
+    return _is_llmr_or_brim(system) or system.name.family == "anchored"
+
+
 def _evaluations(task: TaskRuns) -> tuple[_Panel, ...]:
     score = [*task.returns, *task.metrics, "length"][0]
     metric = [*task.metrics, *task.returns, "length"][0]
@@ -154,11 +158,17 @@ _Wanted = Callable[[SystemRuns], bool]
 _Panels = Callable[[TaskRuns], tuple[_Panel, ...]]
 # Name, title, which systems, panels, and what the caption says besides: of training batches only.
 _FIGURES: tuple[tuple[str, str, _Wanted, _Panels, str], ...] = (
-    ("figure2", "Figure 2: learning curves of LLMR and BRIM", _is_llmr_or_brim, _evaluations, ""),
+    (
+        "figure2",
+        "Figure 2: learning curves of LLMR, BRIM and anchored",
+        _is_compared,
+        _evaluations,
+        "",
+    ),
     (
         "curves",
         "Learning curves of the other methods",
-        lambda system: not _is_llmr_or_brim(system) and system.name.family not in _STAGES,
+        lambda system: not _is_compared(system) and system.name.family not in _STAGES,
         _evaluations,
         "",
     ),
