@@ -184,3 +184,12 @@ def test_python_compiles_and_examples_are_true(page):
     )
     report: list[str] = []
     assert doctest.DocTestRunner().run(examples, out=report.append).failed == 0, "".join(report)
+
+
+def test_docs_stay_small():
+    others = ("settings.md", "summary.md")  # made by scripts
+    pages = [page for page in (ROOT / "docs").rglob("*.md") if page.name not in others]
+    words = sum(len(page.read_text(encoding="utf-8").split()) for page in pages)
+    assert words + len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 40_000
+    results = (path for path in (ROOT / "docs" / "results").rglob("*") if path.is_file())
+    assert sum(path.stat().st_size for path in results) <= 2 * 2**20
