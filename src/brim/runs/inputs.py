@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,9 @@ from brim.training.settings import RunConfig, StudentConfig
 from brim.training.teacher_settings import TeacherConfig
 
 logger = logging.getLogger(__name__)
+
+# Overrides that name the teacher, but for where its server is and how it is asked.
+_OTHER_TEACHER = re.compile(r"(teacher(?!\.(server|key_env|requests)\b)|seed)\b")
 
 # The share of a split's rows from which text that the tokenizer cannot spell is warned of.
 MISSPELLED = 0.001
@@ -218,6 +222,6 @@ def reopen(run: Path, overrides: Sequence[str] = (), reporter: Reporter | None =
         Path(os.path.normpath(stages_dir)),
         reporter or Reporter(quiet=True),
         other_settings=now != before,
-        # Another seed is another teacher where that is built.
-        other_teacher=any(now[name] != before[name] for name in ("teacher", "seed")),
+        # Whoever names it asks for what is there now; another seed builds another.
+        other_teacher=any(_OTHER_TEACHER.match(change) for change in overrides),
     )
