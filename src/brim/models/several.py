@@ -145,7 +145,7 @@ class TeacherOfEach:
 
     def __init__(self, teachers: Mapping[str, Teacher]) -> None:
         self.teachers = dict(teachers)
-        first = self._first = next(iter(self.teachers.values()))
+        first = next(iter(self.teachers.values()))
         self.tokenizer, self.encoder, self.rules = first.tokenizer, first.encoder, first.rules
         self.eos_token_ids, self.is_encoder_decoder = first.eos_token_ids, first.is_encoder_decoder
         self.batch_tokens = first.batch_tokens

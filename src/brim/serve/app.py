@@ -252,7 +252,7 @@ class Service:
         return asked
 
     async def _answer(self, request: Request, question: Question, rows: Sequence[Row]) -> Any:
-        """The worker's answers; those that nobody waits for any more are given up."""
+        """The worker's answers; a request whose client has left is given up."""
         future: Future[Any] = self._worker.submit(question, rows)
         waiting = asyncio.wrap_future(future)
         gone = asyncio.create_task(_disconnected(request))
@@ -300,7 +300,7 @@ async def _explain(request: Request, error: Exception) -> Response:
         case Full():
             status, message = 429, "too many requests wait (limits.queue); try again later"
             headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-        case ClientDisconnect():  # which nobody will read
+        case ClientDisconnect():  # never read: its client has left
             status, message = 400, "the client has gone"
         case torch.OutOfMemoryError():
             status, message = 500, "not enough memory for a pass; lower batch_tokens of the server"

@@ -1,4 +1,4 @@
-"""`brim serve`: load a model and answer until the process is told to stop."""
+"""`brim serve`: load a model and answer until a signal stops the process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe may ask for where the teacher reads a student's text, not its tokens. No torch."""
+"""What a recipe may ask for where a teacher shows less than its distribution. No torch."""
 
 from __future__ import annotations
 
@@ -31,15 +31,37 @@ def check_reading(
             "student.keep_layers: layers of the teacher come with its tokenizer; set teacher.reads "
             "to tokens"
         )
-    if (setting := objective.whole_distribution) is not None:
-        raise ValueError(
-            f"objective: {objective.name} with {setting} compares distributions over one "
-            "vocabulary, and a teacher that reads text has another; choose seqkd, llmr, brim, "
-            "ppo_llmr or ppo_brim with q_centering=mean, or anchored with immediate=sampled and "
-            "expected_regrets=false"
-        )
+    check_two_numbers(
+        objective,
+        "compares distributions over one vocabulary, and a teacher that reads text has another",
+    )
     if getattr(objective, "truncated", None) == "bootstrap":
         raise ValueError(
             "objective.truncated: bootstrap needs the teacher's state behind the last token, and a "
             "text may be cut inside one of its tokens; choose keep or drop"
         )
+
+
+# What needs all of a teacher's logits -> what to choose instead.
+_INSTEAD = {
+    "q_centering=policy": "choose objective.q_centering=logsumexp",
+    "immediate=expected": "choose objective.immediate=sampled; for anchored also "
+    "objective.expected_regrets=false",
+    "expected_regrets=true": "choose objective.expected_regrets=false",
+}
+_OTHER_METHODS = "choose llmr, brim, anchored, ppo_llmr, ppo_brim or seqkd"
+
+
+def check_two_numbers(objective: MethodConfig, why: str) -> None:
+    """Check that two numbers a token of the teacher are enough for a method.
+
+    Args:
+        objective: the method.
+        why: what it needs, and why that cannot be had here.
+
+    Raises:
+        ValueError: names the setting, and what to choose.
+    """
+    if (setting := objective.whole_distribution) is not None:
+        instead = _INSTEAD.get(setting, _OTHER_METHODS)
+        raise ValueError(f"objective.{setting}: {why}; {instead}")

@@ -29,7 +29,7 @@ from brim.training.loop_settings import (
     TrainerConfig,
     check_moments,
 )
-from brim.training.reading import check_reading
+from brim.training.reading import check_reading, check_two_numbers
 from brim.training.teacher_settings import NamedTeacher, OrList, TeacherConfig
 
 
@@ -94,16 +94,6 @@ class TrackingConfig(Config):
     """Project name for trackers that have one."""
 
 
-# What needs all of a teacher's logits -> what to choose instead.
-_INSTEAD = {
-    "q_centering=policy": "choose objective.q_centering=logsumexp",
-    "immediate=expected": "choose objective.immediate=sampled; for anchored also "
-    "objective.expected_regrets=false",
-    "expected_regrets=true": "choose objective.expected_regrets=false",
-}
-_OTHER_METHODS = "choose llmr, brim, anchored, ppo_llmr, ppo_brim or seqkd"
-
-
 def _check_behind_server(
     teacher: TeacherConfig,
     student: StudentConfig,
@@ -125,11 +115,9 @@ def _check_behind_server(
             "teacher.tokenizer: a teacher that reads text reads it in tokens of its own; name the "
             "folder or hub name of the model behind the server as teacher.tokenizer.path"
         )
-    if (setting := objective.whole_distribution) is not None:
-        raise ValueError(
-            f"objective.{setting}: needs all of the teacher's logits, and a server gives two "
-            f"numbers a token; {_INSTEAD.get(setting, _OTHER_METHODS)}"
-        )
+    check_two_numbers(
+        objective, "needs all of the teacher's logits, and a server gives two numbers a token"
+    )
     if evaluation.stages and evaluation.decoding.strategy == "beam":
         raise ValueError(
             "evaluation.stages: a teacher behind a server does not search with beams; set it to "
@@ -160,11 +148,10 @@ def _check_several(
         raise ValueError("teacher: each of several needs a name of its own for task.teacher_column")
     if any(teacher.weight != 1 for teacher in teachers):
         raise ValueError("teacher: weights are for an average; leave out task.teacher_column")
-    if (setting := objective.whole_distribution) is not None:
-        raise ValueError(
-            f"objective.{setting}: needs the distribution of one teacher, and with "
-            f"task.teacher_column examples have several; {_INSTEAD.get(setting, _OTHER_METHODS)}"
-        )
+    check_two_numbers(
+        objective,
+        "needs the distribution of one teacher, and with task.teacher_column examples have several",
+    )
 
 
 class RunConfig(Config):
