@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from brim.cli.app import Quiet, Split, app, running
+from brim.cli.app import Quiet, app, known_split, running
 
 if TYPE_CHECKING:
     from brim.analysis import AnalyzedModel
@@ -30,7 +30,9 @@ Students = Annotated[
         "starts from].",
     ),
 ]
-FromSplit = Annotated[Split, typer.Option("--split", help="Where the prompts are from.")]
+FromSplit = Annotated[
+    str, typer.Option("--split", callback=known_split, help="Where the prompts are from.")
+]
 Prompts = Annotated[int, typer.Option("--prompts", help="How many, drawn at random; at least 2.")]
 SamplesOption = Annotated[int, typer.Option("--samples", help="Rollouts a prompt; even.")]
 Ks = Annotated[str | None, typer.Option("--k", help="The K to compare [1,2,4,8,16].")]

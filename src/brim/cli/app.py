@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -35,7 +35,22 @@ app = typer.Typer(
 )
 
 
-Split = Literal["train", "validation", "test"]
+def known_split(split: str) -> str:
+    """Refuse what no task has."""
+    kind, point, name = split.partition(".")
+    if kind not in ("train", "validation", "test") or (point and (kind != "test" or not name)):
+        raise typer.BadParameter("train, validation, test, or test.NAME of several test sets")
+    return split
+
+
+Split = Annotated[
+    str,
+    typer.Option(
+        metavar="SPLIT",
+        callback=known_split,
+        help="Which part of the data: train, validation, test; or test.NAME of several test sets.",
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY.SUB=VALUE", help="Settings to change.", show_default=False),

@@ -17,7 +17,7 @@ def report(
         list[Path], typer.Argument(metavar="DIR...", help="Folders that hold run directories.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("report"),
-    split: Annotated[Split, typer.Option(help="Which part of the data.")] = "test",
+    split: Split = "test",
     baseline: Annotated[
         str | None,
         typer.Option(
@@ -58,7 +58,7 @@ def compare(
         Path, typer.Argument(help="A run, stage or evaluation; or a folder of runs seed=*.")
     ],
     b: Annotated[Path, typer.Argument(help="Another one, of the same examples.")],
-    split: Annotated[Split, typer.Option(help="Which part of the data.")] = "test",
+    split: Split = "test",
     metric: Annotated[
         list[str] | None,
         typer.Option(
@@ -78,23 +78,31 @@ def compare(
 ) -> None:
     """Say whether A is better than B, and where they differ most."""
     from brim.compare import compare
+    from brim.compare.seeds import splits_tested
     from brim.compare.write import comparison_text, write_comparison
 
-    comparison = compare(
-        a,
-        b,
-        split=split,
-        metrics=metric,
-        num_resamples=resamples,
-        seed=seed,
-        num_sentences=sentences,
-    )
+    tests = splits_tested(a, split)
+    found = {
+        name: compare(
+            a,
+            b,
+            split=name,
+            metrics=metric,
+            num_resamples=resamples,
+            seed=seed,
+            num_sentences=sentences,
+        )
+        for name in tests
+    }
     if out is not None:
-        write_comparison(comparison, out)
+        for name, comparison in found.items():
+            write_comparison(comparison, out if len(tests) == 1 else out / name)
+    if not as_json:
+        typer.echo("\n\n".join(map(comparison_text, found.values())))
+        return
+    values = {name: comparison.as_dict() for name, comparison in found.items()}
     # JSON in ASCII: a terminal obeys no character that a model wrote.
-    typer.echo(
-        json.dumps(comparison.as_dict(), indent=2) if as_json else comparison_text(comparison)
-    )
+    typer.echo(json.dumps(values if len(tests) > 1 else values[tests[0]], indent=2))
 
 
 _EXAMPLE = """\b

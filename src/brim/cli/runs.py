@@ -55,6 +55,7 @@ def train(
     from brim.compare.side_by_side import beside_its_start
     from brim.recipes import run_directory
     from brim.report import summary
+    from brim.runs.directory import RunDirectory
     from brim.runs.stage_results import evaluate_stages
     from brim.runs.train import train
 
@@ -69,13 +70,17 @@ def train(
             command=sys.argv,
             other_processes=other_processes,
         )
-        if not quiet and is_main_process():
-            typer.echo(summary(results))
-        if config.evaluation.stages:
-            tested = evaluate_stages(out, reporter=reporter)
+        tests = RunDirectory(out).tests()
+        for split in tests if not quiet and is_main_process() else ():
+            typer.echo(summary(results if len(tests) == 1 else results[split]))
+        stages_of = {
+            split: evaluate_stages(out, split=split, reporter=reporter)
+            for split in (tests if config.evaluation.stages else ())
+        }
     if not quiet and is_main_process():
-        if config.evaluation.stages:
-            typer.echo(f"\n{beside_its_start(out, config.objective.name, tested)}\n")
+        for split, tested in stages_of.items():
+            beside = beside_its_start(out, config.objective.name, tested, split=split)
+            typer.echo(f"\n{beside}\n")
         typer.echo(f"run directory: {out}\nnext: brim report {out} · brim generate {out}")
 
 
@@ -83,7 +88,7 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     overrides: Overrides = None,
-    split: Annotated[Split, typer.Option(help="Which part of the data.")] = "test",
+    split: Split = "test",
     model: Annotated[
         str | None, typer.Option(help="Evaluate this folder or hub name instead; needs --out.")
     ] = None,
@@ -103,19 +108,21 @@ def evaluate(
     RunDirectory(run).check()  # before torch comes
     from brim.report import summary
     from brim.runs.evaluate import evaluate_run
+    from brim.runs.inputs import splits_tested
 
     with running(quiet) as reporter:
-        results = evaluate_run(
-            run,
-            split=split,
-            model=model,
-            stage=stage,
-            out=out,
-            overrides=overrides or [],
-            reporter=reporter,
-        )
-    if not quiet and is_main_process():
-        typer.echo(summary(results))
+        for name in splits_tested(run, split, overrides or []):
+            results = evaluate_run(
+                run,
+                split=name,
+                model=model,
+                stage=stage,
+                out=out,
+                overrides=overrides or [],
+                reporter=reporter,
+            )
+            if not quiet and is_main_process():
+                typer.echo(summary(results))
 
 
 @app.command()

@@ -40,6 +40,8 @@ def compare(
 ) -> Comparison | SeedComparison:
     """`compare_seeds` of two folders of seeds, `compare_runs` of two of anything else.
 
+    Of several test sets `split` names one, as `test.NAME`.
+
     Raises:
         ConfigError: the one is a folder of seeds and the other is not, and as the two functions.
         RunError: as the two functions.

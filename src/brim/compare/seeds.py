@@ -74,6 +74,12 @@ def holds_seeds(directory: Path) -> bool:
     return not (directory / "results.json").exists() and bool(_seeds(directory))
 
 
+def splits_tested(directory: Path, split: str) -> tuple[str, ...]:
+    """Return `RunDirectory.tests` of a run, or of the first of a folder of seeds."""
+    runs = [*_seeds(directory).values()] if holds_seeds(directory) else [directory]
+    return RunDirectory(runs[0]).tests(split)
+
+
 def compare_seeds(
     a: Path,
     b: Path,

@@ -272,6 +272,13 @@ def _read_overrides(overrides: Sequence[str]) -> tuple[Document, dict[KeyPath, s
             raise ConfigError(f"{origin}: write a setting as key.sub=value")
         if any("\ud800" <= character <= "\udfff" for character in override):
             raise ConfigError(f"{origin}: not UTF-8 text")
+        for i in range(1, len(path)):
+            if isinstance(_given(commands.data, path[:i]), list):
+                above = dotted(path[:i])
+                raise ConfigError(
+                    f"{origin}: {above} is a list, given before; say it in the list: "
+                    f"{above}=[{{…, {dotted(path[i:])}: {text}}}, …]"
+                )
         value = _read_value(text, origin)
         written.pop(path, None)
         if not (value.data is None or isinstance(value.data, str)):
@@ -283,6 +290,13 @@ def _read_overrides(overrides: Sequence[str]) -> tuple[Document, dict[KeyPath, s
         # Without classes: `k=4 name=brim` must mean the same in either order.
         commands = _merge(commands, value, [])
     return commands, written
+
+
+def _given(data: Any, path: KeyPath) -> Any:
+    """What is at a path of nested mappings; None where there is none."""
+    for part in path:
+        data = data.get(part) if isinstance(data, dict) else None
+    return data
 
 
 def _read_value(text: str, origin: str) -> Document:

@@ -127,6 +127,8 @@ def _suggest_key(cls: type[BaseModel], data: Any, path: KeyPath) -> str:
     anywhere: dict[str, KeyPath] = {}
     for known in sorted(_all_keys(cls), key=len):
         anywhere.setdefault(str(known[-1]), known)
+    if parent and isinstance(parent[-1], int):  # an item of a list has keys of its own only
+        anywhere = {}
     if key in anywhere:
         return f"did you mean {dotted(anywhere[key])}?"
     initials = "".join(word[:1] for word in key.split("_"))  # learning_rate is lr

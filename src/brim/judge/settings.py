@@ -38,7 +38,7 @@ class JudgeConfig(Config):
     one of the command line replaces it."""
     b: Path | None = None
     """The other system, on the same examples."""
-    split: Literal["train", "validation", "test"] = "test"
+    split: str = Field("test", pattern=r"train|validation|test(\.[\w-]+)?")
     """Whose predictions."""
     model: str
     """As the server calls it; of a local judge a folder, run directory or hub name."""

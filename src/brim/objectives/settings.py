@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from brim.config.loading import Config
 from brim.objectives.method import MethodConfig, Passes, Updates
@@ -89,6 +90,24 @@ _UNUSED = {
     "adaptive": (None, {"candidates": [1, 2, 4, 8, 16], "smoothing": 0.9, "num_samples": 1.0}),
     "phase": ("aligned",),
 }
+# What is gone that runs of 0.2.0 used: its setting and value, what to do, and how such a run is
+# opened to be evaluated, which it has no effect on.
+_GONE = (
+    ("k", "auto", "k: auto is gone; brim analyze variance measures which K to set",
+     ("k=1", "adaptive=null")),
+    ("phase", "average", "phase=average is gone; use the method anchored, which did better",
+     ("phase=aligned",)),
+)  # fmt: skip
+
+
+def overrides_of_what_is_gone(settings: Mapping[str, Any]) -> list[str]:
+    """Return overrides with which a run can be opened again whose objective had these settings."""
+    return [
+        f"objective.{override}"
+        for key, value, _, overrides in _GONE
+        if settings.get(key) == value
+        for override in overrides
+    ]
 
 
 class BlockConfig(InductionConfig):
@@ -105,16 +124,10 @@ class BlockConfig(InductionConfig):
     def _read_runs_of_0_2_0(cls, settings: Any) -> Any:
         if not isinstance(settings, dict):
             return settings
-        if settings.get("phase") == "average":
-            raise ValueError("phase=average is gone; use the method anchored, which did better")
+        for key, value, remedy, _ in _GONE:
+            if settings.get(key) == value:
+                raise ValueError(remedy)
         return {key: v for key, v in settings.items() if v not in _UNUSED.get(key, ())}
-
-    @field_validator("k", mode="before")
-    @classmethod
-    def _no_k_is_chosen(cls, k: Any) -> Any:
-        if k == "auto":
-            raise ValueError("auto is gone; brim analyze variance measures which K to set")
-        return k
 
 
 class PolicyGradientConfig(InductionConfig):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from brim.config.loading import Config
 from brim.errors import DataError
 from brim.examples import Example
-from brim.tasks import SPLITS, Files, ReadTask, Split, Task
+from brim.tasks import Files, ReadTask, Split, Task
 from brim.tasks.base import Progress
 
 if TYPE_CHECKING:
@@ -125,8 +125,10 @@ def preview(
     first_bad: dict[str, str] = {}
     lenient = task.model_copy(update={"on_bad_row": "skip"}) if isinstance(task, ReadTask) else task
     with TemporaryDirectory(prefix="brim-data-") as folder:
-        for name in SPLITS:
-            if isinstance(task, ReadTask) and not (task.sources()[name] or task.fractions()[name]):
+        for name in task.splits():
+            if isinstance(task, ReadTask) and not (
+                task.sources()[name] or task.fractions().get(name)
+            ):
                 continue
             examples = lenient.load(name, cache_dir=Path(folder), on_progress=on_progress)
             facts = getattr(examples, "provenance", {})

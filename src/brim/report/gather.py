@@ -27,7 +27,7 @@ from brim.report.folders import (
 from brim.report.labels import Decoding, Name, distinct, flatten, name_of, other_decoding
 from brim.report.paper_numbers import SEEDS
 from brim.report.systems import Gathered, SystemRuns, TaskRuns
-from brim.runs.directory import decoding_in_words
+from brim.runs.directory import RunDirectory, decoding_in_words
 
 # What a report is made of besides runs: a judge's verdicts, and variance and bias against K.
 EXTRAS = ("judge.json", "variance.json")
@@ -76,20 +76,18 @@ def gather(directories: Sequence[Path], *, split: str = "test") -> Gathered:
         for name in files & set(EXTRAS):
             extras.setdefault(name, []).append(directory / name)
         if is_run(directory, files):
-            run = read_run(directory, split)
-            if run.scores and not run.stopped_at:
-                runs.append(run)
-            else:
-                open_runs.append(unfinished(run))
+            tested = [read_run(directory, name) for name in RunDirectory(directory).tests(split)]
+            lacking = [run for run in tested if not run.scores or run.stopped_at]
+            runs += [] if lacking else tested
+            open_runs += map(unfinished, lacking[:1])
         elif files == {".lock"}:
             open_runs.append(not_trained(directory))
         elif "results.json" in files:
-            model = read_run(directory, split)
-            if model.stopped_at:
-                stop = model.stopped_at
+            tested = [read_run(directory, name) for name in RunDirectory(directory).tests(split)]
+            if stop := tested[0].stopped_at:
                 notes.append(f"{directory}: left out, since its model is of {stop} of a training.")
-            elif model.scores:
-                models.append(model)
+            else:
+                models += [model for model in tested if model.scores]
         if SWEEP_FILE in files:
             sweeps.append(directory)
     if not runs:
@@ -128,13 +126,13 @@ def _group(runs: Sequence[Run], models: Sequence[Run], notes: list[str]) -> tupl
     for i, identity in enumerate(shared):
         members.setdefault(_key(identity), []).append(i)
     groups = list(members.values())
-    labels = distinct([_task(runs[g[0]]) for g in groups], [shared[g[0]] for g in groups])
+    labels = distinct([_label(runs[g[0]]) for g in groups], [shared[g[0]] for g in groups])
     tasks = []
     for label, group in zip(labels, groups, strict=True):
         mine = [runs[i] for i in group]
         found = _systems(mine, [own[i] for i in group], notes)
         found += [(system, {}) for system in _stages(mine, notes)]
-        found += [(_model(m), {}) for m in models if _data(m) == _data(mine[0]) is not None]
+        found += [(_model(m), {}) for m in models if _same_data(m, mine[0])]
         found, usual = _part_by_decoding(found)
         names = distinct([system.label for system, _ in found], [own for _, own in found])
         systems = [replace(s, label=name) for (s, _), name in zip(found, names, strict=True)]
@@ -199,7 +197,14 @@ def _key(settings: Mapping[str, Any]) -> str:
 def _shared(run: Run) -> dict[str, Any]:
     """Settings of task and models, and which data was tested on."""
     settings = {key: run.settings.get(key) for key in _SHARED}
-    return {**settings, "data": (_data(run) or "")[:8]}
+    one_of_several = {"test": run.split} if "." in run.split else {}
+    return {**settings, "data": (_data(run) or "")[:8], **one_of_several}
+
+
+def _label(run: Run) -> str:
+    """The task, with the name of one of several test sets."""
+    _, _, test_set = run.split.partition(".")
+    return f"{_task(run)}, {test_set}" if test_set else _task(run)
 
 
 def _task(run: Run) -> str:
@@ -210,6 +215,10 @@ def _data(run: Run) -> str | None:
     """The hash of the examples of the split."""
     data = run.results.get("data", {})
     return data.get("sha256") if isinstance(data, dict) else None
+
+
+def _same_data(a: Run, b: Run) -> bool:
+    return a.split == b.split and _data(a) == _data(b) is not None
 
 
 def _systems(runs: Sequence[Run], identities: Sequence[Identity], notes: list[str]) -> Found:

@@ -91,7 +91,9 @@ def write_reports(
         raise ConfigError(f"alpha: {alpha} is not between 0 and 1")
     found = gather(directories, split=split)
     base = _check_baseline(found, baseline)
-    num_runs = sum(len(system.runs) for task in found.tasks for system in task.systems)
+    num_runs = len(
+        {run.directory for task in found.tasks for system in task.systems for run in system.runs}
+    )
     reporter.say(f"{num_runs} finished runs and {len(found.unfinished)} others")
 
     notes: list[str] = []

@@ -210,8 +210,9 @@ def _caption(tasks: Sequence[TaskRuns], baseline: str, alpha: float) -> str:
         sizes = ", ".join(f"{c.num_examples:,} ({c.label})" for c in tasks)
     most = max(c.num_seeds for c in tasks)
     seeds = f"mean ± standard deviation over {most} seeds" if most > 1 else "one seed"
+    kind, _, _ = tasks[0].systems[0].runs[0].split.partition(".")
     text = (
-        f"{tasks[0].systems[0].runs[0].split.capitalize()} split, {sizes} examples; {seeds}; a "
+        f"{kind.capitalize()} split, {sizes} examples; {seeds}; a "
         "single run with its interval over examples. Best student, or those that tie, in bold."
     )
     if any(c.find(baseline) for c in tasks):

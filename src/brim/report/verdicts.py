@@ -38,7 +38,7 @@ def read_verdicts(
 ) -> list[Verdicts]:
     """Read those about systems of the report on its split; `notes` says of the others why not."""
     places = {
-        run.directory.resolve(): (task.label, system.label)
+        (run.directory.resolve(), run.split): (task.label, system.label)
         for task in tasks
         for system in task.systems
         for run in system.runs
@@ -60,11 +60,15 @@ def read_verdicts(
     return found
 
 
-def _read(path: Path, places: Mapping[Path, tuple[str, str]], split: str) -> Verdicts | None:
+def _read(
+    path: Path, places: Mapping[tuple[Path, str], tuple[str, str]], split: str
+) -> Verdicts | None:
     data = read_json(path)
-    sides = [places.get((path.parent / data[s]["directory"]).resolve()) for s in ("a", "b")]
-    a, b = sides
-    if a is None or b is None or a[0] != b[0] or data.get("split", split) != split:
+    judged = data.get("split", split)
+    a, b = (
+        places.get(((path.parent / data[side]["directory"]).resolve(), judged)) for side in "ab"
+    )
+    if a is None or b is None or a[0] != b[0]:
         return None
     turned = a[1] == paper.TABLE3_BASELINE
     criteria = {name: _numbers(fields, turned) for name, fields in data["criteria"].items()}

@@ -175,6 +175,17 @@ class RunDirectory:
             raise RunError(f"{error}; remove it, and {self._again(split)}") from None
         return {name: facts for name, facts in splits.items() if isinstance(facts, dict)}
 
+    def tests(self, split: str = "test") -> tuple[str, ...]:
+        """Return the splits of the test sets for `test`, where there are several; else `split`."""
+        if split != "test":
+            return (split,)
+        if (self.path / "config.yaml").exists():
+            sets = self.settings().get("task", {}).get("test")
+            found = [f"test.{name}" for name in sets] if isinstance(sets, dict) else []
+        else:
+            found = [name for name in self.splits() if name.startswith("test.")]
+        return tuple(found) or (split,)
+
     def find_results(self, split: str) -> Results | None:
         """Return the results of a split; None where there are none yet."""
         try:

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from accelerate import Accelerator
 
 from brim.config.loading import load_config, without_incidental
+from brim.errors import ConfigError
 from brim.examples import Example
 from brim.models import (
     LanguageModel,
@@ -23,9 +24,10 @@ from brim.models import (
 from brim.models.loading import describe_model
 from brim.objectives import make_objective
 from brim.objectives.base import Objective
+from brim.objectives.settings import overrides_of_what_is_gone
 from brim.runs.directory import RunDirectory
 from brim.support.progress import Reporter
-from brim.tasks import SPLITS, Split, Task, describe, locate, warn_of_overlap, without_rows
+from brim.tasks import Split, Task, describe, locate, warn_of_overlap, without_rows
 from brim.training.accelerator import make_accelerator
 from brim.training.settings import RunConfig, StudentConfig
 from brim.training.teacher_settings import TeacherConfig
@@ -98,6 +100,9 @@ class RunInputs:
     def examples(self, split: Split) -> Sequence[Example]:
         """Return a split, less the rows that `check_rows` has found to be of no use."""
         if split not in self._splits:
+            if split not in self.task.splits():
+                names = ", ".join(self.task.splits())
+                raise ConfigError(f"there is no split {split}; the task has {names}")
             self._splits[split] = self.task.load(
                 split, cache_dir=self.out / "data", on_progress=self.reporter.progress
             )
@@ -113,7 +118,7 @@ class RunInputs:
     def data(self) -> dict[str, Any]:
         """Return what is known of each split, for the provenance; a large one takes a while."""
         if not self._data:
-            self._data = {split: describe(self.used(split)) for split in SPLITS}
+            self._data = {split: describe(self.used(split)) for split in self.task.splits()}
         return self._data
 
     def check_rows(self, splits: Sequence[Split], *models: Teacher) -> dict[str, Any]:
@@ -203,12 +208,7 @@ def reopen(run: Path, overrides: Sequence[str] = (), reporter: Reporter | None =
     directory = RunDirectory(run)
     directory.check()
     directory.settings_text()  # compared with its hash
-    objective = directory.settings().get("objective", {})  # of 0.2.0: no effect on what it trained
-    removed: list[str] = []
-    if objective.get("k") == "auto":
-        removed = ["objective.k=1", "objective.adaptive=null"]
-    if objective.get("phase") == "average":
-        removed.append("objective.phase=aligned")
+    removed = overrides_of_what_is_gone(directory.settings().get("objective", {}))
     known = load_config(RunConfig, run / "config.yaml", removed)
     config = load_config(RunConfig, run / "config.yaml", [*removed, *overrides])
     before, now = (
@@ -225,3 +225,12 @@ def reopen(run: Path, overrides: Sequence[str] = (), reporter: Reporter | None =
         # Whoever names it asks for what is there now; another seed builds another.
         other_teacher=any(_OTHER_TEACHER.match(change) for change in overrides),
     )
+
+
+def splits_tested(run: Path, split: Split, overrides: Sequence[str]) -> tuple[Split, ...]:
+    """Return the splits of a run's test sets, with these settings, for `test`; else `split`.
+
+    Raises:
+        RunError, ConfigError: as `reopen`.
+    """
+    return reopen(run, overrides).task.splits()[2:] if split == "test" else (split,)

@@ -38,7 +38,6 @@ from brim.runs.inputs import Made, RunInputs
 from brim.runs.pairs import match
 from brim.runs.served import load_served, recognize
 from brim.seeding import derive_seed
-from brim.tasks import SPLITS
 from brim.training.optimizer import check_trainable, import_adamw_8bit, schedule_warnings
 from brim.training.teacher_settings import NamedTeacher, TeacherConfig
 
@@ -70,7 +69,7 @@ def load_checked(
         check_trainable(model, "student")
     if config.teacher.train is not None:
         check_trainable(whole(teacher.model), "teacher")
-    spelling = run.check_rows(SPLITS, model, teacher.model)
+    spelling = run.check_rows(run.task.splits(), model, teacher.model)
     data = run.data()
     if RunDirectory(run.out).manifest().get("data", data) != data:
         raise RunError(
@@ -116,7 +115,8 @@ def _check_data(run: RunInputs) -> None:
     for name in run.task.metrics:
         get_metric(name)
     config.check_processes(run.accelerator.num_processes)
-    run.examples("test")  # whatever is wrong with it is known before models are loaded
+    for split in run.task.splits()[2:]:
+        run.examples(split)  # whatever is wrong with it is known before models are loaded
 
 
 def load_teacher(run: RunInputs) -> Made[Teacher]:
@@ -172,7 +172,7 @@ def _load_several(
     identity = {name: one.fingerprint for name, one in made.items()}
     if getattr(run.task, "teacher_column", None) is not None:
         by_name = TeacherOfEach(models)
-        for split in SPLITS:
+        for split in run.task.splits():
             by_name.check_examples(run.examples(split))
         return Made(by_name, config_hash(identity), facts=facts)
     mean = AveragedTeacher([whole(model) for model in models.values()], weights)

@@ -1,7 +1,6 @@
 """A run's life, from top to bottom: teacher, its outputs, the student, the objective, the test.
 
-Each stage is resumable and is skipped when its inputs are unchanged. Below `train` is what writes
-the run directory.
+Each stage is resumable, and skipped when its inputs are unchanged. Below `train` is what writes.
 """
 
 from __future__ import annotations
@@ -94,7 +93,7 @@ def train(
         other_processes: resume what another number of processes began.
 
     Returns:
-        What `results.json` holds.
+        What `results.json` holds of the test; of several test sets by split.
 
     Raises:
         BrimError: settings, data, models or directory cannot be used; nothing was overwritten.
@@ -142,12 +141,16 @@ def train(
 
 
 def _test_best(run: RunInputs, teacher: Made[Teacher], training: dict[str, Any]) -> dict[str, Any]:
-    label, best = run.config.objective.name, run.reload(run.out / "best", run.config.student)
-    kept = kept_results(best, "test", run.out, training)
-    if kept is not None:
-        run.reporter.say(f"{label} on test: unchanged, kept")
-        return kept
-    return evaluate_model(best, run, teacher, "test", run.out, label=label, training=training)
+    label, found = run.config.objective.name, {}
+    best = run.reload(run.out / "best", run.config.student)
+    for split in run.task.splits()[2:]:
+        kept = kept_results(best, split, run.out, training)
+        if kept is not None:
+            run.reporter.say(f"{label} on {split}: unchanged, kept")
+        found[split] = kept or evaluate_model(
+            best, run, teacher, split, run.out, label=label, training=training
+        )
+    return found.get("test", found)
 
 
 def train_objective(
@@ -218,7 +221,7 @@ def record_stages(
     decoding, data = run.config.decoding, run.data()
     inputs = {
         "teacher": teacher.fingerprint,  # whose returns are measured
-        "data": {split: data[split]["sha256"] for split in ("validation", "test")},
+        "data": {split: data[split]["sha256"] for split in run.task.splits()[1:]},
         "max_prompt_tokens": decoding.max_prompt_tokens,
         "max_tokens": decoding.max_tokens,
     }

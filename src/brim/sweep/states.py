@@ -41,19 +41,22 @@ def state_of(task: Task, out: Path) -> State:
     Raises:
         RunError: a file of the directory is damaged.
     """
-    folder = out / task.name
-    begun, lock = False, folder / "predictions" / ".test.partial.lock"
+    folder, begun = out / task.name, False
     if isinstance(task, Point):
-        begun, lock = (folder / "config.yaml").exists(), folder / ".lock"
+        begun, locks = (folder / "config.yaml").exists(), [folder / ".lock"]
         from brim.runs.train import (
             changed_settings,
         )  # and torch, which a sweep's file does not need
 
         if begun and changed_settings(folder, task.config):
             return "foreign"
-    if is_held(lock):
+        last = RunDirectory(folder).tests()[-1]
+    else:
+        *_, last = tests = RunDirectory(out / task.run).tests()
+        locks = [folder / "predictions" / f".{test}.partial.lock" for test in tests]
+    if any(map(is_held, locks)):
         return "running"
-    results = results_of(folder)
+    results = results_of(folder, last)
     ended = results and not RunDirectory(folder).stopped_at(results)
     if ended and (begun or isinstance(task, StageTest)):
         return "done"
@@ -62,9 +65,9 @@ def state_of(task: Task, out: Path) -> State:
     return "stopped" if begun else "waiting"
 
 
-def results_of(run: Path) -> Mapping[str, Any]:
-    """What `results.json` holds of the test split; nothing where there is none."""
-    results: dict[str, Any] = RunDirectory(run).splits("test").get("test", {})
+def results_of(directory: Path, split: str) -> Mapping[str, Any]:
+    """What `results.json` holds of a split; nothing where there is none."""
+    results: dict[str, Any] = RunDirectory(directory).splits(split).get(split, {})
     return results
 
 
@@ -75,7 +78,7 @@ def has_stages(run: Path) -> bool:
 
 def first_scores(run: Path) -> str:
     """The first scores of a finished run on one line."""
-    scores = list(results_of(run).get("scores", {}).values())
+    scores = list(results_of(run, RunDirectory(run).tests()[0]).get("scores", {}).values())
     return " · ".join(f"{score['name']} {score['value']:.2f}" for score in scores[:_SHOWN_SCORES])
 
 

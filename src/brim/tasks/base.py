@@ -8,7 +8,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, overload
+from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 
 from pydantic import Field
 
@@ -18,8 +18,9 @@ from brim.examples import Example
 
 logger = logging.getLogger(__name__)
 
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
+Split = str
+"""`train`, `validation`, `test`; of a task with several test sets `test.NAME` in its place."""
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being read, how much of it is done and how much there is."""
@@ -88,10 +89,19 @@ class Task(Config):
         """Return where rows of a split were read, as `file:line` by id; empty for bundled data."""
         return {}
 
+    def splits(self) -> tuple[Split, ...]:
+        """Return the splits: `train`, `validation`, and `test` or several test sets."""
+        return SPLITS
+
     def limit(self, split: Split) -> int | None:
         """Return how many examples of a split are kept at most."""
-        limit: int | None = getattr(self, f"max_{split}_examples")
+        limit: int | None = getattr(self, f"max_{kind_of(split)}_examples")
         return limit
+
+
+def kind_of(split: Split) -> str:
+    """Return `test` for each of several test sets, any other split as it is."""
+    return split.partition(".")[0]
 
 
 class Rows(Sequence[Example]):
@@ -180,7 +190,7 @@ def warn_of_overlap(splits: Mapping[Split, Sequence[Example]], latest: Split) ->
 
     `latest` is the last split that was loaded; the pairs without it were compared before.
     """
-    for split in SPLITS[1:]:
+    for split in [name for name in splits if name != "train"]:
         facts = getattr(splits.get(split), "provenance", {})
         if latest not in ("train", split) or "train" not in splits or "source" not in facts:
             continue

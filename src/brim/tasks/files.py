@@ -11,6 +11,7 @@ may be larger than memory.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Literal, Self
 
@@ -18,7 +19,7 @@ from pydantic import Field, field_validator, model_validator
 
 from brim.config.loading import Config
 from brim.errors import ConfigError
-from brim.tasks.base import MetricNames, Split
+from brim.tasks.base import MetricNames, Split, kind_of
 from brim.tasks.chats import Turns
 from brim.tasks.mixing import WeightedSource
 from brim.tasks.reading import ReadTask, Sources
@@ -27,6 +28,8 @@ from brim.tasks.sources import open_source
 from brim.tasks.templates import Template
 
 Names = str | tuple[str, ...] | None
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class ReferenceColumns(Config):
@@ -54,8 +57,9 @@ class Files(ReadTask):
     id: `org/name#split`; or a list of several, each of them that or `{path: …, weight: 2}`."""
     validation: str | None = None
     """Likewise; null to carve it out of the training data."""
-    test: str | None = None
-    """Likewise."""
+    test: str | dict[str, str] | None = None
+    """Likewise; or several test sets by name, `{news: news.jsonl, wiki: wiki.jsonl}`, each with
+    results of its own."""
     prompt_column: str = "prompt"
     """Column whose text is the prompt."""
     prompt: str | None = None
@@ -125,6 +129,25 @@ class Files(ReadTask):
                     raise ValueError(f"names {path} twice; give it a weight of 2")
         return train
 
+    @field_validator("test")
+    @classmethod
+    def _test_sets(cls, test: str | dict[str, str] | None) -> object:
+        if not isinstance(test, dict):
+            return test
+        if not test:
+            raise ValueError("names no test set")
+        for name in test:
+            if not _NAME.fullmatch(name):
+                raise ValueError(
+                    f"{name!r} cannot be the name of a test set, which files are called after: "
+                    "letters, digits, - and _ can"
+                )
+        paths = list(test.values())
+        for path in paths:
+            if paths.count(path) > 1:
+                raise ValueError(f"names {path} twice; leave one of them out")
+        return test
+
     def sources(self) -> Mapping[Split, Sources]:
         """See `ReadTask.sources`."""
         train: Sources
@@ -134,14 +157,26 @@ class Files(ReadTask):
             train = tuple(
                 WeightedSource(path=part) if isinstance(part, str) else part for part in self.train
             )
-        return {"train": train, "validation": self.validation, "test": self.test}
+        tests: dict[Split, Sources] = {"test": None}
+        if self.test is not None:
+            tests = (
+                {"test": self.test}
+                if isinstance(self.test, str)
+                else {f"test.{name}": path for name, path in self.test.items()}
+            )
+        return {"train": train, "validation": self.validation, **tests}
+
+    def splits(self) -> tuple[Split, ...]:
+        """See `Task.splits`."""
+        return tuple(self.sources())
 
     def columns(self) -> Columns:
         """See `ReadTask.columns`."""
         names = self.reference_column
         if not isinstance(names, ReferenceColumns):
             names = ReferenceColumns(validation=names, test=names)
-        references: dict[Split, Names] = {"validation": names.validation, "test": names.test}
+        tests = dict.fromkeys(self.splits()[2:], names.test)
+        references: dict[Split, Names] = {"validation": names.validation, **tests}
         return Columns(
             template=self._template(),
             messages=self.messages_column,
@@ -163,7 +198,7 @@ class Files(ReadTask):
         """See `ReadTask.open`."""
         return open_source(
             text,
-            split,
+            kind_of(split),
             config=self.dataset_config,
             revision=self.dataset_revision,
             streaming=self.streaming,

@@ -196,6 +196,8 @@ class ReadTask(Task):
     def _home(self, split: Split) -> tuple[Split, tuple[WeightedSource, ...]]:
         """The split whose sources are read for this one, and these sources."""
         sources = self.sources()
+        if split not in sources:
+            raise ConfigError(f"there is no split {split}; there are {', '.join(sources)}")
         home: Split = split if sources[split] else "train"
         named = sources[home]
         return home, (WeightedSource(path=named),) if isinstance(named, str) else named or ()
@@ -227,7 +229,7 @@ class ReadTask(Task):
         return {
             split: fraction
             for split, fraction in self.fractions().items()
-            if home == "train" and sources[split] is None and fraction > 0
+            if home == "train" and sources.get(split, split) is None and fraction > 0
         }
 
     def _key(self, sources: Sequence[Opened], splits: Sequence[Split]) -> str:

@@ -393,6 +393,27 @@ def test_overrides_of_a_name_and_its_settings_mean_the_same_in_either_order(load
     assert load("", *overrides) == load("", *reversed(overrides))
 
 
+def test_a_key_of_a_list_that_an_override_gave_is_said_in_the_list(load):
+    given = "stages=[{name: plain}, {name: blocks}]"
+    assert complaint(load, "", given, "stages.clip=3") == (
+        "command line: stages.clip=3: stages is a list, given before; say it in the list: "
+        "stages=[{…, clip: 3}, …]"
+    )
+    assert load("", "stages.clip=3", given).stages == load("", given).stages  # later ones win
+
+
+@pytest.mark.parametrize(
+    ("item", "hint"),
+    [
+        ("{name: blocks, clipp: 3}", "did you mean stages.0.clip?"),
+        ("{name: blocks, lr: 3}", "the keys here are name, k, clip"),
+        ("{name: blocks, steps: 3}", "the keys here are name, k, clip"),
+    ],
+)
+def test_an_item_of_a_list_has_keys_of_its_own(load, item, hint):
+    assert complaint(load, f"stages: [{item}]").endswith(f"unknown key; {hint}")
+
+
 def test_names_without_suffix_are_searched_for(load):
     Path("elsewhere.yaml").write_text("prompt: found\n")
     assert load("extends: cmudict/brim", search=lambda name: Path("elsewhere.yaml")).prompt == (

@@ -20,12 +20,13 @@ from makers import policy_gradient, q_of
 from pydantic import TypeAdapter, ValidationError
 
 from brim.config.loading import Config, load_config
+from brim.config.yaml import parse
 from brim.errors import ConfigError
 from brim.models import Decoding
 from brim.objectives import ObjectiveConfig, make_objective
 from brim.objectives.method import Updates
 from brim.objectives.policy_gradient import PolicyGradient
-from brim.objectives.settings import BRIMConfig, LLMRConfig
+from brim.objectives.settings import BRIMConfig, LLMRConfig, overrides_of_what_is_gone
 from brim.seeding import derive_seed
 
 BOTH = ["llmr", "brim"]
@@ -322,3 +323,16 @@ def test_weights_are_those_of_the_policy_that_wrote():
     assert float(sums["policy/importance_weight"]) == pytest.approx(
         float(ratios[rollout.mask].sum()), rel=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    "gone", [{"k": "auto", "adaptive": {"smoothing": 0.5}}, {"phase": "average"}]
+)
+def test_what_is_gone_is_refused_and_a_run_that_had_it_opens(gone):
+    with pytest.raises(ValidationError, match="is gone"):
+        BRIMConfig(**gone)
+    overrides = dict(text.split("=") for text in overrides_of_what_is_gone(gone))
+    changed = {key.removeprefix("objective."): parse(v, str).data for key, v in overrides.items()}
+    assert overrides.keys() == {f"objective.{key}" for key in changed}
+    BRIMConfig(**{**gone, **changed})
+    assert overrides_of_what_is_gone({"k": 2, "phase": "aligned"}) == []
