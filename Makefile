@@ -53,6 +53,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/scaling.py --weak
 	$(BIN)/python benchmarks/plan_memory.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/plan_time.py
 
 # The settings page anew, and the site in build/docs; a broken link, file or anchor ends it.
 docs: $(VENV)/installed

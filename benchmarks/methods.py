@@ -127,7 +127,8 @@ def training_cells(seeds: Sequence[Run]) -> list[str]:
         curves = [[value for _, value in seed.curve(key)] for seed in seeds]
         cells.append(number_cell([statistics.fmean(curve) for curve in curves if curve], 2))
     timings = [JsonLines(seed.directory / "timings.jsonl").rows() for seed in seeds]
-    seconds = [statistics.median(line["time/step"] for line in lines) for lines in timings]
+    steps = [[line["time/step"] for line in lines if "time/step" in line] for lines in timings]
+    seconds = [statistics.median(taken) for taken in steps]
     best = ", ".join(str(seed.results["best_step"]) for seed in seeds)
     return [*cells, number_cell(seconds, 2), best]
 

@@ -86,7 +86,12 @@ def test_run_directory(finished, model):
         assert {"policy/entropy", "policy/kl_to_teacher", "optim/grad_norm"} <= line.keys()
         assert not any(key.startswith("time/") for key in line)
     assert [line["step"] for line in lines if "eval/exact_match" in line] == [0, 2, 4, 6]
-    assert {"time/rollout", "time/teacher", "time/update"} <= rows(run / "timings.jsonl")[0].keys()
+    timings = rows(run / "timings.jsonl")
+    of_steps = [line for line in timings if "time/step" in line]
+    assert [line["step"] for line in of_steps] == [1, 2, 3, 4, 5, 6]
+    assert {"time/rollout", "time/teacher", "time/update"} <= of_steps[0].keys()
+    assert [line["step"] for line in timings if "time/evaluation" in line] == [0, 2, 4, 6]
+    assert [line["step"] for line in timings if "time/save" in line][-1] == 6
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-5", "step-6"]
 
     reader = AutoModelForSeq2SeqLM if model == T5 else AutoModelForCausalLM

@@ -202,3 +202,25 @@ def test_no_case_begins_after_the_time_is_over(device, tmp_path):
     part.case("late", lambda: {"number": 1})
     (row,) = json.loads(part.file.read_text())["rows"]
     assert row["skipped"] == "no time was left"
+
+
+def test_what_a_training_foresees_is_compared_with_what_it_took_behind(pairs, tmp_path):
+    import plan_time
+
+    rows = [
+        {"step": 0, "time/evaluation": 64.0},
+        *({"step": step, "time/step": 1.0, "time/update": 0.5} for step in range(1, 13)),
+        {"step": 12, "time/evaluation": 8.0},
+        {"step": 12, "time/save": 4.0},
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "timings.jsonl").write_text(lines, encoding="utf-8")
+    assert plan_time.left_after(tmp_path, plan_time.STEPS) == 2 * 1.0 + 8.0 + 4.0
+    watch = plan_time.Watch()
+    with watch.meter("brim", 12) as meter:
+        for step in range(12):
+            meter.advance(1, seconds_left=100.0 - step)
+    assert watch.left == 100.0 - (plan_time.STEPS - 1)
+    with watch.meter("brim on test", 12) as meter:  # which knows nothing of the time left
+        meter.advance(plan_time.STEPS)
+    assert watch.left == 100.0 - (plan_time.STEPS - 1)

@@ -30,8 +30,11 @@ def plan(
     devices: Annotated[int, typer.Option(min=1, help="Share the run out over so many.")] = 1,
     measure: Annotated[
         bool,
-        typer.Option("--measure", help="Run real steps of each stage here, and time the last one."),
+        typer.Option("--measure", help="Time real steps of each stage here: hours, and advice."),
     ] = False,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of each stage that --measure times [1].")
+    ] = None,
     tflops: Annotated[
         float | None,
         typer.Option(
@@ -50,7 +53,7 @@ def plan(
         from brim.plan import plan_sweep, sweep_as_dict, sweep_as_text
         from brim.sweep import load_sweep, points
 
-        if overrides or measure:
+        if overrides or measure or steps:
             raise ConfigError(f"{recipe}: a sweep's plan takes no settings and no --measure")
         runs = points(load_sweep(Path(recipe)), recipe)
         whole = plan_sweep(runs, devices=devices, memory_limit=memory, tflops=tflops)
@@ -59,6 +62,8 @@ def plan(
         return
     if tflops is not None:
         raise ConfigError("--tflops: is for a sweep; --measure times the steps of a recipe")
+    if steps is not None and not measure:
+        raise ConfigError("--steps: are those that --measure times; add it")
     if measure and devices > 1:
         raise ConfigError("--measure: times one device; leave out --devices")
     _, config = load_recipe(recipe, overrides)
@@ -69,7 +74,7 @@ def plan(
     found = plan(config, devices=devices, memory_limit=memory)
     if measure:
         with running():
-            found = timed(found, config, reporter=Reporter())
+            found = timed(found, config, steps=steps or 1, reporter=Reporter())
     typer.echo(json.dumps(as_dict(found), indent=2) if as_json else as_text(found, width=width))
 
 

@@ -19,6 +19,7 @@ from brim.plan.flops import (
     step_operations,
     step_traffic,
 )
+from brim.plan.hours import Measured
 from brim.plan.memory import Devices, Learner, Memory, Room, Sizes, phases
 from brim.plan.models import ModelShape, Size, student_shape, teacher_shapes
 from brim.plan.warnings import (
@@ -105,6 +106,7 @@ class Plan:
         reads: what the teacher reads of the student's writing, its tokens or the text. How many
             tokens of either a segment has is logged in training; here a text counts as many for
             both.
+        measured: where its time goes, if that was measured.
     """
 
     models: tuple[ModelPlan, ...]
@@ -112,6 +114,7 @@ class Plan:
     warnings: tuple[str, ...]
     devices: int = 1
     reads: str = "tokens"
+    measured: Measured | None = None
 
     @property
     def peak_bytes(self) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
+from brim.plan.hours import Measured, total_hours
 from brim.plan.memory import Memory
 from brim.plan.plan import GIB, Plan
 
@@ -17,7 +18,9 @@ Rows = Sequence[Sequence[str | int | None]]
 
 # Of a step, as operations and traffic have them.
 PHASES = ("rollout", "teacher", "student", "update", "total")
-_WORDS = {"role", "model", "stage", "system", "phase", "what it does"}
+_WORDS = {
+    "role", "model", "stage", "system", "phase", "what it does", "part", "setting", "why"
+}  # fmt: skip
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:
@@ -29,6 +32,8 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         for name in ("operations", "traffic"):
             if row[name] is not None:
                 row[name]["total"] = getattr(stage, name).total
+    if plan.measured is not None:
+        found["measured"]["hours"] = plan.measured.hours
     return {**found, "peak_bytes": plan.peak_bytes, "kept_bytes": plan.kept_bytes}
 
 
@@ -44,8 +49,8 @@ def as_text(plan: Plan, *, width: int | None = None) -> str:
     ]
     if plan.devices > 1:
         tables.append(_by_phase(plan, "traffic", f"sent in a step{of_each}", ("G", "M"), "B"))
-    if any(stage.seconds for stage in plan.stages):
-        tables.append(_measured(plan))
+    if plan.measured is not None:
+        tables += [_reached(plan), _hours(plan.measured), *_advice(plan.measured)]
     peak, kept = (decimal(value / size) for value in (plan.peak_bytes, plan.kept_bytes))
     last = f"most memory at once: {peak} {unit}; left on the disk: {kept} {unit}"
     if plan.reads == "text":
@@ -114,15 +119,47 @@ def _by_phase(plan: Plan, name: str, title: str, prefixes: tuple[str, str], unit
     return table_of(f"{title}, {unit}", columns, rows)
 
 
-def _measured(plan: Plan) -> Table:
-    rows = []
-    for stage in plan.stages:
-        if stage.seconds and stage.operations:
-            hours = None if stage.num_steps is None else stage.num_steps * stage.seconds / 3600
-            reached = scaled(stage.operations.total / stage.seconds, 1e12)
-            rows.append((stage.name, scaled(stage.seconds, 1), scaled(hours, 1), reached))
-    columns = ("stage", "seconds of a step", "hours of all", "teraFLOP/s")
+def _reached(plan: Plan) -> Table:
+    rows = [
+        (stage.name, scaled(stage.seconds, 1), scaled(stage.operations.total / stage.seconds, 1e12))
+        for stage in plan.stages
+        if stage.seconds and stage.operations
+    ]
+    columns = ("stage", "seconds of a step", "teraFLOP/s")
     return table_of("measured on this device", columns, rows)
+
+
+def _hours(measured: Measured) -> Table:
+    """Each part, each stage and the run, with their share of it."""
+    whole, rows = measured.hours, []
+    for name in dict.fromkeys(part.stage for part in measured.parts):
+        own = [part for part in measured.parts if part.stage == name]
+        rows += [
+            (name, part.what, scaled(part.seconds, 1), part.count, *_share(part.hours, whole))
+            for part in own
+        ]
+        rows.append((name, "all", None, None, *_share(total_hours(own), whole)))
+    rows.append(("run", "all", None, None, *_share(whole, whole)))
+    columns = ("stage", "part", "seconds each", "times", "hours", "share")
+    return table_of("hours of the run", columns, rows)
+
+
+def _share(hours: float | None, whole: float) -> tuple[str | None, str | None]:
+    return scaled(hours, 1), f"{hours / whole:.1%}" if hours and whole else None
+
+
+def _advice(measured: Measured) -> Iterator[Table]:
+    rows = [
+        (
+            *(advice.setting, advice.now, advice.instead),
+            ("at most " if advice.at_most else "") + decimal(advice.hours),
+            advice.why,
+        )
+        for advice in measured.advice
+    ]
+    if rows:
+        columns = ("setting", "now", "instead", "saves hours", "why")
+        yield table_of("what to change first", columns, rows)
 
 
 def table_of(title: str, columns: Sequence[str], rows: Rows, words: set[str] = _WORDS) -> Table:

@@ -17,7 +17,6 @@ from brim.objectives.base import Objective
 from brim.runs.inputs import RunInputs
 from brim.runs.pairs import some_targets
 from brim.seeding import derive_seed
-from brim.support.progress import Meter
 from brim.training.evaluation import Evaluation, evaluate
 from brim.training.loop_settings import LoopConfig, OptimConfig
 from brim.training.monitors import Monitors, Reference
@@ -69,6 +68,11 @@ def fit(
         _tracker(run, directory) as tracker,
         run.reporter.meter(label, count_steps(loop, len(examples))) as meter,
     ):
+
+        def show(step: int, loss: float) -> None:
+            left = trainer.pace.seconds_left(step)
+            meter.advance(step - meter.done, f"loss {loss:.4g}", left)
+
         trainer = Trainer(
             student=student,
             teacher=teacher,
@@ -84,7 +88,7 @@ def fit(
             max_prompt_tokens=config.decoding.max_prompt_tokens,
             seed=derive_seed(run.seed_of(stage), "train", stage),
             load=lambda path: run.reload(path, role, verified=True),
-            hooks=Hooks(lambda step, metrics: _show(meter, step, metrics["train/loss"])),
+            hooks=Hooks(lambda step, metrics: show(step, metrics["train/loss"])),
             monitors=monitors or Monitors(),
             num_samples=config.evaluation.num_samples,
             other_processes=run.other_processes,
@@ -129,10 +133,6 @@ def _tracker(run: RunInputs, directory: Path) -> Tracker:
         config=run.config.model_dump(mode="json"),
         project=tracking.project,
     )
-
-
-def _show(meter: Meter, step: int, loss: float) -> None:
-    meter.advance(step - meter.done, f"loss {loss:.4g}")
 
 
 def _validate(

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 LOG_INTERVAL_SECONDS = 15.0
 
@@ -20,12 +21,28 @@ class Meter:
     done: int = 0
     note: str = ""
     started: float = field(default_factory=time.monotonic)
+    known_left: float | None = None
 
-    def advance(self, amount: int = 1, note: str | None = None) -> None:
-        """Count `amount` more as done; `note` is shown behind the bar."""
+    def advance(
+        self, amount: int = 1, note: str | None = None, seconds_left: float | None = None
+    ) -> None:
+        """Count `amount` more as done; `note` is shown behind the bar.
+
+        `seconds_left` are for who knows better than that the rest goes as what is done.
+        """
         self.done = min(self.done + amount, self.total)
         self.note = self.note if note is None else note
+        self.known_left = seconds_left
         self.show(self)
+
+    @property
+    def eta(self) -> str:
+        """The time left, in words."""
+        if self.done == self.total and not self.known_left:
+            return "done"
+        each = (time.monotonic() - self.started) / max(self.done, 1)
+        left = each * (self.total - self.done) if self.known_left is None else self.known_left
+        return f"ETA {timedelta(seconds=round(left))}"
 
 
 class Reporter:
@@ -59,15 +76,17 @@ class Reporter:
 
             with bars.Progress(
                 bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(),
-                bars.TimeElapsedColumn(), bars.TextColumn("ETA"), bars.TimeRemainingColumn(),
+                bars.TimeElapsedColumn(), bars.TextColumn("{task.fields[eta]}"),
                 bars.TextColumn("{task.fields[note]}"),
                 console=self.console,
             ) as progress:  # fmt: skip
-                task = progress.add_task(name, total=total, note="")
+                task = progress.add_task(name, total=total, note="", eta="")
                 yield Meter(
                     name,
                     total,
-                    show=lambda meter: progress.update(task, completed=meter.done, note=meter.note),
+                    show=lambda meter: progress.update(
+                        task, completed=meter.done, note=meter.note, eta=meter.eta
+                    ),
                 )
 
     def _log_line(self) -> Callable[[Meter], None]:
@@ -81,9 +100,7 @@ class Reporter:
                 return
             shown = now
             elapsed = now - meter.started
-            left = elapsed / max(meter.done, 1) * (meter.total - meter.done)
-            eta = "done" if finished else f"ETA {left:.0f} s"
-            line = f"{meter.name}: {meter.done}/{meter.total} in {elapsed:.0f} s, {eta}"
+            line = f"{meter.name}: {meter.done}/{meter.total} in {elapsed:.0f} s, {meter.eta}"
             self.say(f"{line}  {meter.note}".rstrip())
 
         return show

@@ -115,6 +115,21 @@ def count_steps(settings: LoopConfig, num_examples: int) -> int:
     return math.ceil(settings.num_epochs * num_examples / settings.rollout_batch_size)
 
 
+def count_evaluations(settings: LoopConfig, num_steps: int, *, after: int = 0) -> int:
+    """Count the evaluations of a training behind a step; the one before the first is not one."""
+    return _count_every(settings.evaluate_every, num_steps, after)
+
+
+def count_saves(settings: LoopConfig, num_steps: int, *, after: int = 0) -> int:
+    """Count the checkpoints that are written behind a step."""
+    return _count_every(settings.save_every, num_steps, after)
+
+
+def _count_every(every: int, num_steps: int, after: int) -> int:
+    """How many steps behind `after` are multiples of `every`, or the last."""
+    return math.ceil(num_steps / every) - after // every if after < num_steps else 0
+
+
 def training_stages(config: RunConfig) -> Iterator[tuple[str, str, LoopConfig, OptimConfig]]:
     """Return the stages that train a model: name, place in the settings, loop and optimizer."""
     train, predistill = config.teacher.train, config.student.predistill

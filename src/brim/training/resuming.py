@@ -33,6 +33,14 @@ from brim.training.tracking import LOG_FILES
 logger = logging.getLogger(__name__)
 
 
+class Interrupted(KeyboardInterrupt):
+    """The run stopped at a step's end because it was asked to; that step is saved."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step}, which is saved; the same command goes on")
+        self.step = step
+
+
 @dataclass(frozen=True, slots=True)
 class Start:
     """Where a training resumes.

@@ -72,7 +72,7 @@ class Tracker:
         metrics: Mapping[str, float],
         timings: Mapping[str, float] | None = None,
     ) -> None:
-        """Write one line of metrics and, if there are timings, one of those.
+        """Write a line of metrics and one of timings, each if there are any.
 
         Args:
             step: updates done so far.
@@ -81,7 +81,8 @@ class Tracker:
         """
         metrics = {key: float(value) for key, value in metrics.items()}
         timings = {key: float(value) for key, value in (timings or {}).items()}
-        self._metrics.append(_row(step, metrics))
+        if metrics:
+            self._metrics.append(_row(step, metrics))
         if timings:
             self._timings.append(_row(step, timings))
         for backend in self._backends:

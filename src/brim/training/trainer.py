@@ -42,7 +42,8 @@ from brim.training.evaluation import Evaluation
 from brim.training.loop_settings import LoopConfig, OptimConfig
 from brim.training.monitors import MAX_ROLLBACKS, Monitors
 from brim.training.optimizer import count_bytes, count_steps, learning_rate
-from brim.training.resuming import find_start, mend_best, saved_when_away
+from brim.training.pace import Pace
+from brim.training.resuming import Interrupted, find_start, mend_best, saved_when_away
 from brim.training.tracking import Tracker
 from brim.training.updates import Updater, UpdaterState, name_suspects, text_sums
 from brim.types import Batch
@@ -50,14 +51,6 @@ from brim.types import Batch
 logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[LanguageModel], Evaluation]
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run stopped at a step's end because it was asked to; that step is saved."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"stopped after step {step}, which is saved; the same command goes on")
-        self.step = step
 
 
 @dataclass
@@ -123,6 +116,7 @@ class Trainer:
             self.seed,
         )
         self.num_steps = count_steps(self.settings, len(self.examples))
+        self.pace = Pace(self.settings, self.num_steps)
         self.state = TrainerState(seed=self.seed, monitors=self.monitors.state)
 
     def train(self) -> TrainerState:
@@ -189,9 +183,12 @@ class Trainer:
             "data/truncated_prompts": sums["truncated_prompts"],
         }
         metrics |= self.monitors.observe(metrics, sums)
+        self.pace.add_step(seconds["step"])
         timings = {f"time/{phase}": value for phase, value in seconds.items()}
         timings["time/tokens_per_second"] = sums["tokens"] / seconds["step"]
-        self._log(metrics, timings)
+        if self.accelerator.is_main_process:
+            self.tracker.log(self.state.step, metrics, timings)
+            self.hooks.on_step(self.state.step, metrics)
         if nonfinite is not None:
             kept = what_is_kept(self.directory, self.state.best_step)
             raise NonFiniteError(
@@ -252,7 +249,18 @@ class Trainer:
 
     # -- evaluation, log, checkpoints -------------------------------------------------------
 
+    def _measured(self, what: str, work: Callable[[], None]) -> None:
+        seconds = self.pace.measure(what, work)
+        if self.accelerator.is_main_process:
+            self.tracker.log(self.state.step, {}, {f"time/{what}": seconds})
+
     def _evaluate(self) -> None:
+        self._measured("evaluation", self._evaluate_now)
+
+    def _save(self) -> None:
+        self._measured("save", self._save_now)
+
+    def _evaluate_now(self) -> None:
         step = self.state.step
         evaluation = self.updater.evaluate(self.evaluate)
         score = evaluation.scores[self.metric]
@@ -262,7 +270,7 @@ class Trainer:
             self.state = replace(self.state, best_step=step, best_score=score.value)
             weights = self.updater.weights()
             if self.accelerator.is_main_process:
-                self._write_best(weights)
+                self.pace.measure("best", lambda: self._write_best(weights))
         values = {f"eval/{k}": s.value for k, s in evaluation.scores.items()}
         values |= self.monitors.evaluate(evaluation.scores)
         if self.accelerator.is_main_process:
@@ -328,16 +336,11 @@ class Trainer:
                 *(self.directory, self.metric, self.state.step),
             )
 
-    def _log(self, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
-        if self.accelerator.is_main_process:
-            self.tracker.log(self.state.step, metrics, timings)
-            self.hooks.on_step(self.state.step, metrics)
-
     def _rewind(self, step: int, logs: Mapping[str, Record] | None = None) -> None:
         if self.accelerator.is_main_process:
             self.tracker.rewind(step, logs)
 
-    def _save(self) -> None:
+    def _save_now(self) -> None:
         self.monitors.note_checkpoint(self.state.step)
         state = self.updater.state()
         if self.accelerator.is_main_process:
