@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from brim.cli.process import flush_denormals
-from brim.compare.side_by_side import beside_its_start
+from brim.compare.ending import ending
 from brim.errors import NonFiniteError, RunError
 from brim.metrics.regrets import REGRETS
 from brim.models import Decoding
@@ -23,6 +23,7 @@ from brim.runs.directory import RunDirectory
 from brim.runs.evaluate import evaluate_run, evaluate_stage
 from brim.runs.generate import generate
 from brim.runs.stage_results import evaluate_stages
+from brim.runs.tested import find_tested
 from brim.runs.train import train
 
 
@@ -235,8 +236,8 @@ def test_what_a_run_began_with_is_tested_once(finished, tmp_path, monkeypatch):
     change_results(tested["predistill"], seconds=-1.0)
     assert evaluate_stages(run) == {**tested, "teacher": beside}
     assert len(others) == 3
-    text = beside_its_start(run, "brim", {**tested, "teacher": beside})
-    assert "brim minus pre-distilled" in text
+    assert find_tested(RunDirectory(run), "test") == {**tested, "teacher": beside}
+    assert "student minus start" in ending(RunDirectory(run))
 
 
 def test_generate_depends_on_the_prompt_only(finished):

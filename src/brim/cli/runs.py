@@ -52,15 +52,15 @@ def train(
 ) -> None:
     """Run a recipe: teacher, pre-distillation, distillation, test."""
     path, config = load_recipe(recipe, overrides)
-    from brim.compare.side_by_side import beside_its_start
-    from brim.recipes import run_directory
-    from brim.report import summary
-    from brim.runs.stage_results import evaluate_stages
-    from brim.runs.train import train
-
-    out = out or run_directory(path)
     with running(quiet) as reporter:
-        results = train(
+        from brim.compare.ending import ending
+        from brim.recipes import run_directory
+        from brim.runs.directory import RunDirectory
+        from brim.runs.stage_results import evaluate_stages
+        from brim.runs.train import train
+
+        out = out or run_directory(path)
+        train(
             config,
             out,
             resume=resume,
@@ -69,14 +69,10 @@ def train(
             command=sys.argv,
             other_processes=other_processes,
         )
+        if config.evaluation.stages:
+            evaluate_stages(out, reporter=reporter)
         if not quiet and is_main_process():
-            typer.echo(summary(results))
-        if config.evaluation.stages:
-            tested = evaluate_stages(out, reporter=reporter)
-    if not quiet and is_main_process():
-        if config.evaluation.stages:
-            typer.echo(f"\n{beside_its_start(out, config.objective.name, tested)}\n")
-        typer.echo(f"run directory: {out}\nnext: brim report {out} · brim generate {out}")
+            typer.echo(f"\n{ending(RunDirectory(out))}")
 
 
 @app.command()
@@ -101,10 +97,10 @@ def evaluate(
     from brim.runs.directory import RunDirectory
 
     RunDirectory(run).check()  # before torch comes
-    from brim.report import summary
-    from brim.runs.evaluate import evaluate_run
-
     with running(quiet) as reporter:
+        from brim.report import summary
+        from brim.runs.evaluate import evaluate_run
+
         results = evaluate_run(
             run,
             split=split,
