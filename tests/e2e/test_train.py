@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from listening import Listener
 from pairs import LLAMA, QWEN2, T5
 from rundirs import change_results
 from safetensors.torch import load_file
@@ -259,8 +260,12 @@ def test_prompts_without_targets(finished, make_config, tmp_path):
         "teacher.train=null", f"student.path={student}", "student.build=null",
         "student.predistill=null", "task.target_column=null", "evaluation.metric=return",
     )  # fmt: skip
-    results = train(config, tmp_path / "run")
+    listener = Listener()
+    results = train(config, tmp_path / "run", reporter=listener)
     assert set(results["scores"]) == {*REGRETS, *REGRETS.values(), "length"}
+    for role, folder in (("teacher", teacher), ("student", student)):
+        said = rf"{role} from {folder}: T5\w+, [\d,]+ parameters, float32 on \w+(:\d)?(, \d+ s)?"
+        assert any(re.fullmatch(said, line) for line in listener.lines), listener.lines
 
 
 def test_student_from_teacher_layers(finished, make_config, tmp_path):
