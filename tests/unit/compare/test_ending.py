@@ -122,7 +122,9 @@ def test_differences_to_start_and_teacher_have_intervals_and_p(shown):
         row = next(line for line in block.splitlines() if line.startswith("  expected return"))
         assert row.count("[") == 1
         assert 0 <= float(row.split()[-1]) <= 1
-    assert "  expected return  +" in to_start  # it has more of the reference's words
+    # The student has more of the reference's words than the start, and fewer than the teacher.
+    assert re.search(r"^  BLEU +\+\d", to_start, re.MULTILINE)
+    assert re.search(r"^  BLEU +-\d", to_teacher, re.MULTILINE)
 
 
 def test_five_examples_are_spread_over_the_split_with_all_texts(run, shown):
