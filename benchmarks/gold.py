@@ -5,11 +5,10 @@
 
 GOLD starts from the run's pre-distilled student and takes as many steps, of as many texts, from the
 same prompts in the same order. All texts are the student's own (`lmbda=1`), at the run's
-temperature and length limit; the loss is the Universal Logit Distillation of `GOLDTrainer`, with its
-alignment by bytes, and otherwise with its defaults. AdamW without weight decay, linear warm-up,
-gradients clipped at 1, float32, as the run. Of the rates the one with the best validation score is
-tested. GOLD takes decoder-only models only, so both models of the run have to be. Needs the extra
-`bench`.
+temperature and length limit; the loss is the Universal Logit Distillation of `GOLDTrainer`, aligned
+by bytes, and the rest has its defaults. AdamW without weight decay, linear warm-up, gradients
+clipped at 1, float32, as the run. Of the rates the one with the best validation score is tested.
+GOLD takes decoder-only models only, so both models of the run have to be. Needs the extra `bench`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from brim.cli.process import flush_denormals, prepare_process
-from brim.support.tables import as_markdown, plain_table
+from brim.support.tables import as_markdown, interval_text, plain_table
 
 
 def train_by_gold(run: Any, student: Any, teacher: Any, lr: float, rows: int, steps: int) -> None:
@@ -83,8 +82,7 @@ def measure(args: argparse.Namespace) -> str:
         with torch.no_grad():
             made = evaluate(model, run.used(split), evaluation_settings(run), teacher=reader)
         values = [made.scores[each] for each in scores]
-        cells = [f"{v.value:.2f} [{v.low:.2f}, {v.high:.2f}]" for v in values]
-        table.append([name, split, *cells])
+        table.append([name, split, *(interval_text(v.value, v.low, v.high) for v in values)])
         print(table[-1], flush=True)
         return float(made.scores[config.evaluation.metric].value)
 

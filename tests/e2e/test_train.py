@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from listening import Listener
 from pairs import LLAMA, QWEN2, T5
 from rundirs import change_results
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from brim.cli.process import flush_denormals
-from brim.compare.side_by_side import beside_its_start
+from brim.compare.ending import ending
 from brim.errors import NonFiniteError, RunError
 from brim.metrics.regrets import REGRETS
 from brim.models import Decoding
@@ -23,6 +24,7 @@ from brim.runs.directory import RunDirectory
 from brim.runs.evaluate import evaluate_run, evaluate_stage
 from brim.runs.generate import generate
 from brim.runs.stage_results import evaluate_stages
+from brim.runs.tested import find_tested
 from brim.runs.train import train
 
 
@@ -240,8 +242,8 @@ def test_what_a_run_began_with_is_tested_once(finished, tmp_path, monkeypatch):
     change_results(tested["predistill"], seconds=-1.0)
     assert evaluate_stages(run) == {**tested, "teacher": beside}
     assert len(others) == 3
-    text = beside_its_start(run, "brim", {**tested, "teacher": beside})
-    assert "brim minus pre-distilled" in text
+    assert find_tested(RunDirectory(run), "test") == {**tested, "teacher": beside}
+    assert "student minus start" in ending(RunDirectory(run))
 
 
 def test_generate_depends_on_the_prompt_only(finished):
@@ -263,8 +265,12 @@ def test_prompts_without_targets(finished, make_config, tmp_path):
         "teacher.train=null", f"student.path={student}", "student.build=null",
         "student.predistill=null", "task.target_column=null", "evaluation.metric=return",
     )  # fmt: skip
-    results = train(config, tmp_path / "run")
+    listener = Listener()
+    results = train(config, tmp_path / "run", reporter=listener)
     assert set(results["scores"]) == {*REGRETS, *REGRETS.values(), "length"}
+    for role, folder in (("teacher", teacher), ("student", student)):
+        said = rf"{role} from {folder}: T5\w+, [\d,]+ parameters, float32 on \w+(:\d)?(, \d+ s)?"
+        assert any(re.fullmatch(said, line) for line in listener.lines), listener.lines
 
 
 def test_student_from_teacher_layers(finished, make_config, tmp_path):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import logging
 import math
+import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -149,23 +151,51 @@ def is_main_process() -> bool:
 
 
 @contextmanager
+def hushed(quiet: bool) -> Iterator[None]:
+    """Keep from the user what is said again, and bars that cannot move; where `quiet`, warnings."""
+    if quiet or not sys.stderr.isatty():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when it is imported
+    level, said = logging.root.manager.disable, set[str]()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        known, text = len(said), record.getMessage()
+        said.add(text)
+        return len(said) > known
+
+    assert logging.lastResort is not None
+    logging.lastResort.addFilter(is_new)
+    with warnings.catch_warnings():
+        if quiet:
+            warnings.simplefilter("ignore")
+            logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(level)
+            logging.lastResort.removeFilter(is_new)
+
+
+@contextmanager
 def running(quiet: bool = False) -> Iterator[Reporter]:
-    """Set up long work: no progress but of the reporter that it yields; Ctrl-C is exit code 130."""
-    from transformers.utils.logging import disable_progress_bar
+    """Set up long work: no progress but of the reporter that it yields; Ctrl-C is exit code 130.
 
-    from brim.support.progress import Reporter
+    On a terminal libraries show what they download, and nothing else.
+    """
+    with hushed(quiet):
+        from huggingface_hub.utils.tqdm import enable_progress_bars
+        from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
-    flush_denormals(True)
-    logger = logging.getLogger("brim")
-    level = logger.level
-    if quiet:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield Reporter(quiet=quiet)
-    except KeyboardInterrupt as stop:
-        typer.echo(f"brim: {str(stop) or 'stopped'}", err=True)
-        raise typer.Exit(130) from None
-    finally:
-        flush_denormals(False)
-        logger.setLevel(level)
+        from brim.support.progress import Reporter
+
+        disable_progress_bar()  # of the hub's too
+        reporter = Reporter(quiet=quiet)
+        if reporter.animated:
+            enable_progress_bars()
+        flush_denormals(True)
+        try:
+            yield reporter
+        except KeyboardInterrupt as stop:
+            typer.echo(f"brim: {str(stop) or 'stopped'}", err=True)
+            raise typer.Exit(130) from None
+        finally:
+            flush_denormals(False)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from brim.cli.app import Quiet, Split, app, finite, overrides_and_paths, running
+from brim.cli.app import Quiet, Split, app, finite, hushed, overrides_and_paths, running
 
 
 @app.command()
@@ -35,18 +35,19 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Make the paper's tables and figures, and a page, from runs."""
-    from brim.report import write_reports
-    from brim.support.progress import Reporter
+    with hushed(quiet):
+        from brim.report import write_reports
+        from brim.support.progress import Reporter
 
-    written = write_reports(
-        directories,
-        out,
-        split=split,
-        baseline=baseline,
-        alpha=alpha,
-        max_outputs=outputs,
-        reporter=Reporter(quiet=quiet),
-    )
+        written = write_reports(
+            directories,
+            out,
+            split=split,
+            baseline=baseline,
+            alpha=alpha,
+            max_outputs=outputs,
+            reporter=Reporter(quiet=quiet),
+        )
     if not quiet:
         typer.echo(written.text)
         typer.echo(f"report: {out / 'report.html'} · {out / 'summary.md'}")

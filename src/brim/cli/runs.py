@@ -52,16 +52,15 @@ def train(
 ) -> None:
     """Run a recipe: teacher, pre-distillation, distillation, test."""
     path, config = load_recipe(recipe, overrides)
-    from brim.compare.side_by_side import beside_its_start
-    from brim.recipes import run_directory
-    from brim.report import summary
-    from brim.runs.directory import RunDirectory
-    from brim.runs.stage_results import evaluate_stages
-    from brim.runs.train import train
-
-    out = out or run_directory(path)
     with running(quiet) as reporter:
-        results = train(
+        from brim.compare.ending import ending
+        from brim.recipes import run_directory
+        from brim.runs.directory import RunDirectory
+        from brim.runs.stage_results import evaluate_stages
+        from brim.runs.train import train
+
+        out = out or run_directory(path)
+        train(
             config,
             out,
             resume=resume,
@@ -71,17 +70,12 @@ def train(
             other_processes=other_processes,
         )
         tests = RunDirectory(out).tests()
-        for split in tests if not quiet and is_main_process() else ():
-            typer.echo(summary(results if len(tests) == 1 else results[split]))
-        stages_of = {
-            split: evaluate_stages(out, split=split, reporter=reporter)
-            for split in (tests if config.evaluation.stages else ())
-        }
-    if not quiet and is_main_process():
-        for split, tested in stages_of.items():
-            beside = beside_its_start(out, config.objective.name, tested, split=split)
-            typer.echo(f"\n{beside}\n")
-        typer.echo(f"run directory: {out}\nnext: brim report {out} · brim generate {out}")
+        if config.evaluation.stages:
+            for split in tests:
+                evaluate_stages(out, split=split, reporter=reporter)
+        if not quiet and is_main_process():
+            for split in tests:
+                typer.echo(f"\n{ending(RunDirectory(out), split=split)}")
 
 
 @app.command()
@@ -106,11 +100,11 @@ def evaluate(
     from brim.runs.directory import RunDirectory
 
     RunDirectory(run).check()  # before torch comes
-    from brim.report import summary
-    from brim.runs.evaluate import evaluate_run
-    from brim.runs.inputs import splits_tested
-
     with running(quiet) as reporter:
+        from brim.report import summary
+        from brim.runs.evaluate import evaluate_run
+        from brim.runs.inputs import splits_tested
+
         for name in splits_tested(run, split, overrides or []):
             results = evaluate_run(
                 run,

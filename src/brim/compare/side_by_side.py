@@ -1,4 +1,4 @@
-"""Several systems on the same examples: what a run prints at its end."""
+"""Several systems on the same examples: what quickstart prints at its end."""
 
 from __future__ import annotations
 
@@ -10,23 +10,6 @@ from brim.runs.directory import Results, RunDirectory
 from brim.support.tables import DIGITS, align, interval_text, p_text, percent
 
 _FACTS = {"num_parameters": "parameters", "seconds": "train seconds"}
-
-
-def beside_its_start(
-    run: Path, label: str, tested: Mapping[str, Path], *, split: str = "test"
-) -> str:
-    """Return `side_by_side` of a run's teacher, the student before its objective, and after it.
-
-    Args:
-        run: the run directory.
-        label: what the trained student is called.
-        tested: of `evaluate_stages`.
-        split: of the data.
-    """
-    names = {"predistill": "pre-distilled", "student": "start"}
-    systems = {names.get(name, name): path for name, path in tested.items()}
-    pairs = [(label, name) for name in reversed(systems)]
-    return side_by_side({**systems, label: run}, pairs, split=split)
 
 
 def side_by_side(

@@ -236,6 +236,15 @@ def _find(name_or_path: str | Path, revision: str | None) -> str:
     return name
 
 
+def place_of(name_or_path: str | Path, revision: str | None = None) -> str:
+    """Return in words where `load_model` finds a model: a folder, the hub's cache, or the hub."""
+    name = str(name_or_path)
+    if name == SMOLLM2_NAME or Path(name).expanduser().is_dir():
+        return name
+    cached = isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
+    return f"{name} ({'downloaded before' if cached else 'downloading from the hub'})"
+
+
 def _check_seal(directory: Path) -> None:
     if not is_sealed(directory):
         return

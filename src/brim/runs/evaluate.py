@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from accelerate import PartialState
 
@@ -22,6 +22,7 @@ from brim.runs.inputs import Made, RunInputs, reopen
 from brim.runs.models import check_known, load_student
 from brim.runs.pairs import match, scorer
 from brim.runs.stages import find_teacher, find_trained, untrained_student
+from brim.runs.tested import StageName
 from brim.support.files import disk_errors, hold, read_json, write_sealed_json
 from brim.support.progress import Reporter
 from brim.support.seals import MANIFEST, is_sealed, record_of
@@ -248,9 +249,6 @@ def _last_evaluated(directory: Path) -> int:
             if any(key.startswith("eval/") for key in row):
                 step = row["step"]
     return step
-
-
-StageName = Literal["teacher", "student", "predistill"]
 
 
 def evaluate_run(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +17,16 @@ from brim.models import LanguageModel, Teacher, add_adapters
 from brim.objectives.base import Objective
 from brim.runs.inputs import RunInputs
 from brim.runs.pairs import some_targets
+from brim.runs.watched import Watched
 from brim.seeding import derive_seed
+from brim.support.seals import checkpoints_in
 from brim.training.evaluation import Evaluation, evaluate
 from brim.training.loop_settings import LoopConfig, OptimConfig
 from brim.training.monitors import Monitors, Reference
 from brim.training.optimizer import count_steps
 from brim.training.predictions import EvaluationSettings
 from brim.training.tracking import Tracker
-from brim.training.trainer import Hooks, Trainer
+from brim.training.trainer import Trainer
 from brim.training.updates import text_sums
 
 
@@ -63,23 +66,19 @@ def fit(
         add_adapters(student.model, lora, seed=seed)
     # Stages that runs share are picked alike in all of them.
     settings = evaluation_settings(run, greedy=stage != "objective")
-    validation = run.used("validation")
+    metric = run.metric() if stage == "objective" else run.supervised_metric()
     with (
-        _tracker(run, directory) as tracker,
+        _tracker(run, stage, directory) as tracker,
         run.reporter.meter(label, count_steps(loop, len(examples))) as meter,
     ):
-
-        def show(step: int, loss: float) -> None:
-            left = trainer.pace.seconds_left(step)
-            meter.advance(step - meter.done, f"loss {loss:.4g}", left)
-
+        watched = Watched(meter, metric, objective)
         trainer = Trainer(
             student=student,
             teacher=teacher,
             objective=objective,
             examples=examples,
-            evaluate=lambda model: _validate(run, model, teacher, validation, settings),
-            metric=run.metric() if stage == "objective" else run.supervised_metric(),
+            evaluate=lambda model: _validate(run, model, teacher, settings, watched),
+            metric=metric,
             optim=optim,
             settings=loop,
             directory=directory,
@@ -88,12 +87,12 @@ def fit(
             max_prompt_tokens=config.decoding.max_prompt_tokens,
             seed=derive_seed(run.seed_of(stage), "train", stage),
             load=lambda path: run.reload(path, role, verified=True),
-            hooks=Hooks(lambda step, metrics: show(step, metrics["train/loss"])),
+            hooks=watched.hooks(lambda: trainer),
             monitors=monitors or Monitors(),
             num_samples=config.evaluation.num_samples,
             other_processes=run.other_processes,
         )
-        with _stop_on_signals(trainer):
+        with _stop_on_signals(trainer, label, run.reporter.say):
             trainer.train()
     run.accelerator.free_memory()
 
@@ -124,10 +123,12 @@ def measure_reference(
     )
 
 
-def _tracker(run: RunInputs, directory: Path) -> Tracker:
+def _tracker(run: RunInputs, stage: str, directory: Path) -> Tracker:
     tracking = run.config.tracking
     return Tracker(
         directory,
+        run=run.out,
+        stage=stage,
         backends=tracking.backends if run.accelerator.is_main_process else (),
         run_name=directory.name,
         config=run.config.model_dump(mode="json"),
@@ -139,9 +140,10 @@ def _validate(
     run: RunInputs,
     model: LanguageModel,
     teacher: Teacher | None,
-    examples: Sequence[Example],
     settings: EvaluationSettings,
+    watched: Watched,
 ) -> Evaluation:
+    examples = run.used("validation")
     return evaluate(
         model,
         examples,
@@ -149,6 +151,7 @@ def _validate(
         teacher=teacher if run.config.evaluation.returns else None,
         num_resamples=100,  # a learning curve shows no intervals
         confidence=run.config.evaluation.confidence,
+        advance=watched.evaluating(len(examples)),
     )
 
 
@@ -168,16 +171,24 @@ def evaluation_settings(run: RunInputs, *, greedy: bool = False) -> EvaluationSe
 
 
 @contextmanager
-def _stop_on_signals(trainer: Trainer) -> Iterator[None]:
+def _stop_on_signals(trainer: Trainer, label: str, say: Callable[[str], None]) -> Iterator[None]:
     """SIGINT and SIGTERM ask the trainer to stop after its step; a second one stops at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def request(number: int, frame: object) -> None:
+        saved = next(iter(checkpoints_in(trainer.directory / "checkpoints")), None)
+        since = f"the start of {label}" if saved is None else f"step {saved}"
         if trainer.stop_requested:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(f"stopped at once; the same command goes on from {since}")
         trainer.stop_requested = True
+        announcement = (
+            "saving after this step; press Ctrl-C again to stop at once (work since "
+            f"{since} is lost)"
+        )
+        # From another thread: this one may be in the middle of writing a line.
+        _thread.start_new_thread(say, (announcement,))
 
     old = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

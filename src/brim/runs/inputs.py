@@ -103,9 +103,14 @@ class RunInputs:
             if split not in self.task.splits():
                 names = ", ".join(self.task.splits())
                 raise ConfigError(f"there is no split {split}; the task has {names}")
-            self._splits[split] = self.task.load(
-                split, cache_dir=self.out / "data", on_progress=self.reporter.progress
-            )
+            source = getattr(self.task, split, None) or getattr(self.task, "path", None)
+            of = self.task.name if source is None else f"{self.task.name}, {source}"
+            with self.reporter.loading(f"{split} data of {of}") as facts:
+                examples = self.task.load(
+                    split, cache_dir=self.out / "data", on_progress=self.reporter.progress
+                )
+                facts.append(f"{len(examples):,} rows")
+            self._splits[split] = examples
             warn_of_overlap(self._splits, split)
         return self._splits[split]
 

@@ -29,7 +29,7 @@ from brim.models import (
     train_tokenizer,
     whole,
 )
-from brim.models.loading import DTYPES, load_tokenizer
+from brim.models.loading import DTYPES, load_tokenizer, place_of
 from brim.models.modes import without_weights
 from brim.models.server_settings import ServedModel
 from brim.models.settings import ModelSettings, TokenizerSettings
@@ -132,7 +132,7 @@ def load_teacher(run: RunInputs) -> Made[Teacher]:
         model = load_role(run, settings, settings.quantization)
     else:
         assert settings.tokenizer is not None
-        tokenizer = _tokenizer(run, settings.tokenizer)
+        tokenizer = _tokenizer(run, "teacher", settings.tokenizer)
         model = _build(run, "teacher", settings.build, tokenizer)
     # One that is not trained stays where `teacher.device` had it loaded.
     return Made.loaded(model if settings.train is None else run.place(model))
@@ -189,7 +189,7 @@ def load_student(run: RunInputs, teacher: Teacher) -> Made[LanguageModel] | None
     else:
         assert settings.build is not None
         own = settings.tokenizer
-        tokenizer = teacher.tokenizer if own is None else _tokenizer(run, own)
+        tokenizer = teacher.tokenizer if own is None else _tokenizer(run, "student", own)
         model = _build(run, "student", settings.build, tokenizer)
     return Made.loaded(run.place(model))
 
@@ -239,27 +239,49 @@ def load_role(
     if isinstance(settings, TeacherConfig):  # one in parts may be too large for a device
         in_parts = settings.sharding != "none" and settings.train is None
         device = "cpu" if in_parts else settings.device or device
-    return load_model(
-        settings.path,
-        revision=settings.revision,
-        dtype=settings.dtype,
-        device=device,
-        trust_remote_code=settings.trust_remote_code,
-        quantization=bits,
-    )
+    role = "teacher" if isinstance(settings, TeacherConfig | NamedTeacher) else "student"
+    with run.reporter.loading(f"{role} from {place_of(settings.path, settings.revision)}") as facts:
+        model = load_model(
+            settings.path,
+            revision=settings.revision,
+            dtype=settings.dtype,
+            device=device,
+            trust_remote_code=settings.trust_remote_code,
+            quantization=bits,
+        )
+        facts += _facts(model)
+    return model
+
+
+def _facts(model: LanguageModel) -> list[str]:
+    """What is said of a model that was loaded."""
+    kind, dtype = type(model.model).__name__, str(model.model.dtype).removeprefix("torch.")
+    bits = quantization_of(model)
+    weights = dtype if bits is None else f"{bits} ({dtype})"
+    return [kind, f"{model.num_parameters:,} parameters", f"{weights} on {model.device}"]
 
 
 def _build(
     run: RunInputs, role: str, description: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> LanguageModel:
-    return build_model(description, tokenizer, seed=derive_seed(run.seed_of(role), "build", role))
+    with run.reporter.loading(f"{role} of random weights") as facts:
+        seed = derive_seed(run.seed_of(role), "build", role)
+        model = build_model(description, tokenizer, seed=seed)
+        facts += _facts(model)
+    return model
 
 
-def _tokenizer(run: RunInputs, settings: TokenizerSettings) -> PreTrainedTokenizerBase:
+def _tokenizer(run: RunInputs, role: str, settings: TokenizerSettings) -> PreTrainedTokenizerBase:
     if settings.path is not None:
-        return load_tokenizer(settings.path)[0]
+        with run.reporter.loading(f"{role}'s tokenizer from {place_of(settings.path)}") as facts:
+            tokenizer = load_tokenizer(settings.path)[0]
+            facts.append(f"{len(tokenizer):,} tokens")
+        return tokenizer
     texts = _texts(run.examples("train"))
-    return train_tokenizer(texts, kind=settings.kind, vocab_size=settings.vocab_size)
+    with run.reporter.loading(f"{role}'s tokenizer of the training data") as facts:
+        tokenizer = train_tokenizer(texts, kind=settings.kind, vocab_size=settings.vocab_size)
+        facts.append(f"{len(tokenizer):,} tokens")
+    return tokenizer
 
 
 def _texts(examples: Sequence[Example]) -> Iterator[str]:

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 from accelerate import PartialState
 
-from brim.config.loading import config_hash
 from brim.errors import RunError
 from brim.runs.directory import Results, RunDirectory
-from brim.runs.evaluate import StageName, evaluate_stage, training_facts
+from brim.runs.evaluate import evaluate_stage, training_facts
+from brim.runs.tested import StageName, find_whole, results_folder, stage_folders
 from brim.support.progress import Reporter
 from brim.tasks import Split
 from brim.training.accelerator import hold_together
 
 logger = logging.getLogger(__name__)
 
-_HOW = ("data", "decoding", "sampling")
-
 
 def evaluate_stages(
     run: Path, *, split: Split = "test", reporter: Reporter | None = None
-) -> dict[str, Path]:
+) -> dict[StageName, Path]:
     """Evaluate the models that a run began with as the run itself was, unless that was done.
 
     Runs that share a model share its results, in the stage's folder; where these are of another
@@ -41,12 +38,11 @@ def evaluate_stages(
     Raises:
         RunError: `run` has no results, or a model is gone.
     """
-    own, manifest = RunDirectory(run).results(split), RunDirectory(run).manifest()
-    stages, root = manifest.get("stages", {}), run / manifest.get("stages_dir", "stages")
-    root = Path(os.path.normpath(root))
-    start: StageName = "predistill" if "predistill" in stages else "student"
-    names: list[StageName] = [name for name in ("teacher", start) if name in stages]
-    return {name: _evaluate(run, name, root / stages[name], own, split, reporter) for name in names}
+    own = RunDirectory(run).results(split)
+    return {
+        name: _evaluate(run, name, stage, own, split, reporter)
+        for name, stage in stage_folders(RunDirectory(run)).items()
+    }
 
 
 def _evaluate(
@@ -57,13 +53,10 @@ def _evaluate(
     split: Split,
     reporter: Reporter | None,
 ) -> Path:
-    folder, busy = stage, f"{stage}: another process is testing it; waiting"
+    busy = f"{stage}: another process is testing it; waiting"
     with hold_together(stage / ".test.lock", busy, wait=True):
+        folder = results_folder(stage, own, split)
         found = _find(folder, split)
-        if found is not None and _differ(own, found):
-            how = config_hash({key: own.facts.get(key) for key in _HOW})
-            folder = stage.with_name(f"{stage.name}-{how[:12]}")
-            found = _find(folder, split)
         training = training_facts(stage).items()
         done = (
             found is not None
@@ -76,17 +69,10 @@ def _evaluate(
     return folder
 
 
-def _differ(ours: Results, theirs: Results) -> bool:
-    """Whether the texts are of other data or were written otherwise, as far as both say it."""
-    pairs = [(ours.facts.get(key), theirs.facts.get(key)) for key in _HOW]
-    return any(a != b for a, b in pairs if a is not None and b is not None)
-
-
 def _find(directory: Path, split: Split) -> Results | None:
     """The results of a split with their predictions; None where they are missing or damaged."""
-    found = RunDirectory(directory)
     try:
-        return found.find_results(split) if found.predictions_path(split).exists() else None
+        return find_whole(directory, split)
     except RunError as error:
         logger.warning("%s; doing so", error)
         return None

@@ -256,7 +256,7 @@ def write_teacher_outputs(
     path = stage.directory / "train.jsonl"
     with stage.locked():
         if stage.is_whole():
-            run.reporter.say("teacher outputs: unchanged, kept")
+            run.reporter.say(f"teacher outputs: unchanged, kept in {stage.directory}")
         else:
             with run.reporter.meter("teacher outputs", len(train)) as meter:
                 write_completions(
@@ -348,7 +348,7 @@ def _train_supervised(
     role = config.teacher if name == "teacher" else config.student
     with stage.locked():
         if stage.is_whole():
-            run.reporter.say(f"{name}: unchanged, kept")
+            run.reporter.say(f"{name}: unchanged, kept in {stage.directory}")
         else:
             fit(
                 run,

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 LOG_INTERVAL_SECONDS = 15.0
+# A log of days gets fewer lines: one each time a hundredth of the time so far has gone by.
+_LOG_INTERVAL_SHARE = 0.01
+# Loading that takes this long is announced, and its seconds are told.
+PATIENCE_SECONDS = 1.0
 
 
 @dataclass
@@ -32,7 +41,8 @@ class Meter:
         """
         self.done = min(self.done + amount, self.total)
         self.note = self.note if note is None else note
-        self.known_left = seconds_left
+        if amount or seconds_left is not None:  # else what is known still holds
+            self.known_left = seconds_left
         self.show(self)
 
     @property
@@ -54,6 +64,12 @@ class Reporter:
         self.console = Console(stderr=True, quiet=quiet)
         self._told = time.monotonic()
 
+    @property
+    def animated(self) -> bool:
+        """Whether a bar may move: a file, and a terminal that cannot, get lines."""
+        console = self.console
+        return not console.quiet and console.file.isatty() and not console.is_dumb_terminal
+
     def say(self, text: str) -> None:
         """One line."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -65,19 +81,51 @@ class Reporter:
             self.say(f"{what}: {done}/{total}" if total else f"{what}: {done}")
 
     @contextmanager
+    def loading(self, what: str) -> Iterator[list[str]]:
+        """Say what the block loads, with the facts that it appends to the list it gets.
+
+        Where that takes a while, what is loading is said before, and the seconds after.
+        """
+        facts: list[str] = []
+        started = time.monotonic()
+        timer = threading.Timer(PATIENCE_SECONDS, self.say, [f"loading {what}"])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield facts
+        finally:
+            timer.cancel()
+        seconds = time.monotonic() - started
+        took = [f"{seconds:.0f} s"] if seconds >= PATIENCE_SECONDS else []
+        self.say(f"{what}: {', '.join([*facts, *took]) or 'loaded'}")
+
+    @contextmanager
     def meter(self, name: str, total: int) -> Iterator[Meter]:
         """Show work of `total` units called `name` while the block runs."""
         if self.console.quiet:
             yield Meter(name, total)
-        elif not self.console.is_terminal:
-            yield Meter(name, total, show=self._log_line())
+        elif not self.animated:
+            meter = Meter(name, total, show=self._log_line())
+            yield meter
+            if meter.done == total:
+                self.say(_line(meter))
         else:
             from rich import progress as bars
+            from rich.text import Text
 
-            with bars.Progress(
-                bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(),
-                bars.TimeElapsedColumn(), bars.TextColumn("{task.fields[eta]}"),
-                bars.TextColumn("{task.fields[note]}"),
+            class Bars(bars.Progress):
+                """The note has a line of its own: 80 columns have no room for it beside the bar."""
+
+                def get_renderables(self) -> Iterator[RenderableType]:
+                    yield self.make_tasks_table(self.tasks)
+                    yield from (
+                        Text(f"  {note}") for task in self.tasks if (note := task.fields["note"])
+                    )
+
+            with Bars(
+                bars.TextColumn("{task.description}", markup=False), bars.BarColumn(20),
+                bars.MofNCompleteColumn(), bars.TimeElapsedColumn(),
+                bars.TextColumn("{task.fields[eta]}"),
                 console=self.console,
             ) as progress:  # fmt: skip
                 task = progress.add_task(name, total=total, note="", eta="")
@@ -95,12 +143,17 @@ class Reporter:
         def show(meter: Meter) -> None:
             nonlocal shown
             now = time.monotonic()
-            finished = meter.done == meter.total
-            if now - shown < LOG_INTERVAL_SECONDS and not finished:
-                return
-            shown = now
-            elapsed = now - meter.started
-            line = f"{meter.name}: {meter.done}/{meter.total} in {elapsed:.0f} s, {meter.eta}"
-            self.say(f"{line}  {meter.note}".rstrip())
+            interval = max(LOG_INTERVAL_SECONDS, _LOG_INTERVAL_SHARE * (now - meter.started))
+            if now - shown >= interval and meter.done < meter.total:
+                shown = now
+                self.say(_line(meter))
 
         return show
+
+
+def _line(meter: Meter) -> str:
+    """Where the work is, for a log."""
+    elapsed = time.monotonic() - meter.started
+    eta = f", {meter.eta}" if meter.done else ""
+    line = f"{meter.name}: {meter.done}/{meter.total} in {elapsed:.0f} s{eta}"
+    return f"{line}  {meter.note}".rstrip()

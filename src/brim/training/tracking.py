@@ -12,13 +12,13 @@ import json
 import math
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from brim.errors import ConfigError
-from brim.support.files import atomic_write_text
+from brim.support.files import atomic_open, atomic_write_text
 from brim.support.json_lines import JsonLines
 from brim.support.seals import Record
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 Row = Mapping[str, Any]
+
+OBJECTIVE = "objective"
+"""The stage that is the run's own training."""
 
 LOG_FILES = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
 
@@ -43,6 +46,9 @@ class Tracker:
             the steps since the checkpoint again, with equal values.
         run_name: shown by the back ends.
         project: groups runs in trackio and wandb.
+        run: the run's directory, whose folder `tensorboard/` has the curves of all its stages;
+            `directory` by default.
+        stage: whose metrics these are: those of all but the objective have it before their tags.
         config: settings that the back ends show beside the curves.
 
     Raises:
@@ -58,13 +64,15 @@ class Tracker:
         run_name: str = "",
         project: str = "brim",
         config: Mapping[str, Any] | None = None,
+        run: Path | None = None,
+        stage: str = OBJECTIVE,
     ) -> None:
         self._logs = {name: JsonLines(directory / name) for name in LOG_FILES}
         self._metrics, self._timings, self._samples = self._logs.values()
         run_name = run_name or directory.name
-        self._backends = [
-            _start(name, directory, run_name, project, config or {}) for name in backends
-        ]
+        board = partial(_TensorBoard, (run or directory) / "tensorboard", stage, config or {})
+        hosted = partial(_HostedRun, directory, run_name, project, config or {})
+        self._backends = [_start(name, board, hosted) for name in backends]
 
     def log(
         self,
@@ -123,6 +131,8 @@ class Tracker:
         """
         for log in self._logs.values():
             log.sync()
+        for backend in self._backends:
+            backend.flush()
         return {name: log.record for name, log in self._logs.items()}
 
     def close(self) -> None:
@@ -148,14 +158,12 @@ def _row(step: int, values: Row) -> Row:
 
 
 def _start(
-    name: str, directory: Path, run_name: str, project: str, config: Mapping[str, Any]
+    name: str, board: Callable[[], _TensorBoard], hosted: Callable[[str], _HostedRun]
 ) -> _TensorBoard | _HostedRun:
     if name not in ("tensorboard", "trackio", "wandb"):
         raise ConfigError(f"tracking.backends: {name!r} is not one of tensorboard, trackio, wandb")
     try:
-        if name == "tensorboard":
-            return _TensorBoard(directory / "tensorboard", config)
-        return _HostedRun(name, directory, run_name, project, config)
+        return board() if name == "tensorboard" else hosted(name)
     except ImportError as error:
         raise ConfigError(
             f"tracking.backends: {name} is not installed ({error}); "
@@ -167,32 +175,59 @@ def _start(
 
 
 class _TensorBoard:
-    def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
+    """A stage's part of a run's folder: files that end in its name, tags that begin with it."""
+
+    def __init__(self, directory: Path, stage: str, config: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._open = partial(SummaryWriter, str(directory))
+        self._directory, self._stage = directory, stage
+        self._prefix = "" if stage == OBJECTIVE else f"{stage}/"
+        self._open = partial(SummaryWriter, str(directory), filename_suffix=f".{stage}")
         self._config = f"```json\n{json.dumps(config, indent=2)}\n```"
         self._writer: SummaryWriter | None = None
-        self._first_step = 0
 
     def _get_writer(self) -> SummaryWriter:
-        """Opened when first needed, for it must know which older steps it replaces."""
+        """Opened when first needed, after older steps were cut."""
         if self._writer is None:
-            self._writer = self._open(purge_step=self._first_step)
-            if self._first_step == 0:
+            begun = bool(self._files())
+            self._writer = self._open()
+            if not begun and not self._prefix:
                 self._writer.add_text("config", self._config, 0)
         return self._writer
 
+    def _files(self) -> list[Path]:
+        found = self._directory.glob(f"events.*.{self._stage}")
+        # Older versions wrote the objective's without an ending.
+        older = self._directory.glob("events.*[0-9]") if not self._prefix else ()
+        return sorted([*found, *older])
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for key, value in metrics.items():
-            self._get_writer().add_scalar(key, value, step)
+            self._get_writer().add_scalar(f"{self._prefix}{key}", value, step)
 
     def log_samples(self, step: int, rows: Sequence[Row]) -> None:
-        self._get_writer().add_text("samples", _markdown_table(rows), step)
+        self._get_writer().add_text(f"{self._prefix}samples", _markdown_table(rows), step)
 
     def rewind(self, step: int) -> None:
+        """Cut the files: what TensorBoard has for this, `purge_step`, purges other stages too."""
+        from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
         self.close()
-        self._first_step = step + 1
+        for path in self._files():
+            if step < 0:
+                path.unlink()
+                continue
+            with atomic_open(path) as file:
+                writer = RecordWriter(file)
+                for record in RawEventFileLoader(str(path)).Load():
+                    if Event.FromString(record).step <= step:
+                        writer.write(record)
+
+    def flush(self) -> None:
+        if self._writer is not None:
+            self._writer.flush()
 
     def close(self) -> None:
         if self._writer is not None:
@@ -205,11 +240,11 @@ class _HostedRun:
 
     def __init__(
         self,
-        name: str,
         directory: Path,
         run_name: str,
         project: str,
         config: Mapping[str, Any],
+        name: str,
     ) -> None:
         self._module = importlib.import_module(name)
         identity = _identity(directory)
@@ -235,6 +270,9 @@ class _HostedRun:
 
     def rewind(self, step: int) -> None:
         """Neither can forget; wandb passes over steps that it has, trackio shows them twice."""
+
+    def flush(self) -> None:
+        """Both send what they have by themselves."""
 
     def close(self) -> None:
         self._run.finish()

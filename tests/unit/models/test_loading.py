@@ -19,6 +19,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, T5Config, T5Enc
 
 from brim.errors import ModelError
 from brim.models import Decoding, check_same_tokenizer, load_model
+from brim.models.loading import place_of
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
 BERT = BertConfig(vocab_size=48, num_attention_heads=2, **SIZES)
@@ -152,3 +153,15 @@ def test_where_tokens_are_in_a_text_is_no_other_rule(tmp_path):
 def test_the_class_of_a_tokenizer_that_follows_its_file_is_kept(tmp_path):
     model = published(tmp_path, "gpt2", gpt2_tokenizer())
     assert type(model.tokenizer).__name__ == "GPT2Tokenizer"
+
+
+def test_where_a_model_comes_from_is_said_before_it_is_loaded(tmp_path, monkeypatch):
+    assert place_of(tmp_path) == str(tmp_path)
+    found = {"org/known": "/cache/config.json", "org/none-of-it": object()}
+    monkeypatch.setattr(
+        "brim.models.loading.try_to_load_from_cache",
+        lambda name, file, revision: found.get(name),
+    )
+    assert place_of("org/known") == "org/known (downloaded before)"
+    for name in ("org/new", "org/none-of-it"):
+        assert place_of(name) == f"{name} (downloading from the hub)"

@@ -123,6 +123,59 @@ def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
     assert '"lr": 1e-05' in config.decode()
 
 
+def scalars(directory):
+    """Step and value of each tag, as TensorBoard reads them."""
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = reader.EventAccumulator(str(directory))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+def test_tensorboard_has_all_stages_of_a_run_in_one_folder(tmp_path):
+    """A stage that is resumed, or begun again, leaves the others' curves as they are."""
+    run, teacher = tmp_path / "run", tmp_path / "stages" / "teacher-1"
+    teacher.mkdir(parents=True)
+    run.mkdir()
+    steps = {"teacher": range(1, 9), "objective": range(1, 4)}
+    for stage, directory in (("teacher", teacher), ("objective", run)):
+        with Tracker(directory, ["tensorboard"], run=run, stage=stage) as tracker:
+            tracker.rewind(-1)
+            log_steps(tracker, steps[stage])
+    with Tracker(run, ["tensorboard"], run=run) as tracker:
+        tracker.rewind(1)
+        log_steps(tracker, range(2, 6), scale=7.0)
+    assert {path.parent for path in tmp_path.rglob("events.*")} == {run / "tensorboard"}
+    found = scalars(run / "tensorboard")
+    assert [step for step, _ in found["teacher/train/loss"]] == [*steps["teacher"]]
+    assert [step for step, _ in found["train/loss"]] == [1, 2, 3, 4, 5]
+    expected = [1.0 / 2, *(7.0 / (step + 1) for step in range(2, 6))]
+    assert [value for _, value in found["train/loss"]] == pytest.approx(expected)
+    with Tracker(teacher, ["tensorboard"], run=run, stage="teacher") as tracker:
+        tracker.rewind(-1)
+        log_steps(tracker, [1])
+    assert [step for step, _ in scalars(run / "tensorboard")["teacher/train/loss"]] == [1]
+    assert scalars(run / "tensorboard")["train/loss"] == found["train/loss"]
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_checkpoints_curves_outlive_a_kill(tmp_path, torn):
+    """What is before a checkpoint is on file with it, also in files of older versions."""
+    tracker = Tracker(tmp_path, ["tensorboard"])
+    tracker.rewind(-1)
+    log_steps(tracker, range(1, 4))
+    tracker.sync()  # and no close
+    [file] = (tmp_path / "tensorboard").iterdir()
+    older = file.rename(file.with_name(file.name.removesuffix(".objective")))
+    if torn:
+        with older.open("ab") as open_file:
+            open_file.write(older.read_bytes()[-20:])
+    with Tracker(tmp_path, ["tensorboard"]) as resumed:
+        resumed.rewind(2)
+        log_steps(resumed, range(3, 5))
+    assert [step for step, _ in scalars(tmp_path / "tensorboard")["train/loss"]] == [1, 2, 3, 4]
+
+
 class FakeService(ModuleType):
     """Stands for trackio or wandb; how the real ones answer is tried by hand."""
 

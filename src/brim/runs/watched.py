@@ -1,0 +1,93 @@
+"""What is shown of a training while it goes on: numbers that mean something, not the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from brim.objectives.base import Objective
+from brim.objectives.seqkd import SeqKD
+from brim.support.progress import Meter
+from brim.support.tables import DIGITS
+from brim.training.checkpoints import TrainerState
+from brim.training.evaluation import Evaluation
+from brim.training.trainer import Hooks, Trainer
+
+# By the first of these that a method logs one sees how it does.
+_TELLING = {
+    "rollout/return": "return {:.2f}",
+    "policy/divergence": "divergence {:.4f} per token",
+}
+# Of a policy gradient the loss says nothing; here it is what is minimized and measured.
+_OF_TARGETS = {"train/loss": "cross-entropy {:.3f} per token"}
+
+
+class Watched:
+    """The note behind the bar of a training.
+
+    It has the return of the step's rollouts, or the divergence or cross-entropy where a method has
+    no return, their mean length, and the last evaluation beside the best.
+
+    Args:
+        meter: shows it.
+        metric: key of the score that picks the checkpoint.
+        objective: the method.
+    """
+
+    def __init__(self, meter: Meter, metric: str, objective: Objective) -> None:
+        self._meter, self._metric = meter, metric
+        self._telling = _OF_TARGETS if isinstance(objective, SeqKD) else _TELLING
+        self._step = ""
+        self._last: tuple[int, float] | None = None
+
+    def hooks(self, trainer: Callable[[], Trainer]) -> Hooks:
+        """Return what has a trainer shown, which `trainer` gives once it is there."""
+        return Hooks(
+            lambda step, metrics: self.step(
+                step, metrics, trainer().state, trainer().pace.seconds_left(step)
+            ),
+            lambda step, evaluation: self.evaluated(step, evaluation, trainer().state),
+        )
+
+    def step(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        state: TrainerState,
+        seconds_left: float | None = None,
+    ) -> None:
+        """Show a step by its metrics, with the seconds left where they are known."""
+        shown = [text.format(metrics[key]) for key, text in self._telling.items() if key in metrics]
+        length = metrics.get("rollout/length")
+        self._step = ", ".join([*shown[:1], *([] if length is None else [f"length {length:.1f}"])])
+        self._meter.advance(step - self._meter.done, self._note(state), seconds_left)
+
+    def evaluated(self, step: int, evaluation: Evaluation, state: TrainerState) -> None:
+        """Show an evaluation that has ended."""
+        self._last = step, evaluation.scores[self._metric].value
+        self._meter.advance(0, self._note(state))
+
+    def evaluating(self, num_examples: int) -> Callable[[int], None]:
+        """Return what shows an evaluation under way, called with the number of examples done."""
+        done = 0
+
+        def advance(rows: int) -> None:
+            nonlocal done
+            done += rows
+            self._meter.advance(0, f"evaluating {done:,} of {num_examples:,} examples")
+
+        return advance
+
+    def _note(self, state: TrainerState) -> str:
+        return "; ".join(filter(None, [self._step, self._score(state)]))
+
+    def _score(self, state: TrainerState) -> str:
+        """The last evaluation and the best; of a run that was resumed the best alone at first."""
+        if state.best_score is None:
+            return ""
+        name, spec = self._metric.replace("_", " "), f"z.{DIGITS.get(self._metric, 1)}f"
+        best = f"best {state.best_score:{spec}} at step {state.best_step}"
+        if self._last is None:
+            return f"{name}: {best}"
+        step, value = self._last
+        last = f"{name} {value:{spec}} at step {step}"
+        return f"{last} (best)" if step == state.best_step else f"{last} ({best})"
