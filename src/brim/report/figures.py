@@ -30,7 +30,6 @@ _BAND = (
     "side."
 )
 _WIDTH = 7.2  # inches: a figure can still be read on a phone
-_LABEL_LETTERS = 30
 _STAGES = ("teacher", "student")  # families
 _VARIANCE = "rollout/var_return_k"
 
@@ -78,9 +77,9 @@ def _draw_dots(ax: Axes, task: TaskRuns, name: str, look: Mapping[str, Style]) -
     ax.set_xlabel("tokens" if name == "length" else "teacher's logits")
 
 
-def _wrapped(label: str) -> str:
+def _wrapped(label: str, letters: int = 30) -> str:
     """On lines of a part of the width, so that a long name leaves room for what it names."""
-    return textwrap.fill(label, _LABEL_LETTERS)
+    return textwrap.fill(label, letters)
 
 
 def _num_lines(task: TaskRuns) -> int:
@@ -89,7 +88,7 @@ def _num_lines(task: TaskRuns) -> int:
 
 def _draw_legend(block: Canvas, look: Mapping[str, Style], *, markers: bool = True) -> None:
     """Below the panels, in as many columns as fit."""
-    wrapped = {_wrapped(label): style for label, style in look.items()}
+    wrapped = {_wrapped(label, 45): style for label, style in look.items()}
     longest = max(len(line) for label in wrapped for line in label.splitlines())
     columns = max(1, min(6, int(_WIDTH * 11 / (longest + 6))))
     legend = handles(wrapped, markers=markers)
