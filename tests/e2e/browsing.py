@@ -65,7 +65,9 @@ def requests(driver: Any) -> list[str]:
     }
     sent = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
     urls = [one["request"]["url"] for one in sent if one["requestId"] not in held_back]
-    return [url for url in urls if not url.startswith("data:")]
+    # The browser's own pages, such as that of a new tab, ask nothing of anybody.
+    own = ("data:", "chrome:", "chrome-untrusted:", "chrome-search:")
+    return [url for url in urls if not url.startswith(own)]
 
 
 def complaints(driver: Any) -> list[str]:

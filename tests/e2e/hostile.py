@@ -1,5 +1,7 @@
 """Texts that try to break out of an HTML page, and a page that has each of them in every field."""
 
+from brim.report.layout import sections
+from brim.report.lead import Lead
 from brim.report.outputs import Output
 from brim.report.page import render_report
 from brim.support.figures import Figure
@@ -61,20 +63,22 @@ DRAWING = b"<rect width='40' height='30' style='fill:#0a0'/><script>parent.__pwn
 
 def hostile_page() -> str:
     """A report with every one of the texts in every field that takes text."""
+    tables = [
+        Table(
+            name=text,
+            title=text,
+            head=("name", text),
+            rows=((Cell(text, note=text), Cell(text, best=True, significant=True, note=text)),),
+            caption=text,
+        )
+        for text in HOSTILE
+    ]
+    figures = [Figure(text, text, b"", PICTURE % DRAWING, text) for text in HOSTILE]
     return render_report(
-        title=" ".join(HOSTILE),
-        lead="\n\n".join(HOSTILE),
-        tables=[
-            Table(
-                name=text,
-                title=text,
-                head=("name", text),
-                rows=((Cell(text, note=text), Cell(text, best=True, significant=True, note=text)),),
-                caption=text,
-            )
-            for text in HOSTILE
-        ],
-        figures=[Figure(text, text, b"", PICTURE % DRAWING, text) for text in HOSTILE],
+        Lead(
+            " ".join(HOSTILE), " ".join(HOSTILE), [(t, [t]) for t in HOSTILE], HOSTILE, HOSTILE[0]
+        ),
+        sections(tables, figures, paper=True),
         outputs=[
             Output(
                 id=text,
@@ -86,6 +90,7 @@ def hostile_page() -> str:
             for text in HOSTILE
         ],
         systems=HOSTILE,
+        colors={text: f"#{i:06x}" for i, text in enumerate(HOSTILE)},
         settings={text: f"a: 1\n{text}\n" for text in HOSTILE},
         facts=plain_table([["", *HOSTILE], *([text] * (len(HOSTILE) + 1) for text in HOSTILE)]),
         choice=" ".join(HOSTILE),

@@ -16,6 +16,8 @@ from browsing import chromium, complaints, requests
 from hostile import HOSTILE, PWN, hostile_page
 
 from brim.report import page
+from brim.report.layout import sections
+from brim.report.lead import Lead
 from brim.report.outputs import Output
 from brim.report.page import render_report
 from brim.support.figures import Figure
@@ -23,6 +25,7 @@ from brim.support.tables import Cell, Table, plain_table
 
 WORDS = ["P", "AH0", "T", "<b>", "λ", "a", "the"]
 SYSTEMS = ["student", "llmr", "brim"]
+COLORS = {"student": "#77808a", "llmr": "#d55e00", "brim": "#0072b2"}
 # Two systems agree on even examples; brim's return is above llmr's by the example's number less 15.
 OUTPUTS = [
     Output(
@@ -56,17 +59,18 @@ def plain_page(**changes) -> str:
         caption="What the numbers are.",
     )
     parts = {
-        "title": "A report",
-        "lead": "First.\n\nSecond.",
+        "lead": Lead("A report", "One sentence.", [("First.", ["one", "two"])]),
         "tables": [table],
         "figures": [Figure("a", "A", PNG, SVG, "as SVG"), Figure("b", "B", PNG, b"", "as PNG")],
         "outputs": OUTPUTS,
         "systems": SYSTEMS,
+        "colors": COLORS,
         "settings": {"brim": "objective: {k: 2}\n"},
         "facts": plain_table([["", "brim"], ["seed", "19083"]]),
         **changes,
     }
-    return render_report(**parts)
+    shown = sections(parts.pop("tables"), parts.pop("figures"), paper=True)
+    return render_report(parts.pop("lead"), shown, **parts)
 
 
 @pytest.fixture(scope="module")
@@ -211,14 +215,18 @@ def test_hostile_texts_are_shown_as_they_are_and_do_nothing(driver, visit):
     visit(hostile_page())
     assert not was_attacked(driver)
     assert all_texts(driver, "h1") == [" ".join(EXPECTED)]
-    assert all_texts(driver, "header p") == EXPECTED
+    assert all_texts(driver, ".headline") == [" ".join(EXPECTED)]
+    assert all_texts(driver, "#findings ~ p") == EXPECTED
+    assert all_texts(driver, "#findings ~ ul li") == EXPECTED
+    assert all_texts(driver, "#missing ~ ul li") == EXPECTED
     for selector in (
-        "#tables ~ h3", ".caption", "#tables ~ .scroll tbody th > :first-child", "#figures ~ h3",
+        "#tables ~ h3", ".caption", "#tables ~ .scroll tbody th > .note", "#figures ~ h3",
         "figcaption", "[name=number] option", "[name=first] option", "fieldset label bdi",
         "details bdi", "#tables ~ .scroll td b", "#tables ~ .scroll td .note",
     ):  # fmt: skip
         assert all_texts(driver, selector) == EXPECTED, selector
     assert all_texts(driver, "#tables ~ .scroll th:nth-child(2)") == EXPECTED
+    assert run(driver, "return document.querySelectorAll('tbody .swatch').length") == 40 * 43
     assert all_texts(driver, ".facts thead th") == ["", *EXPECTED]
     assert all_texts(driver, ".facts tbody th") == EXPECTED
     assert all_texts(driver, "pre") == [f"a: 1\n{text}\n" for text in EXPECTED]
@@ -244,12 +252,14 @@ def test_hostile_texts_are_shown_as_they_are_and_do_nothing(driver, visit):
     )
     assert run(driver, handlers) == []
     links = "return [...document.links].map((link) => link.getAttribute('href'))"
-    assert run(driver, links) == ["#tables", "#figures", "#outputs", "#provenance"]
+    assert run(driver, links) == [
+        "#missing", "#findings", "#tables", "#figures", "#outputs", "#provenance",
+    ]  # fmt: skip
 
 
 def test_hostile_texts_can_be_searched_for(driver, visit):
     visit(hostile_page())
-    press(driver, "none")
+    press(driver, "None")
     run(driver, "document.querySelector('[name=system]').click()")
     for text in EXPECTED:
         choose(driver, search=text)
@@ -291,8 +301,11 @@ def test_the_page_forbids_what_it_does_not_need(driver, visit):
 
 def test_every_part_is_there(driver, visit):
     visit(plain_page())
-    assert all_texts(driver, "h2") == ["Tables", "Figures", "Outputs", "Settings and provenance"]
-    assert all_texts(driver, "header p") == ["First.", "Second."]
+    assert all_texts(driver, "h2") == [
+        "Findings", "Tables", "Figures", "Examples", "Settings and origin",
+    ]  # fmt: skip
+    assert all_texts(driver, "h1, header p") == ["A report", "One sentence."]
+    assert all_texts(driver, "#findings ~ *") == ["First.", "\none\ntwo\n"]
     rows = [all_texts(driver, f"#tables ~ .scroll tr:nth-child({i}) > *") for i in (1, 2)]
     assert rows == [
         ["method", "BLEU", "remark", "llmr", "34.0", "a word"],
@@ -308,19 +321,6 @@ def test_every_part_is_there(driver, visit):
     assert all_texts(driver, "pre") == ["objective: {k: 2}\n"]
     assert all_texts(driver, ".facts tbody tr > *") == ["seed", "19083"]
     assert not run(driver, "return document.querySelector('details').open")
-
-
-def test_a_lead_has_paragraphs_and_lists(driver, visit):
-    visit(plain_page(lead="First.\n\n- one\n- two - three\n\n- a\nb\n\n\n- four"))
-    assert all_texts(driver, "header p") == ["First.", "- a\nb"]
-    lists = (
-        "return [...document.querySelectorAll('header ul')].map((found) => found.children.length)"
-    )
-    assert run(driver, lists) == [2, 1]
-    assert all_texts(driver, "header li") == ["one", "two - three", "four"]
-    visit(plain_page(lead="\n".join(f"- {text}" for text in HOSTILE)))
-    assert all_texts(driver, "header li") == EXPECTED
-    assert not was_attacked(driver)
 
 
 def test_paging(driver, visit):
@@ -351,9 +351,9 @@ def test_search_and_empty_states(driver, visit):
     )
     assert shown_numbers(driver) == list(range(10))
     assert run(driver, "return new FormData(document.forms[0]).getAll('system').length") == 3
-    press(driver, "none")
+    press(driver, "None")
     assert all_texts(driver, ".empty")[0].startswith("No system is chosen.")
-    press(driver, "all")
+    press(driver, "All")
     assert all_texts(driver, ".example:first-child .label bdi") == SYSTEMS
 
 
@@ -472,8 +472,9 @@ def test_boxes_that_scroll_are_reached_by_the_keyboard(driver, visit):
 
 
 def test_what_may_be_absent(driver, visit):
-    visit(plain_page(tables=[], figures=[], outputs=[], settings={}, facts=plain_table([[]])))
-    assert all_texts(driver, "h2") == ["Outputs"]
+    bare = {"lead": Lead("t", "h"), "settings": {}, "facts": plain_table([[]])}
+    visit(plain_page(tables=[], figures=[], outputs=[], **bare))
+    assert all_texts(driver, "h2") == ["Examples"]
     assert all_texts(driver, ".empty") == ["There are no outputs to show."]
     one = Output("one", "p", (), {"brim": "", "llmr": "text"}, {"brim": {"return": float("nan")}})
     visit(plain_page(outputs=[one]))
@@ -520,6 +521,75 @@ def test_a_narrow_window_does_not_scroll_sideways(driver, visit, make_page):
         width = run(driver, "return [document.documentElement.scrollWidth, innerWidth]")
     assert width[1] == 380
     assert width[0] <= 380
+
+
+def table_of(columns: int, label: str = "BRIM (K = 16)") -> Table:
+    row = (Cell(label), *[Cell("1.00 ± 0.01")] * columns)
+    return Table(f"wide{columns}", "Wide", tuple(map(str, range(columns + 1))), (row,), "")
+
+
+def test_only_a_table_that_scrolls_says_so(driver, visit):
+    shown = "return [...document.querySelectorAll('.hint')].map((hint) => hint.checkVisibility())"
+    for width, expected in ((390, [True, False, False]), (1280, [False, False, False])):
+        with window_of(driver, width):
+            visit(plain_page(tables=[table_of(6), table_of(1)]))
+            driver.execute_async_script("requestAnimationFrame(() => setTimeout(arguments[0], 50))")
+            assert run(driver, shown) == expected
+
+
+def test_on_a_phone_figures_fit_and_texts_stack(driver, visit):
+    wide = PNG[:16] + (3000).to_bytes(4, "big") + PNG[20:]  # a width that no phone has
+    label = "a_name_without_any_place_where_a_line_could_end_" * 3
+    outputs = [Output("1", "слово " * 80, ("参照" * 80,), dict.fromkeys(SYSTEMS, "نص " * 80))]
+    with window_of(driver, 390):
+        visit(
+            plain_page(
+                lead=Lead(label, f"{label} is the best.", [(label, [label])], [label], label),
+                figures=[Figure("a", label, wide, b"", label)],
+                tables=[table_of(2, label)],
+                outputs=outputs,
+                settings={label: label},
+            )
+        )
+        boxes = run(
+            driver,
+            "return [...document.querySelectorAll('figure img, .cell')].map((found) => {"
+            "const box = found.getBoundingClientRect(); return [box.left, box.right]; })",
+        )
+        assert len(boxes) == 6
+        assert all(0 <= left < right <= 390 for left, right in boxes)
+        assert len({left for left, _ in boxes[1:]}) == 1  # one column
+        assert run(driver, "return document.documentElement.scrollWidth") <= 390
+
+
+def test_a_system_has_one_color_wherever_it_stands(driver, visit):
+    rows = tuple((Cell(label), Cell("1.0")) for label in SYSTEMS)
+    table = Table("table1", "T", ("system", "score"), rows, "")
+    facts = plain_table([["system", "seed"], *([label, "1"] for label in SYSTEMS)])
+    visit(plain_page(tables=[table], facts=facts, settings=dict.fromkeys(SYSTEMS, "a: 1")))
+    found = run(
+        driver,
+        "return [...document.querySelectorAll('.swatch')].map((mark) => "
+        "[(mark.nextElementSibling ?? mark.parentElement).textContent.trim(),"
+        " getComputedStyle(mark).backgroundColor, mark.getAttribute('aria-hidden')])",
+    )
+    places = {label: [color for name, color, _ in found if name == label] for label in SYSTEMS}
+    for label, colors in places.items():
+        rgb = ", ".join(str(int(COLORS[label][i : i + 2], 16)) for i in (1, 3, 5))
+        assert set(colors) == {f"rgb({rgb})"}
+        assert len(colors) == 1 + 1 + 10 + 1 + 1  # table, form, ten examples, facts, settings
+    assert {hidden for *_, hidden in found} == {"true"}
+    # It is the same when others are not shown.
+    run(driver, "document.querySelector('[name=system]').click()")
+    classes = "return [...document.querySelectorAll('.example .swatch')].map((m) => m.className)"
+    assert set(run(driver, classes)) == {"swatch c1", "swatch c2"}
+
+
+def test_labels_are_plain(driver, visit):
+    visit(plain_page())
+    assert all_texts(driver, "form legend") == ["Show", "Only where"]
+    labels = ["Search", "Sort by", "Compare A", "with B", "by"]
+    assert all_texts(driver, ".fields label > span") == labels
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -32,9 +32,15 @@ def report(
         ),
     ] = 0.05,
     outputs: Annotated[int, typer.Option(min=0, help="Examples with texts on the page.")] = 200,
+    paper: Annotated[
+        bool,
+        typer.Option(
+            "--paper", help="The paper's titles, order and numbers of tables and figures."
+        ),
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make the paper's tables and figures, and a page, from runs."""
+    """Make a page, tables and figures from runs."""
     with hushed(quiet):
         from brim.report import write_reports
         from brim.support.progress import Reporter
@@ -46,6 +52,7 @@ def report(
             baseline=baseline,
             alpha=alpha,
             max_outputs=outputs,
+            paper=paper,
             reporter=Reporter(quiet=quiet),
         )
     if not quiet:

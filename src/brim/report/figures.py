@@ -1,9 +1,10 @@
-"""The paper's figures from our runs: returns by method, learning curves, PPO, variance and bias."""
+"""The figures of a report: returns by system, learning curves, PPO, variance and bias."""
 
 from __future__ import annotations
 
 import math
 import os
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from brim.errors import RunError
 from brim.metrics import spread
+from brim.report.colors import looks_of
 from brim.report.systems import SystemRuns, TaskRuns
 from brim.support.figures import Figure, Style, draw_mean, handles, log_axis, render, styles
 from brim.support.files import read_json
@@ -27,26 +29,18 @@ _BAND = (
     "Mean over the seeds that all systems of a panel share; band: a standard deviation on each "
     "side."
 )
+_WIDTH = 7.2  # inches: a figure can still be read on a phone
 _STAGES = ("teacher", "student")  # families
 _VARIANCE = "rollout/var_return_k"
-_COLORS = {
-    "teacher": "#000000",
-    "student": "#7a828b",
-    "divergence": "#009E73",
-    "llmr": "#D55E00",
-    "brim": "#0072B2",
-    "anchored": "#882255",
-    "ppo": "#CC79A7",
-    "other": "#E69F00",
-}
 
 
 def returns_figure(tasks: Sequence[TaskRuns]) -> Figure | None:
-    """Return Figure 1: average return by method, with the length; None without returns."""
+    """Return the average return by system (Figure 1), with the length; None without returns."""
+    look = looks_of(tasks)
     tasks = [task for task in tasks if task.returns]
     if not tasks:
         return None
-    heights = [0.9 + 0.24 * len(task.systems) for task in tasks]
+    heights = [0.9 + 0.24 * _num_lines(task) for task in tasks]
 
     def paint(figure: Canvas) -> None:
         grid = figure.subfigures(len(tasks), 1, squeeze=False, height_ratios=heights)
@@ -54,33 +48,51 @@ def returns_figure(tasks: Sequence[TaskRuns]) -> Figure | None:
             names = [*task.returns, "length"]
             axes = block.subplots(1, len(names), sharey=True, squeeze=False)[0]
             for ax, name in zip(axes, names, strict=True):
-                _draw_dots(ax, task, name)
+                _draw_dots(ax, task, name, look)
             _name_block(block, task.label, several=len(tasks) > 1)
 
     caption = (
         "A large point is the mean over the seeds, its line a standard deviation on each side; "
         f"small points are the seeds. Expected: of sampled text. {SHORTER}"
     )
-    images = render((10.5, sum(heights)), paint)
-    return Figure("figure1", "Figure 1: average return by method", *images, caption)
+    images = render((_WIDTH, sum(heights)), paint)
+    return Figure("figure1", "Return and length by system", *images, caption)
 
 
-def _draw_dots(ax: Axes, task: TaskRuns, name: str) -> None:
+def _draw_dots(ax: Axes, task: TaskRuns, name: str, look: Mapping[str, Style]) -> None:
     systems = task.systems
     for place, system in enumerate(systems):
         values = system.values(name)
         if not values:
             continue
         mean, deviation = spread(values)
-        color = _COLORS[system.name.family]
+        color = look[system.label].color
         if deviation is not None:
             ax.plot(values, [place] * len(values), ".", color=color, alpha=0.45, markersize=5)
             ax.plot([mean - deviation, mean + deviation], [place, place], "-", color=color)
         ax.plot([mean], [place], "o", color=color, markersize=6)
-    ax.set_yticks(range(len(systems)), [system.label for system in systems])
+    ax.set_yticks(range(len(systems)), [_wrapped(system.label) for system in systems])
     ax.set_ylim(len(systems) - 0.5, -0.5)
     ax.set_title(task.example(name).name)
-    ax.set_xlabel("tokens" if name == "length" else "in the teacher's logits")
+    ax.set_xlabel("tokens" if name == "length" else "teacher's logits")
+
+
+def _wrapped(label: str, letters: int = 30) -> str:
+    """On lines of a part of the width, so that a long name leaves room for what it names."""
+    return textwrap.fill(label, letters)
+
+
+def _num_lines(task: TaskRuns) -> int:
+    return sum(_wrapped(system.label).count("\n") + 1 for system in task.systems)
+
+
+def _draw_legend(block: Canvas, look: Mapping[str, Style], *, markers: bool = True) -> None:
+    """Below the panels, in as many columns as fit."""
+    wrapped = {_wrapped(label, 45): style for label, style in look.items()}
+    longest = max(len(line) for label in wrapped for line in label.splitlines())
+    columns = max(1, min(6, int(_WIDTH * 11 / (longest + 6))))
+    legend = handles(wrapped, markers=markers)
+    block.legend(handles=legend, loc="outside lower left", ncols=columns)
 
 
 def _name_block(block: Canvas, label: str, *, several: bool) -> None:
@@ -109,13 +121,17 @@ class _Panel:
 
 
 def learning_curves(tasks: Sequence[TaskRuns]) -> list[Figure]:
-    """Return Figures 2 and 3, the other methods' curves, variance and bias in training, stages'.
+    """Return curves of LLMR and BRIM (Figure 2), others', of PPO (3), variance and bias, stages'.
 
     The teacher's and the pre-distilled students' are apart, for they climb from nothing: beside
     them every method is a flat line.
     """
     drawn = [_curves(tasks, *figure) for figure in _FIGURES]
     return [figure for figure in drawn if figure is not None]
+
+
+def _capital(name: str) -> str:
+    return f"{name[:1].upper()}{name[1:]}"
 
 
 def _is_llmr_or_brim(system: SystemRuns) -> bool:
@@ -129,18 +145,18 @@ def _is_compared(system: SystemRuns) -> bool:
 def _evaluations(task: TaskRuns) -> tuple[_Panel, ...]:
     score = [*task.returns, *task.metrics, "length"][0]
     metric = [*task.metrics, *task.returns, "length"][0]
-    title = f"Validation {task.example(score).name}"
+    title = _capital(task.example(score).name)
     return (
         _Panel(f"eval/{score}", title),
-        _Panel(f"eval/{score}", f"{title}: change since the start", change=True),
-        _Panel(f"eval/{metric}", f"Validation {task.example(metric).name}"),
-        _Panel("eval/length", "Validation output length"),
+        _Panel(f"eval/{score}", f"{title}: change since start", change=True),
+        _Panel(f"eval/{metric}", _capital(task.example(metric).name)),
+        _Panel("eval/length", "Length of the output"),
     )
 
 
 def _ppo(task: TaskRuns) -> tuple[_Panel, ...]:
     return (
-        _Panel("ppo/td_error", "Squared TD error of the critic", log=True),
+        _Panel("ppo/td_error", "Squared TD error of critic", log=True),
         _Panel("ppo/value_loss", "Value loss", log=True),
         _Panel("rollout/return", "Average return of the rollouts"),
         _Panel("rollout/length", "Length of the rollouts"),
@@ -149,8 +165,8 @@ def _ppo(task: TaskRuns) -> tuple[_Panel, ...]:
 
 def _in_training(task: TaskRuns) -> tuple[_Panel, ...]:
     return (
-        _Panel(_VARIANCE, "Variance of the K-step return Ĝ over tokens", log=True),
-        _Panel("rollout/bias", "Bias: mean of Ĝ less the one-step return G"),
+        _Panel(_VARIANCE, "Variance of the K-step return Ĝ", log=True),
+        _Panel("rollout/bias", "Bias: mean of Ĝ - G (one step)"),
     )
 
 
@@ -160,21 +176,21 @@ _Panels = Callable[[TaskRuns], tuple[_Panel, ...]]
 _FIGURES: tuple[tuple[str, str, _Wanted, _Panels, str], ...] = (
     (
         "figure2",
-        "Figure 2: learning curves of LLMR, BRIM and anchored",
+        "Learning curves of LLMR, BRIM and anchored",
         _is_compared,
         _evaluations,
         "",
     ),
     (
         "curves",
-        "Learning curves of the other methods",
+        "Learning curves of other methods",
         lambda system: not _is_compared(system) and system.name.family not in _STAGES,
         _evaluations,
         "",
     ),
     (
         "figure3",
-        "Figure 3: PPO with LLMR and with BRIM",
+        "PPO: critic, return and length",
         lambda system: system.name.family == "ppo",
         _ppo,
         f"PPO with BRIM has no critic. The value loss is in units of the clip range. {SHORTER}",
@@ -207,23 +223,23 @@ def _curves(
     if not chosen:
         return None
     smooth = bool(more)  # of every batch there is a point
+    looks = looks_of(tasks)
 
     def paint(figure: Canvas) -> None:
         blocks = figure.subfigures(len(chosen), 1, squeeze=False, hspace=0.03)[:, 0]
         for block, (task, systems, shown) in zip(blocks, chosen, strict=True):
-            look = styles([system.label for system in systems])
+            look = {system.label: looks[system.label] for system in systems}
             axes = block.subplots(len(shown) // 2, 2, squeeze=False)
             for ax, panel in zip(axes.flat, shown, strict=True):
                 _draw_panel(ax, systems, panel, look, smooth=smooth)
             _name_block(block, task.label, several=len(chosen) > 1)
-            legend = handles(look, markers=not smooth)
-            block.legend(handles=legend, loc="outside lower left", ncols=6)
+            _draw_legend(block, look, markers=not smooth)
 
     text = f"Validation split, against training steps. {_BAND} {SHORTER}"
     if smooth:
         text = f"Of training batches, smoothed over a thirtieth of the steps. {_BAND} {more}"
-    height = 1.2 + 2.9 * len(chosen[0][2]) / 2
-    return Figure(name, title, *render((10.5, height * len(chosen)), paint), text)
+    height = 1.2 + 2.3 * len(chosen[0][2]) / 2
+    return Figure(name, title, *render((_WIDTH, height * len(chosen)), paint), text)
 
 
 def _draw_panel(
@@ -257,7 +273,7 @@ def _draw_panel(
 # Variance and bias by K, as `brim analyze variance` measured them
 
 _BY_K = (
-    ("variance_first", "Variance of Ĝ₁ over the rollouts of a prompt", True),
+    ("variance_first", "Variance of Ĝ₁ over a prompt's rollouts", True),
     ("bias_first", "Bias: mean of Ĝ₁ - G₁", False),
 )
 _TAILS = {"one_step": "one-step tail", "none": "no tail"}
@@ -293,14 +309,14 @@ def variance_figure(paths: Sequence[Path], out: Path, notes: list[str]) -> Figur
                 if log:
                     log_axis(ax)
             _name_block(block, name, several=len(found) > 1)
-            block.legend(handles=handles(look), loc="outside lower left", ncols=4)
+            _draw_legend(block, look)
 
     caption = (
         f"Measured by brim analyze variance ({', '.join(name for name, _ in found)}); bands are "
         "intervals over prompts. Each student is labeled with its reverse KL to the teacher, in "
         "nats a token."
     )
-    images = render((10.5, 4.1 * len(found)), paint)
+    images = render((_WIDTH, 3.6 * len(found)), paint)
     return Figure("variance_k", "Variance and bias of the return by K", *images, caption)
 
 

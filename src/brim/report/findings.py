@@ -5,42 +5,19 @@ They are for the first half minute; the tables have all tests and numbers.
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from brim.metrics import spread
 from brim.metrics.regrets import REGRETS
-from brim.report.folders import NOT_BEGUN, Unfinished
-from brim.report.seed_tests import SeedTest, TestsByTask, seed_test
-from brim.report.systems import LLMR_HERE, Gathered, SystemRuns, TaskRuns, shared_seeds
+from brim.report.labels import joined
+from brim.report.seed_tests import SeedTest, seed_test
+from brim.report.systems import LLMR_HERE, SystemRuns, TaskRuns, shared_seeds
 from brim.report.tables import decoded_otherwise
-from brim.support.figures import Figure
-from brim.support.tables import (
-    Table,
-    as_markdown,
-    escape_markdown,
-    markdown_sentence,
-    p_text,
-)
+from brim.support.tables import p_text
 from brim.training.monitors import KINDS
 
 _MOST_NAMES = 2
 _LENGTHS_DIFFER = 0.05  # of the longest text: then a return is as much about length
-
-Lead = list[tuple[str, list[str]]]
-"""For each task what was compared, and what the numbers say."""
-
-
-def lead_of(
-    tasks: Sequence[TaskRuns], tests: TestsByTask, *, split: str, baseline: str, alpha: float
-) -> Lead:
-    """Return the sentences on each task."""
-    return [
-        (compared(task, split), findings(task, tests[task.label], baseline=baseline, alpha=alpha))
-        for task in tasks
-    ]
 
 
 def compared(task: TaskRuns, split: str) -> str:
@@ -51,9 +28,9 @@ def compared(task: TaskRuns, split: str) -> str:
     more = f" and {without} without a seed" if without else ""
     runs = sum(len(system.runs) for system in task.systems)
     return (
-        f"{task.label}: {_many(len(counts), 'system')} with {seeds} seed"
-        f"{'s' if counts[-1] > 1 else ''} each{more} ({_many(runs, 'run')}), on "
-        f"{_many(task.num_examples, 'example')} of the {split} split."
+        f"{task.label}: {many(len(counts), 'system')} with {seeds} seed"
+        f"{'s' if counts[-1] > 1 else ''} each{more} ({many(runs, 'run')}), on "
+        f"{many(task.num_examples, 'example')} of the {split} split."
     )
 
 
@@ -89,7 +66,7 @@ def _leader(task: TaskRuns, name: str, baseline: str) -> str:
     parts = []
     if len(best) > 1:
         scores = ", ".join(_score(task, s, name) for s in best)
-        parts.append(f"{_and([s.label for s in best])} tie for the best student, {scores}")
+        parts.append(f"{joined([s.label for s in best])} tie for the best student, {scores}")
     elif best:
         parts.append(f"{best[0].label} is the best student, {_score(task, best[0], name)}")
     if others:
@@ -125,7 +102,7 @@ def _better_than_baseline(task: TaskRuns, name: str, baseline: str, alpha: float
     better = [test for test in tests if test.better and test.significant(alpha)]
     if not better:
         return []
-    names = _and([t.system for t in better])
+    names = joined([t.system for t in better])
     return [f"Better than {baseline}: {names} ({_bound(better, largest=True)})."]
 
 
@@ -150,13 +127,13 @@ def _against_competitors(
             bound = _bound(found, largest=True)
             lost = [t.against for t in found if t.holm is not None and t.holm >= alpha]
             if lost:
-                which = "" if len(lost) == len(found) else f" for {_and(lost)}"
+                which = "" if len(lost) == len(found) else f" for {joined(lost)}"
                 bound += f", not after Holm's correction{which}"
             word = "better" if better else "worse"
-            groups.append(f"{word} than {_and([t.against for t in found])} ({bound})")
+            groups.append(f"{word} than {joined([t.against for t in found])} ({bound})")
     ties = [t.against for t in tested if not t.significant(alpha) and t.tie]
     if ties:
-        groups.append(f"in a tie with {_and(ties)}")
+        groups.append(f"in a tie with {joined(ties)}")
     even = [t for t in tested if not t.significant(alpha) and not t.tie]
     if even:
         names = [t.against for t in even]
@@ -164,7 +141,7 @@ def _against_competitors(
             first = [name for name in names if name == baseline]
             names = [*first, f"{len(names) - len(first)} others"]
         bound = _bound(even, largest=False)
-        groups.append(f"not significantly different from {_and(names)} ({bound})")
+        groups.append(f"not significantly different from {joined(names)} ({bound})")
     pairs = sorted({t.test.num_pairs for t in tested})
     count = " to ".join(dict.fromkeys([f"{pairs[0]:,}", f"{pairs[-1]:,}"]))
     of = "sentences of one seed" if tested[0].over == "sentences" else "shared seeds"
@@ -190,7 +167,7 @@ def _ppo(task: TaskRuns, tests: Sequence[SeedTest], alpha: float) -> list[str]:
         p = "" if p_value is None else f"p = {p_text(p_value)}, "
         sentences.append(
             f"{found.system} {verdict} {found.against} in {task.name_of(name)} ({p}"
-            f"{found.test.difference:+.2f}, {_many(found.test.num_pairs, found.over[:-1])})."
+            f"{found.test.difference:+.2f}, {many(found.test.num_pairs, found.over[:-1])})."
         )
     return sentences
 
@@ -200,8 +177,8 @@ def _choice_of_k(task: TaskRuns) -> list[str]:
     sentences = []
     if same:
         sentences.append(
-            f"{_and([s.label for s in same])}: {LLMR_HERE}, for half of the texts or more have no "
-            "more tokens than K; no choice, and not tested against LLMR."
+            f"{joined([s.label for s in same])}: {LLMR_HERE}, for half of the texts or more have "
+            "no more tokens than K; no choice, and not tested against LLMR."
         )
     chosen = task.best_brim()
     if len(task.choices) < 2:
@@ -216,7 +193,7 @@ def _choice_of_k(task: TaskRuns) -> list[str]:
     values = task.validation_by_k(task.criterion)
     ties = [f"K = {k}" for k, v in values.items() if round(v - values[chosen.name.k or 0], 2) == 0]
     if len(ties) > 1:
-        text += f", in which {_and(ties)} tie"
+        text += f", in which {joined(ties)} tie"
     on_test = task.best_students(task.criterion, task.choices)
     if on_test and chosen not in on_test:
         other = " or ".join(f"K = {s.name.k}" for s in on_test)
@@ -259,7 +236,7 @@ def _alarms(task: TaskRuns) -> list[str]:
     for kind in KINDS:
         for system in task.systems:
             if number := sum(bool(run.curve(f"monitor/{kind}")) for run in system.runs):
-                runs = _many(len(system.runs), "run")
+                runs = many(len(system.runs), "run")
                 found.append(f"{kind} in {number} of {runs} of {system.label}")
     return [f"Alarms of monitors: {'; '.join(found)}."] if found else []
 
@@ -279,114 +256,6 @@ def _pair(task: TaskRuns) -> list[str]:
     ]
 
 
-def _and(names: Sequence[str]) -> str:
-    *most, last = names
-    return f"{', '.join(most)} and {last}" if most else last
-
-
-def _many(number: int, noun: str) -> str:
+def many(number: int, noun: str) -> str:
+    """Return `1 run`, `2 runs`."""
     return f"{number:,} {noun}{'s' if number != 1 else ''}"
-
-
-MISSING = "Missing, unfinished and failed"
-_MAX_GAPS = 10  # in a terminal
-
-
-def as_plain(lead: Lead) -> str:
-    """Return paragraphs, and lists of lines that begin with a dash."""
-    lists = ((about, "\n".join(f"- {sentence}" for sentence in found)) for about, found in lead)
-    return "\n\n".join(part for parts in lists for part in parts if part)
-
-
-def for_page(lead: Lead, gaps: str) -> str:
-    """Add what is missing in a sentence; no line ends within `K = 2` or `p < 0.05`."""
-    return re.sub(r" ([=≤≥<±]) ", "\u00a0\\1\u00a0", f"{as_plain(lead)}\n\n{gaps}")
-
-
-def for_terminal(lead: Lead, gaps: Sequence[str]) -> str:
-    """Add the first things that are missing."""
-    shown = list(gaps[:_MAX_GAPS])
-    if len(gaps) > len(shown):
-        shown.append(f"… and {len(gaps) - len(shown):,} more in summary.md")
-    return "\n".join([as_plain(lead), *(["", f"{MISSING}:", *shown] if shown else [])])
-
-
-def summary_page(
-    title: str,
-    lead: Lead,
-    gaps: Sequence[str],
-    tables: Sequence[Table],
-    figures: Sequence[Figure],
-) -> str:
-    """Return everything but the outputs as Markdown."""
-
-    def bullets(lines: Sequence[str]) -> str:
-        return "".join(f"- {markdown_sentence(line)}\n" for line in lines)
-
-    parts = [f"# {escape_markdown(title)}\n", "## Findings\n"]
-    for about, found in lead:
-        parts += [f"{markdown_sentence(about)}\n", bullets(found)]
-    if gaps:
-        parts += [f"## {MISSING}\n", bullets(gaps)]
-    parts += map(as_markdown, tables)
-    for figure in figures:
-        name = escape_markdown(figure.title)
-        image = f"![{name}]({figure.name}.png)"
-        parts.append(f"## {name}\n\n{image}\n\n{escape_markdown(figure.caption)}\n")
-    return "\n".join(parts)
-
-
-def missing(found: Gathered) -> list[str]:
-    """Return unfinished and failed runs, then what else is not there or was left out."""
-    lines = []
-    sweeps: dict[Path, list[Unfinished]] = {}
-    for run in found.unfinished:
-        if run.state == NOT_BEGUN:
-            sweeps.setdefault(run.directory.parents[1], []).append(run)
-        else:
-            seed = "" if run.seed is None else f", seed {run.seed}"
-            lines.append(f"{run.label}{seed}: no results: {run.state} ({run.directory}).")
-    lines += [_not_begun(folder, runs) for folder, runs in sweeps.items()]
-    for task in found.tasks:
-        few = [f"{system.label} ({len(system.runs)})" for system in task.with_fewer_seeds]
-        if few:
-            lines.append(
-                f"{task.label}: fewer than {task.num_seeds} seeds, so their means are not over the "
-                f"same seeds as the others': {', '.join(few)}."
-            )
-    return [*lines, *found.notes]
-
-
-def gaps_in_short(found: Gathered) -> str:
-    """Return one sentence for the head of a report; "" where nothing is missing."""
-    states = Counter(
-        NOT_BEGUN if run.state == NOT_BEGUN else "failed" if run.state.startswith("failed")
-        else "unfinished"
-        for run in found.unfinished
-    )  # fmt: skip
-    parts = [
-        f"{_many(states[state], 'run')} {state}"
-        for state in ("failed", "unfinished", NOT_BEGUN)
-        if states[state]
-    ]
-    few = sum(len(task.with_fewer_seeds) for task in found.tasks)
-    if few:
-        parts.append(f"{_many(few, 'system')} with fewer seeds than others")
-    if found.notes:
-        parts.append(f"{_many(len(found.notes), 'note')} on what was left out")
-    return f"Missing: {', '.join(parts)}; see the list below." if parts else ""
-
-
-def _not_begun(sweep: Path, runs: Sequence[Unfinished]) -> str:
-    """The points of one sweep; systems that lack the same seeds are named together."""
-    seeds: dict[str, list[str]] = {}
-    for run in runs:
-        seeds.setdefault(run.directory.parent.name, []).append(str(run.seed))
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for system, lacking in seeds.items():
-        groups.setdefault(tuple(lacking), []).append(system)
-    parts = [
-        f"{', '.join(systems)} with seed{'s' if len(lacking) > 1 else ''} {', '.join(lacking)}"
-        for lacking, systems in groups.items()
-    ]
-    return f"{sweep}: {_many(len(runs), 'run')} of the sweep not begun: {'; '.join(parts)}."

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from brim.config.yaml import parse
 from brim.errors import BrimError, RunError
 from brim.metrics import Score
 from brim.report.labels import name_of
@@ -240,6 +241,17 @@ def points_not_begun(
             label = name_of(point.config.objective.model_dump()).label
             missing.append(Unfinished(place, label, point.seed, _failure(place) or NOT_BEGUN))
     return missing
+
+
+def description_of(directory: Path) -> str:
+    """Return what the `sweep.yaml` in this folder says of itself, on one line; "" if nothing."""
+    path = directory / SWEEP_FILE
+    try:
+        data = parse(path.read_text(encoding="utf-8"), lambda line: f"{path}:{line}").data
+    except (BrimError, OSError, UnicodeDecodeError):  # `points_not_begun` says so
+        return ""
+    text = data.get("description") if isinstance(data, dict) else None
+    return " ".join(text.split()) if isinstance(text, str) else ""
 
 
 # What `brim sweep` writes into the log of a run that has failed.

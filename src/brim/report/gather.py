@@ -16,6 +16,7 @@ from brim.report.folders import (
     SWEEP_FILE,
     Run,
     Unfinished,
+    description_of,
     folders,
     is_run,
     kind_of_student,
@@ -102,7 +103,23 @@ def gather(directories: Sequence[Path], *, split: str = "test") -> Gathered:
     tasks = _group(runs, models, notes)
     _check_confidence(tasks)
     notes += _untrained(tasks)
-    return Gathered(tasks, tuple(open_runs), tuple(notes), {n: tuple(p) for n, p in extras.items()})
+    return Gathered(
+        tasks,
+        tuple(open_runs),
+        tuple(notes),
+        {name: tuple(paths) for name, paths in extras.items()},
+        _description(runs, sweeps),
+    )
+
+
+def _description(runs: Sequence[Run], sweeps: Sequence[Path]) -> str:
+    """That of the sweep that all runs are of, or the one that all runs have; "" without."""
+    places = [run.directory.resolve() for run in runs]
+    covering = [s for s in sweeps if all(s.resolve() in place.parents for place in places)]
+    if text := next(filter(None, map(description_of, covering)), ""):
+        return text
+    texts = {" ".join(str(run.settings.get("description") or "").split()) for run in runs}
+    return texts.pop() if len(texts) == 1 else ""
 
 
 def _check_confidence(tasks: Sequence[TaskRuns]) -> None:

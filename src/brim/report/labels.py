@@ -115,9 +115,19 @@ def distinct(labels: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> li
         keys = {key: None for key in keys if len({repr(flat[i].get(key)) for i in members}) > 1}
         names = _short_names(list(keys))
         for number, i in enumerate(members, start=1):
-            parts = [f"{names[key]} = {_shown(flat[i][key])}" for key in keys if key in flat[i]]
+            parts = [
+                f"{names[key]} = {_shown(flat[i][key])}"
+                for key in keys
+                if flat[i].get(key, "…") != "…"
+            ]
             unique[i] = f"{labels[i]} [{', '.join(parts) or number}]"
     return unique
+
+
+def joined(labels: Sequence[str]) -> str:
+    """Return `A, B and C`."""
+    *most, last = labels
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

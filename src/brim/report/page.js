@@ -1,9 +1,17 @@
-// The browser of outputs: it filters, sorts and pages the examples of the JSON block "data".
+// Which tables scroll sideways, and the browser of outputs: it filters, sorts and pages the examples of the JSON block "data".
 //
 // Texts come from models and data sets. They reach the page as text nodes only (`append` of a
 // string), never as HTML. Without this script the page shows a few examples, put there in advance.
 "use strict";
 (() => {
+  const hints = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      target.previousElementSibling.hidden = target.scrollWidth <= target.clientWidth;
+    }
+  });
+  for (const box of document.querySelectorAll(".hint + .scroll")) hints.observe(box);
+  if (!document.getElementById("data")) return;
+
   const PER_PAGE = 10;
   const { systems, names, outputs } = JSON.parse(document.getElementById("data").textContent);
   const form = document.getElementById("filters");
@@ -153,7 +161,10 @@
 
   function makeSystem(output, system) {
     const text = output.texts[system];
+    // The color of the system is that of its box in the form.
+    const swatch = form.querySelector(`[name=system][value="${system}"] + .swatch`);
     const label = [make("bdi", {}, systems[system])];
+    if (swatch) label.unshift(swatch.cloneNode());
     if (text === null) return makeCell(label, make("div", { class: "soft" }, "no output"));
     if (isReference(text, output.references)) {
       label.push(make("span", { class: "right", title: "the same as a reference" }, " ✓"));
@@ -193,7 +204,7 @@
     const reason = choice.shown.length
       ? "No example passes these filters. "
       : "No system is chosen. ";
-    const reset = make("button", { type: "reset", form: "filters" }, "Reset the filters");
+    const reset = make("button", { type: "reset", form: "filters" }, "Reset");
     return make("p", { class: "empty" }, reason, reset);
   }
 

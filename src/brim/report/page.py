@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from brim._version import __version__
+from brim.report.layout import Section
+from brim.report.lead import MISSING, Lead
 from brim.report.outputs import Output, evenly_spaced
 from brim.support.figures import Figure
 from brim.support.tables import Table, numeric_columns
@@ -32,13 +34,12 @@ _JSON_ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>
 
 
 def render_report(
+    lead: Lead,
+    sections: Sequence[Section],
     *,
-    title: str,
-    lead: str,
-    tables: Sequence[Table],
-    figures: Sequence[Figure],
     outputs: Sequence[Output],
     systems: Sequence[str],
+    colors: Mapping[str, str],
     settings: Mapping[str, str],
     facts: Table,
     choice: str = "",
@@ -46,13 +47,12 @@ def render_report(
     """Return the report as one HTML text; the same input gives the same text.
 
     Args:
-        title: of the page.
-        lead: what the reader should know first; blank lines part paragraphs, and lines that all
-            begin with `- ` are a list.
-        tables: in their order on the page.
-        figures: likewise. The SVG is embedded, or the PNG where there is none or it is large.
+        lead: what the reader should know first.
+        sections: of tables and figures. Of a figure the SVG is embedded, or the PNG where there is
+            none or it is large.
         outputs: the examples of the browser of outputs, in the order of the data.
         systems: labels, the keys of the outputs' texts that are shown, in this order.
+        colors: by label, as `#rrggbb`; a label that has one is marked with it wherever it stands.
         settings: YAML by the label of what was run with it.
         facts: of provenance; may be without rows.
         choice: how the outputs were chosen, where they are not all that there are.
@@ -75,14 +75,18 @@ def render_report(
     names = list(
         dict.fromkeys(n for o in outputs for numbers in o.numbers.values() for n in numbers)
     )
+    palette = list(dict.fromkeys(colors.values()))
     return environment.from_string(template).render(
-        title=title,
+        lead=lead,
+        missing=MISSING,
         policy=_policy(script),
-        style=Markup(style),
+        style=Markup(style + "".join(f".c{i} {{ color: {c}; }}\n" for i, c in enumerate(palette))),
         script=Markup(script),
-        paragraphs=[_paragraph(text) for text in re.split("\n{2,}", lead) if text.strip()],
-        tables=tables,
-        figures=[(figure, _source(figure)) for figure in figures],
+        unbroken=_unbroken,
+        sections=sections,
+        source=_source,
+        is_figure=lambda part: isinstance(part, Figure),
+        marks={label: f"swatch c{palette.index(color)}" for label, color in colors.items()},
         outputs=len(outputs),
         few=evenly_spaced(outputs, NUM_WITHOUT_SCRIPT),
         systems=systems,
@@ -95,11 +99,9 @@ def render_report(
     )
 
 
-def _paragraph(text: str) -> str | list[str]:
-    """A paragraph, or the items of a list."""
-    lines = text.split("\n")
-    listed = all(line.startswith("- ") for line in lines)
-    return [line.removeprefix("- ") for line in lines] if listed else text
+def _unbroken(text: str) -> str:
+    """The text, in which no line ends within `K = 2` or `p < 0.05`."""
+    return re.sub(r" ([=≤≥<±]) ", "\u00a0\\1\u00a0", text)
 
 
 def _visible(value: Any) -> Any:

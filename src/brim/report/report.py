@@ -7,17 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from brim.errors import ConfigError, RunError
+from brim.report.colors import looks_of
 from brim.report.figures import learning_curves, returns_figure, variance_figure
-from brim.report.findings import (
-    MISSING,
-    for_page,
-    for_terminal,
-    gaps_in_short,
-    lead_of,
-    missing,
-    summary_page,
-)
 from brim.report.gather import gather
+from brim.report.layout import sections, titled_as_the_paper
+from brim.report.lead import MARK, for_terminal, lead_of, summary_page
 from brim.report.outputs import choose_outputs
 from brim.report.page import render_report
 from brim.report.records import facts_of, results_of, settings_of
@@ -34,13 +28,11 @@ from brim.report.verdicts import judge_table, read_verdicts
 from brim.support.figures import Figure
 from brim.support.files import atomic_write_bytes, atomic_write_json, atomic_write_text, disk_errors
 from brim.support.progress import Reporter
-from brim.support.tables import Cell, Table, as_csv, as_latex, as_markdown
+from brim.support.tables import Table, as_csv, as_latex, as_markdown
 
 BASELINE = "LLMR"  # what BRIM extends
-TITLE = "brim report"
-MARK = "summary.md"
-# So long that it is in files of its own only.
-_NOT_ON_THE_PAGE = ("significance_all",)
+SUMMARY = "summary.md"
+_MARKS = (MARK, "# brim report")  # this version's, and those of before
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +56,7 @@ def write_reports(
     baseline: str | None = None,
     alpha: float = 0.05,
     max_outputs: int = 200,
+    paper: bool = False,
     reporter: Reporter | None = None,
 ) -> Report:
     """Read every run under the folders and write a report on them into `out`.
@@ -78,6 +71,7 @@ def write_reports(
             by default.
         alpha: level of significance; the paper's is 0.035.
         max_outputs: examples on the page, with the texts of the first seed.
+        paper: titles and order of the paper's tables and figures, with its numbers beside ours.
         reporter: shows progress.
 
     Raises:
@@ -98,36 +92,45 @@ def write_reports(
 
     notes: list[str] = []
     tests = {task.label: all_tests(task, alpha) for task in found.tasks}
-    tables = _tables(found, tests, base, alpha, split, notes)
+    tables = _tables(found, tests, base, alpha, split, notes, paper=paper)
     reporter.say("drawing")
     figures = _figures(found, out, notes)
     outputs, choice = choose_outputs(found, max_outputs, notes)
     found = replace(found, notes=(*found.notes, *notes))
+    if paper:
+        tables, figures = titled_as_the_paper(tables), titled_as_the_paper(figures)
 
-    lead = lead_of(found.tasks, tests, split=split, baseline=base, alpha=alpha)
-    gaps = missing(found)
-    shown = [table for table in tables if table.name not in _NOT_ON_THE_PAGE]
-    _write(out, summary_page(TITLE, lead, gaps, shown, figures), tables, figures)
+    lead = lead_of(found, tests, split=split, baseline=base, alpha=alpha)
+    shown = sections(tables, figures, paper=paper)
+    _write(out, summary_page(lead, shown), tables, figures)
     page = render_report(
-        title=TITLE,
-        lead=for_page(lead, gaps_in_short(found)),
-        tables=[*shown, *([_missing_table(gaps)] if gaps else [])],
-        figures=figures,
+        lead,
+        shown,
         outputs=outputs,
         systems=list(dict.fromkeys(label for output in outputs for label in output.texts)),
+        colors=_colors(found),
         settings=settings_of(found),
         facts=facts_of(found, out),
         choice=choice,
     )
     atomic_write_text(out / "report.html", page)
     atomic_write_json(out / "results.json", results_of(found, tests, out, split, base, alpha))
-    return Report(found.tasks, for_terminal(lead, gaps))
+    return Report(found.tasks, for_terminal(lead))
+
+
+def _colors(found: Gathered) -> dict[str, str]:
+    """The color of each system by its label, with the task before it and without."""
+    looks = looks_of(found.tasks)
+    pairs = [(found.prefix(task), system.label) for task in found.tasks for system in task.systems]
+    return {
+        f"{front}{label}": looks[label].color for start, label in pairs for front in ("", start)
+    }
 
 
 def _write(out: Path, summary: str, tables: Sequence[Table], figures: Sequence[Figure]) -> None:
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(out / MARK, summary)  # first, for it marks the folder as a report's
+    atomic_write_text(out / SUMMARY, summary)  # first, for it marks the folder as a report's
     for table in tables:
         atomic_write_text(out / f"{table.name}.md", as_markdown(table))
         atomic_write_text(out / f"{table.name}.tex", as_latex(table))
@@ -144,13 +147,14 @@ def _check_out(out: Path) -> None:
             return
         if not out.is_dir():
             raise RunError(f"{out}: is a file; choose another --out")
-        if all(path.name.startswith(f".{MARK}.") for path in out.iterdir()):
+        if all(path.name.startswith(f".{SUMMARY}.") for path in out.iterdir()):
             return  # at most what a stop left of it
-        mark = out / MARK
-        if mark.exists() and mark.read_bytes().startswith(f"# {TITLE}\n".encode()):
+        mark = out / SUMMARY
+        marks = tuple(f"{mark}\n".encode() for mark in _MARKS)
+        if mark.exists() and mark.read_bytes().startswith(marks):
             return
     raise RunError(
-        f"{out}: is not empty and no report (no {MARK} of brim report); choose another --out"
+        f"{out}: is not empty and no report (no {SUMMARY} of brim report); choose another --out"
     )
 
 
@@ -168,6 +172,8 @@ def _tables(
     alpha: float,
     split: str,
     notes: list[str],
+    *,
+    paper: bool,
 ) -> list[Table]:
     tasks = found.tasks
     notes += [
@@ -177,12 +183,12 @@ def _tables(
     ]
     verdicts = read_verdicts(found.extras.get("judge.json", ()), tasks, split, notes)
     made = [
-        main_table(tasks, baseline=baseline, alpha=alpha),
+        main_table(tasks, baseline=baseline, alpha=alpha, paper=paper),
         return_table(tasks, baseline=baseline, alpha=alpha),
-        judge_table(verdicts, tasks),
-        decoder_only_table(tasks, baseline=baseline, alpha=alpha),
-        best_k_table(tasks),
-        *significance_tables(tasks, tests, alpha=alpha),
+        judge_table(verdicts, tasks, paper=paper),
+        decoder_only_table(tasks, baseline=baseline, alpha=alpha, paper=paper),
+        best_k_table(tasks, paper=paper),
+        *significance_tables(tasks, tests, alpha=alpha, paper=paper),
         stability_table(tasks),
     ]
     return [table for table in made if table is not None]
@@ -195,9 +201,3 @@ def _figures(found: Gathered, out: Path, notes: list[str]) -> list[Figure]:
         variance_figure(found.extras.get("variance.json", ()), out, notes),
     ]
     return [figure for figure in drawn if figure is not None]
-
-
-def _missing_table(gaps: Sequence[str]) -> Table:
-    caption = f"{len(gaps):,} of what a reader may look for in vain."
-    rows = tuple((Cell(line),) for line in gaps)
-    return Table("missing", MISSING, ("what, and why",), rows, caption)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from brim.compare import MetricComparison, compare_runs
 from brim.errors import RunError
 from brim.metrics import PairedTest, detectable_difference, holm, paired_t_test
-from brim.report import paper_numbers as paper
+from brim.report.paper_numbers import ALPHA
 from brim.report.systems import SystemRuns, TaskRuns, by_task, digits_of
 from brim.support.tables import ABSENT, Cell, Table, interval_text, p_text
 
@@ -168,7 +168,7 @@ def competitors(task: TaskRuns, system: SystemRuns) -> list[SystemRuns]:
 
 
 def significance_tables(
-    tasks: Sequence[TaskRuns], tests: TestsByTask, *, alpha: float
+    tasks: Sequence[TaskRuns], tests: TestsByTask, *, alpha: float, paper: bool = False
 ) -> list[Table]:
     """Return BRIM and `anchored`, as validation chooses them, against each; all other tests.
 
@@ -183,9 +183,11 @@ def significance_tables(
             if test.test.p_value is not None:  # one pair is no test
                 first = test.system in chosen and test.metric in shown
                 (main if first else others).append((task, test))
-    title = "Significance: BRIM, with the K of the validation split, and anchored"
-    tables = [_table("significance", title, tasks, main, alpha)]
-    tables += [_table("significance_all", "Significance: every other test", tasks, others, alpha)]
+    names = ("significance", "Paired tests"), ("significance_all", "All other paired tests")
+    tables = [
+        _table(name, title, tasks, found, alpha, paper=paper)
+        for (name, title), found in zip(names, (main, others), strict=True)
+    ]
     return [table for table in tables if table.rows]
 
 
@@ -195,9 +197,11 @@ def _table(
     tasks: Sequence[TaskRuns],
     tests: Sequence[tuple[TaskRuns, SeedTest]],
     alpha: float,
+    *,
+    paper: bool,
 ) -> Table:
-    head = ["system", "against", "score", "difference", "could see", "p", "p (Holm)", "d_z"]
-    head += ["pairs", "verdict"]
+    head = ["system", "against", "score", "difference", "could see", "p", "p, corrected"]
+    head += ["effect size", "pairs", "verdict"]
     rows = []
     for task, found in tests:
         test = found.test
@@ -220,11 +224,12 @@ def _table(
                 Cell(found.verdict(alpha)),
             )
         )
+    theirs = f" (the paper: p < {ALPHA})" if paper else ""
     caption = (
         f"Paired two-sided t-tests over shared seeds, difference with its 95 % interval; * better "
-        f"with p < {alpha:g} (the paper: p < {paper.ALPHA}). Could see: the true difference that "
-        "such a test finds in 80 % of cases. Holm: corrected for all competitors of one system on "
-        "one score. d_z: mean difference over its standard deviation."
+        f"with p < {alpha:g}{theirs}. Could see: the true difference that "
+        "such a test finds in 80 % of cases. Corrected, by Holm, for all competitors of one system "
+        "on one score. Effect size: d_z, the mean difference over its standard deviation."
     )
     if any(found.over == "sentences" for _, found in tests):
         caption += (

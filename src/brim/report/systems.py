@@ -272,12 +272,14 @@ class Gathered:
         unfinished: runs without results.
         notes: what else the reader must know, a sentence each.
         extras: other files of interest (`judge.json`, `variance.json`) by name.
+        description: what all runs are about; "" where nothing says it of all.
     """
 
     tasks: tuple[TaskRuns, ...]
     unfinished: tuple[Unfinished, ...]
     notes: tuple[str, ...]
     extras: Mapping[str, tuple[Path, ...]]
+    description: str = ""
 
     def prefix(self, task: TaskRuns) -> str:
         """Return what goes before the label of a system where there are several tasks."""

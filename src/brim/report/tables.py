@@ -1,4 +1,4 @@
-"""The tables of a report, in the layout of the paper's, with its numbers for comparison."""
+"""The tables of a report; where it is to be the paper's, with its numbers for comparison."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from brim.metrics import spread
-from brim.report import paper_numbers as paper
+from brim.report import paper_numbers as the_paper
 from brim.report.folders import Run
 from brim.report.labels import Name
 from brim.report.seed_tests import SeedTest, seed_test
@@ -28,44 +28,48 @@ Published = Callable[[str, str], Mapping[str, float]]
 """Task and metric to the paper's numbers by label."""
 
 
-def main_table(tasks: Sequence[TaskRuns], *, baseline: str, alpha: float) -> Table | None:
-    """Return Table 1: every metric of every task for every system; None without metrics."""
+def main_table(
+    tasks: Sequence[TaskRuns], *, baseline: str, alpha: float, paper: bool = False
+) -> Table | None:
+    """Return every metric of every task for every system (Table 1); None without metrics."""
     columns = [(c, metric) for c in tasks for metric in c.metrics]
     return _score_table(
         columns,
         name="table1",
-        title="Table 1: main results",
-        published=paper.table1,
+        title="Scores",
+        published=the_paper.table1 if paper else None,
         baseline=baseline,
         alpha=alpha,
     )
 
 
-def decoder_only_table(tasks: Sequence[TaskRuns], *, baseline: str, alpha: float) -> Table | None:
-    """Return Table 7: the first metric of tasks with decoder-only students; None without any."""
+def decoder_only_table(
+    tasks: Sequence[TaskRuns], *, baseline: str, alpha: float, paper: bool = False
+) -> Table | None:
+    """Return the first metric of tasks with decoder-only students (Table 7); None without any."""
     columns = [(c, c.metrics[0]) for c in tasks if c.kind == "decoder-only" and c.metrics]
     return _score_table(
         columns,
         name="table7",
-        title="Table 7: decoder-only students",
-        published=paper.table7,
+        title="Scores of decoder-only students, with one BRIM",
+        published=the_paper.table7 if paper else None,
         baseline=baseline,
         alpha=alpha,
     )
 
 
 def return_table(tasks: Sequence[TaskRuns], *, baseline: str, alpha: float) -> Table | None:
-    """Return the numbers of Figure 1: returns with what explains them; None without any."""
+    """Return the returns (the paper's Figure 1) with what explains them; None without any."""
     wanted = (*RETURNS, *COMPANIONS, "length")
     columns = [(c, name) for c in tasks for name in wanted if name in c.scores]
     return _score_table(
         columns,
         name="returns",
-        title="Figure 1 in numbers: average return by method",
+        title="Return and length in numbers",
         published=None,
         baseline=baseline,
         alpha=alpha,
-        more="Return is Eq 10 in the teacher's logits: of greedy text, or, expected, of sampled "
+        more="Return is in the teacher's logits: of greedy text, or, expected, of sampled "
         "text. It is a sum of negative regrets, so shorter text has the higher one: see regret per "
         "token, length, and the return of the first tokens, as many as half of each system's texts "
         "have.",
@@ -85,7 +89,7 @@ def _score_table(
     """A row a system, a column a score of a task; None without columns."""
     if not columns:
         return None
-    one_brim = published is paper.table7
+    one_brim = name == "table7"
     several = len({c.label for c, _ in columns}) > 1
     head = ["system"]
     grid: list[dict[str, tuple[Cell, Row]]] = []
@@ -107,10 +111,10 @@ def _score_table(
         }
         marks |= {label: LLMR_HERE for label, s in systems.items() if s.is_llmr}
         kind = "decoder-only" if one_brim else "encoder-decoder"
-        numbers = published(task.name, metric) if published and task.kind == kind else {}
-        names |= {label: _paper_name(label) for label in numbers if label not in names}
+        theirs = published(task.name, metric) if published and task.kind == kind else {}
+        names |= {label: _paper_name(label) for label in theirs if label not in names}
         grid.append(
-            _column(task, metric, systems, numbers, baseline=baseline, alpha=alpha, table=name)
+            _column(task, metric, systems, theirs, baseline=baseline, alpha=alpha, table=name)
         )
     labels = sorted(names, key=lambda label: names[label].place)
     rows = [
@@ -121,7 +125,7 @@ def _score_table(
         for label in labels
     ]
     data = [column[label][1] for column in grid for label in labels if label in column]
-    caption = _caption([c for c, _ in columns], baseline, alpha)
+    caption = _caption([c for c, _ in columns], baseline, alpha, paper=published is not None)
     if any(row["paper"] is not None for row in data):
         pair = "Qwen1.5-4B into Qwen1.5-0.5B" if one_brim else "FLAN-T5-XL into T5-base"
         caption += f" In small print the paper's number ({pair})."
@@ -203,7 +207,7 @@ def _paper_name(label: str) -> Name:
     return Name(label, "other", re.sub(r" \(K = \d+\)", "", label), int(k[1]) if k else None)
 
 
-def _caption(tasks: Sequence[TaskRuns], baseline: str, alpha: float) -> str:
+def _caption(tasks: Sequence[TaskRuns], baseline: str, alpha: float, *, paper: bool) -> str:
     tasks = list({c.label: c for c in tasks}.values())
     sizes = f"{tasks[0].num_examples:,}"
     if len({c.num_examples for c in tasks}) > 1:
@@ -217,10 +221,8 @@ def _caption(tasks: Sequence[TaskRuns], baseline: str, alpha: float) -> str:
     )
     if any(c.find(baseline) for c in tasks):
         test = "paired two-sided t-test over the seeds" if most > 1 else "test over the sentences"
-        text += (
-            f" * better than {baseline}: p < {alpha:g} in a {test} (the paper: p < {paper.ALPHA}, "
-            "over seeds)."
-        )
+        theirs = f" (the paper: p < {the_paper.ALPHA}, over seeds)" if paper else ""
+        text += f" * better than {baseline}: p < {alpha:g} in a {test}{theirs}."
     for c in tasks:
         if any(system.decoding for system in c.systems):
             text += f" {c.label}:" if len(tasks) > 1 else ""
@@ -237,15 +239,15 @@ def decoded_otherwise(task: TaskRuns) -> str:
     )
 
 
-def best_k_table(tasks: Sequence[TaskRuns]) -> Table | None:
-    """Return Table 8: the best K by task, chosen on the validation split; None without BRIM."""
+def best_k_table(tasks: Sequence[TaskRuns], *, paper: bool = False) -> Table | None:
+    """Return the best K by task, chosen on the validation split (Table 8); None without BRIM."""
     columns = [c for c in tasks if c.brims]
     if not columns:
         return None
     rows: list[tuple[Cell, ...]] = []
     for kind, name in (("encoder-decoder", "T5"), ("decoder-only", "Qwen")):
         if any(c.kind == kind for c in columns):
-            cells = (_best_k_cell(c, kind, name) for c in columns)
+            cells = (_best_k_cell(c, kind, name, paper=paper) for c in columns)
             rows.append((Cell(f"best K, {kind}"), *cells))
     metrics = [c.metrics[0] if c.metrics else c.criterion for c in columns]
     if any(m != c.criterion for m, c in zip(metrics, columns, strict=True)):
@@ -273,16 +275,16 @@ def best_k_table(tasks: Sequence[TaskRuns]) -> Table | None:
             "validation": c.validation_by_k(c.criterion).get(s.name.k or 0),
             "best": s is c.best_brim(),
             "llmr_here": s.is_llmr,
-            "paper": paper.table8(c.name, c.kind),
+            "paper": the_paper.table8(c.name, c.kind) if paper else None,
         }
         for c in columns
         for s in c.brims
     ]
-    return Table("table8", "Table 8: the best K", head, tuple(rows), caption, data)
+    return Table("table8", "Validation score by K", head, tuple(rows), caption, data)
 
 
-def _best_k_cell(task: TaskRuns, kind: str, name: str) -> Cell:
-    number = paper.table8(task.name, kind)
+def _best_k_cell(task: TaskRuns, kind: str, name: str, *, paper: bool) -> Cell:
+    number = the_paper.table8(task.name, kind) if paper else None
     note = "" if number is None else f"paper, {name}: {number}"
     best = task.best_brim() if task.kind == kind else None
     return Cell(ABSENT if best is None else str(best.name.k), note=note)
@@ -348,7 +350,7 @@ def stability_table(tasks: Sequence[TaskRuns]) -> Table | None:
         "finite."
     )
     head = ("system", *_FALLS.values(), "n")
-    title = "Stability: falls of the learning curves"
+    title = "How steady training was"
     return Table("stability", title, *by_task(tasks, head, rows), caption, data) if rows else None
 
 

@@ -1,4 +1,4 @@
-"""Table 3: what a judge said of pairs of systems, as `brim judge` wrote it."""
+"""What a judge said of pairs of systems, as `brim judge` wrote it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from brim.errors import RunError
 from brim.metrics import spread
-from brim.report import paper_numbers as paper
+from brim.report import paper_numbers as the_paper
 from brim.report.systems import TaskRuns
 from brim.support.files import read_json
 from brim.support.tables import ABSENT, Cell, Table, interval_text, mean_text
@@ -70,7 +70,7 @@ def _read(
     )
     if a is None or b is None or a[0] != b[0]:
         return None
-    turned = a[1] == paper.TABLE3_BASELINE
+    turned = a[1] == the_paper.TABLE3_BASELINE
     criteria = {name: _numbers(fields, turned) for name, fields in data["criteria"].items()}
     system, against = (b[1], a[1]) if turned else (a[1], b[1])
     judge = data.get("judge", {})
@@ -92,12 +92,14 @@ def _numbers(fields: Mapping[str, Any], turned: bool) -> dict[str, Any]:
     }
 
 
-def judge_table(found: Sequence[Verdicts], tasks: Sequence[TaskRuns]) -> Table | None:
-    """Return win rates by criterion, means over the judged seeds; None without verdicts."""
+def judge_table(
+    found: Sequence[Verdicts], tasks: Sequence[TaskRuns], *, paper: bool = False
+) -> Table | None:
+    """Return win rates by criterion (Table 3), means over the judged seeds; None without any."""
     if not found:
         return None
     names = list(dict.fromkeys(name for verdicts in found for name in verdicts.criteria))
-    known = [name for name in paper.TABLE3_CRITERIA if name in names]
+    known = [name for name in the_paper.TABLE3_CRITERIA if name in names]
     names = known + [name for name in names if name not in known]
     groups: dict[tuple[str, str, str], list[Verdicts]] = {}
     for verdicts in found:
@@ -108,31 +110,32 @@ def judge_table(found: Sequence[Verdicts], tasks: Sequence[TaskRuns]) -> Table |
     for (label, system, against), group in groups.items():
         cells = []
         for name in names:
-            cell, row = _cell(by_label[label], system, against, name, group)
+            cell, row = _cell(by_label[label], system, against, name, group, paper=paper)
             cells.append(cell)
             data.append({"table": "table3", "task": label, "system": system, **row})
         rows.append((Cell(label), Cell(system), Cell(against), *cells))
     judges = ", ".join(dict.fromkeys(verdicts.judge for verdicts in found))
     caption = (
         "Win rate in per cent, ties half a win, with its Wilson interval over pairs of texts, or "
-        f"mean ± standard deviation over seeds. Judge: {judges}; "
-        "the paper's: Qwen2.5-72B-Instruct, its numbers in small print. A judge that prefers a "
-        "place or an ID is marked."
+        f"mean ± standard deviation over seeds. Judge: {judges}. A judge that prefers a place or "
+        "an ID is marked."
     )
-    head = ("dataset", "method", "against", *(name.capitalize() for name in names))
-    return Table("table3", "Table 3: judged by a model", head, tuple(rows), caption, data)
+    if paper:
+        caption += " In small print the paper's numbers (Qwen2.5-72B-Instruct)."
+    head = ("task", "system", "against", *(name.capitalize() for name in names))
+    return Table("table3", "Win rates", head, tuple(rows), caption, data)
 
 
 def _cell(
-    task: TaskRuns, system: str, against: str, name: str, group: Sequence[Verdicts]
+    task: TaskRuns, system: str, against: str, name: str, group: Sequence[Verdicts], *, paper: bool
 ) -> tuple[Cell, dict[str, Any]]:
     found = [v.criteria[name] for v in group if name in v.criteria]
     rates = [numbers["rate"] for numbers in found if numbers["rate"] is not None]
     notes = list(dict.fromkeys(flag for numbers in found for flag in numbers["warnings"]))
     best = task.best_brim()
     printed = "BRIM" if best is not None and system == best.label else system
-    is_paper = against == paper.TABLE3_BASELINE
-    number = paper.table3(task.name, name).get(printed) if is_paper else None
+    is_paper = paper and against == the_paper.TABLE3_BASELINE
+    number = the_paper.table3(task.name, name).get(printed) if is_paper else None
     if number is not None:
         notes.append(f"paper {number:.2f}")
     row: dict[str, Any] = {"against": against, "criterion": name, "num_runs": len(rates)}

@@ -198,13 +198,13 @@ def markdown_sentence(text: str) -> str:
     return "".join(p if i % 2 else escape_markdown(p) for i, p in enumerate(pieces))
 
 
-def as_markdown(table: Table) -> str:
+def as_markdown(table: Table, *, title: bool = True) -> str:
     """Return heading, table and caption; best in bold, significant with a star."""
     rules = ["---:" if numeric else "---" for numeric in numeric_columns(table)]
     rows = [list(map(escape_markdown, table.head)), rules]
     rows += [list(map(_markdown_cell, row)) for row in table.rows]
     body = "".join(f"| {' | '.join(row)} |\n" for row in rows)
-    heading = f"## {escape_markdown(table.title)}\n\n" if table.title else ""
+    heading = f"## {escape_markdown(table.title)}\n\n" if table.title and title else ""
     caption = f"\n{escape_markdown(table.caption)}\n" if table.caption else ""
     return heading + body + caption
 

@@ -41,7 +41,7 @@ def test_pictures_are_pictures_and_matplotlib_is_left_as_it_was(written):
         "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
     )
     height, width, _ = matplotlib.image.imread(written / "figure2.png").shape
-    assert width > 1200
+    assert width > 1000
     assert height > 800
     assert ElementTree.parse(written / "figure2.svg").getroot().tag.endswith("svg")
 

@@ -10,9 +10,11 @@ import pytest
 from run_folders import OBJECTIVES, SCORES, SEEDS, make_folder, make_grid, results_of, scores_of
 from rundirs import change_results, write_run
 
-from brim.report.findings import compared, findings, for_page, for_terminal, gaps_in_short, missing
+from brim.report.findings import compared, findings
 from brim.report.folders import Unfinished
 from brim.report.gather import gather
+from brim.report.lead import Lead, for_terminal, gaps_in_short, missing
+from brim.report.page import _unbroken
 from brim.report.report import write_reports
 from brim.report.seed_tests import all_tests
 from brim.support.tables import markdown_sentence
@@ -193,7 +195,7 @@ def test_points_of_a_sweep_without_a_run_are_not_begun(tmp_path):
         "kl, brim-k=2 with seed 3."
     )
     assert any("BRIM (K = 2), seed 2: no results: failed with exit code 3" in x for x in lines)
-    short = "Missing: 1 run failed, 2 runs unfinished, 5 runs not begun; see the list below."
+    short = "Missing: 1 run failed, 2 runs unfinished, 5 runs not begun."
     assert gaps_in_short(gathered) == short
 
 
@@ -218,10 +220,11 @@ def test_a_file_whose_sweep_is_elsewhere_has_no_points_here(tmp_path):
 
 def test_a_terminal_shows_a_few_of_many_gaps():
     gaps = [f"gap {i}" for i in range(40)]
-    text = for_terminal([("about", ["one"])], gaps)
+    text = for_terminal(Lead("title", "headline", [("about", ["one"])], gaps))
     assert text.count("gap ") == 10
     assert text.endswith("… and 30 more in summary.md")
-    assert for_terminal([("about", ["one"])], []) == "about\n\n- one"
+    short = for_terminal(Lead("title", "headline", [("about", ["one"])]))
+    assert short == "title\n\nheadline\n\nabout\n\n- one"
 
 
 def test_nothing_missing_is_not_mentioned(task, tmp_path):
@@ -236,9 +239,8 @@ def test_nothing_missing_is_not_mentioned(task, tmp_path):
 
 
 def test_no_line_of_the_page_ends_within_an_equation():
-    text = for_page([("a K = 2", ["p ≤ 0.05", "1 ± 2"])], "Missing: 1 run")
-    assert text.split() == ["a", "K", "=", "2", "-", "p", "≤", "0.05", "-", "1", "±", "2",
-                            "Missing:", "1", "run"]  # fmt: skip
+    text = _unbroken("a K = 2 and p ≤ 0.05 of 1 ± 2")
+    assert text.split() == ["a", "K", "=", "2", "and", "p", "≤", "0.05", "of", "1", "±", "2"]
     assert re.findall("\\S+\u00a0[=≤±]\u00a0\\S+", text) == [
         "K\u00a0=\u00a02", "p\u00a0≤\u00a00.05", "1\u00a0±\u00a02",
     ]  # fmt: skip

@@ -178,33 +178,40 @@ def paper_task(root: Path, family: str, name: str = "xsum"):
 
 def test_the_papers_numbers_stand_beside_ours_and_for_themselves(tmp_path):
     task = paper_task(tmp_path, "t5")
-    table = cells(main_table([task], baseline="LLMR", alpha=0.05))
+    table = cells(main_table([task], baseline="LLMR", alpha=0.05, paper=True))
     assert table["BRIM (K = 2)"]["ROUGE-L ↑"].note == "paper 29.29"
     assert table["LLMR"]["ROUGE-2 ↑"].text == "10.00 [9.00, 11.00]"
     assert table["TVD"]["ROUGE-1 ↑"] == Cell("—", note="paper 35.17")
     assert list(table)[:3] == ["Teacher", "Student", "SeqKD"]
     assert len(table) == 13
     assert decoder_only_table([task], baseline="LLMR", alpha=0.05) is None
-    best = cells(best_k_table([task]))["best K, encoder-decoder"]
+    best = cells(best_k_table([task], paper=True))["best K, encoder-decoder"]
     assert best["xsum: validation ROUGE-1"] == Cell("4", note="paper, T5: 2")
 
 
 def test_decoder_only_students_have_table_7_with_one_brim(tmp_path):
     task = paper_task(tmp_path, "llama")
-    table = cells(decoder_only_table([task], baseline="LLMR", alpha=0.05))
+    table = cells(decoder_only_table([task], baseline="LLMR", alpha=0.05, paper=True))
     assert list(table) == ["Teacher", "Student", "KL", "TVD", "LLMR", "BRIM"]
     assert table["BRIM"]["ROUGE-1 ↑"].note == "K = 4, paper 32.28"
     assert table["LLMR"]["ROUGE-1 ↑"].note == "paper 31.61"
-    first = main_table([task], baseline="LLMR", alpha=0.05)
+    first = main_table([task], baseline="LLMR", alpha=0.05, paper=True)
     assert not any("paper" in cell.note for row in first.rows for cell in row)
 
 
 def test_other_tasks_have_the_layout_without_the_papers_numbers(task):
     assert not any(
         "paper" in cell.note
-        for row in main_table([task], baseline="LLMR", alpha=0.05).rows
+        for row in main_table([task], baseline="LLMR", alpha=0.05, paper=True).rows
         for cell in row
     )
+
+
+def test_without_the_papers_layout_its_numbers_and_rows_are_not_there(tmp_path):
+    task = paper_task(tmp_path, "t5")
+    for table in (main_table([task], baseline="LLMR", alpha=0.05), best_k_table([task])):
+        assert "paper" not in f"{table.rows} {table.caption}"
+    assert len(main_table([task], baseline="LLMR", alpha=0.05).rows) == 3
 
 
 # -- the judge --------------------------------------------------------------------------------
@@ -252,7 +259,7 @@ def test_verdicts_become_table_3(grid, task, tmp_path):
     assert str(foreign) in notes[0]
     assert str(broken) in notes[1]
     table = judge_table(found, [task])
-    assert table.head == ("dataset", "method", "against", "Overall", "Coherence")
+    assert table.head == ("task", "system", "against", "Overall", "Coherence")
     rates = {(row[1].text, row[2].text): row[3].text.split()[0] for row in table.rows}
     # KL as A won three of four against LLMR, as BRIM did against KL.
     assert rates == {("BRIM (K = 4)", "KL"): "75.00", ("LLMR", "KL"): "25.00"}

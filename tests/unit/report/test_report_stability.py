@@ -131,7 +131,7 @@ def test_two_sizes_of_student_stand_below_each_other(tmp_path):
     falls = {row["task"]: float(row["mean"]) for row in rows if row["number"] == "largest_fall"}
     assert falls == {"cmudict [d_model = 16]": 2.0, "cmudict [d_model = 8]": 1.0}
     for name in ("stability.md", "stability.tex", "summary.md", "report.html"):
-        assert "Stability: falls of the learning curves" in (tmp_path / "out" / name).read_text()
+        assert "How steady training was" in (tmp_path / "out" / name).read_text()
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     for task in results["tasks"]:
         (system,) = task["systems"]
