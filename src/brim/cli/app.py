@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import math
 import re
 import sys
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from brim._version import __version__
-from brim.cli.process import flush_denormals
+from brim.cli.process import working
 from brim.errors import BrimError
 from brim.support.files import FULL, raise_refusal, system_error
 
@@ -135,22 +134,10 @@ def is_main_process() -> bool:
 
 @contextmanager
 def running(quiet: bool = False) -> Iterator[Reporter]:
-    """Set up long work: no progress but of the reporter that it yields; Ctrl-C is exit code 130."""
-    from transformers.utils.logging import disable_progress_bar
-
-    from brim.support.progress import Reporter
-
-    disable_progress_bar()
-    flush_denormals(True)
-    logger = logging.getLogger("brim")
-    level = logger.level
-    if quiet:
-        logger.setLevel(logging.ERROR)
+    """Set up long work, see `working`; Ctrl-C is exit code 130."""
     try:
-        yield Reporter(quiet=quiet)
+        with working(quiet) as reporter:
+            yield reporter
     except KeyboardInterrupt as stop:
         typer.echo(f"brim: {str(stop) or 'stopped'}", err=True)
         raise typer.Exit(130) from None
-    finally:
-        flush_denormals(False)
-        logger.setLevel(level)

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from brim.support.progress import Reporter
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -46,6 +53,26 @@ def flush_denormals(flush: bool) -> None:
     import torch
 
     torch.set_flush_denormal(flush)
+
+
+@contextmanager
+def working(quiet: bool = False) -> Iterator[Reporter]:
+    """Set up long work: no progress but that of the reporter, and only errors where `quiet`."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from brim.support.progress import Reporter
+
+    disable_progress_bar()
+    flush_denormals(True)
+    logger = logging.getLogger("brim")
+    level = logger.level
+    if quiet:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield Reporter(quiet=quiet)
+    finally:
+        flush_denormals(False)
+        logger.setLevel(level)
 
 
 def leave_processes() -> None:

@@ -49,7 +49,7 @@ def shortened(config: RunConfig) -> RunConfig:
     return _updated(
         config,
         task={**task, "max_test_examples": 1},
-        trainer=loop,
+        trainer={**loop, "callbacks": ()},
         teacher={"train": {"trainer": loop}},
         student={"predistill": {"trainer": loop}},
         evaluation={"num_samples": 0},

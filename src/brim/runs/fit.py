@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,13 +19,14 @@ from brim.runs.inputs import RunInputs
 from brim.runs.pairs import some_targets
 from brim.seeding import derive_seed
 from brim.support.progress import Meter
+from brim.training.callbacks import Callbacks, CallbackState
 from brim.training.evaluation import Evaluation, evaluate
 from brim.training.loop_settings import LoopConfig, OptimConfig
 from brim.training.monitors import Monitors, Reference
 from brim.training.optimizer import count_steps
 from brim.training.predictions import EvaluationSettings
 from brim.training.tracking import Tracker
-from brim.training.trainer import Hooks, Trainer
+from brim.training.trainer import Trainer
 from brim.training.updates import text_sums
 
 
@@ -65,6 +67,7 @@ def fit(
     # Stages that runs share are picked alike in all of them.
     settings = evaluation_settings(run, greedy=stage != "objective")
     validation = run.used("validation")
+    callbacks = run.callbacks if stage == "objective" else Callbacks()
     with (
         _tracker(run, directory) as tracker,
         run.reporter.meter(label, count_steps(loop, len(examples))) as meter,
@@ -84,13 +87,16 @@ def fit(
             max_prompt_tokens=config.decoding.max_prompt_tokens,
             seed=derive_seed(run.seed_of(stage), "train", stage),
             load=lambda path: run.reload(path, role, verified=True),
-            hooks=Hooks(lambda step, metrics: _show(meter, step, metrics["train/loss"])),
+            callbacks=callbacks,
             monitors=monitors or Monitors(),
             num_samples=config.evaluation.num_samples,
             other_processes=run.other_processes,
         )
+        callbacks.add(partial(_show, meter))
         with _stop_on_signals(trainer):
-            trainer.train()
+            state = trainer.train()
+    if state.stopped is not None:
+        run.reporter.say(f"{label}: ended at step {state.step:,}: {state.stopped}")
     run.accelerator.free_memory()
 
 
@@ -131,8 +137,8 @@ def _tracker(run: RunInputs, directory: Path) -> Tracker:
     )
 
 
-def _show(meter: Meter, step: int, loss: float) -> None:
-    meter.advance(step - meter.done, f"loss {loss:.4g}")
+def _show(meter: Meter, state: CallbackState) -> None:
+    meter.advance(state.step - meter.done, f"loss {state.metrics['train/loss']:.4g}")
 
 
 def _validate(
