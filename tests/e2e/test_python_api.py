@@ -2,13 +2,16 @@
 
 import copy
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from pairs import roman
+from two_processes import by_two, run_script
 
 import brim
 from brim.errors import CallbackError, ConfigError, DataError, ModelError, RunError
@@ -35,13 +38,17 @@ def loop(steps=4, **more):
     }
 
 
-@pytest.fixture(scope="module")
-def pair():
+def make_pair():
     """A teacher and a student as transformers has them, and their tokenizer."""
     texts = (text for row in ROWS for text in row.values())
     tokenizer = train_tokenizer(texts, kind="bpe", vocab_size=300)
     teacher, student = (build_model(TINY, tokenizer, seed=seed).model for seed in (0, 1))
     return teacher, student, tokenizer
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return make_pair()
 
 
 @pytest.fixture(scope="module")
@@ -302,6 +309,14 @@ def test_the_other_commands(finished, tmp_path):
     report = brim.report(run, out=tmp_path / "report")
     assert (tmp_path / "report" / "report.html").exists()
     assert str(report) == report.text
+    fewer = {"evaluation.num_resamples": 100, "evaluation": {"confidence": 0.5}}
+    other = brim.evaluate(run, overrides=fewer, out=tmp_path / "other", quiet=True)
+    assert other.scores["chrf"].value == finished.scores["chrf"].value
+    assert other.scores["chrf"].confidence == 0.5
+    with pytest.raises(RunError, match="has no best checkpoint"):
+        other.load()
+    with pytest.raises(ConfigError, match="need a folder of their own"):
+        brim.evaluate(run, overrides=fewer, quiet=True)
     texts = brim.generate(run, "write 7 in Roman numerals:", max_tokens=3)
     assert len(texts) == 1
     assert brim.generate(run, ["write 7", "write 8"], max_tokens=3, temperature=0.5, seed=1)
@@ -342,3 +357,30 @@ def test_importing_brim_imports_nothing_heavy():
     code = "import sys, brim; assert not {'torch', 'pydantic', 'rich'} & sys.modules.keys()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def work_by_two(folder):
+    """In each of two processes, both with the same rows and models."""
+    settings = given(make_pair(), trainer=loop(3))
+    watch = Watch("on_step", 2)
+    result = brim.train(**settings, out=folder / "stopped", callbacks=[watch], quiet=True)
+    assert result.facts["steps"] == 2
+    assert bool(watch.seen) == (os.environ["RANK"] == "0")
+
+    def fail(state):
+        raise ZeroDivisionError
+
+    with pytest.raises(CallbackError):
+        brim.train(**settings, out=folder / "failed", callbacks=[fail], quiet=True)
+
+
+def test_a_stop_and_a_failure_are_for_all_processes(tmp_path):
+    run_script(__file__, tmp_path)
+    stopped, failed = (RunDirectory(tmp_path / name) for name in ("stopped", "failed"))
+    assert stopped.results("test").facts["stopped"] == "seen enough"
+    assert stopped.manifest()["num_processes"] == 2
+    assert [path.name for path in (failed.path / "checkpoints").iterdir()] == ["step-1"]
+
+
+if __name__ == "__main__":
+    by_two(lambda: work_by_two(Path(sys.argv[1])))

@@ -113,7 +113,9 @@ def evaluate(
     """
     run = Path(run)
     RunDirectory(run).check()
-    changes = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]
+    changes = [
+        f"{key}={json.dumps(value, default=str)}" for key, value in (overrides or {}).items()
+    ]
     where = run if out is None else Path(out)
     with working(quiet) as reporter:
         if stage is None or model or out or changes:

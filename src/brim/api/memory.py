@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from brim.errors import DataError, ModelError, RunError, first_line
@@ -22,6 +21,7 @@ from brim.models import LanguageModel
 from brim.models.loading import fingerprint_parts
 from brim.support.files import atomic_write_jsonl, disk_errors, hold, read_json, sha256_file
 from brim.support.seals import MANIFEST, find_damage, is_sealed, seal
+from brim.training.accelerator import this_process
 from brim.training.checkpoints import replace_directory
 
 
@@ -111,13 +111,14 @@ class Kept:
     @contextmanager
     def _alone(self) -> Iterator[bool]:
         """Whether this process writes; the others go on when it has."""
-        if PartialState().is_main_process:
+        process = this_process()
+        if process.is_main_process:
             busy = f"{self.out}: another process is writing its inputs; wait or stop it"
             with disk_errors(self.folder), hold(self.folder / ".lock", busy):
                 yield True
         else:
             yield False
-        PartialState().wait_for_everyone()
+        process.wait_for_everyone()
 
     def _check_new(self, path: Path, what: str) -> None:
         if (self.out / MANIFEST).exists():

@@ -29,6 +29,11 @@ TASKS = {
 }
 FILES = "files"
 _ROLES: dict[str, type[ModelSettings]] = {"teacher": TeacherConfig, "student": StudentConfig}
+# What is of the model that another takes the place of.
+_OF_A_SOURCE = (
+    *("model", "key_env", "api", "requests"),
+    *("revision", "trust_remote_code", "dtype", "tokenizer"),
+)
 _COLUMNS = {"prompt", "prompt_column", "messages_column", "target_column"}
 _SOURCE = {"path", "weight"}  # of a list of sources, which is no list of rows
 
@@ -99,8 +104,10 @@ def configure(
         raise ConfigError(f"{FROM_PYTHON}: {type(recipe).__name__} is no recipe; give its name")
     elif "trainer" not in sections:
         layers.insert(0, {"trainer": {"num_epochs": 1}})
-    layers = [{key: _section(key, layer[key], keep) for key in layer} for layer in layers]
-    given = given_settings(*layers, overrides)
+    layers.append(dict(overrides))
+    given = given_settings(
+        *({key: _section(key, value, keep) for key, value in layer.items()} for layer in layers)
+    )
     _guess_columns(given.data.get("task"), path)
     return load_config(RunConfig, path, given, search=find_recipe)
 
@@ -159,15 +166,19 @@ def _is_rows(value: Any) -> bool:
 def _role(name: str, value: Any, keep: Keep | None) -> Any:
     if isinstance(value, BaseModel):
         return value
-    if isinstance(value, list):
-        items = enumerate(value)
-        return {"several": [_with_path(f"{name}-{number}", item, keep) for number, item in items]}
     if isinstance(value, Mapping):
         return _with_path(name, value, keep)
-    others: dict[str, None] = dict.fromkeys((*_ROLES[name].sources, "revision", "tokenizer"))
+    if isinstance(value, list):
+        several = [_with_path(f"{name}-{i}", item, keep) for i, item in enumerate(value)]
+        own: dict[str, Any] = {"several": several}
+    else:
+        own = _with_path(name, value, keep)
+    fields = _ROLES[name].model_fields
+    source = [key for key in (*_ROLES[name].sources, *_OF_A_SOURCE) if key in fields]
     if name == "teacher":
-        others["train"] = None  # it is given as the teacher that it is
-    return {**others, **_with_path(name, value, keep)}
+        source.append("train")  # it is given as the teacher that it is
+    unset = {key: fields[key].get_default(call_default_factory=True) for key in source}
+    return {**unset, **own}
 
 
 def _with_path(name: str, value: Any, keep: Keep | None) -> dict[str, Any]:

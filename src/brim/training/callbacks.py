@@ -55,9 +55,9 @@ class CallbackState:
     stopped: str | None = None
 
     def stop(self, reason: str = ASKED) -> None:
-        """End the training behind this step; before the first and behind a save, behind the next.
+        """End the training after this step; from `on_save`, or before the first, after the next.
 
-        The last step is evaluated and saved, and the best one tested, as without it.
+        That step is evaluated and saved, and the best one tested, as at the end of any training.
 
         Args:
             reason: for the results.
