@@ -37,11 +37,12 @@ from brim.models import Decoding, LanguageModel, hash_tensors
 from brim.objectives import OBJECTIVES, make_objective
 from brim.objectives.method import MethodConfig
 from brim.returns import rewards_to_go
+from brim.training.callbacks import Callbacks, CallbackState
 from brim.training.evaluation import Evaluation
 from brim.training.loop_settings import LoopConfig, OptimConfig
 from brim.training.sharding import ShardedTeacher, gather
 from brim.training.tracking import Tracker
-from brim.training.trainer import Hooks, Interrupted, Trainer
+from brim.training.trainer import Interrupted, Trainer
 
 METHODS: dict[str, dict[str, Any]] = {
     "seqkd": {},
@@ -132,10 +133,10 @@ def compare_resumed(part: Part, pair: Pair, label: str, deterministic: bool) -> 
         trainer = make_trainer(part, pair, label, folder, teacher)
         trainer.student.load_state_dict(first)
 
-        def on_step(step: int, metrics: Mapping[str, float]) -> None:
-            trainer.stop_requested = step == stop
+        def on_step(state: CallbackState) -> None:
+            trainer.stop_requested = state.step == stop
 
-        trainer.hooks = Hooks(on_step)
+        trainer.callbacks = Callbacks(on_step)
         trainer.train()
         moments = trainer.updater.optimizer.state_dict()["state"]
         tensors = {f"{i}.{name}": v for i, own in moments.items() for name, v in own.items()}

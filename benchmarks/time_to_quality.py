@@ -191,16 +191,21 @@ def train_by_brim(
 ) -> None:
     from brim.objectives import make_objective
     from brim.training.accelerator import make_accelerator
+    from brim.training.callbacks import Callback, Callbacks, CallbackState
     from brim.training.loop_settings import LoopConfig, OptimConfig
     from brim.training.tracking import Tracker
-    from brim.training.trainer import Hooks, Interrupted, Trainer
+    from brim.training.trainer import Interrupted, Trainer
 
     decoding, rows, never = bench.run.config.decoding, bench.args.rows, 10**9
     same_loss = (f"objective.temperature={decoding.temperature}",) if method == "rkl" else ()
     objective = make_objective(bench.config(method, *same_loss).objective, decoding)
 
-    def on_step(step: int, metrics: Mapping[str, float]) -> None:
-        trainer.stop_requested = not meter.step(rows * metrics["rollout/length"])
+    class Metering(Callback):
+        def on_step(self, state: CallbackState) -> None:
+            trainer.stop_requested = not meter.step(rows * state.metrics["rollout/length"])
+
+        def on_evaluate(self, state: CallbackState) -> None:
+            meter.start()
 
     with Tracker(directory) as tracker:
         trainer = Trainer(
@@ -213,7 +218,7 @@ def train_by_brim(
             ),
             directory=directory, accelerator=make_accelerator("float32"), tracker=tracker,
             max_prompt_tokens=decoding.max_prompt_tokens, seed=seed,
-            hooks=Hooks(on_step=on_step, on_evaluate=lambda step, evaluation: meter.start()),
+            callbacks=Callbacks(Metering()),
         )  # fmt: skip
         with contextlib.suppress(Interrupted):
             trainer.train()

@@ -33,6 +33,10 @@ class NonFiniteError(BrimError, ArithmeticError):
     """Losses, returns or gradients stayed non-finite; the last good checkpoint is intact."""
 
 
+class CallbackError(BrimError, RuntimeError):
+    """A callback of the user's failed; the training's last step is saved."""
+
+
 class MonitorError(BrimError, RuntimeError):
     """A monitor had the training stop (`trainer.monitors`); its last step is saved."""
 

@@ -24,7 +24,7 @@ FLOORS = [
         *("recipes", "compare", "judge", "analysis", "plan", "preview", "sweep", "report"),
         *("serve", "quickstart"),
     },
-    {"cli", "__main__"},
+    {"api", "cli", "__main__"},
 ]
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 # Rooms of this floor are independent of each other.

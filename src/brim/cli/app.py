@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import errno
-import logging
 import math
-import os
 import re
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from brim._version import __version__
-from brim.cli.process import flush_denormals
+from brim.cli.process import working
 from brim.errors import BrimError
 from brim.support.files import FULL, raise_refusal, system_error
 
@@ -151,51 +148,11 @@ def is_main_process() -> bool:
 
 
 @contextmanager
-def hushed(quiet: bool) -> Iterator[None]:
-    """Keep from the user what is said again, and bars that cannot move; where `quiet`, warnings."""
-    if quiet or not sys.stderr.isatty():
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when it is imported
-    level, said = logging.root.manager.disable, set[str]()
-
-    def is_new(record: logging.LogRecord) -> bool:
-        known, text = len(said), record.getMessage()
-        said.add(text)
-        return len(said) > known
-
-    assert logging.lastResort is not None
-    logging.lastResort.addFilter(is_new)
-    with warnings.catch_warnings():
-        if quiet:
-            warnings.simplefilter("ignore")
-            logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(level)
-            logging.lastResort.removeFilter(is_new)
-
-
-@contextmanager
 def running(quiet: bool = False) -> Iterator[Reporter]:
-    """Set up long work: no progress but of the reporter that it yields; Ctrl-C is exit code 130.
-
-    On a terminal libraries show what they download, and nothing else.
-    """
-    with hushed(quiet):
-        from huggingface_hub.utils.tqdm import enable_progress_bars
-        from transformers.utils.logging import disable_progress_bar
-
-        from brim.support.progress import Reporter
-
-        disable_progress_bar()  # of the hub's too
-        reporter = Reporter(quiet=quiet)
-        if reporter.animated:
-            enable_progress_bars()
-        flush_denormals(True)
-        try:
+    """Set up long work, see `working`; Ctrl-C is exit code 130."""
+    try:
+        with working(quiet) as reporter:
             yield reporter
-        except KeyboardInterrupt as stop:
-            typer.echo(f"brim: {str(stop) or 'stopped'}", err=True)
-            raise typer.Exit(130) from None
-        finally:
-            flush_denormals(False)
+    except KeyboardInterrupt as stop:
+        typer.echo(f"brim: {str(stop) or 'stopped'}", err=True)
+        raise typer.Exit(130) from None

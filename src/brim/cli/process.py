@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sys
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from brim.support.progress import Reporter
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -46,6 +54,54 @@ def flush_denormals(flush: bool) -> None:
     import torch
 
     torch.set_flush_denormal(flush)
+
+
+@contextmanager
+def hushed(quiet: bool) -> Iterator[None]:
+    """Keep from the user what is said again, and bars that cannot move; where `quiet`, warnings."""
+    if quiet or not sys.stderr.isatty():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when it is imported
+    level, said = logging.root.manager.disable, set[str]()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        known, text = len(said), record.getMessage()
+        said.add(text)
+        return len(said) > known
+
+    assert logging.lastResort is not None
+    logging.lastResort.addFilter(is_new)
+    with warnings.catch_warnings():
+        if quiet:
+            warnings.simplefilter("ignore")
+            logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(level)
+            logging.lastResort.removeFilter(is_new)
+
+
+@contextmanager
+def working(quiet: bool = False) -> Iterator[Reporter]:
+    """Set up long work: no progress but that of the reporter, and only errors where `quiet`.
+
+    On a terminal libraries show what they download, and nothing else.
+    """
+    with hushed(quiet):
+        from huggingface_hub.utils.tqdm import enable_progress_bars
+        from transformers.utils.logging import disable_progress_bar
+
+        from brim.support.progress import Reporter
+
+        disable_progress_bar()  # of the hub's too
+        reporter = Reporter(quiet=quiet)
+        if reporter.animated:
+            enable_progress_bars()
+        flush_denormals(True)
+        try:
+            yield reporter
+        finally:
+            flush_denormals(False)
 
 
 def leave_processes() -> None:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from brim.cli.app import Quiet, Split, app, finite, hushed, overrides_and_paths, running
+from brim.cli.app import Quiet, Split, app, finite, overrides_and_paths, running
+from brim.cli.process import hushed
 
 
 @app.command()

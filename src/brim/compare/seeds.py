@@ -11,6 +11,7 @@ from brim.errors import RunError
 from brim.metrics import PairedTest, Score, paired_t_test, spread
 from brim.metrics.regrets import cut_all
 from brim.runs.directory import Results, RunDirectory, different_decodings
+from brim.support.printing import Printed
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,8 @@ class SeedMetric:
     test: PairedTest
 
 
-@dataclass(frozen=True, slots=True)
-class SeedComparison:
+@dataclass(frozen=True, slots=True, repr=False)
+class SeedComparison(Printed):
     """Two methods compared over several seeds.
 
     Attributes:
@@ -52,6 +53,7 @@ class SeedComparison:
         left_out: by name, why a score is not among the metrics.
         decodings: of A and B, where the texts were decoded differently.
         confidence: of the intervals.
+        text: as `brim compare` prints it; "" of `compare_runs` and `compare_seeds`.
     """
 
     a: str
@@ -63,10 +65,13 @@ class SeedComparison:
     left_out: Mapping[str, str]
     decodings: tuple[str, str] | None
     confidence: float
+    text: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
-        return asdict(self)
+        found = asdict(self)
+        del found["text"]
+        return found
 
 
 def holds_seeds(directory: Path) -> bool:

@@ -21,6 +21,7 @@ from brim.metrics import (
     win_tie_loss,
 )
 from brim.runs.directory import RunDirectory, different_decodings
+from brim.support.printing import Printed
 from brim.training.predictions import Prediction
 
 
@@ -70,8 +71,8 @@ class Sentence:
     scores_b: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+@dataclass(frozen=True, slots=True, repr=False)
+class Comparison(Printed):
     """A and B compared on the same examples.
 
     Attributes:
@@ -86,6 +87,7 @@ class Comparison:
         decodings: of A and B, where the texts were decoded differently.
         stopped_at: of `a` and of `b` whose training had not ended, how far it was.
         seed, num_resamples, confidence: of intervals and p-values.
+        text: as `brim compare` prints it; "" of `compare_runs` and `compare_seeds`.
     """
 
     a: str
@@ -102,10 +104,13 @@ class Comparison:
     seed: int
     num_resamples: int
     confidence: float
+    text: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
-        return asdict(self)
+        found = asdict(self)
+        del found["text"]
+        return found
 
 
 def compare_runs(

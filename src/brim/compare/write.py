@@ -7,7 +7,8 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from brim.compare import Comparison, MetricComparison, SeedComparison, SeedMetric, Sentence
+from brim.compare.seeds import SeedComparison, SeedMetric
+from brim.compare.sentences import Comparison, MetricComparison, Sentence
 from brim.metrics import Score
 from brim.metrics.bootstrap import FEW
 from brim.support.files import atomic_write_json, atomic_write_text, disk_errors

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -30,6 +31,8 @@ from brim.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 _Search = Callable[[str], Path]
+
+FROM_PYTHON = "from Python"
 
 _VARIANTS = "variants"
 _NOT_SET = object()
@@ -64,7 +67,7 @@ class Config(BaseModel):
 def load_config(
     cls: type[ConfigT],
     source: Path | None,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str] | Document = (),
     *,
     search: _Search | None = None,
 ) -> ConfigT:
@@ -83,17 +86,18 @@ def load_config(
         source: the YAML file; None where the overrides say all.
         overrides: `key.sub=value` texts, later ones winning. The value is YAML (`1e-5`, `[1, 2]`,
             `null`); where the setting is text, it is the text as written, so that a prompt such as
-            `{question}` needs no quotes.
+            `{question}` needs no quotes. Or values of Python's, as `given_settings` takes them.
         search: finds the file of an extended name that does not end in .yaml or .yml.
 
     Raises:
         ConfigError: a file, key or value that cannot be used.
     """
-    commands, written = _read_overrides(overrides)
-    if source is None:
-        base = Document({}, {(): COMMAND_LINE.rstrip(": ")})
+    place, written = COMMAND_LINE.rstrip(": "), dict[KeyPath, str]()
+    if isinstance(overrides, Document):
+        place, commands = FROM_PYTHON, overrides
     else:
-        base = _read_file(source, [cls], search)
+        commands, written = _read_overrides(overrides)
+    base = Document({}, {(): place}) if source is None else _read_file(source, [cls], search)
     expand = cls.expand if issubclass(cls, Config) else lambda document: None
     expand(base)  # so that single keys can be put on top of it
     document = _merge(_vary(base, commands, cls), commands, [cls])
@@ -105,6 +109,61 @@ def load_config(
         except ValidationError as error:
             if not _restore_text(document.data, written, error):
                 raise ConfigError(explain(cls, document, error)) from None
+
+
+def given_settings(*settings: Mapping[str, Any]) -> Document:
+    """Return settings from Python as `load_config` takes them for overrides.
+
+    Args:
+        settings: by key; later ones win, as files do. Dots in a key lead into a group, as in
+            `optim.lr`. A value is a mapping of such keys, an object of settings, a path, or what
+            JSON has.
+
+    Raises:
+        ConfigError: a key that is no text, or another value.
+    """
+    found = Document({})
+    for path, value in (item for group in settings for item in _leaves(group)):
+        data: Any = value
+        for part in reversed(path):
+            data = {part: data}
+        origins = {path[:i]: FROM_PYTHON for i in range(1, len(path) + 1)}
+        # Without classes: a name and what belongs to it may come in either order.
+        found = _merge(found, Document(data, origins), [])
+    return found
+
+
+def _leaves(group: Mapping[str, Any], parent: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Key paths of a mapping from Python, each with its value as JSON has it."""
+    for key, value in group.items():
+        if not (isinstance(key, str) and all(key.split("."))):
+            raise ConfigError(f"{FROM_PYTHON}: {key!r}: write a setting as key.sub")
+        path = (*parent, *key.split("."))
+        value = _plain(value, path)
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, path)
+        else:
+            yield path, value
+
+
+def _plain(value: Any, path: KeyPath) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, list | tuple):
+        items = (_plain(item, (*path, i)) for i, item in enumerate(value))
+        return [given_settings(item).data if isinstance(item, dict) else item for item in items]
+    if isinstance(value, PurePath):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Real):  # of numpy
+        return int(value) if isinstance(value, Integral) else float(value)
+    raise ConfigError(
+        f"{FROM_PYTHON}: {dotted(path)}: {type(value).__name__} is no type of a setting; give "
+        "text, numbers, lists or mappings"
+    )
 
 
 def make_config(cls: type[ConfigT], data: Mapping[str, Any], place: str) -> ConfigT:

@@ -368,11 +368,18 @@ def _without_tying_advice() -> Iterator[None]:
 
 def fingerprint_model(model: LanguageModel) -> str:
     """SHA-256 of a model: its weights' every byte, its configuration, rules and tokenizer."""
-    config = json.loads(model.model.config.to_json_string())
-    config.pop("transformers_version", None)
     rules = [sorted(model.rules.excluded), model.rules.forced_start, model.rules.forces_end]
-    also = json.dumps([config, rules, describe_tokenizer(model.tokenizer)], sort_keys=True)
-    weights = plain_tensors(model.model.state_dict())
+    return fingerprint_parts(model.model, model.tokenizer, rules)
+
+
+def fingerprint_parts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rules: list[Any] | dict[str, Any]
+) -> str:
+    """SHA-256 of a model's weights and configuration, its tokenizer, and rules as JSON has them."""
+    config = json.loads(model.config.to_json_string())
+    config.pop("transformers_version", None)
+    also = json.dumps([config, rules, describe_tokenizer(tokenizer)], sort_keys=True)
+    weights = plain_tensors(model.state_dict())
     return hash_tensors(weights, also=also, into=hashlib.sha256())
 
 

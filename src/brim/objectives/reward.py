@@ -6,18 +6,18 @@ Torch-free, as settings are; `brim.objectives.credit` adds it to the credit of t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 from textwrap import shorten
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from brim.config.loading import Config
-from brim.errors import ConfigError, DataError, first_line
+from brim.errors import ConfigError, DataError
 from brim.examples import Example
 from brim.metrics import get_metric, sentence_scores
 from brim.objectives.method import MethodConfig
+from brim.support.imports import find_object, is_path_of_object
 from brim.support.numerals import REFERENCE_ANSWERS
 
 _KEY = "objective.reward.metric"
@@ -39,8 +39,7 @@ class RewardConfig(Config):
     @model_validator(mode="after")
     def _names_a_metric(self) -> Self:
         if self._is_function:
-            module, _, function = self.metric.partition(":")
-            if not all(map(str.isidentifier, [*module.split("."), function])):
+            if not is_path_of_object(self.metric):
                 raise ValueError(f"metric: {self.metric} is no path of a function; write {_OWN}")
         elif not get_metric(self.metric).higher_is_better:
             raise ValueError(f"metric: less {self.metric} is better; choose another, or {_OWN}")
@@ -96,7 +95,7 @@ class RewardConfig(Config):
             references = [example.references for example in examples]
             scores: list[float] = (sentence_scores(self.metric, texts, references) / 100).tolist()
             return scores
-        found = self._function()(list(texts), list(examples))
+        found = find_object(self.metric, _KEY)(list(texts), list(examples))
         first = f"the first of example {examples[0].id}"
         try:
             scores = [float(number) for number in found]
@@ -117,20 +116,6 @@ class RewardConfig(Config):
                     "return finite numbers"
                 )
         return scores
-
-    def _function(self) -> Callable[[list[str], list[Example]], Any]:
-        name, _, attribute = self.metric.partition(":")
-        try:
-            module = import_module(name)
-        except Exception as error:  # whatever a module of the user's does when it is run
-            raise ConfigError(
-                f"{_KEY}: {name} cannot be imported ({first_line(error)}); "
-                "is its folder on PYTHONPATH?"
-            ) from error
-        function = getattr(module, attribute, None)
-        if not callable(function):
-            raise ConfigError(f"{_KEY}: {name} has no function {attribute}; define it there")
-        return function  # type: ignore[no-any-return]
 
 
 class RewardedConfig(MethodConfig):

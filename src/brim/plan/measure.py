@@ -148,7 +148,7 @@ def shortened(config: RunConfig, planner: Planner, steps: int) -> RunConfig:
         config,
         task=task,
         optim=optim,
-        trainer=loop,
+        trainer={**loop, "callbacks": ()},
         teacher={"train": {"trainer": loop, "optim": optim}},
         student={"predistill": {"trainer": loop, "optim": optim}},
         evaluation={"num_samples": 0},

@@ -29,6 +29,7 @@ from brim.plan.warnings import (
     served_warnings,
     settings_warnings,
 )
+from brim.support.printing import Printed
 from brim.tasks import AnyTask, ReadTask, WordProblems
 from brim.training.optimizer import (
     check_trainable,
@@ -98,11 +99,12 @@ class StagePlan:
     seconds: float | None = None
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Printed):
     """A run on paper; its stages are in the order of the run.
 
     Attributes:
+        text: as `brim plan` prints it; "" of `brim.plan.plan`.
         reads: what the teacher reads of the student's writing, its tokens or the text. How many
             tokens of either a segment has is logged in training; here a text counts as many for
             both.
@@ -115,6 +117,7 @@ class Plan:
     devices: int = 1
     reads: str = "tokens"
     measured: Measured | None = None
+    text: str = ""
 
     @property
     def peak_bytes(self) -> int:

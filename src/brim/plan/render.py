@@ -26,6 +26,7 @@ _WORDS = {
 def as_dict(plan: Plan) -> dict[str, Any]:
     """Plain values, bytes and operations as whole numbers."""
     found = asdict(plan)
+    del found["text"]
     for stage, row in zip(plan.stages, found["stages"], strict=True):
         for phase, memory in stage.memory.items():
             row["memory"][phase]["total"] = memory.total

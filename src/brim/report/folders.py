@@ -5,7 +5,6 @@ All that a report reads of a directory of runs is read here.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from brim.config.yaml import parse
 from brim.errors import BrimError, RunError
 from brim.metrics import Score
 from brim.report.labels import name_of
-from brim.runs.directory import RunDirectory
+from brim.runs.directory import RunDirectory, curve_of
 from brim.support.files import read_json
 from brim.support.seals import find_damage, is_sealed
 from brim.training.predictions import Prediction
@@ -60,9 +59,7 @@ class Run:
 
     def curve(self, key: str) -> list[tuple[int, float]]:
         """Return (step, value) of each line of `metrics.jsonl` with a finite number under `key`."""
-        # A number that is not finite is there as the text "nan" or "inf", which float reads.
-        points = [(row["step"], float(row[key])) for row in self.metrics if key in row]
-        return [(step, value) for step, value in points if math.isfinite(value)]
+        return curve_of(self.metrics, key)
 
     def validation(self, name: str) -> float | None:
         """Return the validation score of the checkpoint that was tested; None if unknown."""
@@ -102,7 +99,7 @@ class Unfinished:
 
 
 # Folders with nothing to find in them; stages are found by the manifests of their runs.
-_SKIPPED = {"checkpoints", "best", "predictions", "data", "stages"}
+_SKIPPED = {"checkpoints", "best", "predictions", "data", "stages", "inputs"}
 
 
 def folders(roots: Sequence[Path]) -> Iterator[tuple[Path, set[str]]]:

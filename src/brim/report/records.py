@@ -140,7 +140,8 @@ def summary(results: Mapping[str, Any]) -> str:
         rows.append(["parameters", f"{results['num_parameters']:,}", ""])
     if "seconds" in results:
         steps = f"{results['steps']:,} steps in {results['seconds']:,.0f} s"
-        rows.append(["training", f"{steps}, best at step {results['best_step']:,}", ""])
+        early = f"; ended early: {results['stopped']}" if "stopped" in results else ""
+        rows.append(["training", f"{steps}, best at step {results['best_step']:,}{early}", ""])
     confidence = {f", {percent(score.confidence)} intervals" for score in scores.values()}
     heading = f"{results['split']} split, {results['num_examples']:,} examples"
     return "\n".join([heading + "".join(sorted(confidence)[:1]), *align(rows)])

@@ -27,6 +27,7 @@ from brim.report.tables import (
 from brim.report.verdicts import judge_table, read_verdicts
 from brim.support.figures import Figure
 from brim.support.files import atomic_write_bytes, atomic_write_json, atomic_write_text, disk_errors
+from brim.support.printing import Printed
 from brim.support.progress import Reporter
 from brim.support.tables import Table, as_csv, as_latex, as_markdown
 
@@ -35,9 +36,9 @@ SUMMARY = "summary.md"
 _MARKS = (MARK, "# brim report")  # this version's, and those of before
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What was read, and what it says.
+@dataclass(frozen=True, slots=True, repr=False)
+class Report(Printed):
+    """What was read, and what it says; prints as `brim report` does.
 
     Attributes:
         tasks: the systems that were compared, with their runs.
@@ -49,8 +50,8 @@ class Report:
 
 
 def write_reports(
-    directories: Sequence[Path],
-    out: Path,
+    directories: str | Path | Sequence[str | Path],
+    out: str | Path = "report",
     *,
     split: str = "test",
     baseline: str | None = None,
@@ -64,7 +65,7 @@ def write_reports(
     The same run directories give the same bytes.
 
     Args:
-        directories: looked through with all that is in them.
+        directories: a folder or several, looked through with all that is in them.
         out: a folder, made if need be.
         split: of the data.
         baseline: label of the system that marks of significance in the tables are against; LLMR
@@ -79,11 +80,12 @@ def write_reports(
         RunError: a folder is missing, has no finished run or a damaged one, or `out` cannot be
             written or holds something else than a report.
     """
-    reporter = reporter or Reporter(quiet=True)
+    reporter, out = reporter or Reporter(quiet=True), Path(out)
+    folders = [directories] if isinstance(directories, str | Path) else directories
     _check_out(out)
     if not 0 < alpha < 1:
         raise ConfigError(f"alpha: {alpha} is not between 0 and 1")
-    found = gather(directories, split=split)
+    found = gather([*map(Path, folders)], split=split)
     base = _check_baseline(found, baseline)
     num_runs = len(
         {run.directory for task in found.tasks for system in task.systems for run in system.runs}

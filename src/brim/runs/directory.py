@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -313,11 +313,11 @@ class RunDirectory:
             facts: of a split.
 
         Returns:
-            `step 11 of 120`, or None where the training had ended, there was none, or it is not
-            known.
+            `step 11 of 120`, or None where the training had ended, early or not, there was none,
+            or it is not known.
         """
         step = facts.get("steps")
-        if step is None:
+        if step is None or facts.get("stopped"):
             return None
         planned = facts.get("planned_steps") or self.planned_steps()
         return None if planned is None or step >= planned else f"step {step:,} of {planned:,}"
@@ -363,6 +363,13 @@ class RunDirectory:
 
     def _again(self, split: str) -> str:
         return f"write it anew by brim evaluate {self.path} --split {split}"
+
+
+def curve_of(rows: Iterable[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
+    """Return (step, value) of each row of a log with a finite number under the key."""
+    # A number that is not finite is there as the text "nan" or "inf", which float reads.
+    points = [(row["step"], float(row[key])) for row in rows if key in row]
+    return [(step, value) for step, value in points if math.isfinite(value)]
 
 
 def decoding_in_words(decoding: Mapping[str, Any]) -> str:

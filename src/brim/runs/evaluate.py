@@ -238,6 +238,7 @@ def training_facts(directory: Path) -> dict[str, Any]:
         **plan,
         "steps": state["step"],
         "best_step": state["best_step"],
+        **({"stopped": state["stopped"]} if state.get("stopped") else {}),
         "seconds": sum(row.get("time/step", 0.0) for row in steps),
     }
 

@@ -20,6 +20,7 @@ from brim.runs.pairs import some_targets
 from brim.runs.watched import Watched
 from brim.seeding import derive_seed
 from brim.support.seals import checkpoints_in
+from brim.training.callbacks import Callbacks
 from brim.training.evaluation import Evaluation, evaluate
 from brim.training.loop_settings import LoopConfig, OptimConfig
 from brim.training.monitors import Monitors, Reference
@@ -67,11 +68,11 @@ def fit(
     # Stages that runs share are picked alike in all of them.
     settings = evaluation_settings(run, greedy=stage != "objective")
     metric = run.metric() if stage == "objective" else run.supervised_metric()
+    callbacks = run.callbacks if stage == "objective" else Callbacks()
     with (
         _tracker(run, stage, directory) as tracker,
         run.reporter.meter(label, count_steps(loop, len(examples))) as meter,
     ):
-        watched = Watched(meter, metric, objective)
         trainer = Trainer(
             student=student,
             teacher=teacher,
@@ -87,13 +88,17 @@ def fit(
             max_prompt_tokens=config.decoding.max_prompt_tokens,
             seed=derive_seed(run.seed_of(stage), "train", stage),
             load=lambda path: run.reload(path, role, verified=True),
-            hooks=watched.hooks(lambda: trainer),
+            callbacks=callbacks,
             monitors=monitors or Monitors(),
             num_samples=config.evaluation.num_samples,
             other_processes=run.other_processes,
         )
+        watched = Watched(meter, metric, objective, trainer.pace)
+        callbacks.add(watched)
         with _stop_on_signals(trainer, label, run.reporter.say):
-            trainer.train()
+            state = trainer.train()
+    if state.stopped is not None:
+        run.reporter.say(f"{label}: ended at step {state.step:,}: {state.stopped}")
     run.accelerator.free_memory()
 
 

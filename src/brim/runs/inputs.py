@@ -29,6 +29,7 @@ from brim.runs.directory import RunDirectory
 from brim.support.progress import Reporter
 from brim.tasks import Split, Task, describe, locate, warn_of_overlap, without_rows
 from brim.training.accelerator import make_accelerator
+from brim.training.callbacks import Callbacks
 from brim.training.settings import RunConfig, StudentConfig
 from brim.training.teacher_settings import TeacherConfig
 
@@ -78,6 +79,7 @@ class RunInputs:
         stages_dir: where the folders of its stages are.
         reporter: shows progress.
         other_processes: resume stages that another number of processes began.
+        callbacks: of the objective's stage.
         other_teacher: the settings ask for another teacher than the run's.
         other_settings: they differ from the run's in what can change results.
     """
@@ -88,6 +90,7 @@ class RunInputs:
     stages_dir: Path
     reporter: Reporter = field(default_factory=lambda: Reporter(quiet=True))
     other_processes: bool = False
+    callbacks: Callbacks = field(default_factory=Callbacks)
     other_teacher: bool = False
     other_settings: bool = False
 

@@ -336,7 +336,7 @@ def _train_supervised(
         {
             **inputs,
             "data": data["train"]["sha256"],
-            "settings": settings.model_dump(mode="json"),
+            "settings": settings.describe(),
             "max_prompt_tokens": config.decoding.max_prompt_tokens,
             "max_tokens": config.decoding.max_tokens,
             "validation": data["validation"]["sha256"],

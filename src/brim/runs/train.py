@@ -64,8 +64,8 @@ PACKAGES = (
     "torch", "transformers", "tokenizers", "accelerate", "datasets", "sacrebleu", "rouge-score",
 )  # fmt: skip
 
-# What a stop before the run had begun leaves: data that it had read, a manifest half-written.
-_BEFORE_THE_RUN = re.compile(r"\.lock|data|\.manifest\.json\..*\.tmp")
+# What a stop before the run had begun leaves: what it was given, data read, half a manifest.
+_BEFORE_THE_RUN = re.compile(r"\.lock|inputs|data|\.manifest\.json\..*\.tmp")
 
 _SHOWN_CHANGES = 5
 
@@ -79,6 +79,7 @@ def train(
     reporter: Reporter | None = None,
     command: Sequence[str] = (),
     other_processes: bool = False,
+    callbacks: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Distill, and test the best checkpoint.
 
@@ -91,6 +92,7 @@ def train(
         reporter: shows progress.
         command: what was typed, for the provenance.
         other_processes: resume what another number of processes began.
+        callbacks: of the objective's stage, behind those that `config` names; see `Callbacks`.
 
     Returns:
         What `results.json` holds of the test; of several test sets by split.
@@ -106,9 +108,8 @@ def train(
         reporter = Reporter(quiet=True)
     label, stages_dir = config.objective.name, stages_dir or out / "stages"
     with open_run(out, config, resume, other_processes=other_processes), ExitStack() as stack:
-        run = RunInputs(
-            config, out, accelerator, stages_dir, reporter, other_processes=other_processes
-        )
+        run = RunInputs(config, out, accelerator, stages_dir, reporter, other_processes)
+        run.callbacks.add(*config.trainer.callbacks, *callbacks)
         objective = run.make_objective()  # warns before hours of work, not after
         check_reward(config.objective, run.examples("train"))
         teacher, loaded, spelling = load_checked(run)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from brim.objectives.base import Objective
 from brim.objectives.seqkd import SeqKD
 from brim.support.progress import Meter
 from brim.support.tables import DIGITS
-from brim.training.checkpoints import TrainerState
-from brim.training.evaluation import Evaluation
-from brim.training.trainer import Hooks, Trainer
+from brim.training.callbacks import Callback, CallbackState
+from brim.training.pace import Pace
 
 # By the first of these that a method logs one sees how it does.
 _TELLING = {
@@ -21,7 +20,7 @@ _TELLING = {
 _OF_TARGETS = {"train/loss": "cross-entropy {:.3f} per token"}
 
 
-class Watched:
+class Watched(Callback):
     """The note behind the bar of a training.
 
     It has the return of the step's rollouts, or the divergence or cross-entropy where a method has
@@ -31,39 +30,27 @@ class Watched:
         meter: shows it.
         metric: key of the score that picks the checkpoint.
         objective: the method.
+        pace: knows the seconds left.
     """
 
-    def __init__(self, meter: Meter, metric: str, objective: Objective) -> None:
-        self._meter, self._metric = meter, metric
+    def __init__(self, meter: Meter, metric: str, objective: Objective, pace: Pace) -> None:
+        self._meter, self._metric, self._pace = meter, metric, pace
         self._telling = _OF_TARGETS if isinstance(objective, SeqKD) else _TELLING
         self._step = ""
         self._last: tuple[int, float] | None = None
 
-    def hooks(self, trainer: Callable[[], Trainer]) -> Hooks:
-        """Return what has a trainer shown, which `trainer` gives once it is there."""
-        return Hooks(
-            lambda step, metrics: self.step(
-                step, metrics, trainer().state, trainer().pace.seconds_left(step)
-            ),
-            lambda step, evaluation: self.evaluated(step, evaluation, trainer().state),
-        )
-
-    def step(
-        self,
-        step: int,
-        metrics: Mapping[str, float],
-        state: TrainerState,
-        seconds_left: float | None = None,
-    ) -> None:
-        """Show a step by its metrics, with the seconds left where they are known."""
+    def on_step(self, state: CallbackState) -> None:
+        """Show a step by its metrics."""
+        metrics = state.metrics
         shown = [text.format(metrics[key]) for key, text in self._telling.items() if key in metrics]
         length = metrics.get("rollout/length")
         self._step = ", ".join([*shown[:1], *([] if length is None else [f"length {length:.1f}"])])
-        self._meter.advance(step - self._meter.done, self._note(state), seconds_left)
+        left = self._pace.seconds_left(state.step)
+        self._meter.advance(state.step - self._meter.done, self._note(state), left)
 
-    def evaluated(self, step: int, evaluation: Evaluation, state: TrainerState) -> None:
+    def on_evaluate(self, state: CallbackState) -> None:
         """Show an evaluation that has ended."""
-        self._last = step, evaluation.scores[self._metric].value
+        self._last = state.step, state.scores[self._metric].value
         self._meter.advance(0, self._note(state))
 
     def evaluating(self, num_examples: int) -> Callable[[int], None]:
@@ -77,10 +64,10 @@ class Watched:
 
         return advance
 
-    def _note(self, state: TrainerState) -> str:
+    def _note(self, state: CallbackState) -> str:
         return "; ".join(filter(None, [self._step, self._score(state)]))
 
-    def _score(self, state: TrainerState) -> str:
+    def _score(self, state: CallbackState) -> str:
         """The last evaluation and the best; of a run that was resumed the best alone at first."""
         if state.best_score is None:
             return ""

@@ -12,7 +12,7 @@ from brim.errors import ConfigError
 from brim.support.files import hold
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
 
 # How launchers say how many processes they started.
 _WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -52,6 +52,17 @@ def make_accelerator(precision: Literal["float32", "bfloat16"] | None = None) ->
             f"unset {variable}"
         )
     return accelerator
+
+
+def this_process() -> PartialState:
+    """Return accelerate's view of this process where there is no accelerator yet.
+
+    Its own default does not see the other processes of a launch on CPUs, and would keep to that.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def _number(variable: str) -> int:

@@ -13,11 +13,12 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from brim.errors import RunError
+from brim.metrics import Score
 from brim.support.files import disk_errors, fsync_directory, read_json
 from brim.support.seals import checkpoints_in, find_damage, seal
 from brim.training.monitors import MonitorState
@@ -41,6 +42,8 @@ class TrainerState:
         best_sha256: of the manifest of `best/`, which has the hash of every file in it.
         seed: of the training, which tells it from a run's other ones.
         monitors: what the monitors remember.
+        stale: evaluations in a row without a better score.
+        stopped: why the training ended before its last step; None where it did not.
     """
 
     step: int = 0
@@ -51,6 +54,23 @@ class TrainerState:
     best_sha256: str | None = None
     seed: int | None = None
     monitors: MonitorState = field(default_factory=MonitorState)
+    stale: int = 0
+    stopped: str | None = None
+
+    def evaluated(self, score: Score) -> TrainerState:
+        """Return the state behind an evaluation, whose step is the best if none was better.
+
+        The later one of equals: where a score is 0 throughout, step 0 must not be the best.
+
+        Args:
+            score: the validation score of the step.
+        """
+        value, best = score.value, self.best_score
+        better = best is None or (value > best if score.higher_is_better else value < best)
+        state = replace(self, stale=0 if better else self.stale + 1)
+        if better or value == best:
+            state = replace(state, best_step=self.step, best_score=value)
+        return state
 
 
 def save_checkpoint(

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from brim.config.loading import Config
+from brim.config.loading import Config, Incidental
+from brim.support.imports import is_path_of_object
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _checked_path(path: str) -> str:
+    if not is_path_of_object(path):
+        raise ValueError("is no path of a function or class; write MODULE:NAME")
+    return path
+
+
+CallbackPath = Annotated[str, AfterValidator(_checked_path)]
 
 
 class OptimConfig(Config):
@@ -59,6 +69,9 @@ class LoopConfig(Config):
     """How many of the newest checkpoints stay."""
     max_nonfinite_steps: int = Field(5, ge=1)
     """Skipped steps in a row after which the run stops."""
+    patience: int | None = Field(None, ge=1)
+    """End the stage after so many evaluations in a row without a better validation score; null for
+    none."""
     sharding: Literal["none", "fsdp"] = "none"
     """`fsdp` leaves each process its part of the weights, gradients and moments of what is trained
     (torch's `fully_shard`); one process has all of them."""
@@ -92,6 +105,9 @@ class TrainerConfig(LoopConfig):
     """What follows when a monitor sees learning from the student's own text go wrong: a warning; a
     stop behind the saved step; or the weights of the last healthy checkpoint at half the rate, up
     to three times, then a stop."""
+    callbacks: Annotated[tuple[CallbackPath, ...], Incidental] = ()
+    """Functions or classes of yours, `MODULE:NAME`, that watch the objective's stage and may end it
+    (docs/python_api.md). Their code is run."""
 
 
 class SupervisedConfig(Config):
@@ -101,6 +117,16 @@ class SupervisedConfig(Config):
     """Optimizer of this stage."""
     trainer: LoopConfig
     """Loop of this stage."""
+
+    def describe(self) -> dict[str, Any]:
+        """All that decides about what is learned, for hashes.
+
+        A setting that stages of before did not have is left out where it is not used.
+        """
+        settings = self.model_dump(mode="json")
+        if self.trainer.patience is None:
+            del settings["trainer"]["patience"]
+        return settings
 
     @model_validator(mode="after")
     def _whole_moments(self) -> Self:

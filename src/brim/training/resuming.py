@@ -27,7 +27,7 @@ from brim.support.seals import (
     find_damage,
     seal,
 )
-from brim.training.checkpoints import STATE, replace_directory, sound_checkpoints
+from brim.training.checkpoints import STATE, TrainerState, replace_directory, sound_checkpoints
 from brim.training.tracking import LOG_FILES
 
 logger = logging.getLogger(__name__)
@@ -157,6 +157,16 @@ def foreign_best(best: Path, state: Mapping[str, Any]) -> str | None:
     if later and facts.get("seed") == state.get("seed"):
         return None
     return f"it is not what this training made by step {state['step']}"
+
+
+def warn_of_the_untrained(directory: Path, state: TrainerState, metric: str) -> None:
+    """Warn where the best model of a training is the one that it began with."""
+    if state.best_step == 0 < state.step:
+        logger.warning(
+            "%s: best/ is the model of step 0, before training: %s was worse at every "
+            "evaluation up to step %d; train longer, or change optim.lr",
+            *(directory, metric, state.step),
+        )
 
 
 @contextmanager

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-import torch
 from accelerate import Accelerator
 from pydantic import TypeAdapter
 from torch import Tensor
@@ -28,6 +27,7 @@ from brim.seeding import batch_positions, derive_seed, example_index
 from brim.support.files import atomic_write_json, sha256_file
 from brim.support.seals import LOGS, MANIFEST, Record, find_damage, seal
 from brim.support.timing import phases, timed
+from brim.training.callbacks import ASKED, Callbacks, CallbackState, Event
 from brim.training.checkpoints import (
     STATE,
     TrainerState,
@@ -43,23 +43,20 @@ from brim.training.loop_settings import LoopConfig, OptimConfig
 from brim.training.monitors import MAX_ROLLBACKS, Monitors
 from brim.training.optimizer import count_bytes, count_steps, learning_rate
 from brim.training.pace import Pace
-from brim.training.resuming import Interrupted, find_start, mend_best, saved_when_away
+from brim.training.resuming import (
+    Interrupted,
+    find_start,
+    mend_best,
+    saved_when_away,
+    warn_of_the_untrained,
+)
 from brim.training.tracking import Tracker
-from brim.training.updates import Updater, UpdaterState, name_suspects, text_sums
+from brim.training.updates import Updater, UpdaterState, name_suspects, seeded, text_sums
 from brim.types import Batch
 
 logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[LanguageModel], Evaluation]
-
-
-@dataclass
-class Hooks:
-    """Called by the main process; a hook must not change the weights."""
-
-    on_step: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
-    on_evaluate: Callable[[int, Evaluation], None] = lambda step, evaluation: None
-    on_save: Callable[[int, Path], None] = lambda step, path: None
 
 
 @dataclass
@@ -79,7 +76,7 @@ class Trainer:
         tracker: receives the metrics of each step, on the main process.
         seed: of every random stream.
         load: reads the student of a checkpoint.
-        hooks: called after each step, evaluation and save.
+        callbacks: called after each step, evaluation and save; may end the training.
         monitors: watch it, and say what follows from an alarm.
         num_samples: validation predictions logged at each evaluation.
         other_processes: resume from a checkpoint of another number of processes.
@@ -99,7 +96,7 @@ class Trainer:
     max_prompt_tokens: int | None = None
     seed: int = 0
     load: Callable[[Path], LanguageModel] = load_model
-    hooks: Hooks = field(default_factory=Hooks)
+    callbacks: Callbacks = field(default_factory=Callbacks)
     monitors: Monitors = field(default_factory=Monitors)
     num_samples: int = 8
     other_processes: bool = False
@@ -107,25 +104,21 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.updater = Updater(
-            self.student,
-            self.teacher,
-            self.objective,
-            self.optim,
-            self.settings,
-            self.accelerator,
-            self.seed,
-        )
+            self.student, self.teacher, self.objective, self.optim, self.settings,
+            self.accelerator, self.seed,
+        )  # fmt: skip
         self.num_steps = count_steps(self.settings, len(self.examples))
         self.pace = Pace(self.settings, self.num_steps)
         self.state = TrainerState(seed=self.seed, monitors=self.monitors.state)
 
     def train(self) -> TrainerState:
-        """Run from the newest checkpoint, or from the start, to the last step.
+        """Run from the newest checkpoint, or from the start, to the last step or an early end.
 
         Raises:
             NonFiniteError: too many steps in a row had to be skipped, or an update left weights,
                 moments or logits that are not finite, none of which is saved.
             MonitorError: a monitor had the training stop; the last step is saved.
+            CallbackError: a callback failed; the last step is saved.
             AwayError: the teacher's server gives no answer; of one process, so it is.
             Interrupted: `stop_requested` was set; the last complete step is saved.
         """
@@ -134,7 +127,7 @@ class Trainer:
             self._evaluate()
             if self.monitors.mode == "rollback":
                 self._save()
-        while self.state.step < self.num_steps:
+        while self.state.step < self.num_steps and self.state.stopped is None:
             with saved_when_away(self._save, self.accelerator.num_processes):
                 self._train_step()
             step, settings = self.state.step, self.settings
@@ -142,9 +135,16 @@ class Trainer:
             if last or step % settings.evaluate_every == 0:
                 self._evaluate()
             halt = self._answer_alarms(last)
-            stop = self._any_process(self.stop_requested)
-            if last or stop or halt or step % settings.save_every == 0:
+            stop, failed, wish = self._any_process(
+                self.stop_requested, self.callbacks.failure, self.callbacks.wish
+            )
+            if not last:
+                self._end_early(wish)
+            ended = last or self.state.stopped is not None
+            if ended or stop or failed or halt or step % settings.save_every == 0:
                 self._save()
+            if failed:
+                raise self.callbacks.error(self.directory, step)
             if halt:
                 raise MonitorError(
                     f"{self.directory}: stopped after step {step}, which is saved: {halt}; the "
@@ -152,7 +152,10 @@ class Trainer:
                 )
             if stop:
                 raise Interrupted(step)
-        self._warn_of_the_untrained()
+        if any(self._any_process(self.callbacks.failure)):
+            raise self.callbacks.error(self.directory, self.state.step)
+        if self.accelerator.is_main_process:
+            warn_of_the_untrained(self.directory, self.state, self.metric)
         return self.state
 
     # -- one step ---------------------------------------------------------------------------
@@ -161,7 +164,8 @@ class Trainer:
         step = self.state.step
         lr = learning_rate(self.optim, step, self.num_steps) * self.monitors.lr_factor
         self.updater.begin_step(step, lr)
-        with phases() as seconds, timed("step"), self._random_streams(step):
+        seed = derive_seed(self.seed, "dropout", step, self.accelerator.process_index)
+        with phases() as seconds, timed("step"), seeded(seed, self.accelerator.device):
             batch = self._batch(step)
             rollout, rollout_sums = self.updater.collect(batch)
             cut = {"truncated_prompts": float(batch.num_truncated_prompts)}
@@ -188,7 +192,7 @@ class Trainer:
         timings["time/tokens_per_second"] = sums["tokens"] / seconds["step"]
         if self.accelerator.is_main_process:
             self.tracker.log(self.state.step, metrics, timings)
-            self.hooks.on_step(self.state.step, metrics)
+            self._call("on_step", metrics=metrics)
         if nonfinite is not None:
             kept = what_is_kept(self.directory, self.state.best_step)
             raise NonFiniteError(
@@ -235,17 +239,10 @@ class Trainer:
         )
         return batch.to(self.accelerator.device)
 
-    @contextmanager
-    def _random_streams(self, step: int) -> Iterator[None]:
-        """Seed torch's global generators, the only ones that dropout draws from, for one step."""
-        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            rank = self.accelerator.process_index
-            torch.manual_seed(derive_seed(self.seed, "dropout", step, rank))
-            yield
-
-    def _any_process(self, flag: bool) -> bool:
-        return self.updater.total({"flag": float(flag)})["flag"] > 0
+    def _any_process(self, *flags: object) -> list[bool]:
+        """Which of the flags are set on any process."""
+        sums = {str(i): float(bool(flag)) for i, flag in enumerate(flags)}
+        return [total > 0 for total in self.updater.total(sums).values()]
 
     # -- evaluation, log, checkpoints -------------------------------------------------------
 
@@ -261,23 +258,19 @@ class Trainer:
         self._measured("save", self._save_now)
 
     def _evaluate_now(self) -> None:
-        step = self.state.step
         evaluation = self.updater.evaluate(self.evaluate)
-        score = evaluation.scores[self.metric]
-        best = self.state.best_score
-        # The later one of equals: where a score is 0 throughout, step 0 must not be the best.
-        if best is None or (score.value >= best if score.higher_is_better else score.value <= best):
-            self.state = replace(self.state, best_step=step, best_score=score.value)
+        self.state = self.state.evaluated(evaluation.scores[self.metric])
+        if self.state.best_step == self.state.step:
             weights = self.updater.weights()
             if self.accelerator.is_main_process:
                 self.pace.measure("best", lambda: self._write_best(weights))
         values = {f"eval/{k}": s.value for k, s in evaluation.scores.items()}
         values |= self.monitors.evaluate(evaluation.scores)
         if self.accelerator.is_main_process:
-            self.tracker.log(step, values)
-            samples = evaluation.predictions[: self.num_samples]
-            self.tracker.log_samples(step, [sample.as_dict() for sample in samples])
-            self.hooks.on_evaluate(step, evaluation)
+            self.tracker.log(self.state.step, values)
+            samples = [p.as_dict() for p in evaluation.predictions[: self.num_samples]]
+            self.tracker.log_samples(self.state.step, samples)
+        self._call("on_evaluate", scores=evaluation.scores, predictions=evaluation.predictions)
 
     def _write_best(self, weights: Mapping[str, Tensor] | None) -> None:
         def write(path: Path) -> None:
@@ -288,14 +281,32 @@ class Trainer:
         replace_directory(best, write, count_bytes(own.values()))
         self.state = replace(self.state, best_sha256=sha256_file(best / MANIFEST))
 
+    # -- callbacks, early ends --------------------------------------------------------------
+
+    def _call(self, event: Event, **seen: Any) -> None:
+        if self.accelerator.is_main_process:
+            step, best = self.state.step, (self.state.best_step, self.state.best_score)
+            state = CallbackState(self.directory, step, self.num_steps, *best, **seen)
+            self.callbacks.call(event, state)
+
+    def _end_early(self, wish: bool) -> None:
+        """End the training here, with an evaluation, where a callback or its patience says so."""
+        patience = self.settings.patience
+        if wish:
+            if self.state.step % self.settings.evaluate_every:
+                self._evaluate()
+            self.state = replace(self.state, stopped=self.callbacks.wish or ASKED)
+        elif patience is not None and self.state.stale >= patience:
+            why = f"no better {self.metric} in {patience} evaluations"
+            self.state = replace(self.state, stopped=why)
+
     # -- alarms -----------------------------------------------------------------------------
 
     def _answer_alarms(self, last: bool) -> str | None:
         """Warn of new alarms, and roll back if that is asked for; why to stop, if that is."""
         alarms, watch = self.monitors.take(), self.monitors
-        for alarm in alarms:
-            if self.accelerator.is_main_process:
-                logger.warning("%s: step %d: %s", self.directory, self.state.step, alarm)
+        for alarm in alarms if self.accelerator.is_main_process else ():
+            logger.warning("%s: step %d: %s", self.directory, self.state.step, alarm)
         if not alarms or last or watch.mode == "warn":
             return None
         if watch.mode == "rollback" and watch.state.num_rollbacks < MAX_ROLLBACKS:
@@ -328,18 +339,6 @@ class Trainer:
         self._save()
         return None
 
-    def _warn_of_the_untrained(self) -> None:
-        if self.state.best_step == 0 < self.state.step and self.accelerator.is_main_process:
-            logger.warning(
-                "%s: best/ is the model of step 0, before training: %s was worse at every "
-                "evaluation up to step %d; train longer, or change optim.lr",
-                *(self.directory, self.metric, self.state.step),
-            )
-
-    def _rewind(self, step: int, logs: Mapping[str, Record] | None = None) -> None:
-        if self.accelerator.is_main_process:
-            self.tracker.rewind(step, logs)
-
     def _save_now(self) -> None:
         self.monitors.note_checkpoint(self.state.step)
         state = self.updater.state()
@@ -353,7 +352,7 @@ class Trainer:
                 spare=self.monitors.spare,
                 num_bytes=self.updater.num_bytes(state),
             )
-            self.hooks.on_save(self.state.step, path)
+            self._call("on_save", checkpoint=path)
         self.accelerator.wait_for_everyone()
 
     def _write_checkpoint(
@@ -371,7 +370,8 @@ class Trainer:
         start = find_start(self.directory)
         self.accelerator.wait_for_everyone()  # all have looked before anything changes
         if start is None:
-            self._rewind(-1)
+            if self.accelerator.is_main_process:
+                self.tracker.rewind(-1)
             return
         try:
             self.state = TypeAdapter(TrainerState).validate_python(start.state)
@@ -394,7 +394,7 @@ class Trainer:
             )
         if self.accelerator.is_main_process:
             mend_best(self.directory, start)
+            keep, spare = self.settings.keep_checkpoints, self.monitors.spare
             # A stop may have come before a save had tidied up.
-            keep = self.settings.keep_checkpoints
-            prune(start.path.parent, self.state.step, keep=keep, spare=self.monitors.spare)
-        self._rewind(self.state.step, start.logs)
+            prune(start.path.parent, self.state.step, keep=keep, spare=spare)
+            self.tracker.rewind(self.state.step, start.logs)

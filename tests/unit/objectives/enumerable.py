@@ -19,10 +19,11 @@ from brim.models import (
 )
 from brim.objectives.base import Objective
 from brim.returns import rewards_to_go
+from brim.training.callbacks import Callbacks
 from brim.training.evaluation import Evaluation
 from brim.training.loop_settings import LoopConfig, OptimConfig
 from brim.training.tracking import Tracker
-from brim.training.trainer import Hooks, Trainer
+from brim.training.trainer import Trainer
 from brim.types import Rollout
 
 HORIZON = 3
@@ -137,6 +138,6 @@ def make_trainer(
         directory=directory,
         accelerator=Accelerator(cpu=True),
         tracker=Tracker(directory),
-        hooks=Hooks(on_step=lambda step, metrics: logged.append(dict(metrics))),
+        callbacks=Callbacks(lambda state: logged.append(dict(state.metrics))),
     )
     return trainer, logged

@@ -1,7 +1,6 @@
 """Which checkpoint the trainer keeps as the best, by scores that are given to it."""
 
 import logging
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,12 +9,13 @@ from makers import seqkd
 
 from brim.metrics import Score
 from brim.models import load_model
+from brim.training.callbacks import Callback, Callbacks
 from brim.training.evaluation import Evaluation
 
 STEPS = 6
 
 
-class KilledError(Exception):
+class KilledError(BaseException):
     pass
 
 
@@ -28,14 +28,15 @@ def trainer_of(directory, scores, *, higher_is_better=True, killed_at=None):
         score = Score("J", value, value, value, 0.95, "given", higher_is_better, 2)
         return Evaluation({"J": score}, [], 0)
 
-    def on_evaluate(step, evaluation):
-        if step == killed_at:
-            raise KilledError
+    class Killing(Callback):
+        def on_evaluate(self, state):
+            if state.step == killed_at:
+                raise KilledError
 
     trainer.evaluate = evaluate
     intervals = {"evaluate_every": 2, "save_every": 3}
     trainer.settings = trainer.settings.model_copy(update=intervals)
-    trainer.hooks = replace(trainer.hooks, on_evaluate=on_evaluate)
+    trainer.callbacks = Callbacks(Killing())
     return trainer
 
 

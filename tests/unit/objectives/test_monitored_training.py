@@ -10,6 +10,7 @@ from makers import policy_gradient
 from safetensors.torch import load_file
 
 from brim.errors import MonitorError
+from brim.training.callbacks import Callbacks
 from brim.training.monitors import LR_FACTOR, MAX_ROLLBACKS, Monitors
 
 LR = 0.008
@@ -28,19 +29,19 @@ class Alarming(Monitors):
 
 def trainer_of(directory, mode, *, steps=10, at=(4, 7), killed_at=None):
     objective = policy_gradient(DECODING, k=2)
-    trainer, logged = make_trainer(objective, *pair(), directory, steps=steps, rows=8, lr=LR)
+    trainer, _ = make_trainer(objective, *pair(), directory, steps=steps, rows=8, lr=LR)
     trainer.settings = trainer.settings.model_copy(update={"save_every": 3, "keep_checkpoints": 1})
     trainer.monitors = Alarming(mode)
     trainer.monitors.at = at
     trainer.__post_init__()
-    on_step = trainer.hooks.on_step
+    logged = []
 
-    def killing(step, metrics):
-        on_step(step, metrics)
-        if step == killed_at:
+    def killing(state):
+        logged.append(dict(state.metrics))
+        if state.step == killed_at:
             raise KeyboardInterrupt
 
-    trainer.hooks.on_step = killing
+    trainer.callbacks = Callbacks(killing)
     return trainer, logged
 
 

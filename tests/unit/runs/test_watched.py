@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,9 @@ from makers import policy_gradient, seqkd
 from brim.models import Decoding
 from brim.runs.watched import Watched
 from brim.support.progress import Meter
-from brim.training.checkpoints import TrainerState
+from brim.training.callbacks import CallbackState
+from brim.training.loop_settings import LoopConfig
+from brim.training.pace import Pace
 
 DECODING = Decoding(max_tokens=4)
 LOSS = {"train/loss": 12.3456, "rollout/length": 7.25}
@@ -18,11 +21,16 @@ LOSS = {"train/loss": 12.3456, "rollout/length": 7.25}
 
 def watched(objective=None, metric: str = "exact_match") -> tuple[Watched, Meter]:
     meter = Meter("brim", 100)
-    return Watched(meter, metric, objective or policy_gradient(DECODING)), meter
+    pace = Pace(LoopConfig(max_steps=100), 100)
+    return Watched(meter, metric, objective or policy_gradient(DECODING), pace), meter
 
 
-def evaluation(value: float, metric: str = "exact_match"):
-    return SimpleNamespace(scores={metric: SimpleNamespace(value=value)})
+def state(step: int, best: tuple[int | None, float | None] = (None, None), **seen):
+    return CallbackState(Path("run"), step, 100, *best, **seen)
+
+
+def scores(value: float, metric: str = "exact_match"):
+    return {metric: SimpleNamespace(value=value)}
 
 
 @pytest.mark.parametrize(
@@ -41,18 +49,17 @@ def evaluation(value: float, metric: str = "exact_match"):
 )
 def test_each_method_shows_the_number_that_means_something(objective, logged, expected):
     shown, meter = watched(objective)
-    shown.step(3, {**LOSS, **logged}, TrainerState())
+    shown.on_step(state(3, metrics={**LOSS, **logged}))
     assert meter.note == expected
     assert meter.done == 3
 
 
 def test_the_last_evaluation_stands_beside_the_best():
     shown, meter = watched()
-    shown.evaluated(0, evaluation(20.0), TrainerState(best_step=0, best_score=20.0))
+    shown.on_evaluate(state(0, (0, 20.0), scores=scores(20.0)))
     assert meter.note == "exact match 20.0 at step 0 (best)"
-    state = TrainerState(best_step=0, best_score=20.0)
-    shown.step(5, {**LOSS, "rollout/return": 1.0}, state)
-    shown.evaluated(10, evaluation(12.0), state)
+    shown.on_step(state(5, (0, 20.0), metrics={**LOSS, "rollout/return": 1.0}))
+    shown.on_evaluate(state(10, (0, 20.0), scores=scores(12.0)))
     assert meter.note == (
         "return 1.00, length 7.2; exact match 12.0 at step 10 (best 20.0 at step 0)"
     )
@@ -60,7 +67,7 @@ def test_the_last_evaluation_stands_beside_the_best():
 
 def test_a_resumed_training_knows_the_best_before_it_evaluates():
     shown, meter = watched(metric="expected_return")
-    shown.step(41, LOSS, TrainerState(best_step=25, best_score=-1.234))
+    shown.on_step(state(41, (25, -1.234), metrics=LOSS))
     assert meter.note == "length 7.2; expected return: best -1.23 at step 25"
     assert meter.done == 41
 
