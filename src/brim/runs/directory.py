@@ -46,6 +46,8 @@ _MANIFEST_TYPES = {
     "versions": dict,
     "num_processes": int,
 }
+# What of results must be the same for two systems to be compared.
+TESTED_HOW = ("data", "decoding", "sampling")
 # What the values of its mappings are.
 _VALUE_TYPES = {"stages": str, "stages_sha256": str, "data": dict, "models": dict}
 
@@ -78,6 +80,11 @@ class Results:
     def stopped_at(self) -> str | None:
         """`step 11 of 120` where the model's training had not ended; None where it had."""
         return RunDirectory(self.directory).stopped_at(self.facts)
+
+    def differ(self, other: Results) -> bool:
+        """Whether texts are of other data or were written otherwise, as far as both say it."""
+        pairs = [(self.facts.get(key), other.facts.get(key)) for key in TESTED_HOW]
+        return any(a != b for a, b in pairs if a is not None and b is not None)
 
 
 @dataclass(frozen=True, slots=True)

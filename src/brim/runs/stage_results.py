@@ -10,15 +10,14 @@ from accelerate import PartialState
 
 from brim.config.loading import config_hash
 from brim.errors import RunError
-from brim.runs.directory import Results, RunDirectory
+from brim.runs.card import write_card
+from brim.runs.directory import TESTED_HOW, Results, RunDirectory
 from brim.runs.evaluate import StageName, evaluate_stage, training_facts
 from brim.support.progress import Reporter
 from brim.tasks import Split
 from brim.training.accelerator import hold_together
 
 logger = logging.getLogger(__name__)
-
-_HOW = ("data", "decoding", "sampling")
 
 
 def evaluate_stages(
@@ -28,6 +27,7 @@ def evaluate_stages(
 
     Runs that share a model share its results, in the stage's folder; where these are of another
     decoding or other data, in one beside it. One process at a time evaluates, others wait for it.
+    The run's model card then has them.
 
     Args:
         run: a run directory with results of the split.
@@ -46,7 +46,12 @@ def evaluate_stages(
     root = Path(os.path.normpath(root))
     start: StageName = "predistill" if "predistill" in stages else "student"
     names: list[StageName] = [name for name in ("teacher", start) if name in stages]
-    return {name: _evaluate(run, name, root / stages[name], own, split, reporter) for name in names}
+    tested: dict[str, Path] = {
+        name: _evaluate(run, name, root / stages[name], own, split, reporter) for name in names
+    }
+    if split == "test" and PartialState().is_main_process:
+        write_card(run)
+    return tested
 
 
 def _evaluate(
@@ -60,8 +65,8 @@ def _evaluate(
     folder, busy = stage, f"{stage}: another process is testing it; waiting"
     with hold_together(stage / ".test.lock", busy, wait=True):
         found = _find(folder, split)
-        if found is not None and _differ(own, found):
-            how = config_hash({key: own.facts.get(key) for key in _HOW})
+        if found is not None and own.differ(found):
+            how = config_hash({key: own.facts.get(key) for key in TESTED_HOW})
             folder = stage.with_name(f"{stage.name}-{how[:12]}")
             found = _find(folder, split)
         training = training_facts(stage).items()
@@ -74,12 +79,6 @@ def _evaluate(
         if not done:
             evaluate_stage(run, name, split=split, out=folder, reporter=reporter)
     return folder
-
-
-def _differ(ours: Results, theirs: Results) -> bool:
-    """Whether the texts are of other data or were written otherwise, as far as both say it."""
-    pairs = [(ours.facts.get(key), theirs.facts.get(key)) for key in _HOW]
-    return any(a != b for a, b in pairs if a is not None and b is not None)
 
 
 def _find(directory: Path, split: Split) -> Results | None:

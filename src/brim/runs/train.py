@@ -35,6 +35,7 @@ from brim.errors import ConfigError, RunError
 from brim.models import LanguageModel, ServerTeacher, Teacher
 from brim.objectives.base import Objective
 from brim.objectives.reward import check_reward
+from brim.runs.card import write_card
 from brim.runs.directory import RunDirectory
 from brim.runs.drift import measure_drift
 from brim.runs.evaluate import evaluate_model, kept_results, training_facts
@@ -61,9 +62,8 @@ logger = logging.getLogger(__name__)
 
 Resume = Literal["auto", "must", "never"]
 
-PACKAGES = (
-    "torch", "transformers", "tokenizers", "accelerate", "datasets", "sacrebleu", "rouge-score",
-)  # fmt: skip
+PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "datasets", "sacrebleu",
+            "rouge-score")  # fmt: skip
 
 # What a stop before the run had begun leaves: data that it had read, a manifest half-written.
 _BEFORE_THE_RUN = re.compile(r"\.lock|data|\.manifest\.json\..*\.tmp")
@@ -143,11 +143,14 @@ def train(
 
 def _test_best(run: RunInputs, teacher: Made[Teacher], training: dict[str, Any]) -> dict[str, Any]:
     label, best = run.config.objective.name, run.reload(run.out / "best", run.config.student)
-    kept = kept_results(best, "test", run.out, training)
-    if kept is not None:
+    found = kept_results(best, "test", run.out, training)
+    if found is not None:
         run.reporter.say(f"{label} on test: unchanged, kept")
-        return kept
-    return evaluate_model(best, run, teacher, "test", run.out, label=label, training=training)
+    else:
+        found = evaluate_model(best, run, teacher, "test", run.out, label=label, training=training)
+    if run.accelerator.is_main_process:
+        write_card(run.out)
+    return found
 
 
 def train_objective(
