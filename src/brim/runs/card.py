@@ -51,9 +51,12 @@ def write_card(run: Path, *, anew: bool = False) -> Path:
     """
     RunDirectory(run).check_best()
     path = run / "best" / CARD
-    if anew or not path.exists() or _is_ours(path.read_text(encoding="utf-8", errors="replace")):
+    known = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+    if anew or known is None or _is_ours(known):
         text = make_card(run)
-        atomic_write_text(path, text + _SEAL.format(_digest(text)))
+        text += _SEAL.format(_digest(text))
+        if text != known:
+            atomic_write_text(path, text)
     return path
 
 
