@@ -81,7 +81,8 @@ def test_settings_page_is_up_to_date():
 def test_there_are_commands_to_check():
     names = {arguments[0] for page in PAGES for arguments in commands(page)}
     assert names == {"train", "evaluate", "generate", "recipes", "quickstart", "plan", "data"} | {
-        *("analyze", "compare", "judge", "report", "sweep", "init", "schema", "serve")
+        *("analyze", "compare", "judge", "report", "sweep", "init", "schema", "serve"),
+        *("card", "push", "export"),
     }
 
 

@@ -22,7 +22,7 @@ FLOORS = [
     {"runs"},
     {
         *("recipes", "compare", "judge", "analysis", "plan", "preview", "sweep", "report"),
-        *("serve", "quickstart"),
+        *("serve", "quickstart", "release"),
     },
     {"api", "cli", "__main__"},
 ]

@@ -10,11 +10,23 @@ import sys
 
 import typer
 
-from brim.cli import analyze, data, plan, recipes, results, runs, serve, sweep
+from brim.cli import analyze, data, plan, recipes, release, results, runs, serve, sweep
 from brim.cli.app import UsageError, app, mistake_in_a_line, usage_in_a_line
 from brim.cli.process import leave_processes, prepare_process
 
-__all__ = ["analyze", "app", "data", "main", "plan", "recipes", "results", "runs", "serve", "sweep"]
+__all__ = [
+    "analyze",
+    "app",
+    "data",
+    "main",
+    "plan",
+    "recipes",
+    "release",
+    "results",
+    "runs",
+    "serve",
+    "sweep",
+]
 
 
 def main() -> None:

@@ -115,9 +115,8 @@ def given_settings(*settings: Mapping[str, Any]) -> Document:
     """Return settings from Python as `load_config` takes them for overrides.
 
     Args:
-        settings: by key; later ones win, as files do. Dots in a key lead into a group, as in
-            `optim.lr`. A value is a mapping of such keys, an object of settings, a path, or what
-            JSON has.
+        settings: by key, such as `optim.lr`; later ones win, as files do. A value is a mapping of
+            such keys, an object of settings, a path, or what JSON has.
 
     Raises:
         ConfigError: a key that is no text, or another value.
@@ -160,10 +159,8 @@ def _plain(value: Any, path: KeyPath) -> Any:
         return value
     if isinstance(value, Real):  # of numpy
         return int(value) if isinstance(value, Integral) else float(value)
-    raise ConfigError(
-        f"{FROM_PYTHON}: {dotted(path)}: {type(value).__name__} is no type of a setting; give "
-        "text, numbers, lists or mappings"
-    )
+    wrong = f"{type(value).__name__} is no type of a setting; give text, numbers, lists or mappings"
+    raise ConfigError(f"{FROM_PYTHON}: {dotted(path)}: {wrong}")
 
 
 def make_config(cls: type[ConfigT], data: Mapping[str, Any], place: str) -> ConfigT:

@@ -313,8 +313,7 @@ class RunDirectory:
             facts: of a split.
 
         Returns:
-            `step 11 of 120`, or None where the training had ended, early or not, there was none,
-            or it is not known.
+            `step 11 of 120`; None where it had ended, there was none, or it is not known.
         """
         step = facts.get("steps")
         if step is None or facts.get("stopped"):

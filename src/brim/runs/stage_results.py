@@ -8,6 +8,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from brim.errors import RunError
+from brim.runs.card import write_card
 from brim.runs.directory import Results, RunDirectory
 from brim.runs.evaluate import evaluate_stage, training_facts
 from brim.runs.tested import StageName, find_whole, results_folder, stage_folders
@@ -25,6 +26,7 @@ def evaluate_stages(
 
     Runs that share a model share its results, in the stage's folder; where these are of another
     decoding or other data, in one beside it. One process at a time evaluates, others wait for it.
+    The run's model card then has them.
 
     Args:
         run: a run directory with results of the split.
@@ -39,10 +41,13 @@ def evaluate_stages(
         RunError: `run` has no results, or a model is gone.
     """
     own = RunDirectory(run).results(split)
-    return {
+    tested = {
         name: _evaluate(run, name, stage, own, split, reporter)
         for name, stage in stage_folders(RunDirectory(run)).items()
     }
+    if split in RunDirectory(run).tests() and PartialState().is_main_process:
+        write_card(run)
+    return tested
 
 
 def _evaluate(

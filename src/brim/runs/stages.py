@@ -32,6 +32,7 @@ from brim.support.seals import MANIFEST, find_damage, seal
 from brim.training.accelerator import hold_together
 from brim.training.completions import CompletedExamples, write_completions
 from brim.training.loop_settings import SupervisedConfig
+from brim.training.settings import RunConfig
 from brim.training.sharding import ShardedTeacher
 
 logger = logging.getLogger(__name__)
@@ -289,6 +290,16 @@ def untrained_student(
         teacher: the trained one, whose layers are what is worth keeping.
     """
     return loaded or Made.loaded(run.place(cut_student(run, teacher)))
+
+
+def untrained_models(
+    config: RunConfig, teacher: Made[Teacher], student: Made[LanguageModel]
+) -> dict[str, str]:
+    """Return by role the fingerprints of the models that are tested before any training."""
+    untrained = {"teacher": teacher.fingerprint} if config.teacher.train is None else {}
+    if config.student.build is None:  # there is nothing to test in random weights
+        untrained["student"] = student.fingerprint
+    return untrained
 
 
 def make_student(

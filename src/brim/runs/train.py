@@ -34,6 +34,7 @@ from brim.errors import ConfigError, RunError
 from brim.models import LanguageModel, ServerTeacher, Teacher
 from brim.objectives.base import Objective
 from brim.objectives.reward import check_reward
+from brim.runs.card import write_card
 from brim.runs.directory import RunDirectory
 from brim.runs.drift import measure_drift
 from brim.runs.evaluate import evaluate_model, kept_results, training_facts
@@ -46,6 +47,7 @@ from brim.runs.stages import (
     TeacherOutputs,
     make_student,
     make_teacher,
+    untrained_models,
     untrained_student,
     write_teacher_outputs,
 )
@@ -60,14 +62,18 @@ logger = logging.getLogger(__name__)
 
 Resume = Literal["auto", "must", "never"]
 
-PACKAGES = (
-    "torch", "transformers", "tokenizers", "accelerate", "datasets", "sacrebleu", "rouge-score",
-)  # fmt: skip
+PACKAGES = [
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "datasets",
+    "sacrebleu",
+    "rouge-score",
+]
 
 # What a stop before the run had begun leaves: what it was given, data read, half a manifest.
 _BEFORE_THE_RUN = re.compile(r"\.lock|inputs|data|\.manifest\.json\..*\.tmp")
-
-_SHOWN_CHANGES = 5
 
 
 def train(
@@ -151,6 +157,8 @@ def _test_best(run: RunInputs, teacher: Made[Teacher], training: dict[str, Any])
         found[split] = kept or evaluate_model(
             best, run, teacher, split, run.out, label=label, training=training
         )
+    if run.accelerator.is_main_process:
+        write_card(run.out)
     return found.get("test", found)
 
 
@@ -182,16 +190,6 @@ def train_objective(
         loop=config.trainer,
         monitors=Monitors(config.trainer.monitors, reference),
     )
-
-
-def untrained_models(
-    config: RunConfig, teacher: Made[Teacher], student: Made[LanguageModel]
-) -> dict[str, str]:
-    """Return by role the fingerprints of the models that are tested before any training."""
-    untrained = {"teacher": teacher.fingerprint} if config.teacher.train is None else {}
-    if config.student.build is None:  # there is nothing to test in random weights
-        untrained["student"] = student.fingerprint
-    return untrained
 
 
 def record_stages(
@@ -393,8 +391,8 @@ def changed_settings(run: Path, config: RunConfig) -> str | None:
         without_incidental(RunConfig, stored), without_incidental(RunConfig, asked)
     )
     changes.sort(key=lambda change: ": not set → " in change)  # mostly new since
-    more = [f"{len(changes) - _SHOWN_CHANGES} more"] if len(changes) > _SHOWN_CHANGES else []
-    return ", ".join([*changes[:_SHOWN_CHANGES], *more]) or None
+    shown, others = changes[:5], len(changes) - 5
+    return ", ".join([*shown, f"{others} more"] if others > 0 else shown) or None
 
 
 def _identity(config: RunConfig) -> str:

@@ -1,0 +1,68 @@
+"""CTranslate2: a folder with weights, vocabulary and a tokenizer for transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import ctranslate2
+from ctranslate2.converters import TransformersConverter
+from transformers import PreTrainedTokenizerBase
+
+from brim.errors import ModelError, first_line
+from brim.release.files import TOKENIZER
+
+
+def convert(best: Path, out: Path, quantize: str | None) -> None:
+    """Convert a folder of transformers' into the empty folder `out`.
+
+    Raises:
+        ModelError: there is no conversion of this family.
+    """
+    copied = [name for name in TOKENIZER if (best / name).exists()]
+    try:
+        TransformersConverter(str(best), copy_files=copied).convert(
+            str(out), quantization=quantize, force=True
+        )
+    except ValueError as error:
+        raise ModelError(f"{best}: CTranslate2 cannot convert it: {first_line(error)}") from error
+    # Its reader takes no null for a token, which is what a tokenizer without BOS gives.
+    path = out / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    texts = {
+        key: "" if value is None and key.endswith("_token") else value
+        for key, value in config.items()
+    }
+    path.write_text(json.dumps(texts, indent=2) + "\n", encoding="utf-8")
+
+
+def write(
+    folder: Path,
+    prompts: Sequence[Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    encoder_decoder: bool,
+    max_tokens: int,
+    eos_token_ids: Sequence[int],
+) -> list[list[int]]:
+    """Return the ids of greedy completions of prompt ids."""
+    rows = [tokenizer.convert_ids_to_tokens(list(ids)) for ids in prompts]
+    end = list(eos_token_ids)
+    if encoder_decoder:
+        found = ctranslate2.Translator(str(folder)).translate_batch(
+            rows,
+            beam_size=1,
+            max_input_length=0,
+            max_decoding_length=max_tokens,
+            end_token=end,
+        )
+        return [tokenizer.convert_tokens_to_ids(one.hypotheses[0]) for one in found]
+    found = ctranslate2.Generator(str(folder)).generate_batch(
+        rows,
+        sampling_topk=1,
+        max_length=max_tokens,
+        include_prompt_in_result=False,
+        end_token=end,
+    )
+    return [list(one.sequences_ids[0]) for one in found]
