@@ -19,7 +19,9 @@ def environment_with(folder: Path, requirement: str) -> Path:
         [python, "-m", "pip", "install", "--quiet", requirement], capture_output=True, text=True
     )
     if install.returncode:
-        pytest.skip(f"{requirement} cannot be installed: {install.stderr.strip().splitlines()[-1:]}")
+        pytest.skip(
+            f"{requirement} cannot be installed: {install.stderr.strip().splitlines()[-1:]}"
+        )
     paths = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
     site = subprocess.run([python, "-c", paths], capture_output=True, text=True, check=True)
     # Searched last, so what was just installed comes first.

@@ -62,8 +62,10 @@ def test_they_hold_the_package_and_nothing_else(built):
     assert names == package
     with tarfile.open(built[".gz"]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    beside = {*"pyproject.toml README.md LICENSE CHANGELOG.md CITATION.cff PKG-INFO".split()}
-    beside |= {"constraints.txt", "requirements.lock", ".gitignore"}
+    beside = {
+        *("README.md", "CHANGELOG.md", "LICENSE", "CITATION.cff", "pyproject.toml", "PKG-INFO"),
+        *("constraints.txt", "requirements.lock", ".gitignore"),
+    }
     assert names == {f"src/{name}" for name in package} | beside
 
 
