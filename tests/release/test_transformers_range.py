@@ -29,9 +29,7 @@ def test_the_range_has_two_ends_and_the_tested_version_is_in_it():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "end", [f"=={BOUNDS['>=']}.*", f"<{BOUNDS['<']}"], ids=["oldest", "newest"]
-)
+@pytest.mark.parametrize("end", [f"=={BOUNDS['>=']}", f"<{BOUNDS['<']}"], ids=["oldest", "newest"])
 def test_training_and_saving(end, tmp_path, capsys):
     python = environment_with(tmp_path / "other", f"transformers{end}")
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
