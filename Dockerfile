@@ -8,19 +8,19 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /opt/brim
 COPY constraints.txt requirements.lock ./
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --index-url "$TORCH_INDEX" --extra-index-url https://pypi.org/simple -c constraints.txt torch
-RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --require-hashes --no-deps -r requirements.lock
+    pip install --index-url "$TORCH_INDEX" --extra-index-url https://pypi.org/simple \
+      -c constraints.txt torch \
+    && pip install --require-hashes --no-deps -r requirements.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --no-deps .
 
-# Not root; models from the hub are kept where a volume can be mounted, and runs are written to /work.
-RUN useradd --create-home --uid 1000 brim && mkdir /work /cache && chown brim /work /cache
-USER brim
+# Not root; models from the hub are kept where a volume can be mounted, and runs are written to /runs.
+RUN useradd --create-home --uid 1000 brim && mkdir /runs /cache && chown brim /runs /cache
+USER 1000
 ENV HF_HOME=/cache
 VOLUME ["/cache"]
-WORKDIR /work
+WORKDIR /runs
 ENTRYPOINT ["brim"]
 CMD ["--help"]

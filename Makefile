@@ -78,7 +78,7 @@ release-check: $(VENV)/installed-release
 	$(BIN)/pytest -m 'release or slow or not slow' --basetemp=$(RELEASE) tests/release
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
 	  --output-file dist/sbom.cdx.json $(RELEASE)/clean/bin/python
-	$(BIN)/pip-audit --disable-pip --require-hashes -r requirements.lock
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements.lock
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -115,7 +115,7 @@ def test_the_image_copies_what_there_is():
     assert f"Programming Language :: Python :: {version}" in PROJECT["classifiers"]
     (entry,) = (line for line in lines if line.startswith("ENTRYPOINT "))
     assert entry == f'ENTRYPOINT ["{next(iter(PROJECT["scripts"]))}"]'
-    assert [line for line in lines if line.startswith("USER ")] == ["USER brim"]
+    assert [line for line in lines if line.startswith("USER ")] == ["USER 1000"]
 
 
 def git(*arguments: str) -> str:
