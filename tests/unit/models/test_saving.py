@@ -17,7 +17,7 @@ from brim.examples import Example
 from brim.models import Decoding, LanguageModel, load_model
 
 MAX_TOKENS = 8
-# The newest is that of the tests. 5.0 is the first that writes as they do.
+# The tests run with a newer one.
 OLDER = ("4.57.", "5.0.")
 
 
