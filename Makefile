@@ -76,7 +76,7 @@ release-check: $(VENV)/installed-release
 	$(BIN)/twine check --strict dist/*
 	mkdir -p build
 	$(BIN)/pytest -m 'release or slow or not slow' --basetemp=$(RELEASE) tests/release
-	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+	$(BIN)/cyclonedx-py environment --output-reproducible \
 	  --output-file dist/sbom.cdx.json $(RELEASE)/clean/bin/python
 	$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements.lock
 
