@@ -5,7 +5,7 @@ PIP_ARGS ?=
 QUICKSTART_ARGS ?= --out quickstart
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint types unit numerics slow faults bench docs clean
+.PHONY: quickstart test lint types unit numerics slow faults bench docs lock release-check clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/brim quickstart $(QUICKSTART_ARGS)
@@ -61,6 +61,25 @@ docs: $(VENV)/installed
 	$(BIN)/python docs/generate_settings.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
+# The versions of constraints.txt that brim needs, with the hashes of their files; torch apart, since a
+# version of it is several builds, for a CPU, CUDA or ROCm.
+lock: $(VENV)/installed-release
+	echo torch | UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile pyproject.toml \
+	  --quiet --python-version 3.11 --python-platform linux --generate-hashes --no-annotate \
+	  --excludes /dev/stdin -c constraints.txt -o requirements.lock
+
+# RELEASING.md says when. Needs a network; what cannot be reached ends it, and is not passed over.
+RELEASE := build/release
+release-check: $(VENV)/installed-release
+	rm -rf dist $(RELEASE)
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	mkdir -p build
+	$(BIN)/pytest -m 'release or slow or not slow' --basetemp=$(RELEASE) tests/release
+	$(BIN)/cyclonedx-py environment --output-reproducible \
+	  --output-file dist/sbom.cdx.json $(RELEASE)/clean/bin/python
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements.lock
+
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
@@ -76,4 +95,8 @@ $(VENV)/installed: $(VENV)/python pyproject.toml constraints.txt
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(VENV)/installed-release: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[release]'
 	touch $@

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
@@ -89,6 +89,7 @@ class Backbone(ABC):
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self.cache_name = cache_name(model.get_decoder())
 
     @abstractmethod
     def hidden(self, prompts: Prompts, completion_ids: Tensor, num_positions: int) -> Tensor:
@@ -180,9 +181,8 @@ class _EncoderDecoderState(DecodingState):
         self.hidden = self.advance(backbone.first(self._encoded))[:, -1]
 
     def advance(self, inputs: Tensor) -> Tensor:
-        return self._backbone.decode(
-            inputs, self._encoded, self._mask, past_key_values=self.cache, use_cache=True
-        )
+        cache = {self._backbone.cache_name: self.cache, "use_cache": True}
+        return self._backbone.decode(inputs, self._encoded, self._mask, **cache)
 
     def keep(self, count: int, holes: Tensor, movers: Tensor) -> None:
         super().keep(count, holes, movers)
@@ -243,7 +243,8 @@ class _DecoderOnlyState(DecodingState):
     def advance(self, inputs: Tensor) -> Tensor:
         self._length += inputs.shape[1]
         mask = None if self._mask is None else self._mask[:, : self._length]
-        return self._backbone.decode(inputs, mask, past_key_values=self.cache, use_cache=True)
+        cache = {self._backbone.cache_name: self.cache, "use_cache": True}
+        return self._backbone.decode(inputs, mask, **cache)
 
     def keep(self, count: int, holes: Tensor, movers: Tensor) -> None:
         super().keep(count, holes, movers)
@@ -309,6 +310,12 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
 
     def _show(self) -> None:
         self.keys, self.values = (store[:, :, : self._length] for store in self._stores)
+
+
+def cache_name(decoder: nn.Module) -> str:
+    """The argument that takes keys and values of past tokens: transformers 5.24 renamed it."""
+    names = inspect.signature(decoder.forward).parameters
+    return "cache" if "cache" in names else "past_key_values"
 
 
 def decoder_cache(config: PreTrainedConfig, capacity: int) -> DynamicCache:

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from brim.errors import NonFiniteError
-from brim.models.backbone import DecodingState, encoder_decoder_cache
+from brim.models.backbone import DecodingState, cache_name, encoder_decoder_cache
 from brim.models.generation_settings import GenerationRules, settings_aside
 from brim.models.head import OutputHead
 from brim.models.head_checks import start_token_id
@@ -267,7 +267,8 @@ def generate_with_transformers(model: GeneratingModel, batch: Batch, decoding: D
         own = encoder_decoder_cache(config, decoding.max_tokens + rules.num_forced)
         if decoding.texts_per_row > 1:
             own = _BeamCache(DynamicCache(config=config), DynamicCache())
-        written, cache = 1 + len(rules.forced_start), {"past_key_values": own}
+        written = 1 + len(rules.forced_start)
+        cache = {cache_name(transformer.get_decoder()): own}
     devices = [device] if device.type == "cuda" else []
     # With the model's own settings `generate` would fill what is left out.
     with settings_aside(transformer), torch.random.fork_rng(devices=devices):

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from brim.errors import BrimError, ModelError, first_line
-from brim.models.backbone import Backbone, EncoderDecoder, Prompts
+from brim.models.backbone import Backbone, EncoderDecoder, Prompts, cache_name
 from brim.models.modes import evaluating
 
 
@@ -213,13 +213,18 @@ def check_decoder(model: PreTrainedModel) -> None:
             "for it has an output head of its own; choose another model"
         )
     names = inspect.signature(decoder.forward).parameters
-    inputs = ["input_ids", "past_key_values"]
+    cache = cache_name(decoder)
+    # Under its newer name it may also be a recurrent model's state; such a model has no heads.
+    recurrent = cache == "cache" and not hasattr(
+        getattr(decoder, "config", model.config), "num_attention_heads"
+    )
+    inputs = ["input_ids", cache]
     inputs += ["encoder_hidden_states", "encoder_attention_mask"] * model.config.is_encoder_decoder
     missing = [name for name in inputs if name not in names]
-    if missing == ["past_key_values"]:
+    if missing == [cache] or recurrent:
         raise ModelError(
             f"{_name(model)}: its {kind} keeps no keys and values of past tokens "
-            "(past_key_values), as one that is recurrent or has no cache; choose another model"
+            f"({cache}), as one that is recurrent or has no cache; choose another model"
         )
     if missing:
         raise ModelError(

@@ -27,6 +27,7 @@ from torch.utils.flop_counter import flop_registry
 from brim.models import set_dropout
 from brim.models.backbone import (
     PreallocatedLayer,
+    cache_name,
     decoder_cache,
     encoder_decoder_cache,
     expand_rows,
@@ -273,12 +274,9 @@ def _decode(
     mask: dict[str, Any] = {"attention_mask": _mask(rows, num_queries, num_keys)}
     if encoded is not None:
         mask = {"encoder_attention_mask": mask["attention_mask"], "encoder_hidden_states": encoded}
-    hidden: Tensor = model.get_decoder()(
-        input_ids=_ids(rows, num_queries),
-        past_key_values=cache,
-        use_cache=cache is not None,
-        **mask,
-    ).last_hidden_state
+    decoder = model.get_decoder()
+    kept = {cache_name(decoder): cache, "use_cache": cache is not None}
+    hidden: Tensor = decoder(input_ids=_ids(rows, num_queries), **kept, **mask).last_hidden_state
     return hidden
 
 

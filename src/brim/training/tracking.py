@@ -167,7 +167,7 @@ def _start(
     except ImportError as error:
         raise ConfigError(
             f"tracking.backends: {name} is not installed ({error}); "
-            f'pip install "brim-distill[{name}]"'
+            f"pip install 'brim-distill[{name}]'"
         ) from error
     except Exception as error:  # whatever a service answers: no key, no network, ...
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -25,7 +25,13 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 
 from brim.models import Decoding, LanguageModel
-from brim.models.backbone import DecodingState, PreallocatedLayer, expand_rows, keep_rows
+from brim.models.backbone import (
+    DecodingState,
+    PreallocatedLayer,
+    cache_name,
+    expand_rows,
+    keep_rows,
+)
 
 CAPACITY = 24
 
@@ -194,3 +200,13 @@ def test_layers_that_forget_decode_as_transformers_does(build, copies):
     )[:, 1 if model.is_encoder_decoder else batch.prompt_ids.shape[1] :]
     assert len(set(rollout.lengths.tolist())) > 1
     assert torch.equal(rollout.completion_ids, theirs[:, : rollout.mask.shape[1]])
+
+
+def test_the_argument_of_a_cache_is_that_of_the_installed_transformers():
+    class Newer(nn.Module):
+        def forward(self, input_ids, cache=None): ...
+
+    class Older(nn.Module):
+        def forward(self, input_ids, past_key_values=None): ...
+
+    assert (cache_name(Newer()), cache_name(Older())) == ("cache", "past_key_values")

@@ -222,7 +222,7 @@ def test_services_get_what_the_files_get_and_know_a_resumed_run_again(tmp_path, 
 
 def test_back_ends_that_cannot_be_used_are_one_line_at_the_start(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match=r'wandb is not installed.*pip install "brim-distill\[w'):
+    with pytest.raises(ConfigError, match=r"wandb is not installed.*pip install 'brim-distill\[w"):
         Tracker(tmp_path, ["wandb"])
     with pytest.raises(ConfigError, match="not one of tensorboard, trackio, wandb"):
         Tracker(tmp_path, ["wandbb"])
