@@ -111,5 +111,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     prepare_process()
-    flush_denormals()
+    flush_denormals(True)
     main()

@@ -8,11 +8,12 @@ from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell
 
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "first_student.ipynb"
-SHORT = [
-    "task.max_train_examples=64", "task.max_validation_examples=8", "task.max_test_examples=8",
-    *(f"{part}trainer.max_steps=2" for part in ("", "teacher.train.", "student.predistill.")),
-    "trainer.evaluate_every=1",
-]  # fmt: skip
+SHORT = {
+    **{f"task.max_{split}_examples": 8 for split in ("validation", "test")},
+    **{f"{part}trainer.max_steps": 2 for part in ("", "teacher.train.", "student.predistill.")},
+    "task.max_train_examples": 64,
+    "trainer.evaluate_every": 1,
+}
 
 
 @pytest.fixture
