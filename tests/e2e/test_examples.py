@@ -5,7 +5,13 @@ import runpy
 from importlib import import_module
 from pathlib import Path
 
+import pytest
+
+from brim.config.loading import load_config
 from brim.objectives import OBJECTIVES
+from brim.runs.train import train
+from brim.sweep import load_sweep, points
+from brim.training.settings import RunConfig
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -34,3 +40,17 @@ def test_custom_task(tmp_path):
     assert {"exact_match", "ter", "return"} <= results["scores"].keys()
     assert "name: backwards\n" in (tmp_path / "run" / "config.yaml").read_text()
     assert main(["--steps", "2", "--out", str(tmp_path / "run")]) == results  # found again
+
+
+@pytest.mark.parametrize(("name", "label"), [("translation", "rkl"), ("dates", "anchored_reward")])
+def test_gallery(name, label, tmp_path, monkeypatch):
+    """One step of everything, on a part of the data."""
+    monkeypatch.chdir(EXAMPLES.parent)
+    sweep = load_sweep(EXAMPLES / name / "sweep.yaml")
+    (point,) = (point for point in points(sweep) if point.label == label)
+    short = [f"task.max_{split}_examples=50" for split in ("train", "validation", "test")]
+    for stage in ("", "teacher.train.", "student.predistill."):
+        short += [f"{stage}trainer.max_steps=1", f"{stage}trainer.evaluate_every=1"]
+    config = load_config(RunConfig, EXAMPLES / name / "recipe.yaml", [*point.overrides, *short])
+    scores = train(config, tmp_path / "run")["scores"]
+    assert {*config.task.metrics, "expected_return", "length"} <= scores.keys()
