@@ -195,7 +195,7 @@ def test_what_is_missing_is_said(run, tmp_path):
         pytest.warns(UserWarning, match="greedy rollouts"),
         pytest.raises(ConfigError, match="decoding.strategy"),
     ):
-        brim("analyze", "variance", run, "decoding.strategy=greedy", "--out", tmp_path, *QUICK)
+        brim("analyze", "variance", run, "decoding.strategy=greedy", "--out", tmp_path, *QUICK[:-1])
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match="no run directory"):
         brim("analyze", "variance", tmp_path / "empty", *QUICK)

@@ -101,7 +101,7 @@ def test_a_run_of_what_is_in_memory(finished, pair):
 def test_a_result_prints_as_the_command_does(finished, brim_says):
     text = str(finished)
     assert text == repr(finished)
-    assert "test split, 8 examples" in text
+    assert "test split: 8 examples" in text
     assert f"<pre>{text[:20]}" in finished._repr_html_()
     assert finished.scores["exact_match"].low <= finished.scores["exact_match"].value
     steps = [step for step, _ in finished.curve("train/loss")]

@@ -38,7 +38,9 @@ def known_split(split: str) -> str:
     """Refuse what no task has."""
     kind, point, name = split.partition(".")
     if kind not in ("train", "validation", "test") or (point and (kind != "test" or not name)):
-        raise typer.BadParameter("train, validation, test, or test.NAME of several test sets")
+        raise typer.BadParameter(
+            f"{split!r} is not train, validation, test, or test.NAME of several test sets"
+        )
     return split
 
 

@@ -59,7 +59,7 @@ def export(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Convert a run's student for another engine, and compare their texts."""
+    """Convert a run's student for another engine."""
     from brim.release.formats import check_format
 
     check_format(run, to, quantize)  # before torch comes

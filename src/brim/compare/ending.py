@@ -69,9 +69,10 @@ def _heading(run: RunDirectory, own: Results, tested: Mapping[StageName, Path]) 
     limits = f"; cut at the limits: {', '.join(f'{n:,} {name}' for name, n in cut.items())}"
     said = [f"{facts['split']} split: {own.num_examples:,} examples{limits * any(cut.values())}"]
     if "steps" in facts:
+        early = f"; ended early: {facts['stopped']}" if "stopped" in facts else ""
         said.append(
             f"{method}, {facts['steps']:,} steps in {facts.get('seconds', 0):,.0f} s, best at step "
-            f"{facts['best_step']:,}"
+            f"{facts['best_step']:,}{early}"
         )
     said += [f"start: the student before {method}, {_STARTS[n]}" for n in tested if n in _STARTS]
     return "\n".join(said)

@@ -21,6 +21,8 @@ from brim.training.accelerator import make_accelerator
 
 # A client that trains has more to do between two requests than the five seconds of uvicorn.
 KEEP_ALIVE_SECONDS = 120
+# How long a server that stops waits for requests under way: one may be half sent for ever.
+STOP_SECONDS = 120
 
 
 def serve(settings: ServeConfig, place: Place, say: Callable[[str], None]) -> None:
@@ -68,6 +70,7 @@ def make_server(service: Service) -> uvicorn.Server:
             log_level="error",
             access_log=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=STOP_SECONDS,
             server_header=False,
             lifespan="off",
             ws="none",

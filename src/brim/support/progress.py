@@ -29,7 +29,7 @@ class Meter:
     show: Callable[[Meter], None] = lambda meter: None
     done: int = 0
     note: str = ""
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: time.monotonic())
     known_left: float | None = None
 
     def advance(
@@ -108,6 +108,7 @@ class Reporter:
             meter = Meter(name, total, show=self._log_line())
             yield meter
             if meter.done == total:
+                meter.known_left = None  # what it was to take after the last unit is over
                 self.say(_line(meter))
         else:
             from rich import progress as bars
@@ -129,13 +130,17 @@ class Reporter:
                 console=self.console,
             ) as progress:  # fmt: skip
                 task = progress.add_task(name, total=total, note="", eta="")
-                yield Meter(
+                meter = Meter(
                     name,
                     total,
                     show=lambda meter: progress.update(
                         task, completed=meter.done, note=meter.note, eta=meter.eta
                     ),
                 )
+                yield meter
+                if meter.done == total:
+                    meter.known_left = None
+                    meter.show(meter)
 
     def _log_line(self) -> Callable[[Meter], None]:
         shown = time.monotonic()

@@ -23,8 +23,8 @@ from brim.cli import app
         ("train a.yaml --seed 3", "no such option: --seed; settings have no dashes: write "
          "seed=VALUE; see brim train -h"),
         ("compare a b --objective.k=3", "no such option: --objective.k; see brim compare -h"),
-        ("evaluate a --split tst", "invalid value for '--split': 'tst' is not one of 'train', "
-         "'validation', 'test'; see brim evaluate -h"),
+        ("evaluate a --split tst", "invalid value for '--split': 'tst' is not train, "
+         "validation, test, or test.NAME of several test sets; see brim evaluate -h"),
         ("evaluate a --stage foo", "invalid value for '--stage': 'foo' is not one of 'teacher', "
          "'student', 'predistill'; see brim evaluate -h"),
         ("train", "missing argument 'recipe'; see brim train -h"),
