@@ -1,7 +1,7 @@
 """A T5-type model from scratch with a Unigram tokenizer, as T5's own is: a teacher to train.
 
     python examples/unigram_teacher.py unigram_teacher
-    brim train synopsis/seqkd teacher.path=unigram_teacher ...
+    brim train examples/unigram_teacher.yaml
 
 The pieces are learned from the texts of the task synopsis. Their scores differ in the last digits
 from call to call, for the library sums them in any order; brim's own tokenizers for models from
@@ -39,9 +39,9 @@ def train_unigram(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
     )
 
 
-def main(folder: str) -> None:
-    """Save the model and its tokenizer."""
-    examples = Synopsis().load("train")
+def main(folder: str, *, max_examples: int | None = None) -> None:
+    """Save the model and its tokenizer, which is of so many examples' text; by default all."""
+    examples = Synopsis(max_train_examples=max_examples).load("train")
     texts = [text for example in examples for text in (example.prompt, *example.references)]
     tokenizer = train_unigram(texts, vocab_size=4000)
     build_model({**SHAPE, "feed_forward": "gated-gelu"}, tokenizer, seed=0).save(folder)
