@@ -18,7 +18,7 @@ from brim.compare.write import printable
 from brim.metrics import METRICS
 from brim.runs.directory import Results, RunDirectory
 from brim.runs.tested import StageName, find_tested, stage_folders
-from brim.support.tables import ABSENT, DIGITS, interval_text, p_text, percent
+from brim.support.tables import ABSENT, interval_text, p_text, percent, score_format
 from brim.training.predictions import Prediction
 
 TABLE_WIDTH = 80
@@ -125,7 +125,7 @@ def _score_table(
                 cells.append(ABSENT)
             else:
                 ends = (score.low, score.high) if key in intervals else ()
-                spec = f"z.{DIGITS.get(key, 1)}f"
+                spec = score_format(key)
                 cells.append(interval_text(score.value, *ends, spec=spec))
         table.add_row(*map(Text, cells))
     return table
@@ -148,7 +148,7 @@ def _differences(systems: Mapping[str, Path], keys: Sequence[str], split: str, w
         for key in keys:
             if key not in compared.metrics:
                 continue
-            metric, spec = compared.metrics[key], f"+z.{DIGITS.get(key, 1) + 1}f"
+            metric, spec = compared.metrics[key], score_format(key, difference=True)
             difference = interval_text(metric.difference, metric.low, metric.high, spec=spec)
             p_value = p_text(metric.randomization_p)
             table.add_row(*map(Text, [f"  {_cut(metric.a.name, 20)}", difference, p_value]))

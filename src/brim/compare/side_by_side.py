@@ -7,7 +7,7 @@ from pathlib import Path
 
 from brim.compare.sentences import Comparison, compare_runs
 from brim.runs.directory import Results, RunDirectory
-from brim.support.tables import DIGITS, align, interval_text, p_text, percent
+from brim.support.tables import align, interval_text, p_text, percent, score_format
 
 _FACTS = {"num_parameters": "parameters", "seconds": "train seconds"}
 
@@ -65,7 +65,7 @@ def side_by_side(
 
 
 def _scores(results: Mapping[str, Results], key: str) -> list[list[str]]:
-    spec, rows = f"z.{DIGITS.get(key, 1)}f", []
+    spec, rows = score_format(key), []
     for name, found in results.items():
         if score := found.scores.get(key):
             text = interval_text(score.value, score.low, score.high, spec=spec)
@@ -74,7 +74,7 @@ def _scores(results: Mapping[str, Results], key: str) -> list[list[str]]:
 
 
 def _differences(compared: Mapping[tuple[str, str], Comparison], key: str) -> list[list[str]]:
-    spec, rows = f"+z.{DIGITS.get(key, 1) + 1}f", []
+    spec, rows = score_format(key, difference=True), []
     for (a, b), comparison in compared.items():
         if metric := comparison.metrics.get(key):
             text = interval_text(metric.difference, metric.low, metric.high, spec=spec)

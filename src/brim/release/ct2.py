@@ -8,9 +8,9 @@ from pathlib import Path
 
 import ctranslate2
 from ctranslate2.converters import TransformersConverter
-from transformers import PreTrainedTokenizerBase
 
 from brim.errors import ModelError, first_line
+from brim.models.encoding import Encoder
 from brim.release.files import TOKENIZER
 
 
@@ -38,18 +38,12 @@ def convert(best: Path, out: Path, quantize: str | None) -> None:
 
 
 def write(
-    folder: Path,
-    prompts: Sequence[Sequence[int]],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    encoder_decoder: bool,
-    max_tokens: int,
-    eos_token_ids: Sequence[int],
+    folder: Path, prompts: Sequence[Sequence[int]], encoder: Encoder, max_tokens: int
 ) -> list[list[int]]:
     """Return the ids of greedy completions of prompt ids."""
+    tokenizer, end = encoder.tokenizer, list(encoder.eos_token_ids)
     rows = [tokenizer.convert_ids_to_tokens(list(ids)) for ids in prompts]
-    end = list(eos_token_ids)
-    if encoder_decoder:
+    if encoder.is_encoder_decoder:
         found = ctranslate2.Translator(str(folder)).translate_batch(
             rows,
             beam_size=1,

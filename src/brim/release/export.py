@@ -57,10 +57,8 @@ def export(run: Path, to: FormatName, *, quantize: str | None = None) -> tuple[P
         rows = engine.write(
             place,
             prompts,
-            encoder.tokenizer,
-            encoder_decoder=encoder.is_encoder_decoder,
-            max_tokens=decoding.max_tokens,
-            eos_token_ids=encoder.eos_token_ids,
+            encoder,
+            decoding.max_tokens,
         )
         pairs = zip(encoder.texts(expected), encoder.texts(rows), strict=True)
         same = sum(ours == theirs for ours, theirs in pairs)

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import onnxruntime_genai
-from transformers import PreTrainedTokenizerBase
 
 from brim.errors import ModelError
+from brim.models.encoding import Encoder
 
 
 def convert(best: Path, out: Path, quantize: str | None) -> None:
@@ -31,13 +31,7 @@ def convert(best: Path, out: Path, quantize: str | None) -> None:
 
 
 def write(
-    folder: Path,
-    prompts: Sequence[Sequence[int]],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    encoder_decoder: bool,
-    max_tokens: int,
-    eos_token_ids: Sequence[int],
+    folder: Path, prompts: Sequence[Sequence[int]], encoder: Encoder, max_tokens: int
 ) -> list[list[int]]:
     """Return the ids of greedy completions of prompt ids; ends are those in its own settings."""
     model, rows = onnxruntime_genai.Model(str(folder)), []

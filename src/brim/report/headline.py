@@ -106,7 +106,7 @@ def _doubt(
     name: str,
     alpha: float,
 ) -> str:
-    """From which others the best one is not told apart; "" where it is better than each."""
+    """Name the others that the best is not shown to beat; "" where it beats each."""
     tests = {s.label: seed_test(task, best[0], s, name, alpha) for s in others}
     known = {label: t for label, t in tests.items() if t is not None and t.test.p_value is not None}
     corrected = dict(zip(known, holm([t.test.p_value or 0.0 for t in known.values()]), strict=True))

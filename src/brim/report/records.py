@@ -13,7 +13,7 @@ from brim.report.seed_tests import TestsByTask, test_row
 from brim.report.systems import Gathered, TaskRuns
 from brim.report.tables import stability
 from brim.runs.directory import decoding_in_words
-from brim.support.tables import ABSENT, DIGITS, Cell, Table, align, interval_text, percent
+from brim.support.tables import ABSENT, Cell, Table, align, interval_text, percent, score_format
 
 
 def settings_of(found: Gathered) -> dict[str, str]:
@@ -130,7 +130,7 @@ def summary(results: Mapping[str, Any]) -> str:
     scores = {name: Score(**fields) for name, fields in results["scores"].items()}
     rows = []
     for name, score in scores.items():
-        spec = f"z.{DIGITS.get(name, 1)}f"
+        spec = score_format(name)
         more = [f"{key.replace('_', ' ')} {value:.3g}" for key, value in score.details.items()]
         numbers = ", ".join([interval_text(score.value, score.low, score.high, spec=spec), *more])
         rows.append([score.name, numbers, score.signature])

@@ -1,7 +1,7 @@
 """The model card of a run's student: `best/README.md`, in the form that the Hugging Face hub reads.
 
 A function of what the run left, so that the same run has the same card; read without torch. It
-names no folder of this machine: of a path only the last part is told.
+names no folder of this machine: of a path only the last part is kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from brim.metrics import Score
 from brim.runs.directory import Results, RunDirectory, decoding_in_words
 from brim.runs.tested import find_tested
 from brim.support.files import atomic_write_text, read_json
-from brim.support.tables import DIGITS, as_markdown, interval_text, percent, plain_table
+from brim.support.tables import as_markdown, interval_text, percent, plain_table, score_format
 from brim.training.settings import RunConfig
 
 CARD = "README.md"
@@ -206,7 +206,7 @@ def _scores(run: RunDirectory, split: str) -> str:
 def _tested(run: RunDirectory, split: str) -> dict[str, Results]:
     try:
         found = find_tested(run, split)
-    except RunError:  # damaged; whoever asks for it, as `brim report` does, is told
+    except RunError:  # damaged: `brim report` says so
         return {}
     return {
         "teacher" if name == "teacher" else "start": RunDirectory(folder).results(split)
@@ -217,7 +217,7 @@ def _tested(run: RunDirectory, split: str) -> dict[str, Results]:
 def _score(key: str, score: Score | None) -> str:
     if score is None:
         return "—"
-    return interval_text(score.value, score.low, score.high, spec=f"z.{DIGITS.get(key, 1)}f")
+    return interval_text(score.value, score.low, score.high, spec=score_format(key))
 
 
 def _named(role: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from brim.objectives.base import Objective
 from brim.objectives.seqkd import SeqKD
 from brim.support.progress import Meter
-from brim.support.tables import DIGITS
+from brim.support.tables import score_format
 from brim.training.callbacks import Callback, CallbackState
 from brim.training.pace import Pace
 
@@ -71,7 +71,7 @@ class Watched(Callback):
         """The last evaluation and the best; of a run that was resumed the best alone at first."""
         if state.best_score is None:
             return ""
-        name, spec = self._metric.replace("_", " "), f"z.{DIGITS.get(self._metric, 1)}f"
+        name, spec = self._metric.replace("_", " "), score_format(self._metric)
         best = f"best {state.best_score:{spec}} at step {state.best_step}"
         if self._last is None:
             return f"{name}: {best}"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LOG_INTERVAL_SECONDS = 15.0
 # A log of days gets fewer lines: one each time a hundredth of the time so far has gone by.
 _LOG_INTERVAL_SHARE = 0.01
-# Loading that takes this long is announced, and its seconds are told.
+# Loading that takes this long is announced, and its seconds are shown.
 PATIENCE_SECONDS = 1.0
 
 
@@ -56,13 +56,13 @@ class Meter:
 
 
 class Reporter:
-    """Tells the person who watches, on standard error; says nothing where `quiet`."""
+    """Reports progress on standard error, unless `quiet`."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         from rich.console import Console  # only who reports needs it
 
         self.console = Console(stderr=True, quiet=quiet)
-        self._told = time.monotonic()
+        self._reported = time.monotonic()
 
     @property
     def animated(self) -> bool:
@@ -76,8 +76,8 @@ class Reporter:
 
     def progress(self, what: str, done: int, total: int) -> None:
         """A line now and then about work that is known only while it goes on; 0 is no total."""
-        if time.monotonic() - self._told >= LOG_INTERVAL_SECONDS:
-            self._told = time.monotonic()
+        if time.monotonic() - self._reported >= LOG_INTERVAL_SECONDS:
+            self._reported = time.monotonic()
             self.say(f"{what}: {done}/{total}" if total else f"{what}: {done}")
 
     @contextmanager

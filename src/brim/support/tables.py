@@ -57,6 +57,12 @@ def plain_table(rows: Sequence[Sequence[str]]) -> Table:
     return Table("", "", tuple(head), tuple(tuple(map(Cell, row)) for row in body), "")
 
 
+def score_format(key: str, *, difference: bool = False) -> str:
+    """Return the format of a score's numbers; of a difference with a sign and one digit more."""
+    digits = DIGITS.get(key, 1)
+    return f"+z.{digits + 1}f" if difference else f"z.{digits}f"
+
+
 def interval_text(
     value: float, low: float | None = None, high: float | None = None, *, spec: str = ".2f"
 ) -> str:
