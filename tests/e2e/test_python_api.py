@@ -181,8 +181,18 @@ def test_a_model_needs_its_tokenizer_and_a_run_its_directory(pair, tmp_path):
         brim.train(**given(pair, tokenizer=None), out=tmp_path / "run")
     with pytest.raises(ConfigError, match="out: name the run directory"):
         brim.train(**given(pair))
-    with pytest.raises(ConfigError, match=r"teacher: only brim.train takes what is in memory"):
+    with pytest.raises(ModelError, match="teacher: a model in memory needs its tokenizer"):
         brim.plan(teacher=pair[0])
+
+
+def test_a_plan_of_what_is_in_memory_is_that_of_its_files(pair, finished):
+    plan, on_disk = brim.plan(**given(pair)), brim.plan(finished.directory / "config.yaml")
+    assert plan.stages == on_disk.stages
+    assert [model.name for model in plan.models] == ["teacher", "student"]
+    inputs = f"{finished.directory / 'inputs'}{os.sep}"
+    assert str(plan).split() == str(on_disk).replace(inputs, "").split()
+    assert plan.stages[-1].num_examples == len(DATA["train"])
+    assert pair[0].config.to_dict() == make_pair()[0].config.to_dict()
 
 
 class Watch(brim.Callback):

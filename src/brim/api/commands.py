@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from accelerate import PartialState
 
-from brim.api.memory import Kept
 from brim.api.result import RunResult
 from brim.cli.process import working
 from brim.compare.ending import ending
@@ -19,6 +18,7 @@ from brim.errors import ConfigError
 from brim.models.settings import Decoding
 from brim.recipes import find_recipe, run_directory
 from brim.recipes.given import Recipe, Sections, configure
+from brim.recipes.memory import Kept
 from brim.report import summary
 from brim.runs import generate as writing
 from brim.runs import train as training

@@ -1,14 +1,14 @@
 """Settings of a run from what Python gives: names, mappings, objects, and rows or models in memory.
 
-Rows and models become files, by a `Keep`, and are from there on what any path is.
+Rows and models become files, and are from there on what any path is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path, PurePath
-from typing import Any, Protocol, TypedDict, get_args
+from typing import Any, TypedDict, get_args
 
 from pydantic import BaseModel
 
@@ -18,6 +18,7 @@ from brim.models.settings import ModelSettings
 from brim.objectives.method import MethodConfig
 from brim.recipes import find_recipe
 from brim.recipes.first_row import read_first_row
+from brim.recipes.memory import Kept
 from brim.tasks import SPLITS, AnyTask, Task
 from brim.training.settings import RunConfig, StudentConfig
 from brim.training.teacher_settings import TeacherConfig
@@ -61,21 +62,11 @@ class Sections(TypedDict, total=False):
     tracking: Any
 
 
-class Keep(Protocol):
-    """Where what is in memory is kept."""
-
-    def rows(self, split: str, rows: Iterable[Any]) -> Path:
-        """Keep the rows of a split; return their file."""
-
-    def model(self, name: str, model: Any) -> Path:
-        """Keep a model, or a pair of one and its tokenizer; return its folder."""
-
-
 def configure(
     recipe: Recipe,
     overrides: Mapping[str, Any],
     sections: Mapping[str, Any],
-    keep: Keep | None = None,
+    keep: Kept,
 ) -> RunConfig:
     """Return the settings of a run: the recipe's, below the sections, below the overrides.
 
@@ -87,7 +78,7 @@ def configure(
         recipe: where the settings begin.
         overrides: by keys such as `optim.lr`, or mappings.
         sections: see `Sections`.
-        keep: takes rows and models in memory; None to refuse them.
+        keep: of what is in memory.
 
     Raises:
         ConfigError: settings that cannot be used.
@@ -123,7 +114,7 @@ def _guess_columns(task: Any, path: Path | None) -> None:
     task.update(read_first_row(train).settings)
 
 
-def _section(name: str, value: Any, keep: Keep | None) -> Any:
+def _section(name: str, value: Any, keep: Kept) -> Any:
     match name:
         case "objective" if isinstance(value, str):
             return {"name": value}
@@ -134,7 +125,7 @@ def _section(name: str, value: Any, keep: Keep | None) -> Any:
     return value
 
 
-def _task(value: Any, keep: Keep | None) -> Any:
+def _task(value: Any, keep: Kept) -> Any:
     if isinstance(value, Task | BaseModel):
         return value
     if isinstance(value, str) and value in TASKS - {FILES}:
@@ -144,7 +135,7 @@ def _task(value: Any, keep: Keep | None) -> Any:
     if "train" not in given:
         return value
     kept = {
-        split: str(_needed(keep, f"task.{split}").rows(split, rows)) if _is_rows(rows) else rows
+        split: str(keep.rows(split, rows)) if _is_rows(rows) else rows
         for split, rows in given.items()
     }
     # What is given is all of the data: a recipe's own splits would be of another.
@@ -163,7 +154,7 @@ def _is_rows(value: Any) -> bool:
     )
 
 
-def _role(name: str, value: Any, keep: Keep | None) -> Any:
+def _role(name: str, value: Any, keep: Kept) -> Any:
     if isinstance(value, BaseModel):
         return value
     if isinstance(value, Mapping):
@@ -181,20 +172,12 @@ def _role(name: str, value: Any, keep: Keep | None) -> Any:
     return {**unset, **own}
 
 
-def _with_path(name: str, value: Any, keep: Keep | None) -> dict[str, Any]:
+def _with_path(name: str, value: Any, keep: Kept) -> dict[str, Any]:
     """A model as settings: by its name or path, or by where it is kept."""
     settings = dict(value) if isinstance(value, Mapping) else {"path": value}
     path = settings.get("path")
     if path is not None and not isinstance(path, str | PurePath):
-        settings["path"] = _needed(keep, name).model(name, path)
+        settings["path"] = keep.model(name, path)
         if name != "student":  # what is trained is float32
             settings.setdefault("dtype", "auto")
     return settings
-
-
-def _needed(keep: Keep | None, key: str) -> Keep:
-    if keep is None:
-        raise ConfigError(
-            f"{FROM_PYTHON}: {key}: only brim.train takes what is in memory; give a path"
-        )
-    return keep

@@ -26,17 +26,20 @@ from brim.training.checkpoints import replace_directory
 
 
 class Kept:
-    """Keeps rows and models in `out/inputs`; see `brim.recipes.given.Keep`.
+    """Keeps rows and models in `out/inputs`.
 
     Args:
         out: the run directory.
         tokenizer: of models that come without their own.
+        weights: false to keep of a model what its shapes are known by, for a plan.
     """
 
-    def __init__(self, out: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    def __init__(
+        self, out: Path, tokenizer: PreTrainedTokenizerBase | None = None, *, weights: bool = True
+    ) -> None:
         # Settings name it, and a run is resumed from whatever folder.
         self.out = out.absolute()
-        self.folder, self._tokenizer = self.out / "inputs", tokenizer
+        self.folder, self._tokenizer, self._weights = self.out / "inputs", tokenizer, weights
 
     def rows(self, split: str, rows: Iterable[Any]) -> Path:
         """Write rows as JSON lines, or find them written.
@@ -79,10 +82,15 @@ class Kept:
                 f"{name}: a model in memory needs its tokenizer; give (model, tokenizer), or "
                 "tokenizer="
             )
+        path = self.folder / name
+        if not self._weights:
+            copy.deepcopy(own.config).save_pretrained(path)
+            tokenizer.save_pretrained(path)
+            return path
         rules = getattr(own, "generation_config", None)
         said = {} if rules is None else json.loads(rules.to_json_string())
         said.pop("transformers_version", None)
-        path, digest = self.folder / name, fingerprint_parts(own, tokenizer, said)
+        digest = fingerprint_parts(own, tokenizer, said)
         with self._alone() as main:
             known = read_json(path / MANIFEST) if is_sealed(path) else {}
             same = known.get("given") == digest
