@@ -89,10 +89,7 @@ def weigh(samples: Samples, objective: Analyzed, student: LanguageModel) -> Weig
     for rows in samples.rounds():
         rollout = samples.rollout.select(rows)
         assert rollout.values is not None
-        if isinstance(objective, Anchored):
-            scored, _ = objective.assign_credit(rollout, rollout.values)
-        else:
-            scored, _ = objective.assign_credit(rollout, rollout.values, student)
+        scored, _ = objective.assign_credit(rollout, rollout.values, student)
         parts.append(scored)
 
     def joined(name: str) -> torch.Tensor:

@@ -26,9 +26,8 @@ from brim.advantages import gae
 from brim.divergences import expected_value
 from brim.losses import value_loss
 from brim.masking import masked_sum, zero_padding
-from brim.models import ActorCritic, Decoding, LanguageModel, Teacher, evaluating, whole
+from brim.models import ActorCritic, LanguageModel, Teacher, evaluating, whole
 from brim.objectives.base import (
-    Objective,
     Policy,
     add_moments,
     return_metrics,
@@ -37,19 +36,17 @@ from brim.objectives.base import (
     variance,
 )
 from brim.objectives.credit import (
+    Induced,
     centered_scores,
     clip_credit,
     sum_over_processes,
-    warn_of_greedy,
-    write_and_score,
 )
 from brim.objectives.policy_gradient import follow
 from brim.objectives.regrets import mean_of_others, regrets_to_come
 from brim.objectives.settings import AnchoredConfig
 from brim.objectives.steps import Steps
 from brim.returns import rewards_to_go
-from brim.support.timing import timed
-from brim.types import ActionValues, Batch, LossOutput, Rollout
+from brim.types import ActionValues, LossOutput, Rollout
 
 # Of the head's loss beside the policy gradient. AdamW's steps do not depend on it, for no other
 # loss reaches the head; small, it hardly counts in the norm by which both gradients are clipped.
@@ -59,7 +56,7 @@ HEAD_WEIGHT = 0.01
 HEAD_UNIT = 10.0
 
 
-class Anchored(Objective):
+class Anchored(Induced):
     """The policy gradient on advantages over `V* − Û`.
 
     Attributes:
@@ -69,10 +66,6 @@ class Anchored(Objective):
     settings: AnchoredConfig
     critic: ActorCritic | None = None
 
-    def __init__(self, settings: AnchoredConfig, decoding: Decoding) -> None:
-        super().__init__(settings, decoding)
-        warn_of_greedy(decoding)
-
     def prepare(self, student: LanguageModel) -> nn.Module:
         """Return the student, with a head on its hidden states if Û is learned."""
         if self.settings.remaining_regret != "learned":
@@ -80,27 +73,10 @@ class Anchored(Objective):
         self.critic = ActorCritic(student, trunk="detached", unit=HEAD_UNIT)
         return self.critic
 
-    def collect(
-        self, batch: Batch, student: LanguageModel, teacher: Teacher | None
-    ) -> tuple[Rollout, Mapping[str, Tensor]]:
-        """Write, score, and give each token its advantage.
-
-        Raises:
-            ValueError: there is no teacher.
-        """
-        rollout, q = write_and_score(batch, student, teacher, self.settings, self.decoding)
-        with timed("credit"):
-            return self.assign_credit(rollout, q)
-
     def assign_credit(
-        self, rollout: Rollout, q: ActionValues
+        self, rollout: Rollout, q: ActionValues, student: LanguageModel | None = None
     ) -> tuple[Rollout, Mapping[str, Tensor]]:
-        """Return the rollout with the advantage of each token, and what is logged of it.
-
-        Args:
-            rollout: B completions of at most T tokens.
-            q: the teacher's values along it, centered as `settings.q_centering` says.
-        """
+        """Return the rollout with the advantage of each token, and what is logged of it."""
         settings = self.settings
         exact = rewards_to_go(q.q_taken, q.q_max, rollout.mask)
         rollout = replace(rollout, values=q, returns=exact)

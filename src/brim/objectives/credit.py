@@ -1,12 +1,13 @@
 """Credit by return induction: a teacher's logits along a text are Q-values, and these are returns.
 
-Shared by the policy gradient and PPO: `score` has the teacher read what was written, `KStepReturns`
-makes one return a token of it.
+Shared by the policy gradient, anchored and PPO: `Induced` has the student write and the teacher
+read; `KStepReturns` makes one return a token of it.
 """
 
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 from brim.advantages import leave_one_out_baseline, time_mean_baseline
 from brim.divergences import expected_value
 from brim.models import Decoding, LanguageModel, ServerTeacher, Teacher, whole
-from brim.objectives.base import return_metrics, return_sums, total
+from brim.objectives.base import Objective, Sums, return_metrics, return_sums, total
 from brim.objectives.reward import RewardedConfig
 from brim.objectives.settings import (
     AnchoredConfig,
@@ -34,45 +35,70 @@ from brim.support.timing import timed
 from brim.types import ActionValues, Batch, Rollout
 
 
-def write_and_score(
-    batch: Batch,
-    student: LanguageModel,
-    teacher: Teacher | None,
-    settings: InductionConfig | AnchoredConfig,
-    decoding: Decoding,
-) -> tuple[Rollout, ActionValues]:
-    """Return what the student writes, `y ~ π(· | x)`, and the teacher's Q-values along it.
+class Induced(Objective):
+    """A method whose credit is induced from the teacher's Q-values along the student's own text."""
 
-    The rollout has the task's score of each text where `settings.reward` asks for it.
+    settings: InductionConfig | AnchoredConfig
 
-    Args:
-        batch: the prompts of this process; each is completed `settings.num_generations` times.
-        student: the behavior policy.
-        teacher: whose logits are the Q-values.
-        settings: see `score`.
-        decoding: how completions are written.
+    def __init__(self, settings: InductionConfig | AnchoredConfig, decoding: Decoding) -> None:
+        super().__init__(settings, decoding)
+        if decoding.strategy == "greedy":
+            warnings.warn(
+                "greedy rollouts: the policy gradient is an expectation over samples, so its "
+                "estimate is biased; set decoding.strategy=sampling unless the paper's greedy "
+                "selection is what you study",
+                stacklevel=3,
+            )
 
-    Raises:
-        ValueError: there is no teacher.
-    """
-    if teacher is None:
-        raise ValueError("returns are induced from a teacher; none was given")
-    scoring = None
-    if isinstance(teacher, ServerTeacher):  # it reads what has ended while others are written
-        scoring = teacher.begin(**_asked(settings))
-    try:
-        with timed("rollout"):
-            prompts = batch.repeat(settings.num_generations)
-            hand_on = {"on_finished": scoring.add} if scoring else {}
-            rollout = student.generate(prompts, decoding, **hand_on)
-        rollout = _with_scores(rollout, student, settings)
-        with timed("teacher"):
+    def collect(
+        self, batch: Batch, student: LanguageModel, teacher: Teacher | None
+    ) -> tuple[Rollout, Sums]:
+        """Write, score, and weigh each token: lines 2 to 12 of Algorithm 1.
+
+        Each prompt is completed `settings.num_generations` times. The rollout has the task's score
+        of each text where `settings.reward` asks for it.
+
+        Raises:
+            ValueError: there is no teacher.
+        """
+        rollout, q = self._write_and_score(batch, student, teacher)
+        with timed("credit"):
+            return self.assign_credit(rollout, q, student)
+
+    @abstractmethod
+    def assign_credit(
+        self, rollout: Rollout, q: ActionValues, student: LanguageModel | None = None
+    ) -> tuple[Rollout, Sums]:
+        """Return the rollout with the weight of each token, and what is logged of it.
+
+        Args:
+            rollout: what `student` wrote, B completions of at most T tokens.
+            q: the teacher's values along it, centered as `settings.q_centering` says.
+            student: the behavior policy, where its probabilities are needed.
+        """
+
+    def _write_and_score(
+        self, batch: Batch, student: LanguageModel, teacher: Teacher | None
+    ) -> tuple[Rollout, ActionValues]:
+        """What the student writes, `y ~ π(· | x)`, and the teacher's Q-values along it."""
+        if teacher is None:
+            raise ValueError("returns are induced from a teacher; none was given")
+        settings, scoring = self.settings, None
+        if isinstance(teacher, ServerTeacher):  # it reads what has ended while others are written
+            scoring = teacher.begin(**_asked(settings))
+        try:
+            with timed("rollout"):
+                prompts = batch.repeat(settings.num_generations)
+                hand_on = {"on_finished": scoring.add} if scoring else {}
+                rollout = student.generate(prompts, self.decoding, **hand_on)
+            rollout = _with_scores(rollout, student, settings)
+            with timed("teacher"):
+                if scoring is not None:
+                    return rollout, scoring.finish(rollout)
+                return rollout, score(teacher, rollout, student, settings, self.decoding)
+        finally:
             if scoring is not None:
-                return rollout, scoring.finish(rollout)
-            return rollout, score(teacher, rollout, student, settings, decoding)
-    finally:
-        if scoring is not None:
-            scoring.cancel()
+                scoring.cancel()
 
 
 def _asked(settings: InductionConfig | AnchoredConfig) -> dict[str, Any]:
@@ -233,17 +259,6 @@ def clip_credit(credit: Tensor, clip: ClipConfig, sums: dict[str, Tensor] | None
     if sums is not None:
         sums["clipped"] = total(clipped != credit)
     return clipped
-
-
-def warn_of_greedy(decoding: Decoding) -> None:
-    """Warn where rollouts are no samples."""
-    if decoding.strategy == "greedy":
-        warnings.warn(
-            "greedy rollouts: the policy gradient is an expectation over samples, so its "
-            "estimate is biased; set decoding.strategy=sampling unless the paper's greedy "
-            "selection is what you study",
-            stacklevel=3,
-        )
 
 
 def behavior_logprobs(rollout: Rollout, student: LanguageModel, decoding: Decoding) -> Tensor:

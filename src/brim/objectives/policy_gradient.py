@@ -1,8 +1,8 @@
 """Policy gradient on returns induced from the teacher: LLMR (K = 1) and BRIM (K > 1).
 
 Algorithm 1 of the paper: the student writes; the teacher's logits along what was written are
-Q-values; `block_returns` turns them into one return a token; the student follows Eq 8. Everything
-that differs between methods of this family is a setting.
+Q-values (`Induced.collect`, which other methods have too); `block_returns` turns them into one
+return a token; the student follows Eq 8. What differs within this family is a setting.
 """
 
 from __future__ import annotations
@@ -22,51 +22,33 @@ from brim.divergences import expected_value
 from brim.losses import importance_weights, policy_gradient_loss
 from brim.masking import masked_sum, zero_padding
 from brim.models import Decoding, LanguageModel, Teacher, whole
-from brim.objectives.base import Objective, Policy, add_moments, total, variance
+from brim.objectives.base import Policy, add_moments, total, variance
 from brim.objectives.credit import (
+    Induced,
     KStepReturns,
     behavior_logprobs,
     clip_credit,
     sum_over_processes,
-    warn_of_greedy,
-    write_and_score,
 )
 from brim.objectives.settings import BRIMConfig, LLMRConfig
-from brim.support.timing import timed
-from brim.types import ActionValues, Batch, LossOutput, Rollout, TokenStatistics
+from brim.types import ActionValues, LossOutput, Rollout, TokenStatistics
 
 
-class PolicyGradient(Objective):
+class PolicyGradient(Induced):
     """`∇J ≈ E[Σ_t Ĝ_t ∇ log π(a_t | s_t)]` (Eq 8) with `Ĝ` from `block_returns`."""
 
     settings: LLMRConfig | BRIMConfig
 
     def __init__(self, settings: LLMRConfig | BRIMConfig, decoding: Decoding) -> None:
         super().__init__(settings, decoding)
-        warn_of_greedy(decoding)
         self.returns = KStepReturns(settings)
-
-    def collect(
-        self, batch: Batch, student: LanguageModel, teacher: Teacher | None
-    ) -> tuple[Rollout, Mapping[str, Tensor]]:
-        """Write, score, and weigh each token: lines 2 to 12 of Algorithm 1.
-
-        Raises:
-            ValueError: there is no teacher.
-        """
-        rollout, q = write_and_score(batch, student, teacher, self.settings, self.decoding)
-        with timed("credit"):
-            return self.assign_credit(rollout, q, student)
 
     def assign_credit(
         self, rollout: Rollout, q: ActionValues, student: LanguageModel | None = None
     ) -> tuple[Rollout, Mapping[str, Tensor]]:
         """Return the rollout with the weight of each token, and what is logged of it.
 
-        Args:
-            rollout: what `student` wrote.
-            q: the teacher's values along it.
-            student: gives its probabilities, where a baseline or old rollouts need them.
+        The student is needed for a baseline that knows its gradients, and for old rollouts.
         """
         future_only = self.settings.immediate == "expected"
         rollout, credit, sums = self.returns(rollout, q, future_only=future_only)  # Ĝ_t

@@ -18,25 +18,23 @@ from brim.advantages import gae, normalize
 from brim.losses import clipped_surrogate_loss, log_ratios, value_loss
 from brim.masking import masked_sum, zero_padding
 from brim.models import ActorCritic, Decoding, LanguageModel, Teacher, evaluating
-from brim.objectives.base import Objective, Policy, add_moments, total, variance
+from brim.objectives.base import Policy, add_moments, total, variance
 from brim.objectives.credit import (
+    Induced,
     KStepReturns,
     behavior_logprobs,
     centered_scores,
     clip_credit,
     sum_over_processes,
-    warn_of_greedy,
     weighted_scores,
-    write_and_score,
 )
 from brim.objectives.regrets import mean_of_others, regrets_to_come
 from brim.objectives.settings import PPOBRIMConfig, PPOLLMRConfig
 from brim.returns import induced_rewards
-from brim.support.timing import timed
-from brim.types import ActionValues, Batch, LossOutput, Rollout, TokenStatistics
+from brim.types import ActionValues, LossOutput, Rollout, TokenStatistics
 
 
-class PPO(Objective):
+class PPO(Induced):
     """The clipped surrogate on several updates of one rollout batch.
 
     Attributes:
@@ -52,7 +50,6 @@ class PPO(Objective):
 
     def __init__(self, settings: PPOLLMRConfig | PPOBRIMConfig, decoding: Decoding) -> None:
         super().__init__(settings, decoding)
-        warn_of_greedy(decoding)
         self.returns = KStepReturns(settings)
         self.critic = None
         if isinstance(settings, PPOLLMRConfig):
@@ -65,28 +62,16 @@ class PPO(Objective):
         self.module = student if self.critic is None else self.critic.beside(student)
         return self.module
 
-    def collect(
-        self, batch: Batch, student: LanguageModel, teacher: Teacher | None
-    ) -> tuple[Rollout, Mapping[str, Tensor]]:
-        """Write, score, and give each token its advantage.
-
-        Raises:
-            ValueError: there is no teacher.
-        """
-        rollout, q = write_and_score(batch, student, teacher, self.settings, self.decoding)
-        with timed("credit"):
-            return self.assign_credit(rollout, q, student)
-
     def assign_credit(
-        self, rollout: Rollout, q: ActionValues, student: LanguageModel
+        self, rollout: Rollout, q: ActionValues, student: LanguageModel | None = None
     ) -> tuple[Rollout, Mapping[str, Tensor]]:
         """Return the rollout with log-probabilities and advantages as of now, and what is logged.
 
-        Args:
-            rollout: what `student` wrote.
-            q: the teacher's values along it.
-            student: the behavior policy.
+        Raises:
+            ValueError: no student was given, whose probabilities PPO needs.
         """
+        if student is None:
+            raise ValueError("PPO needs the student that wrote")
         rollout, credit, sums = self.returns(rollout, q)
         rollout = self._behavior(rollout, student)
         charges = self._charges(rollout, sums)
