@@ -9,6 +9,7 @@ from makers import anchored, policy_gradient, q_of
 from mdp import EOS, NUM_WORDS, PrefixMDP, TabularModel, expectation, gradients_by_row
 
 from brim.models import Decoding
+from brim.objectives.regrets import mean_per_token
 
 MDP = PrefixMDP(horizon=4, seed=84122)
 ALL = MDP.all_trajectories()
@@ -235,10 +236,85 @@ def test_under_a_cut_the_regrets_are_those_of_what_samples(cut):
     torch.testing.assert_close(values.q_max[mask], expected[mask], rtol=0, atol=1e-9)
 
 
+# Per token
+
+
+def gradient_per_token(temperature):
+    """∇ of −E[Σ d] / E[length] times the mean length, and the ratio, exactly."""
+    table = MDP.student.clone().requires_grad_()
+    probabilities = ALL.probabilities(table / temperature)
+    regrets = probabilities @ (regret_table()[ALL.states, ALL.actions] * ALL.mask).sum(1)
+    length = probabilities @ ALL.mask.sum(1).double()
+    (gradient,) = torch.autograd.grad(-regrets / length * length.detach(), table)
+    return gradient, (regrets / length).detach()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("expected_regrets", [False, True])
+@pytest.mark.parametrize("immediate", ["sampled", "expected"])
+def test_per_token_it_is_the_gradient_of_the_regret_per_token(
+    temperature, expected_regrets, immediate
+):
+    exact, rate = gradient_per_token(temperature)
+    total = {"remaining_regret": "none", "immediate": immediate, **UNCLIPPED}
+    total |= {"expected_regrets": expected_regrets, "lambda_": 1}
+    objective = anchored(decoding(temperature), per_token=True, **total)
+    objective.rate = lambda regrets, mask: rate
+    found, _ = moments(objective, temperature)
+    torch.testing.assert_close(found, exact, **near)
+    of_texts, _ = moments(anchored(decoding(temperature), **total), temperature)
+    assert (found - of_texts).norm() > 0.1 * of_texts.norm()
+
+
+def test_per_token_no_lambda_is_biased_with_the_true_remaining_regrets():
+    exact, rate = gradient_per_token(1.0)
+    true = expected_to_come(regret_table() - rate)
+    for lambda_, expected_regrets in product([0.0, 0.3, 0.7, 1.0], [False, True]):
+        settings = {"lambda_": lambda_, "expected_regrets": expected_regrets, **UNCLIPPED}
+        objective = anchored(decoding(), per_token=True, immediate="sampled", **settings)
+        objective.rate = lambda regrets, mask: rate
+        mean, _ = moments(with_remaining(objective, true))
+        torch.testing.assert_close(mean, exact, **near)
+
+
+@pytest.mark.parametrize("lambda_", [0.0, 0.7, 1.0])
+def test_where_all_tokens_have_the_same_regret_no_length_is_better_per_token(lambda_):
+    # One best action, never taken: every token that is written costs 1.
+    costly = torch.ones(MDP.num_states, 3, dtype=torch.float64)
+    policy, rollout = student(), ALL.rollout()
+    of_state = TabularModel(costly, MDP)
+    settings = {"expected_regrets": False, "immediate": "sampled", "lambda_": lambda_}
+
+    def advantages(**more):
+        objective = anchored(decoding(), **settings, **more)
+        values = q_of(objective, rollout, policy, of_state)
+        values = replace(values, q_max=torch.where(ALL.mask, values.q_max + 1, 0.0))
+        return objective.assign_credit(rollout, values)[0].advantages
+
+    torch.testing.assert_close(
+        advantages(per_token=True), ALL.mask * 0.0, rtol=0, atol=1e-12, check_dtype=False
+    )
+    assert advantages(remaining_regret="none").abs().max() > 0.5
+
+
+def test_a_row_has_no_part_in_its_mean_per_token():
+    mask = torch.arange(4) < torch.tensor([4, 2, 3])[:, None]
+    regrets = torch.rand(3, 4, dtype=torch.float64) * mask
+    found = mean_per_token(regrets, mask)
+    torch.testing.assert_close(found[0, 0], regrets[1:].sum() / 5)
+    assert mean_per_token(regrets[:1], mask[:1]).tolist() == [[0.0]]  # no other
+
+
+def test_per_token_has_no_learned_share():
+    with pytest.raises(ValueError, match="set it to time_mean"):
+        anchored(decoding(), per_token=True, remaining_regret="learned")
+
+
 # What it does not depend on
 
 
 SETTINGS = [
+    {"per_token": True},
     {},
     {"immediate": "sampled"},
     {"expected_regrets": False},

@@ -8,6 +8,8 @@ regrets that it still has before it. With an estimate Û of them, 0 behind the e
     δ_t = −d_t + Û_t − Û_{t+1}        Â_t = Σ_i λ^i δ_{t+i}
 
 Û_t is the mean `M_t` of other completions at the step, or `M_t f(s_t)` with a learned share f ≥ 0.
+With `per_token` each d_t is less ρ, the mean regret of a token: then the regret per token, E[Σ d] /
+E[length], is what is followed, which does not fall where a text is cut short.
 λ = 1 without Û is LLMR with `q_centering: max`; λ = 0 without Û is AggreVaTeD (Sun et al. 2017).
 docs/methods/anchored.md has the derivation and what is biased when.
 """
@@ -42,7 +44,7 @@ from brim.objectives.credit import (
     sum_over_processes,
 )
 from brim.objectives.policy_gradient import follow
-from brim.objectives.regrets import mean_of_others, regrets_to_come
+from brim.objectives.regrets import mean_of_others, mean_per_token, regrets_to_come
 from brim.objectives.settings import AnchoredConfig
 from brim.objectives.steps import Steps
 from brim.returns import rewards_to_go
@@ -89,6 +91,9 @@ class Anchored(Induced):
         taken = zero_padding(steps.last(q.q_max - q.q_taken), mask)  # d_t
         # By policy centering the best value is max q − E_π q: the regret that the state expects.
         regrets = zero_padding(q.q_max, mask) if settings.expected_regrets else taken
+        if settings.per_token:
+            rate = self.rate(regrets, mask)
+            regrets, taken = (zero_padding(each - rate, mask) for each in (regrets, taken))
         to_come = regrets_to_come(regrets, mask)
         means = self.remaining(to_come, mask)  # M_1 … M_{T+1}
         share = steps.first(self.share(rollout))  # f(s_t)
@@ -117,6 +122,10 @@ class Anchored(Induced):
         add_moments(sums, "to_come", to_come)
         add_moments(sums, "unexplained", zero_padding(to_come - now, rollout.mask))
         return replace(rollout, advantages=advantages), sums
+
+    def rate(self, regrets: Tensor, mask: Tensor) -> Tensor:
+        """Return ρ, the regret of a token, (B, 1), see `mean_per_token`."""
+        return mean_per_token(regrets, mask)
 
     def remaining(self, to_come: Tensor, mask: Tensor) -> Tensor:
         """Return M, (B, T + 1), see `mean_of_others`; 0 where nothing is counted on."""

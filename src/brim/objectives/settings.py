@@ -217,6 +217,9 @@ class AnchoredConfig(RewardedConfig):
     immediate: Literal["expected", "sampled"] = "expected"
     """How the token itself counts: by the expectation over all tokens, which is differentiated
     exactly, or as it was sampled, which needs two numbers a token of the teacher."""
+    per_token: bool = False
+    """Minimize the regret per token in place of that of the text, of which a shorter one has less:
+    each regret counts less the mean over the tokens of the batch's other completions."""
     clip: ClipConfig = ClipConfig()
     """Bound of an advantage (`target: return` only)."""
     truncated: Literal["keep", "drop"] = "keep"
@@ -252,6 +255,12 @@ class AnchoredConfig(RewardedConfig):
     def _no_block_rewards(self) -> Self:
         if self.clip.target == "reward":
             raise ValueError("clip.target=reward has no meaning for advantages; set it to return")
+        return self
+
+    @model_validator(mode="after")
+    def _a_share_is_of_what_is_positive(self) -> Self:
+        if self.per_token and self.remaining_regret == "learned":
+            raise ValueError("per_token has no remaining_regret=learned; set it to time_mean")
         return self
 
 
