@@ -11,7 +11,7 @@ import numpy as np
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from brim.errors import DataError, NonFiniteError
+from brim.errors import ConfigError, DataError, NonFiniteError
 from brim.examples import Example
 from brim.metrics import Score, mean_score, score_statistics, sentence_statistics
 from brim.metrics.regrets import REGRETS, Texts, mean_regrets, regret_and_length
@@ -52,6 +52,19 @@ class Evaluation:
     num_truncated_prompts: int
     num_truncated_completions: int = 0
     mean_regrets: Mapping[str, list[float]] = field(default_factory=dict)
+
+    def score_of(self, metric: str) -> Score:
+        """Return the score that picks a checkpoint.
+
+        Raises:
+            ConfigError: the teacher's numbers do not say it.
+        """
+        if metric not in self.scores:
+            raise ConfigError(
+                f"evaluation.metric: {metric} is not known with this teacher, which gives no best "
+                f"value of a state; choose one of {', '.join(self.scores)}"
+            )
+        return self.scores[metric]
 
 
 def evaluate(

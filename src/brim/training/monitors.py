@@ -28,8 +28,8 @@ _OF_THE_START = (
 )  # fmt: skip
 
 REMEDIES = {
-    "length": "lower optim.lr, pre-distill longer, or add a reward of the finished text; shorter "
-    "text has the higher return",
+    "length": "shorter text has the higher return: follow the regret per token "
+    "(objective.name=anchored, objective.per_token=true), pre-distill longer, or lower optim.lr",
     "truncated": "raise decoding.max_tokens, or pre-distill longer; text that never ends learns "
     "nothing of its end",
     "entropy": "lower optim.lr, or raise decoding.temperature; a student that always writes the "

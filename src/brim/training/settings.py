@@ -32,6 +32,10 @@ from brim.training.loop_settings import (
 from brim.training.reading import check_reading, check_two_numbers
 from brim.training.teacher_settings import NamedTeacher, OrList, TeacherConfig
 
+# Scores by the teacher, which pick a checkpoint as the task's metrics do.
+OF_GREEDY_TEXT = ("return", "regret_per_token")
+OF_SAMPLES = ("expected_return", "expected_regret_per_token")
+
 
 class StudentConfig(ModelSettings):
     """The model that is trained; it shares the teacher's tokenizer unless that reads text."""
@@ -67,8 +71,9 @@ class EvaluationConfig(Config):
     max_validation_examples: int | None = Field(None, ge=1)
     """Only the first so many during training; null for all."""
     metric: str | None = None
-    """Picks the best checkpoint of the objective: one of the task's metrics, `return` or
-    `expected_return`; null for the first of the task's metrics (`return` without targets)."""
+    """Picks the best checkpoint of the objective: one of the task's metrics, `return`,
+    `expected_return`, or of either its `regret_per_token`; null for the first of the task's metrics
+    (`return` without targets)."""
     returns: bool = True
     """Also report the teacher's return (Eq 10) of the decoded text."""
     expected_returns: bool = True
@@ -212,15 +217,15 @@ class RunConfig(Config):
     @model_validator(mode="after")
     def _measured(self) -> Self:
         metric, evaluation = self.evaluation.metric, self.evaluation
-        choices = (*self.task.metrics, "return", "expected_return")
+        choices = (*self.task.metrics, *OF_GREEDY_TEXT, *OF_SAMPLES)
         if metric is not None and metric not in choices:
             raise ValueError(
                 f"evaluation.metric: {metric} is not measured on this task; "
                 f"choose one of {', '.join(choices)}"
             )
-        if metric in ("return", "expected_return") and not evaluation.returns:
+        if metric in (*OF_GREEDY_TEXT, *OF_SAMPLES) and not evaluation.returns:
             raise ValueError(f"evaluation.metric: {metric} needs evaluation.returns=true")
-        if metric == "expected_return" and not evaluation.expected_returns:
+        if metric in OF_SAMPLES and not evaluation.expected_returns:
             raise ValueError(f"evaluation.metric: {metric} needs evaluation.expected_returns=true")
         return self
 

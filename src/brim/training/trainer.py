@@ -259,7 +259,7 @@ class Trainer:
 
     def _evaluate_now(self) -> None:
         evaluation = self.updater.evaluate(self.evaluate)
-        self.state = self.state.evaluated(evaluation.scores[self.metric])
+        self.state = self.state.evaluated(evaluation.score_of(self.metric))
         if self.state.best_step == self.state.step:
             weights = self.updater.weights()
             if self.accelerator.is_main_process:

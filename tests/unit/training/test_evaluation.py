@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from brim.errors import DataError, NonFiniteError
+from brim.errors import ConfigError, DataError, NonFiniteError
 from brim.examples import Example
 from brim.metrics import METRICS, score, sentence_scores
 from brim.metrics.regrets import CUT_RETURNS, REGRETS, regret_behind, with_cut_returns
 from brim.models import BeamSearch, Decoding, LanguageModel, build_model, train_tokenizer
 from brim.training import predictions as module
-from brim.training.evaluation import evaluate
+from brim.training.evaluation import Evaluation, evaluate
 from brim.training.partial import PartialResults
 from brim.training.predictions import EvaluationSettings, Prediction
 
@@ -263,3 +263,11 @@ def test_a_reference_that_cannot_be_compared_names_its_example():
 def test_an_empty_split_is_refused():
     with pytest.raises(DataError, match="split is empty"):
         evaluate(MODEL, [], CASES["greedy"])
+
+
+def test_a_score_that_cannot_pick_a_checkpoint_is_named():
+    scores = score(["bleu"], ["a"], [("a",)])
+    evaluation = Evaluation({"return": scores["bleu"]}, [], 0)
+    assert evaluation.score_of("return") is scores["bleu"]
+    with pytest.raises(ConfigError, match="regret_per_token is not known.*choose one of return"):
+        evaluation.score_of("regret_per_token")

@@ -25,7 +25,16 @@ REFUSED = [
     (
         FILES + "evaluation:\n  metric: rouge1",
         "recipe.yaml:4: evaluation.metric: rouge1 is not measured on this task; choose one of "
-        "bleu, return, expected_return",
+        "bleu, return, regret_per_token, expected_return, expected_regret_per_token",
+    ),
+    (
+        FILES + "evaluation: {returns: false,\n  metric: regret_per_token}",
+        "recipe.yaml:4: evaluation.metric: regret_per_token needs evaluation.returns=true",
+    ),
+    (
+        FILES + "evaluation: {expected_returns: false,\n  metric: expected_regret_per_token}",
+        "recipe.yaml:4: evaluation.metric: expected_regret_per_token needs "
+        "evaluation.expected_returns=true",
     ),
     (
         FILES + "evaluation: {returns: false,\n  metric: return}",
