@@ -44,6 +44,7 @@ _STAGES = {
 }
 _LIMITS = ("max_tokens", "max_prompt_tokens")
 
+Settings = Mapping[str, Any]
 Identity = dict[str, Any]
 Found = list[tuple[SystemRuns, Identity]]
 """Systems, and what makes each of them what it is."""
@@ -136,9 +137,10 @@ def _check_confidence(tasks: Sequence[TaskRuns]) -> None:
 
 
 def _group(runs: Sequence[Run], models: Sequence[Run], notes: list[str]) -> tuple[TaskRuns, ...]:
-    shared = identities([_shared(run) for run in runs], [_task(run) for run in runs])
     kinds = [f"{_task(run)} {run.settings.get('objective', {}).get('name')}" for run in runs]
-    own = identities([run.settings for run in runs], kinds)
+    settings = _with_defaults([run.settings for run in runs], kinds)
+    shared = identities([*map(_shared, runs, settings)], [_task(run) for run in runs])
+    own = identities(settings, kinds)
     members: dict[str, list[int]] = {}
     for i, identity in enumerate(shared):
         members.setdefault(_key(identity), []).append(i)
@@ -178,6 +180,26 @@ def _with_cut_returns(systems: Sequence[SystemRuns]) -> tuple[list[SystemRuns], 
     return [replace(s, runs=tuple(next(new) for _ in s.runs)) for s in systems], length
 
 
+def _with_defaults(settings: Sequence[Settings], kinds: Sequence[str]) -> Sequence[Settings]:
+    """The settings, with the defaults of what only newer runs have, if this version takes them."""
+
+    def fixed(nested: Settings) -> frozenset[str]:
+        return frozenset(key for key in _essentials(nested) if ".build." not in key)
+
+    if len({*zip(kinds, map(fixed, settings), strict=True)}) == len({*kinds}):
+        return settings
+    # With it comes torch: only where versions may be mixed.
+    from brim.training.settings import RunConfig
+
+    def complete(nested: Settings) -> Settings:
+        try:
+            return RunConfig.model_validate(dict(nested)).model_dump(mode="json")
+        except ValueError:
+            return nested
+
+    return [complete(nested) for nested in settings]
+
+
 def identities(settings: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> list[Identity]:
     """Return what makes each of some settings what it is, as a mapping with dotted keys.
 
@@ -211,11 +233,11 @@ def _key(settings: Mapping[str, Any]) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
-def _shared(run: Run) -> dict[str, Any]:
+def _shared(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of task and models, and which data was tested on."""
-    settings = {key: run.settings.get(key) for key in _SHARED}
+    shared = {key: settings.get(key) for key in _SHARED}
     one_of_several = {"test": run.split} if "." in run.split else {}
-    return {**settings, "data": (_data(run) or "")[:8], **one_of_several}
+    return {**shared, "data": (_data(run) or "")[:8], **one_of_several}
 
 
 def _label(run: Run) -> str:

@@ -80,7 +80,9 @@ def name_of(objective: Mapping[str, Any]) -> Name:
     if kind == "anchored":
         critics = {"none": ", no critic", "learned": ", learned critic"}
         critic = critics.get(str(objective.get("remaining_regret")), "")
-        return Name(f"Anchored (λ = {objective.get('lambda')}{critic})", "anchored", "Anchored")
+        per_token = ", per token" if objective.get("per_token") else ""
+        label = f"Anchored (λ = {objective.get('lambda')}{critic}{per_token})"
+        return Name(label, "anchored", "Anchored")
     k = objective.get("k")
     number = k if isinstance(k, int) else None
     if kind == "ppo_brim":

@@ -20,13 +20,16 @@ from run_folders import (
 from rundirs import change_results, write_run
 
 from brim.compare import compare_runs
+from brim.config.loading import load_config
 from brim.metrics import detectable_difference, spread
 from brim.objectives.method import is_llmr
+from brim.recipes import find_recipe
 from brim.report.findings import findings
 from brim.report.gather import gather
 from brim.report.report import write_reports
 from brim.report.seed_tests import all_tests, significance_tables
 from brim.report.tables import best_k_table, main_table, return_table
+from brim.training.settings import RunConfig
 
 ANCHORED = {"name": "anchored", "lambda": 0.7, "remaining_regret": "time_mean"}
 
@@ -205,3 +208,24 @@ def test_one_seed_whose_texts_are_gone_is_not_tested(tmp_path):
     tests = all_tests(task)
     assert {test.verdict(0.05) for test in tests} == {"too few seeds"}
     assert significance_tables([task], {"cmudict": tests}, alpha=0.05) == []
+
+
+def test_a_setting_that_older_runs_do_not_have_is_the_default_there(tmp_path):
+    recipe = find_recipe("cmudict/anchored")
+    changes = ["objective.per_token=true", "trainer.max_steps=20"]
+    config = load_config(RunConfig, recipe, changes, search=find_recipe)
+    settings = config.model_dump(mode="json")
+    old = {**settings, "objective": {**settings["objective"]}}
+    del old["objective"]["per_token"]
+    for name, each in (("new", settings), ("old", old)):
+        write_run(
+            tmp_path / name / "seed=1",
+            settings={**each, "seed": 1},
+            manifest={"seed": 1},
+            metrics=[{"step": 0}],
+            rows=rows_of(name),
+            results=results_of(scores_of(1.0)),
+        )
+    (task,) = gather([tmp_path]).tasks
+    labels = [system.label for system in task.systems if len(system.runs)]
+    assert labels == ["Anchored (λ = 0.7)", "Anchored (λ = 0.7, per token)"]
