@@ -46,7 +46,7 @@ OBJECTIVES = {
     "min_variance_and_old_rollouts": "{name: llmr, baseline: min_variance, sync_every: 2}",
     "policy_centring": "{name: brim, q_centering: policy, truncated: drop}",
     "immediate_expected": "{name: brim, immediate: expected, baseline: time_mean}",
-    "anchored": "{name: anchored, num_generations: 2, truncated: drop}",
+    "anchored": "{name: anchored, num_generations: 2, truncated: drop, per_token: true}",
     "learned_regrets": "{name: anchored, remaining_regret: learned}",
     "task_reward": "{name: anchored, reward: {metric: chrf, weight: 2.0}}",
     # Two rows a minibatch: of some a process has none.

@@ -78,7 +78,7 @@ def describe_objective(objective: Analyzed) -> dict[str, Any]:
         "num_generations": settings.num_generations,
     }
     if isinstance(objective, Anchored):
-        names = ("remaining_regret", "expected_regrets")
+        names = ("remaining_regret", "expected_regrets", "per_token")
         return told | {name: getattr(objective.settings, name) for name in names}
     return told | {"baseline": objective.settings.baseline, "tail": own_tail(objective)}
 
