@@ -250,6 +250,8 @@ def _student(student: str, scratch: bool) -> list[str]:
 def _objective(method: str) -> list[str]:
     if method in ("brim", "ppo_brim"):
         return [f"objective: {{name: {method}, k: 2}}  # 4, 8 and 16 too for long outputs"]
+    if method == "anchored":
+        return ["objective: {name: anchored, per_token: true}  # false: short texts are better"]
     return [f"objective: {{name: {method}}}"]
 
 
