@@ -1,9 +1,7 @@
 """Every method with each of its important settings: trained, stopped, resumed, handed on."""
 
 import json
-import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -176,28 +174,3 @@ def test_the_student_comes_out_alone(case, model, finished, stages):
     critic = checkpoint / "objective.safetensors"
     assert critic.exists() == (case in ("ppo_llmr", "ppo_separate", "anchored_learned"))
     assert (checkpoint / "writer").exists() == (case == "stale")
-
-
-ONE_STEP = (
-    "task.max_train_examples=32", "task.max_validation_examples=4", "task.max_test_examples=4",
-    "teacher.train.trainer.max_steps=1", "student.predistill.trainer.max_steps=1",
-    "trainer.max_steps=1", "trainer.rollout_batch_size=4",
-)  # fmt: skip
-
-
-def test_the_benchmark_writes_its_table_and_repeats_nothing(tmp_path, monkeypatch, capsys):
-    out = tmp_path / "out"
-    arguments = ["cmudict", "--methods", "js,brim", "--out", str(out), "--quiet"]
-    monkeypatch.setattr(sys, "argv", ["methods.py", *arguments, "--set", *ONE_STEP])
-    script = Path(__file__).parents[2] / "benchmarks" / "methods.py"
-    main = runpy.run_path(str(script))["main"]
-    main()
-    table = (out / "results.md").read_text()
-    assert capsys.readouterr().out == table
-    labels = [line.split(" | ")[0].strip("| ") for line in table.splitlines() if line[:1] == "|"]
-    assert labels[2:] == ["teacher", "pre-distilled student", "js", "brim"]
-
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.json*")}
-    main()
-    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.json*")}
-    assert (out / "results.md").read_text() == table
