@@ -258,7 +258,7 @@ class AnchoredConfig(RewardedConfig):
         return self
 
     @model_validator(mode="after")
-    def _a_share_is_of_what_is_positive(self) -> Self:
+    def _no_learned_share_per_token(self) -> Self:
         if self.per_token and self.remaining_regret == "learned":
             raise ValueError("per_token has no remaining_regret=learned; set it to time_mean")
         return self
