@@ -48,6 +48,7 @@ def findings(
         sentences.append(" ".join(parts))
     sentences += _ppo(task, tests, alpha)
     sentences += _choice_of_k(task)
+    sentences += _choice_of_settings(task)
     sentences += _training(task)
     sentences += _alarms(task)
     sentences += _pair(task)
@@ -199,6 +200,15 @@ def _choice_of_k(task: TaskRuns) -> list[str]:
         other = " or ".join(f"K = {s.name.k}" for s in on_test)
         text += f"; the {chosen.runs[0].split} split would have chosen {other}"
     return [*sentences, f"{text}."]
+
+
+def _choice_of_settings(task: TaskRuns) -> list[str]:
+    """Which setting of each method that has several is best on the validation split."""
+    best = [task.best_setting(systems) for systems in task.with_several_settings]
+    labels = [system.label for system in best if system is not None]
+    if not labels:
+        return []
+    return [f"Best settings by the validation {task.name_of(task.criterion)}: {joined(labels)}."]
 
 
 def _training(task: TaskRuns) -> list[str]:

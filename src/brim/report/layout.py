@@ -33,6 +33,7 @@ _BY_QUESTION = (
         ("figure2", "curves", "figure3", "stability", "variance_training", "curves_stages"),
     ),
     ("k", "Which K?", ("table8", "variance_k")),
+    ("settings", "Which setting?", ("settings",)),
 )
 _IN_FILES_ONLY = ("significance_all",)
 _TITLES_OF_THE_PAPER = {

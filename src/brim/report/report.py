@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from brim.errors import ConfigError, RunError
+from brim.report.choices import best_k_table, settings_table
 from brim.report.colors import looks_of
 from brim.report.figures import learning_curves, returns_figure, variance_figure
 from brim.report.gather import gather
@@ -17,13 +18,7 @@ from brim.report.page import render_report
 from brim.report.records import facts_of, results_of, settings_of
 from brim.report.seed_tests import TestsByTask, all_tests, significance_tables
 from brim.report.systems import Gathered, TaskRuns
-from brim.report.tables import (
-    best_k_table,
-    decoder_only_table,
-    main_table,
-    return_table,
-    stability_table,
-)
+from brim.report.tables import decoder_only_table, main_table, return_table, stability_table
 from brim.report.verdicts import judge_table, read_verdicts
 from brim.support.figures import Figure
 from brim.support.files import atomic_write_bytes, atomic_write_json, atomic_write_text, disk_errors
@@ -190,6 +185,7 @@ def _tables(
         judge_table(verdicts, tasks, paper=paper),
         decoder_only_table(tasks, baseline=baseline, alpha=alpha, paper=paper),
         best_k_table(tasks, paper=paper),
+        settings_table(tasks),
         *significance_tables(tasks, tests, alpha=alpha, paper=paper),
         stability_table(tasks),
     ]

@@ -205,7 +205,7 @@ class TaskRuns:
 
         Empty where they share none, or a run does not know its own.
         """
-        values = _on_validation(self.choices, metric)
+        values = self.on_validation(self.choices, metric)
         return {s.name.k: value for s, value in values.items() if s.name.k is not None}
 
     def best_brim(self, metric: str | None = None) -> SystemRuns | None:
@@ -219,19 +219,44 @@ class TaskRuns:
         """
         if len({system.name.k for system in self.choices}) < len(self.choices):
             return None
-        return self._chosen(self.choices, metric or self.criterion)
+        return self.best_setting(self.choices, metric)
 
     @property
     def ours(self) -> list[SystemRuns]:
         """What the report is about: BRIM and `anchored`, as the validation split chooses them."""
         anchored = [s for s in self.systems if s.name.family == "anchored" and not s.decoding]
-        chosen = [self.best_brim(), self._chosen(anchored, self.criterion)]
+        chosen = [self.best_brim(), self.best_setting(anchored)]
         return [system for system in chosen if system is not None]
 
-    def _chosen(self, systems: Sequence[SystemRuns], metric: str) -> SystemRuns | None:
+    @property
+    def with_several_settings(self) -> list[list[SystemRuns]]:
+        """The systems of each method that has several, which differ in more than K."""
+        methods: dict[str, list[SystemRuns]] = {}
+        for system in self.systems:
+            if system.name.family not in ("teacher", "student") and not system.decoding:
+                methods.setdefault(system.name.stem, []).append(system)
+        return [found for found in methods.values() if len({s.name.k for s in found}) < len(found)]
+
+    def on_validation(
+        self, systems: Sequence[SystemRuns], metric: str | None = None
+    ) -> dict[SystemRuns, float]:
+        """Return the mean validation score of each over the seeds that all have.
+
+        Empty where one of them is not known. The score is the task's criterion by default.
+        """
+        shared = shared_seeds(systems)
+        values = {s: s.validation(metric or self.criterion, shared) for s in systems}
+        known = {system: value for system, value in values.items() if value is not None}
+        return known if len(known) == len(systems) else {}
+
+    def best_setting(
+        self, systems: Sequence[SystemRuns], metric: str | None = None
+    ) -> SystemRuns | None:
+        """Return the one with the best mean validation score; None where it is not known."""
         if len(systems) == 1:
             return systems[0]
-        values = _on_validation(systems, metric)
+        metric = metric or self.criterion
+        values = self.on_validation(systems, metric)
         higher = metric not in self.scores or self.example(metric).higher_is_better
         return (max if higher else min)(values, key=lambda s: values[s]) if values else None
 
@@ -253,14 +278,6 @@ class TaskRuns:
         best = (max if self.example(metric).higher_is_better else min)(means.values())
         found = [s for s in students if means[s] == best]
         return found if set(found) <= set(rivals) else []
-
-
-def _on_validation(systems: Sequence[SystemRuns], metric: str) -> dict[SystemRuns, float]:
-    """The mean validation score of each over the seeds that all have; none if one is not known."""
-    shared = shared_seeds(systems)
-    values = {system: system.validation(metric, shared) for system in systems}
-    known = {system: value for system, value in values.items() if value is not None}
-    return known if len(known) == len(systems) else {}
 
 
 @dataclass(frozen=True, slots=True)

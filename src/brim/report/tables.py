@@ -239,65 +239,6 @@ def decoded_otherwise(task: TaskRuns) -> str:
     )
 
 
-def best_k_table(tasks: Sequence[TaskRuns], *, paper: bool = False) -> Table | None:
-    """Return the best K by task, chosen on the validation split (Table 8); None without BRIM."""
-    columns = [c for c in tasks if c.brims]
-    if not columns:
-        return None
-    rows: list[tuple[Cell, ...]] = []
-    for kind, name in (("encoder-decoder", "T5"), ("decoder-only", "Qwen")):
-        if any(c.kind == kind for c in columns):
-            cells = (_best_k_cell(c, kind, name, paper=paper) for c in columns)
-            rows.append((Cell(f"best K, {kind}"), *cells))
-    metrics = [c.metrics[0] if c.metrics else c.criterion for c in columns]
-    if any(m != c.criterion for m, c in zip(metrics, columns, strict=True)):
-        best = [(c.best_brim(m), c.name_of(m)) for c, m in zip(columns, metrics, strict=True)]
-        cells = (Cell(str(s.name.k), note=name) if s else Cell(ABSENT) for s, name in best)
-        rows.append((Cell("best K by the task's first metric"), *cells))
-    rows += [
-        (Cell(f"validation score, K = {k}"), *(_validation(c, k) for c in columns))
-        for k in sorted({s.name.k for c in columns for s in c.brims if s.name.k is not None})
-    ]
-    head = ("", *(f"{c.label}: validation {c.name_of(c.criterion)}" for c in columns))
-    caption = (
-        "The K whose mean validation score, of the checkpoints that are tested and over the seeds "
-        "that all K have, is best; the test split has no say. The score is the one that picks "
-        "checkpoints. A K that most texts do not exceed is LLMR, and no choice."
-    )
-    data = [
-        {
-            "table": "table8",
-            "task": c.label,
-            "kind": c.kind,
-            "k": s.name.k,
-            "system": s.label,
-            "criterion": c.criterion,
-            "validation": c.validation_by_k(c.criterion).get(s.name.k or 0),
-            "best": s is c.best_brim(),
-            "llmr_here": s.is_llmr,
-            "paper": the_paper.table8(c.name, c.kind) if paper else None,
-        }
-        for c in columns
-        for s in c.brims
-    ]
-    return Table("table8", "Validation score by K", head, tuple(rows), caption, data)
-
-
-def _best_k_cell(task: TaskRuns, kind: str, name: str, *, paper: bool) -> Cell:
-    number = the_paper.table8(task.name, kind) if paper else None
-    note = "" if number is None else f"paper, {name}: {number}"
-    best = task.best_brim() if task.kind == kind else None
-    return Cell(ABSENT if best is None else str(best.name.k), note=note)
-
-
-def _validation(task: TaskRuns, k: int) -> Cell:
-    values, best = task.validation_by_k(task.criterion), task.best_brim()
-    if k not in values:
-        is_llmr = any(s.is_llmr for s in task.brims if s.name.k == k)
-        return Cell(ABSENT, note=LLMR_HERE if is_llmr else "")
-    return Cell(f"{values[k]:.2f}", best=best is not None and best.name.k == k)
-
-
 _FALLS = {
     "largest_fall": "largest fall",
     "final_fall": "fall at the end",

@@ -24,11 +24,12 @@ from brim.config.loading import load_config
 from brim.metrics import detectable_difference, spread
 from brim.objectives.method import is_llmr
 from brim.recipes import find_recipe
+from brim.report.choices import best_k_table, settings_table
 from brim.report.findings import findings
 from brim.report.gather import gather
 from brim.report.report import write_reports
 from brim.report.seed_tests import all_tests, significance_tables
-from brim.report.tables import best_k_table, main_table, return_table
+from brim.report.tables import main_table, return_table
 from brim.training.settings import RunConfig
 
 ANCHORED = {"name": "anchored", "lambda": 0.7, "remaining_regret": "time_mean"}
@@ -67,6 +68,27 @@ def test_anchored_is_tested_against_all_and_the_chosen_k(tmp_path):
     said = " ".join(findings(task, tests, baseline="LLMR", alpha=0.05))
     assert "Anchored (λ = 0.5) is " in said
     assert "Anchored (λ = 0.7) is " not in said
+
+
+def test_the_best_setting_of_each_method_is_the_validation_splits(tmp_path):
+    root = make_grid(tmp_path, systems=("kl", "brim-k=2", "brim-k=4"))
+    # What is the better one on the test split is the worse one on validation.
+    for lr, validation, tested in ((1e-4, 31.0, "kl"), (1e-3, 30.0, "brim-k=4")):
+        for seed, value in zip(SEEDS, SCORES[tested], strict=True):
+            directory = root / f"llmr-{lr}" / f"seed={seed}"
+            make_folder(directory, LLMR, seed, scores_of(value), optim={"lr": lr},
+                        validation={"exact_match": validation})  # fmt: skip
+    (task,) = gather([root]).tasks
+    table = settings_table([task])
+    assert [(row[0].text, row[1].text, row[1].best) for row in table.rows] == [
+        ("LLMR [lr = 0.0001]", "31.00", True),
+        ("LLMR [lr = 0.001]", "30.00", False),
+    ]
+    said = findings(task, all_tests(task), baseline="LLMR", alpha=0.05)
+    assert "Best settings by the validation exact match: LLMR [lr = 0.0001]." in said
+    # K alone has its own table, and one setting is no choice.
+    (alone,) = gather([root / "kl", root / "brim-k=2", root / "brim-k=4"]).tasks
+    assert settings_table([alone]) is None
 
 
 @pytest.mark.parametrize(("k", "median", "same"), [(4, 3.9, True), (4, 4, True), (4, 4.5, False)])

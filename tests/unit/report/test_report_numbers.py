@@ -22,9 +22,10 @@ from run_folders import (
 from rundirs import write_run
 
 from brim.judge import VARIANTS, Verdict, summarize
+from brim.report.choices import best_k_table
 from brim.report.gather import gather
 from brim.report.seed_tests import all_tests, significance_tables
-from brim.report.tables import best_k_table, decoder_only_table, main_table, return_table
+from brim.report.tables import decoder_only_table, main_table, return_table
 from brim.report.verdicts import judge_table, read_verdicts
 from brim.support.tables import Cell, Table
 
