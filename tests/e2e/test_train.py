@@ -186,6 +186,12 @@ def test_five_nonfinite_steps_stop_the_run(finished, make_config, tmp_path, monk
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run").values())
 
 
+def test_a_stage_that_spoils_the_weights_names_its_own_settings(make_config, tmp_path):
+    config = make_config(T5, "student.predistill.optim.lr=1e38")
+    with pytest.raises(NonFiniteError, match=r"lower student\.predistill\.optim\.lr"):
+        train(config, tmp_path / "run", stages_dir=tmp_path / "stages")
+
+
 @pytest.mark.parametrize("setting", ["optim.eps=1e-45", "optim.lr=1e38", "optim.lr=1e12"])
 def test_an_update_that_spoils_the_weights_is_not_saved(finished, make_config, tmp_path, setting):
     _, stages = finished(T5)

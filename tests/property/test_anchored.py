@@ -268,12 +268,17 @@ def test_per_token_it_is_the_gradient_of_the_regret_per_token(
 
 def test_per_token_no_lambda_is_biased_with_the_true_remaining_regrets():
     exact, rate = gradient_per_token(1.0)
-    true = expected_to_come(regret_table() - rate)
+    true = expected_to_come(regret_table())
+    left = expected_to_come(torch.ones_like(regret_table()))
     for lambda_, expected_regrets in product([0.0, 0.3, 0.7, 1.0], [False, True]):
         settings = {"lambda_": lambda_, "expected_regrets": expected_regrets, **UNCLIPPED}
         objective = anchored(decoding(), per_token=True, immediate="sampled", **settings)
         objective.rate = lambda regrets, mask: rate
-        mean, _ = moments(with_remaining(objective, true))
+        with_remaining(objective, true)
+        of_regrets, of_tokens = objective.remaining, with_remaining(objective, left).remaining
+        both = iter([of_regrets, of_tokens])
+        objective.remaining = lambda *batch, both=both: next(both)(*batch)
+        mean, _ = moments(objective)
         torch.testing.assert_close(mean, exact, **near)
 
 
@@ -303,6 +308,20 @@ def test_a_row_has_no_part_in_its_mean_per_token():
     found = mean_per_token(regrets, mask)
     torch.testing.assert_close(found[0, 0], regrets[1:].sum() / 5)
     assert mean_per_token(regrets[:1], mask[:1]).tolist() == [[0.0]]  # no other
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+def test_what_remains_is_expected_of_a_row_without_its_own_regrets(per_token):
+    objective, rollout = anchored(decoding(), per_token=per_token), ALL.rollout()
+    values = q_of(objective, rollout, student(), TEACHER)
+    worse = values.q_max.clone()
+    worse[2] += 9 * ALL.mask[2]
+    one, other = (
+        objective.assign_credit(rollout, q)[0].end_values
+        for q in (values, replace(values, q_max=worse))
+    )
+    torch.testing.assert_close(one[2], other[2], **near)
+    assert (one[:2] != other[:2]).any()
 
 
 def test_per_token_has_no_learned_share():

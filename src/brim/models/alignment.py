@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
@@ -266,9 +266,11 @@ class AlignedTeacher:
         """As of the teacher."""
         return self.teacher.returns_centering
 
-    def exclude(self, tokens: Iterable[int], *, unshared: Iterable[int] = ()) -> None:
+    def exclude(
+        self, tokens: Iterable[int], *, unshared: Iterable[int] = (), ends: Collection[int] = ()
+    ) -> None:
         """Never write these of its own tokens; see `LanguageModel.exclude`."""
-        self.teacher.exclude(tokens, unshared=unshared)
+        self.teacher.exclude(tokens, unshared=unshared, ends=ends)
         self.rules = self.teacher.rules
 
     @property

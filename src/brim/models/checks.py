@@ -90,7 +90,7 @@ def inspect_rows(
     report = RowReport(len(examples))
     # Of models that read and render chats alike and have as many positions one is enough.
     different = {
-        (m.tokenizer.chat_template, m.num_positions, frozenset(m.tokenizer.get_vocab())): m
+        (repr(m.tokenizer.chat_template), m.num_positions, frozenset(m.tokenizer.get_vocab())): m
         for m in models
     }.values()
     for start in range(0, len(examples), _BLOCK):
@@ -201,6 +201,7 @@ def share_vocabulary(teacher: Teacher, student: Teacher) -> None:
 
     What one of them never writes (`LanguageModel.rules`), neither of them writes from here on: it
     would have no Q-value, or no probability. So it is with a padding token that one of them lacks.
+    Where a text of one of them ends, one of the other ends too.
 
     Raises:
         ModelError: as `check_same_tokenizer`, or one of them excludes the token that ends a text of
@@ -209,8 +210,9 @@ def share_vocabulary(teacher: Teacher, student: Teacher) -> None:
     check_same_tokenizer(teacher, student)
     pads = _added_pads(teacher.tokenizer, student.tokenizer)
     shared = teacher.rules.excluded | student.rules.excluded | pads
+    ends = [i for i in (*teacher.eos_token_ids, *student.eos_token_ids) if i not in shared]
     for model in (teacher, student):
-        model.exclude(shared, unshared=pads)
+        model.exclude(shared, unshared=pads, ends=ends)
 
 
 def _tokenizer_difference(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -56,8 +56,7 @@ class Encoder:
         pad_id = tokenizer.pad_token_id
         self.pad_token_id: int = eos_token_ids[0] if pad_id is None else pad_id
         self.rules = GenerationRules()
-        own = (tokenizer.bos_token_id, *eos_token_ids)
-        self._start_id = next(i for i in own if i is not None)
+        self._start_id = next(i for i in (tokenizer.bos_token_id, *eos_token_ids) if i is not None)
         self.unshared: frozenset[int] = frozenset()
         self._prompt_frame = _frame(tokenizer, "text")
         self._target_frame: tuple[list[int], list[int]] = ([], [])
@@ -68,6 +67,11 @@ class Encoder:
         frames = (*self._prompt_frame, eos_token_ids, tokenizer.all_special_ids)
         self._special = {i for ids in frames for i in ids} - {tokenizer.unk_token_id}
         self._appends_end = any(i in self.eos_token_ids for i in tokenizer("a").input_ids[-1:])
+
+    def end_at(self, tokens: Collection[int]) -> None:
+        """Have these tokens end a completion too."""
+        self.eos_token_ids = tuple(dict.fromkeys((*self.eos_token_ids, *tokens)))
+        self._not_text, self._special = self._not_text.union(tokens), self._special.union(tokens)
 
     def prompts(
         self, examples: Sequence[Example], max_tokens: int | None
@@ -270,7 +274,7 @@ class Encoder:
                 tokenize=False,
                 add_generation_prompt=True,
             )
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:  # of its code
             raise DataError(
                 f"the chat template refuses the messages of example {example.id!r}: {error}"
             ) from error

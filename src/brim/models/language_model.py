@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -120,15 +120,19 @@ class LanguageModel(nn.Module):
         """Rows of the output head that have no token, or one that is never written."""
         return [*self._holes, *range(self._num_rows, len(head_weight(self.model)))]
 
-    def exclude(self, tokens: Iterable[int], *, unshared: Iterable[int] = ()) -> None:
+    def exclude(
+        self, tokens: Iterable[int], *, unshared: Iterable[int] = (), ends: Collection[int] = ()
+    ) -> None:
         """Never write these tokens, and have the generation settings say so, which are saved.
 
-        The `unshared` ones, which another model does not know, may be in no prompt either.
+        The `unshared` ones, which another model does not know, may be in no prompt either. The
+        `ends`, at which another model's texts end, end this one's too.
 
         Raises:
             ModelError: one of them ends every target.
         """
-        num_rows = len(head_weight(self.model))
+        self.encoder.end_at(ends)
+        self.eos_token_ids, num_rows = self.encoder.eos_token_ids, len(head_weight(self.model))
         exclude_tokens(self.model, (i for i in tokens if i < num_rows), self.eos_token_ids)
         self.encoder.unshared = frozenset(unshared)
         self._follow_rules()

@@ -161,6 +161,8 @@ def load_encoder(
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     tokenizer, generation = load_tokenizer(name_or_path, **options)  # type: ignore[arg-type]
     name = str(folder)
+    if name == SMOLLM2_NAME and not folder.is_dir():
+        return Encoder(tokenizer, (tokenizer.eos_token_id,), None)
     try:
         config = AutoConfig.from_pretrained(name, **options)
     except Exception as error:  # of the code of any kind of model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
@@ -79,15 +79,21 @@ class ServerTeacher:
 
     @property
     def num_positions(self) -> int | None:
-        """Tokens of the longest sequence that the server takes; None where it does not say."""
-        return self.api.max_tokens
+        """As of a model in this process: two less than the server takes; None if it does not say.
+
+        Such a model does not read the last token; a server does, and is asked for one behind it.
+        """
+        limit = self.api.max_tokens
+        return limit if limit is None or self.is_encoder_decoder else limit - 2
 
     @property
     def returns_centering(self) -> Centering:
         """The logits themselves where the server shows them, else log-probabilities."""
         return self.api.centerings[0]
 
-    def exclude(self, tokens: Iterable[int], *, unshared: Iterable[int] = ()) -> None:
+    def exclude(
+        self, tokens: Iterable[int], *, unshared: Iterable[int] = (), ends: Collection[int] = ()
+    ) -> None:
         """Have these tokens never written and never the best; see `LanguageModel.exclude`.
 
         Raises:
@@ -99,7 +105,8 @@ class ServerTeacher:
                 f"the student never writes token {self.eos_token_ids[0]}, which ends a text of the "
                 "teacher; remove it from the student's generation_config.json"
             )
-        self.encoder.unshared = frozenset(unshared)
+        self.encoder.end_at(ends)
+        self.eos_token_ids, self.encoder.unshared = self.encoder.eos_token_ids, frozenset(unshared)
         rules = GenerationRules(excluded, self.rules.forced_start, self.rules.forces_end)
         self._follow(rules)
 
@@ -131,10 +138,10 @@ class ServerTeacher:
         # One more: a server that reads a text is asked for a token behind it.
         both = prompt_tokens + max_tokens + 1
         needed = max(prompt_tokens, max_tokens) if self.is_encoder_decoder else both
-        if self.num_positions is not None and needed > self.num_positions:
+        if self.api.max_tokens is not None and needed > self.api.max_tokens:
             raise ModelError(
                 f"a prompt of {prompt_tokens} tokens and a text of {max_tokens} need {needed}, and "
-                f"the server takes {self.num_positions}; lower decoding.max_prompt_tokens or "
+                f"the server takes {self.api.max_tokens}; lower decoding.max_prompt_tokens or "
                 "decoding.max_tokens, or start it with a larger --max-model-len"
             )
 
@@ -262,6 +269,7 @@ class Scoring:
     ) -> None:
         self._pool, self._ask, self._tokens, self._bootstrap = pool, ask, tokens, bootstrap
         self._waiting: list[tuple[int, list[int], list[int]]] = []
+        self._num_waiting = 0  # tokens of them
         self._sent: list[tuple[list[int], Future[list[RowValues]]]] = []
 
     def add(self, places: Iterable[int], rows: Rollout) -> None:
@@ -269,13 +277,14 @@ class Scoring:
         prompts = rows_of(rows.batch.prompt_ids, rows.batch.prompt_mask)
         completions = rows_of(rows.completion_ids, rows.mask)
         for row in zip(places, prompts, completions, strict=True):
+            if not row[2]:
+                continue
             number = len(row[1]) + len(row[2])
-            waiting = sum(len(p) + len(c) for _, p, c in self._waiting)
-            if self._waiting and waiting + number > self._tokens:
+            if self._num_waiting + number > self._tokens:
                 self._send()
-            if row[2]:
-                self._waiting.append(row)
-            if waiting + number >= self._tokens:
+            self._waiting.append(row)
+            self._num_waiting += number
+            if self._num_waiting >= self._tokens:
                 self._send()
 
     def finish(self, rollout: Rollout) -> ActionValues:
@@ -305,14 +314,14 @@ class Scoring:
         """Send nothing more, and forget what was sent."""
         for _, future in self._sent:
             future.cancel()
-        self._waiting, self._sent = [], []
+        self._waiting, self._sent, self._num_waiting = [], [], 0
 
     def _send(self) -> None:
         if not self._waiting:
             return
         places, prompts, completions = (list(column) for column in zip(*self._waiting, strict=True))
         self._sent.append((places, self._pool.submit(self._ask, prompts, completions)))
-        self._waiting = []
+        self._waiting, self._num_waiting = [], 0
 
 
 def rows_of(ids: Tensor, mask: Tensor) -> list[list[int]]:

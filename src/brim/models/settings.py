@@ -392,7 +392,7 @@ class Lora(Config):
     alpha: float = Field(16.0, gt=0)
     """`B A` is multiplied by `alpha / r`."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout of what the adapters read."""
+    """Dropout of what the adapters read; none where `trainer.dropout` may not be."""
     target_modules: tuple[str, ...] | None = Field(None, min_length=1)
     """Names of the layers, such as `[q_proj, v_proj]`; null for all linear layers but the output
     head."""

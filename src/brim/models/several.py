@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -59,13 +59,16 @@ class AveragedTeacher(LanguageModel):
         """The first teacher's, for what all share."""
         return self.parts[0].model
 
-    def exclude(self, tokens: Iterable[int], *, unshared: Iterable[int] = ()) -> None:
+    def exclude(
+        self, tokens: Iterable[int], *, unshared: Iterable[int] = (), ends: Collection[int] = ()
+    ) -> None:
         """Have none of them ever write these tokens; see `LanguageModel.exclude`."""
         tokens, unshared = [*tokens], [*unshared]
         for part in self.parts:
-            part.exclude(tokens, unshared=unshared)
+            part.exclude(tokens, unshared=unshared, ends=ends)
         first = self.parts[0]
         self.rules, self._num_rows, self._holes = first.rules, first._num_rows, first._holes
+        self.eos_token_ids = first.eos_token_ids
         self._wide = None
 
     def features(self, rollout: Rollout, *, after: bool = False) -> Features:
@@ -165,12 +168,15 @@ class TeacherOfEach:
         found = {teacher.returns_centering for teacher in self.teachers.values()}
         return "none" if found == {"none"} else "logsumexp"
 
-    def exclude(self, tokens: Iterable[int], *, unshared: Iterable[int] = ()) -> None:
+    def exclude(
+        self, tokens: Iterable[int], *, unshared: Iterable[int] = (), ends: Collection[int] = ()
+    ) -> None:
         """Have none of them ever write these tokens; see `LanguageModel.exclude`."""
         tokens, unshared = [*tokens], [*unshared]
         for teacher in self.teachers.values():
-            teacher.exclude(tokens, unshared=unshared)
-        self.rules = next(iter(self.teachers.values())).rules
+            teacher.exclude(tokens, unshared=unshared, ends=ends)
+        first = next(iter(self.teachers.values()))
+        self.rules, self.eos_token_ids = first.rules, first.eos_token_ids
 
     @property
     def num_positions(self) -> int | None:

@@ -6,7 +6,7 @@ more; what needs its whole distribution asks `whole` for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar, cast
 
@@ -73,7 +73,9 @@ class Teacher(Protocol):
         """Write a completion of each prompt; see `LanguageModel.generate`."""
         ...
 
-    def exclude(self, tokens: Iterable[int], *, unshared: Iterable[int] = ()) -> None:
+    def exclude(
+        self, tokens: Iterable[int], *, unshared: Iterable[int] = (), ends: Collection[int] = ()
+    ) -> None:
         """Have these tokens never written and never the best; see `LanguageModel.exclude`."""
 
     def check_room(self, prompt_tokens: int, max_tokens: int) -> None:

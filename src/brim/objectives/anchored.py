@@ -91,11 +91,12 @@ class Anchored(Induced):
         taken = zero_padding(steps.last(q.q_max - q.q_taken), mask)  # d_t
         # By policy centering the best value is max q − E_π q: the regret that the state expects.
         regrets = zero_padding(q.q_max, mask) if settings.expected_regrets else taken
-        if settings.per_token:
-            rate = self.rate(regrets, mask)
-            regrets, taken = (zero_padding(each - rate, mask) for each in (regrets, taken))
         to_come = regrets_to_come(regrets, mask)
         means = self.remaining(to_come, mask)  # M_1 … M_{T+1}
+        if settings.per_token:  # with the ρ of the row, of which its own regrets are no part
+            rate, left = self.rate(regrets, mask), regrets_to_come(mask.to(regrets.dtype), mask)
+            regrets, taken = (zero_padding(each - rate, mask) for each in (regrets, taken))
+            to_come, means = to_come - rate * left, means - rate * self.remaining(left, mask)
         share = steps.first(self.share(rollout))  # f(s_t)
         now = zero_padding(means[:, :-1] * share, mask)  # Û_t
         if settings.lambda_ == 1:  # the sum telescopes

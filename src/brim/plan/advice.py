@@ -10,7 +10,6 @@ from brim.plan.hours import Advice, Part, total_hours
 from brim.plan.plan import GIB, Plan, Planner, plan
 from brim.plan.render import decimal
 from brim.training.loop_settings import LoopConfig
-from brim.training.optimizer import training_stages
 from brim.training.predictions import BLOCK
 from brim.training.settings import RunConfig
 
@@ -41,7 +40,7 @@ def advise(planner: Planner, parts: Sequence[Part], seen: Seen) -> tuple[Advice,
     """Return what to change first: what saves most, and nothing that saves next to nothing."""
     config, least = planner.config, _WORTH * total_hours(parts)
     found = [*_of_the_run(planner, parts, seen)]
-    for name, keys, loop, _ in training_stages(config):
+    for name, keys, loop, _ in config.stages():
         own = [part for part in parts if part.stage == name]
         if total_hours(own):
             found += [*_of_loop(name, keys, loop, own, seen), *_of_steps(planner, name, own, seen)]
@@ -158,7 +157,7 @@ def _of_the_run(planner: Planner, parts: Sequence[Part], seen: Seen) -> Iterator
 
 def memory_warnings(planned: Plan, planner: Planner, memory_bytes: int) -> Iterator[str]:
     """Warn of phases that need more than there is, and say what makes them smaller."""
-    loops = {name: (keys, loop) for name, keys, loop, _ in training_stages(planner.config)}
+    loops = {name: (keys, loop) for name, keys, loop, _ in planner.config.stages()}
     for stage in planned.stages:
         keys, loop = loops.get(stage.name, ("", planner.config.trainer))
         settings = {

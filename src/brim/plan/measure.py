@@ -30,7 +30,6 @@ from brim.training.optimizer import (
     count_evaluations,
     count_saves,
     count_steps,
-    training_stages,
 )
 from brim.training.predictions import BLOCK
 from brim.training.settings import RunConfig, TrackingConfig
@@ -70,7 +69,7 @@ def measure(
             if config.evaluation.stages:
                 for split in config.task.splits()[2:]:
                     evaluate_stages(out, split=split, reporter=timer)
-        logs = {name: _folder_of(out, name, config) for name, *_ in training_stages(config)}
+        logs = {name: _folder_of(out, name, config) for name, *_ in config.stages()}
         timings = {name: RunDirectory(path).log("timings.jsonl") for name, path in logs.items()}
         metrics = {name: RunDirectory(path).log("metrics.jsonl") for name, path in logs.items()}
         few = RunDirectory(out).manifest()["data"]
@@ -132,7 +131,7 @@ class Timer(Reporter):
 
 def shortened(config: RunConfig, planner: Planner, steps: int) -> RunConfig:
     """Return the same run with a few steps a stage, and evaluations of few examples."""
-    rows = max(loop.rollout_batch_size for _, _, loop, _ in training_stages(config))
+    rows = max(loop.rollout_batch_size for _, _, loop, _ in config.stages())
     number = _WARM_UP + steps
     loop = {
         "max_steps": number, "num_epochs": None, "evaluate_every": number, "save_every": number
@@ -211,7 +210,7 @@ def parts_of_run(
     """
     stages: dict[str, list[Part]] = {"start": []}
     known = 0.0
-    for name, _, loop, _ in training_stages(config):
+    for name, _, loop, _ in config.stages():
         stages[name] = [*_of_training(name, timings[name], loop, counts)]
         known += math.fsum(row.get(f"time/{w}", 0.0) for row in timings[name] for w in _TIMED)
     order = ("start", "teacher", "teacher_outputs", "predistill", config.objective.name, "test")

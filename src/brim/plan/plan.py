@@ -9,7 +9,6 @@ from functools import lru_cache
 import torch
 
 from brim.errors import BrimError, DataError, ModelError, first_line
-from brim.models.modes import checkpoint_layers, without_weights
 from brim.models.settings import Quantization
 from brim.objectives.method import Passes
 from brim.plan.flops import (
@@ -32,9 +31,9 @@ from brim.plan.warnings import (
 from brim.support.printing import Printed
 from brim.tasks import AnyTask, ReadTask, WordProblems
 from brim.training.optimizer import (
+    check_checkpointing,
     check_trainable,
     count_steps,
-    training_stages,
 )
 from brim.training.predictions import BLOCK
 from brim.training.settings import RunConfig
@@ -182,7 +181,7 @@ class Planner:
             teacher=config.teacher.sharding,
             teacher_apart=config.teacher.device is not None,
         )
-        self.loops = {name: (loop, optim) for name, _, loop, optim in training_stages(config)}
+        self.loops = {name: (loop, optim) for name, _, loop, optim in config.stages()}
         self.teachers = teacher_shapes(config)
         # Passes are sized by the largest; all of them are there.
         self.teacher = max(self.teachers, key=lambda shape: shape.weight_bytes, default=None)
@@ -208,9 +207,7 @@ class Planner:
         check_trainable(self.student.model, "student")
         if self.teacher is not None and config.teacher.train is not None:
             check_trainable(self.teacher.model, "teacher")
-        if config.trainer.gradient_checkpointing:
-            dropout = not config.objective.compares_policies
-            checkpoint_layers(without_weights(self.student.model), dropout=dropout)
+        check_checkpointing(config, self.teacher and self.teacher.model, self.student.model)
 
     def size(self, rows: int) -> Size:
         """So many prompts and completions, all as long as they may be."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from brim.plan.models import ModelShape, Size
-from brim.training.optimizer import schedule_warnings, training_stages
+from brim.training.optimizer import schedule_warnings
 from brim.training.settings import RunConfig
 
 # Tokens of a prompt where the recipe sets no limit.
@@ -41,7 +41,7 @@ def served_warnings(config: RunConfig) -> Iterator[str]:
 
 def device_warnings(config: RunConfig, devices: int) -> Iterator[str]:
     """Of devices with nothing to do."""
-    for name, _, loop, _ in training_stages(config):
+    for name, _, loop, _ in config.stages():
         if loop.rollout_batch_size % devices:
             yield (
                 f"{name}: {loop.rollout_batch_size:,} prompts a step cannot be shared out evenly "

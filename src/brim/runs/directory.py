@@ -29,6 +29,7 @@ from brim.support.seals import (
     is_sealed,
 )
 from brim.training.checkpoints import latest_state
+from brim.training.loop_settings import steps_of_epochs
 from brim.training.predictions import Prediction
 from brim.training.resuming import foreign_best
 
@@ -298,8 +299,7 @@ class RunDirectory:
             if trainer.get("max_steps") is not None:
                 return int(trainer["max_steps"])
             examples = manifest["data"]["train"]["num_examples"]
-            steps = math.ceil(trainer["num_epochs"] * examples / trainer["rollout_batch_size"])
-            return int(steps)
+            return steps_of_epochs(trainer["num_epochs"], examples, trainer["rollout_batch_size"])
         except (BrimError, *BAD_ROW):
             return None
 

@@ -92,6 +92,7 @@ def fit(
             monitors=monitors or Monitors(),
             num_samples=config.evaluation.num_samples,
             other_processes=run.other_processes,
+            keys={"teacher": "teacher.train.", "predistill": "student.predistill."}.get(stage, ""),
         )
         watched = Watched(meter, metric, objective, trainer.pace)
         callbacks.add(watched)

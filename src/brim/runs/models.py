@@ -21,7 +21,6 @@ from brim.models import (
     add_adapters,
     build_model,
     check_vllm,
-    checkpoint_layers,
     keep_layers,
     load_model,
     quantization_of,
@@ -38,7 +37,12 @@ from brim.runs.inputs import Made, RunInputs
 from brim.runs.pairs import match
 from brim.runs.served import load_served, recognize
 from brim.seeding import derive_seed
-from brim.training.optimizer import check_trainable, import_adamw_8bit, schedule_warnings
+from brim.training.optimizer import (
+    check_checkpointing,
+    check_trainable,
+    import_adamw_8bit,
+    schedule_warnings,
+)
 from brim.training.teacher_settings import NamedTeacher, TeacherConfig
 
 
@@ -83,11 +87,10 @@ def load_checked(
         add_adapters(without_weights(model.model), config.student.lora, seed=0)
     if config.decoding.engine == "vllm":
         check_vllm(model)
-    if config.trainer.gradient_checkpointing:
-        dropout = not config.objective.compares_policies
-        checkpoint_layers(without_weights(model.model), dropout=dropout)
-    if config.optim.optimizer == "adamw_8bit":
-        import_adamw_8bit(run.accelerator.device)
+    check_checkpointing(config, getattr(teacher.model, "model", None), model.model)
+    for _, keys, _, optim in config.stages():
+        if optim.optimizer == "adamw_8bit":
+            import_adamw_8bit(run.accelerator.device, keys)
     for warning in schedule_warnings(config, len(run.examples("train"))):
         run.reporter.say(f"warning: {warning}")
     return teacher, student, spelling

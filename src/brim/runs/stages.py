@@ -243,12 +243,14 @@ def write_teacher_outputs(
         student: in whose tokens the texts are learned, if these are not the writer's.
     """
     decoding, train = run.config.decoding, run.examples("train")
+    ends = sorted(teacher.model.eos_token_ids)  # of the student too, as what is excluded
     stage = Stage.open(
         run.stages_dir,
         "teacher_outputs",
         {
             "teacher": teacher.fingerprint,
-            "excluded": sorted(teacher.model.rules.excluded),  # of the student too
+            "excluded": sorted(teacher.model.rules.excluded),
+            **({"ends": ends} if len(ends) > 1 else {}),
             "data": run.data()["train"]["sha256"],
             "max_prompt_tokens": decoding.max_prompt_tokens,
             "max_tokens": decoding.max_tokens,

@@ -19,6 +19,7 @@ def url_problem(url: str, key_setting: str) -> str | None:
     """
     try:
         parts = urlsplit(url)
+        _ = parts.port  # raises
         usable = parts.scheme in ("http", "https") and bool(parts.hostname)
         secret = bool(parts.username or parts.password or parts.query or parts.fragment)
     except ValueError:

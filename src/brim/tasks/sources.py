@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -167,15 +168,20 @@ class FileSource:
         reader = self._reader(lines)
         header = _read_header(self.path, reader, lines)
         while True:
-            first_line = lines.number + 1
+            first_line = lines.begin_row()
             fields: list[str] | None = []
             problem = None
             try:
                 fields = next(reader, None)
             except csv.Error as error:
-                problem = RowError("broken CSV", f": {error}")
-            problem = lines.take_problem() or problem
-            if problem:
+                problem = RowError("broken CSV", f": {error}{_QUOTES * lines.several}")
+            # Commas are in prose too, tabs hardly ever.
+            if self._delimiter == "\t" and lines.several and lines.each_has("\t", len(header) - 1):
+                problem = RowError("open quote", f": a cell goes on over the next row{_QUOTES}")
+            found = lines.take_problem()
+            if problem and not found:  # not also the rows behind it, which an open quote takes in
+                lines.put_back()
+            if problem := found or problem:
                 yield first_line, problem
             elif fields is None:
                 return
@@ -187,6 +193,9 @@ class FileSource:
                 yield first_line, RowError("wrong number of columns", counts)
 
 
+_QUOTES = "; a field that begins with a quote must end with one, and double those inside"
+
+
 class _Lines:
     """The lines of an open file as text. What is wrong with one is kept until it is asked for."""
 
@@ -195,6 +204,28 @@ class _Lines:
         self.position = file.position
         self._file = file
         self._problem: RowError | None = None
+        self._row: list[str] = []  # the lines of it that were read
+        self._again: deque[str] = deque()
+
+    def begin_row(self) -> int:
+        """Return the number of the next line, with which a row begins."""
+        self._row = []
+        return self.number + 1
+
+    @property
+    def several(self) -> bool:
+        """Whether the row has more than one line."""
+        return len(self._row) > 1
+
+    def each_has(self, delimiter: str, number: int) -> bool:
+        """Return whether each line of the row has so many delimiters, as a whole row has them."""
+        return all(line.count(delimiter) == number for line in self._row)
+
+    def put_back(self) -> None:
+        """Have the lines behind the first of the row read again."""
+        behind = self._row[1:]
+        self.number -= len(behind)
+        self._again.extendleft(reversed(behind))
 
     def take_problem(self) -> RowError | None:
         """What was wrong with the lines since the last call, if anything."""
@@ -205,6 +236,15 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
+        if self._again:
+            self.number += 1
+            text = self._again.popleft()
+        else:
+            text = self._next()
+        self._row.append(text)
+        return text
+
+    def _next(self) -> str:
         line = self._read()
         if not line:
             raise StopIteration
@@ -256,6 +296,7 @@ def _read_header(path: Path, reader: Iterator[list[str]], lines: _Lines) -> tupl
 
 def _jsonl_rows(lines: _Lines) -> Iterator[NumberedRow]:
     for text in lines:
+        lines.begin_row()  # which is not read again
         if problem := lines.take_problem():
             yield lines.number, problem
         elif not text.isspace():

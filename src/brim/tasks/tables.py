@@ -32,6 +32,9 @@ class ParquetSource:
             self._file = pq.ParquetFile(path)
         except Exception as error:  # whatever the library says of the format
             raise DataError(f"{path}: cannot be read as Parquet: {first_line(error)}") from None
+        names = self.columns()
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise DataError(f"{path}: has two columns {twice!r}; rename one")
 
     def identity(self) -> list[Any]:
         """Return path, size and time of the last change."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -40,6 +42,13 @@ class OptimConfig(Config):
     """What follows the warm-up; `linear` and `cosine` end at zero."""
     max_grad_norm: float | None = Field(1.0, gt=0)
     """Clip the global gradient norm; null for none."""
+
+
+class SupervisedOptimConfig(OptimConfig):
+    """AdamW with linear warm-up, at a learning rate of cross-entropy."""
+
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
 
 
 class LoopConfig(Config):
@@ -83,6 +92,11 @@ class LoopConfig(Config):
         return self
 
 
+def steps_of_epochs(num_epochs: float, num_examples: int, rollout_batch_size: int) -> int:
+    """Return the steps of so many passes, 1.1 being eleven tenths and no binary number near it."""
+    return math.ceil(Fraction(str(num_epochs)) * num_examples / rollout_batch_size)
+
+
 def check_moments(optim: OptimConfig, loop: LoopConfig) -> None:
     """Raise a ValueError for moments that cannot be kept in parts where the loop says so."""
     if optim.optimizer != "adamw" and loop.sharding != "none":
@@ -113,7 +127,7 @@ class TrainerConfig(LoopConfig):
 class SupervisedConfig(Config):
     """A stage of cross-entropy training: the teacher's own, or the student's pre-distillation."""
 
-    optim: OptimConfig = OptimConfig(lr=1e-3)
+    optim: SupervisedOptimConfig = SupervisedOptimConfig()
     """Optimizer of this stage."""
     trainer: LoopConfig
     """Loop of this stage."""

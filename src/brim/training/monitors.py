@@ -15,6 +15,7 @@ from statistics import median
 from typing import Literal
 
 from brim.metrics import Score
+from brim.metrics.regrets import REGRETS
 
 Mode = Literal["off", "warn", "stop", "rollback"]
 
@@ -178,7 +179,8 @@ class Monitors:
         Returns:
             As `observe`.
         """
-        name = next((n for n in scores if n not in ("return", "expected_return", "length")), None)
+        of_teacher = {*REGRETS, *REGRETS.values(), "length"}
+        name = next((n for n in scores if n not in of_teacher), None)
         value = scores.get("expected_return", scores.get("return"))
         if self.mode == "off" or name is None or value is None:
             return {}

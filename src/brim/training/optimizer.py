@@ -11,10 +11,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from brim.errors import ConfigError, RunError
+from brim.errors import ConfigError, ModelError, RunError
+from brim.models.modes import checkpoint_layers, without_weights
 from brim.support.files import atomic_write_json, read_json
-from brim.training.loop_settings import LoopConfig, OptimConfig
+from brim.training.loop_settings import LoopConfig, OptimConfig, steps_of_epochs
 from brim.training.settings import RunConfig
 from brim.training.sharding import part_of
 
@@ -66,10 +68,10 @@ def check_trainable(model: nn.Module, role: Literal["teacher", "student"]) -> No
         )
 
 
-def import_adamw_8bit(device: torch.device) -> Any:
+def import_adamw_8bit(device: torch.device, keys: str = "") -> Any:
     """Import AdamW with moments in 8 bits (Dettmers et al. 2022), once it has made a step.
 
-    Moments of fewer than 4,096 numbers stay in float32.
+    Moments of fewer than 4,096 numbers stay in float32. `keys` are the place of its settings.
 
     Raises:
         ConfigError: bitsandbytes is not installed, or cannot compute on this device.
@@ -78,7 +80,7 @@ def import_adamw_8bit(device: torch.device) -> Any:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         raise ConfigError(
-            "optim.optimizer: adamw_8bit needs the package bitsandbytes: "
+            f"{keys}optim.optimizer: adamw_8bit needs the package bitsandbytes: "
             "pip install 'brim-distill[bitsandbytes]'"
         ) from error
     trial = nn.Parameter(torch.zeros(4096, device=device))
@@ -87,7 +89,7 @@ def import_adamw_8bit(device: torch.device) -> Any:
         AdamW8bit([trial]).step()
     except Exception as error:  # whatever its libraries raise
         raise ConfigError(
-            f"optim.optimizer: this bitsandbytes cannot compute adamw_8bit on {device.type} "
+            f"{keys}optim.optimizer: this bitsandbytes cannot compute adamw_8bit on {device.type} "
             f"({type(error).__name__}); install a newer one, or choose adamw"
         ) from error
     return AdamW8bit
@@ -112,7 +114,7 @@ def count_steps(settings: LoopConfig, num_examples: int) -> int:
     if settings.max_steps is not None:
         return settings.max_steps
     assert settings.num_epochs is not None
-    return math.ceil(settings.num_epochs * num_examples / settings.rollout_batch_size)
+    return steps_of_epochs(settings.num_epochs, num_examples, settings.rollout_batch_size)
 
 
 def count_evaluations(settings: LoopConfig, num_steps: int, *, after: int = 0) -> int:
@@ -130,14 +132,22 @@ def _count_every(every: int, num_steps: int, after: int) -> int:
     return math.ceil(num_steps / every) - after // every if after < num_steps else 0
 
 
-def training_stages(config: RunConfig) -> Iterator[tuple[str, str, LoopConfig, OptimConfig]]:
-    """Return the stages that train a model: name, place in the settings, loop and optimizer."""
-    train, predistill = config.teacher.train, config.student.predistill
-    if train is not None:
-        yield "teacher", "teacher.train.", train.trainer, train.optim
-    if predistill is not None:
-        yield "predistill", "student.predistill.", predistill.trainer, predistill.optim
-    yield config.objective.name, "", config.trainer, config.optim
+def check_checkpointing(
+    config: RunConfig, teacher: PreTrainedModel | None, student: PreTrainedModel
+) -> None:
+    """Check that layers can be checkpointed in each stage that is to; the models are not changed.
+
+    Raises:
+        ModelError: those of one cannot.
+    """
+    for _, keys, loop, _ in config.stages():
+        model = teacher if keys == "teacher.train." else student
+        if loop.gradient_checkpointing and model is not None:
+            dropout = keys != "" or not config.objective.compares_policies
+            try:
+                checkpoint_layers(without_weights(model), dropout=dropout)
+            except ModelError as error:
+                raise ModelError(f"{keys}trainer.{error}") from None
 
 
 def schedule_warnings(config: RunConfig, num_examples: int | None) -> Iterator[str]:
@@ -147,7 +157,7 @@ def schedule_warnings(config: RunConfig, num_examples: int | None) -> Iterator[s
         config: the run's settings.
         num_examples: of the training split; None if not known.
     """
-    for name, keys, loop, optim in training_stages(config):
+    for name, keys, loop, optim in config.stages():
         if loop.max_steps is None and num_examples is None:
             continue
         steps, warmup = count_steps(loop, num_examples or 0), optim.warmup_steps

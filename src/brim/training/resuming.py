@@ -159,13 +159,13 @@ def foreign_best(best: Path, state: Mapping[str, Any]) -> str | None:
     return f"it is not what this training made by step {state['step']}"
 
 
-def warn_of_the_untrained(directory: Path, state: TrainerState, metric: str) -> None:
+def warn_of_the_untrained(directory: Path, state: TrainerState, metric: str, keys: str) -> None:
     """Warn where the best model of a training is the one that it began with."""
     if state.best_step == 0 < state.step:
         logger.warning(
             "%s: best/ is the model of step 0, before training: %s was worse at every "
-            "evaluation up to step %d; train longer, or change optim.lr",
-            *(directory, metric, state.step),
+            "evaluation up to step %d; train longer, or change %soptim.lr",
+            *(directory, metric, state.step, keys),
         )
 
 

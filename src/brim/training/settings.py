@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -277,16 +277,26 @@ class RunConfig(Config):
         return self
 
     def check_processes(self, number: int) -> None:
-        """Check that each of so many processes has a prompt of a step.
+        """Check that each of so many processes has a prompt of a step, in each stage.
 
         Raises:
             ConfigError: there are too few.
         """
-        if self.trainer.rollout_batch_size < number:
-            raise ConfigError(
-                f"trainer.rollout_batch_size: {self.trainer.rollout_batch_size} prompts are too "
-                f"few for {number} processes; raise it"
-            )
+        for _, keys, loop, _ in self.stages():
+            if loop.rollout_batch_size < number:
+                raise ConfigError(
+                    f"{keys}trainer.rollout_batch_size: {loop.rollout_batch_size} prompts are too "
+                    f"few for {number} processes; raise it"
+                )
+
+    def stages(self) -> Iterator[tuple[str, str, LoopConfig, OptimConfig]]:
+        """Return the stages that train a model: name, place in the settings, loop and optimizer."""
+        train, predistill = self.teacher.train, self.student.predistill
+        if train is not None:
+            yield "teacher", "teacher.train.", train.trainer, train.optim
+        if predistill is not None:
+            yield "predistill", "student.predistill.", predistill.trainer, predistill.optim
+        yield self.objective.name, "", self.trainer, self.optim
 
     def check_quantized(self, teacher: Quantization | None, student: Quantization | None) -> None:
         """Refuse what models of few bits a weight cannot do, loaded so or stored so.

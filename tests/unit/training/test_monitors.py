@@ -126,6 +126,12 @@ def test_nothing_is_watched_of_skipped_steps_of_texts_of_others_and_when_off():
     assert Monitors("warn").observe({**values, "optim/skipped": 1.0}, {"own_rows": 1.0}) == {}
     alone = {"return": score(1, 1), "length": score(1, 1)}
     assert Monitors("warn").evaluate(alone) == {}
+    # Without a metric of the task the return has nothing to part from: not from its own mean.
+    monitors = Monitors("warn")
+    for value in range(5):
+        worse = replace(score(value, 0.1), higher_is_better=False)
+        scores = {"return": score(value, 0.1), "regret_per_token": worse, "length": score(1, 1)}
+        assert monitors.evaluate(scores) == {}
 
 
 @pytest.mark.parametrize("name", CURVES)

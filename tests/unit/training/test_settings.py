@@ -9,6 +9,7 @@ import brim.cli
 from brim.config.loading import load_config
 from brim.errors import ConfigError
 from brim.recipes import find_recipe
+from brim.training.loop_settings import OptimConfig, SupervisedConfig
 from brim.training.settings import RunConfig
 
 HEAD = "extends: cmudict/brim\n"
@@ -111,3 +112,22 @@ def test_what_an_override_contradicts_is_named_with_its_file():
     place, _, problem = str(caught.value).partition(": evaluation.metric: ")
     assert place.endswith("_methods.yaml:8")
     assert "needs evaluation.expected_returns=true" in problem
+
+
+def test_a_stage_keeps_its_rate_whatever_else_is_said_of_its_optimizer():
+    trainer = {"max_steps": 9}
+    assert SupervisedConfig(trainer=trainer, optim={"warmup_steps": 5}).optim.lr == 1e-3
+    assert SupervisedConfig(trainer=trainer).optim.lr == 1e-3
+    # What is hashed of a stage is what it was.
+    assert list(SupervisedConfig(trainer=trainer).describe()["optim"]) == list(
+        OptimConfig().model_dump()
+    )
+
+
+@pytest.mark.parametrize("place", ["student.predistill.", "teacher.train.", ""])
+def test_each_process_needs_a_prompt_in_each_stage(place):
+    recipe = find_recipe("cmudict/brim")
+    config = load_config(RunConfig, recipe, [f"{place}trainer.rollout_batch_size=2"])
+    config.check_processes(2)
+    with pytest.raises(ConfigError, match=rf"^{place}trainer.rollout_batch_size: 2 prompts .* 4"):
+        config.check_processes(4)

@@ -53,6 +53,9 @@ def test_learning_rate():
 def test_epochs_are_rounded_up_to_whole_steps():
     assert count_steps(LoopConfig(num_epochs=2, rollout_batch_size=8), 21) == 6
     assert count_steps(LoopConfig(max_steps=5), 21) == 5
+    for tenths in range(1, 60):  # in binary 1.1 · 100 is more than 110
+        settings = LoopConfig(num_epochs=tenths / 10, rollout_batch_size=10)
+        assert count_steps(settings, 100) == tenths
 
 
 def test_global_generator_is_left_alone():
