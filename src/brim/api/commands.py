@@ -118,7 +118,8 @@ def evaluate(
     run = Path(run)
     RunDirectory(run).check()
     changes = [
-        f"{key}={json.dumps(value, default=str)}" for key, value in (overrides or {}).items()
+        f"{key}={json.dumps(value, default=str, ensure_ascii=False)}"
+        for key, value in (overrides or {}).items()
     ]
     where = run if out is None else Path(out)
     with working(quiet) as reporter:

@@ -37,6 +37,9 @@ def main() -> None:
     except UsageError as error:
         typer.echo(usage_in_a_line(error), err=True)
         sys.exit(2)
+    except typer.Abort:  # of a question
+        typer.echo("brim: stopped", err=True)
+        sys.exit(130)
     except Exception as error:
         line = mistake_in_a_line(error)
         if line is None:

@@ -37,9 +37,9 @@ _PAIR_ROUNDING = 1e-9
 class PairedTest:
     """A two-sided paired t-test of the mean difference `a - b`.
 
-    One pair has no variance to judge by: all but the difference is None. Differences that are all
-    the same leave no doubt to measure: the interval is a point, the p-value 1 where they are 0 and
-    else 0, and the effect size, which divides by their deviation, is None.
+    One pair has no variance to judge by: all but the difference is None. Nor have differences that
+    are all the same: where they are 0 the p-value is 1 and the interval a point; else t would be
+    infinite, and the p-value is that of the signs, 2^(1 − n), and what needs a variance is None.
 
     Attributes:
         num_pairs: seeds that both have.
@@ -87,9 +87,10 @@ def paired_t_test(
         return PairedTest(1, mean, None, None, None, None, confidence, None)
     largest = max(np.abs(first).max(), np.abs(second).max())
     if np.ptp(differences) <= _ROUNDING * largest:
-        same = abs(mean) <= _ROUNDING * largest
-        mean = 0.0 if same else mean
-        return PairedTest(n, mean, mean, mean, 1.0 if same else 0.0, None, confidence, 0.0)
+        if abs(mean) <= _ROUNDING * largest:
+            return PairedTest(n, 0.0, 0.0, 0.0, 1.0, None, confidence, 0.0)
+        # No spread to judge by, and t would be infinite: what is known is that all signs agree.
+        return PairedTest(n, mean, None, None, 2.0 ** (1 - n), None, confidence, None)
     from scipy import stats
 
     result = stats.ttest_rel(first, second)

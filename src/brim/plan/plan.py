@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -362,13 +363,12 @@ def _times(count: int | None, each: int) -> int | None:
 @lru_cache(maxsize=8)
 def count_examples(task: AnyTask) -> int | None:
     """Training examples, at most; None if only data that is not here could tell."""
-    if task.max_train_examples is not None:
-        return task.max_train_examples
     if isinstance(task, ReadTask):
-        try:
-            return task.count("train")
-        except DataError:  # which brim data shows, and brim train says
-            return None
+        with suppress(DataError):  # which brim data shows, and brim train says
+            if (count := task.count("train")) is not None:
+                return count
+    if task.max_train_examples is not None or isinstance(task, ReadTask):
+        return task.max_train_examples
     if isinstance(task, WordProblems):  # it would take seconds to write them
         return task.num_train
     return len(task.load("train"))

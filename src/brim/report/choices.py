@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from brim.report import paper_numbers as the_paper
-from brim.report.systems import LLMR_HERE, TaskRuns, by_task, shared_seeds
+from brim.report.systems import LLMR_HERE, TaskRuns, by_task, digits_of, shared_seeds
 from brim.support.tables import ABSENT, Cell, Table
 
 
@@ -42,7 +42,7 @@ def best_k_table(tasks: Sequence[TaskRuns], *, paper: bool = False) -> Table | N
             "k": s.name.k,
             "system": s.label,
             "criterion": c.criterion,
-            "validation": c.validation_by_k(c.criterion).get(s.name.k or 0),
+            "validation": c.on_validation(c.choices).get(s),
             "best": s is c.best_brim(),
             "llmr_here": s.is_llmr,
             "paper": the_paper.table8(c.name, c.kind) if paper else None,
@@ -65,7 +65,8 @@ def _validation(task: TaskRuns, k: int) -> Cell:
     if k not in values:
         is_llmr = any(s.is_llmr for s in task.brims if s.name.k == k)
         return Cell(ABSENT, note=LLMR_HERE if is_llmr else "")
-    return Cell(f"{values[k]:.2f}", best=best is not None and best.name.k == k)
+    text = f"{values[k]:.{digits_of(task.criterion)}f}"
+    return Cell(text, best=best is not None and best.name.k == k)
 
 
 def settings_table(tasks: Sequence[TaskRuns]) -> Table | None:
@@ -78,11 +79,11 @@ def settings_table(tasks: Sequence[TaskRuns]) -> Table | None:
     for task in tasks:
         for systems in task.with_several_settings:
             values = task.on_validation(systems)
-            best, seeds = task.best_setting(systems), len(shared_seeds(systems))
+            best, seeds = task.best_settings(systems), len(shared_seeds(systems))
             for system in systems:
                 value = values.get(system)
-                text = ABSENT if value is None else f"{value:.2f}"
-                cell = Cell(text, best=system is best)
+                text = ABSENT if value is None else f"{value:.{digits_of(task.criterion)}f}"
+                cell = Cell(text, best=system in best)
                 rows.append((Cell(task.label), Cell(system.label), cell, Cell(str(seeds))))
                 data.append(
                     {
@@ -91,17 +92,19 @@ def settings_table(tasks: Sequence[TaskRuns]) -> Table | None:
                         "system": system.label,
                         "criterion": task.criterion,
                         "validation": value,
-                        "best": system is best,
+                        "best": system in best,
                         "num_seeds": seeds,
                     }
                 )
     if not rows:
         return None
-    names = dict.fromkeys(task.name_of(task.criterion) for task in tasks)
+    shown = [task for task in tasks if task.with_several_settings]
+    names = dict.fromkeys(task.name_of(task.criterion) for task in shown)
     caption = (
         "The validation score of the checkpoint that is tested, mean over the n seeds that all "
-        "settings of the method have. In bold the best setting of each method; the test split has "
-        "no say. Compare methods at their best settings, with other seeds than those that chose."
+        "settings of the method have. In bold the best setting of each method, or those that "
+        "tie; the test split has no say. Compare methods at their best settings, with other seeds "
+        "than those that chose."
     )
     head = ("system", f"validation {' or '.join(names)}", "n")
     title = "Validation score by setting"

@@ -11,7 +11,7 @@ from brim.metrics import spread
 from brim.metrics.regrets import REGRETS
 from brim.report.labels import joined
 from brim.report.seed_tests import SeedTest, seed_test
-from brim.report.systems import LLMR_HERE, SystemRuns, TaskRuns, shared_seeds
+from brim.report.systems import LLMR_HERE, SystemRuns, TaskRuns, digits_of, shared_seeds
 from brim.report.tables import decoded_otherwise
 from brim.support.tables import p_text
 from brim.training.monitors import KINDS
@@ -192,7 +192,8 @@ def _choice_of_k(task: TaskRuns) -> list[str]:
         ]
     text = f"K = {chosen.name.k} is chosen, by the validation {task.name_of(task.criterion)}"
     values = task.validation_by_k(task.criterion)
-    ties = [f"K = {k}" for k, v in values.items() if round(v - values[chosen.name.k or 0], 2) == 0]
+    best, digits = values[chosen.name.k or 0], digits_of(task.criterion)
+    ties = [f"K = {k}" for k, v in values.items() if round(v - best, digits) == 0]
     if len(ties) > 1:
         text += f", in which {joined(ties)} tie"
     on_test = task.best_students(task.criterion, task.choices)
@@ -204,11 +205,11 @@ def _choice_of_k(task: TaskRuns) -> list[str]:
 
 def _choice_of_settings(task: TaskRuns) -> list[str]:
     """Which setting of each method that has several is best on the validation split."""
-    best = [task.best_setting(systems) for systems in task.with_several_settings]
-    labels = [system.label for system in best if system is not None]
-    if not labels:
+    best = [task.best_settings(systems) for systems in task.with_several_settings]
+    names = [" or ".join(s.label for s in systems) for systems in best if systems]
+    if not names:
         return []
-    return [f"Best settings by the validation {task.name_of(task.criterion)}: {joined(labels)}."]
+    return [f"Best settings by the validation {task.name_of(task.criterion)}: {joined(names)}."]
 
 
 def _training(task: TaskRuns) -> list[str]:

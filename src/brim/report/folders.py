@@ -112,9 +112,15 @@ def folders(roots: Sequence[Path]) -> Iterator[tuple[Path, set[str]]]:
     for root in roots:
         if not root.is_dir():
             raise RunError(f"{root}: no such folder; check the path")
-        for place, below, files in os.walk(root):
-            below[:] = sorted(f for f in below if f not in _SKIPPED and not f.startswith("."))
+        for place, below, files in os.walk(root, followlinks=True):
             directory = Path(place)
+            below[:] = sorted(
+                f
+                for f in below
+                if f not in _SKIPPED
+                and not f.startswith(".")
+                and (directory / f).resolve() not in seen  # a link may lead back
+            )
             if directory.resolve() not in seen:
                 seen.add(directory.resolve())
                 yield directory, set(files)
@@ -258,7 +264,7 @@ _FAILED = re.compile(r"^brim sweep: (.*)$", re.MULTILINE)
 def _failure(directory: Path) -> str | None:
     """What a sweep's log says of a run in it that has failed; None where it has not."""
     directory = directory.absolute()
-    log = directory.parents[1] / "logs" / f"{directory.parent.name}-{directory.name}.log"
+    log = directory.parent.parent / "logs" / f"{directory.parent.name}-{directory.name}.log"
     if not log.is_file():
         return None
     words = _FAILED.findall(log.read_text(encoding="utf-8", errors="replace"))

@@ -36,6 +36,8 @@ _BY_QUESTION = (
     ("settings", "Which setting?", ("settings",)),
 )
 _IN_FILES_ONLY = ("significance_all",)
+# All that a report may have.
+PARTS = {part for *_, parts in _BY_QUESTION for part in parts} | {"table7", *_IN_FILES_ONLY}
 _TITLES_OF_THE_PAPER = {
     "table1": "Table 1: main results",
     "table3": "Table 3: judged by a model",

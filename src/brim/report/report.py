@@ -11,7 +11,7 @@ from brim.report.choices import best_k_table, settings_table
 from brim.report.colors import looks_of
 from brim.report.figures import learning_curves, returns_figure, variance_figure
 from brim.report.gather import gather
-from brim.report.layout import sections, titled_as_the_paper
+from brim.report.layout import PARTS, sections, titled_as_the_paper
 from brim.report.lead import MARK, for_terminal, lead_of, summary_page
 from brim.report.outputs import choose_outputs
 from brim.report.page import render_report
@@ -28,6 +28,7 @@ from brim.support.tables import Table, as_csv, as_latex, as_markdown
 
 BASELINE = "LLMR"  # what BRIM extends
 SUMMARY = "summary.md"
+_SUFFIXES = {".md", ".tex", ".csv", ".png", ".svg"}
 _MARKS = (MARK, "# brim report")  # this version's, and those of before
 
 
@@ -135,6 +136,10 @@ def _write(out: Path, summary: str, tables: Sequence[Table], figures: Sequence[F
     for figure in figures:
         atomic_write_bytes(out / f"{figure.name}.png", figure.png)
         atomic_write_bytes(out / f"{figure.name}.svg", figure.svg)
+    made = {table.name for table in tables} | {figure.name for figure in figures}
+    for path in out.iterdir():  # of an earlier report, which knew more
+        if path.stem in PARTS - made and path.suffix in _SUFFIXES:
+            path.unlink()
 
 
 def _check_out(out: Path) -> None:

@@ -200,11 +200,17 @@ class TaskRuns:
         """The systems among whose K the best is sought: each K of BRIM that is not LLMR here."""
         return [system for system in self.brims if not system.is_llmr]
 
+    @property
+    def _has_a_k_twice(self) -> bool:
+        return len({system.name.k for system in self.choices}) < len(self.choices)
+
     def validation_by_k(self, metric: str) -> dict[int, float]:
         """Return the mean validation score of each K to choose from, over the seeds that all have.
 
-        Empty where they share none, or a run does not know its own.
+        Empty where they share none, a run does not know its own, or some K is there twice.
         """
+        if self._has_a_k_twice:
+            return {}
         values = self.on_validation(self.choices, metric)
         return {s.name.k: value for s, value in values.items() if s.name.k is not None}
 
@@ -217,7 +223,7 @@ class TaskRuns:
         Returns:
             None without BRIM, or where the validation scores cannot decide. The only K needs none.
         """
-        if len({system.name.k for system in self.choices}) < len(self.choices):
+        if self._has_a_k_twice:
             return None
         return self.best_setting(self.choices, metric)
 
@@ -233,7 +239,8 @@ class TaskRuns:
         """The systems of each method that has several, which differ in more than K."""
         methods: dict[str, list[SystemRuns]] = {}
         for system in self.systems:
-            if system.name.family not in ("teacher", "student") and not system.decoding:
+            apart = system.decoding or not system.has_seeds
+            if system.name.family not in ("teacher", "student") and not apart:
                 methods.setdefault(system.name.stem, []).append(system)
         return [found for found in methods.values() if len({s.name.k for s in found}) < len(found)]
 
@@ -259,6 +266,13 @@ class TaskRuns:
         values = self.on_validation(systems, metric)
         higher = metric not in self.scores or self.example(metric).higher_is_better
         return (max if higher else min)(values, key=lambda s: values[s]) if values else None
+
+    def best_settings(self, systems: Sequence[SystemRuns]) -> list[SystemRuns]:
+        """Return the best one, and those equal to it by the digits that are shown."""
+        best, values = self.best_setting(systems), self.on_validation(systems)
+        digits = digits_of(self.criterion)
+        shown = {system: round(value, digits) for system, value in values.items()}
+        return [system for system in shown if best and shown[system] == shown[best]]
 
     def best_students(self, metric: str, systems: Iterable[SystemRuns]) -> list[SystemRuns]:
         """Return the best student of those with the most seeds; none where it has no rival.

@@ -101,24 +101,25 @@ def judge_table(
     names = list(dict.fromkeys(name for verdicts in found for name in verdicts.criteria))
     known = [name for name in the_paper.TABLE3_CRITERIA if name in names]
     names = known + [name for name in names if name not in known]
-    groups: dict[tuple[str, str, str], list[Verdicts]] = {}
+    judges = list(dict.fromkeys(verdicts.judge for verdicts in found))
+    groups: dict[tuple[str, str, str, str], list[Verdicts]] = {}
     for verdicts in found:
-        key = (verdicts.task, verdicts.system, verdicts.against)
+        key = (verdicts.task, verdicts.system, verdicts.against, verdicts.judge)
         groups.setdefault(key, []).append(verdicts)
     by_label = {task.label: task for task in tasks}
     rows, data = [], []
-    for (label, system, against), group in groups.items():
+    for (label, system, against, judge), group in groups.items():
         cells = []
         for name in names:
             cell, row = _cell(by_label[label], system, against, name, group, paper=paper)
             cells.append(cell)
-            data.append({"table": "table3", "task": label, "system": system, **row})
-        rows.append((Cell(label), Cell(system), Cell(against), *cells))
-    judges = ", ".join(dict.fromkeys(verdicts.judge for verdicts in found))
+            data.append({"table": "table3", "task": label, "system": system, "judge": judge, **row})
+        note = f"by {judge}" if len(judges) > 1 else ""
+        rows.append((Cell(label), Cell(system, note=note), Cell(against), *cells))
     caption = (
         "Win rate in per cent, ties half a win, with its Wilson interval over pairs of texts, or "
-        f"mean ± standard deviation over seeds. Judge: {judges}. A judge that prefers a place or "
-        "an ID is marked."
+        f"mean ± standard deviation over seeds. Judge: {', '.join(judges)}. A judge that prefers a "
+        "place or an ID is marked."
     )
     if paper:
         caption += " In small print the paper's numbers (Qwen2.5-72B-Instruct)."

@@ -141,6 +141,9 @@ _LATEX = {
     "—": "---",
     "·": r"$\cdot$",
     "²": r"\textsuperscript{2}",
+    "λ": r"$\lambda$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
     "Ĝ": r"$\hat{G}$",
 }
 

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
@@ -102,6 +103,9 @@ def load_sweep(path: Path) -> SweepConfig:
 def keep_sweep(sweep: SweepConfig, out: Path) -> Path:
     """Write the file as it was understood into the sweep's folder; returns its path."""
     path = out / "sweep.yaml"
+    with suppress(ConfigError):  # of none, or of one that is another sweep's
+        if load_sweep(path) == sweep:
+            return path
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     atomic_write_text(path, dump_config(sweep))

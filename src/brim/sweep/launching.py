@@ -112,7 +112,8 @@ def local_launcher(jobs: int | None = None, threads: int | None = None) -> Local
     if devices:
         jobs = jobs or len(devices)
     elif jobs is None:
-        threads = threads or int(os.environ.get("OMP_NUM_THREADS") or 1)
+        outer, _, _ = os.environ.get("OMP_NUM_THREADS", "").partition(",")  # of nested ones
+        threads = threads or (int(outer) if outer.strip().isdecimal() else 1) or 1
         jobs = max(cores // threads, 1)
     return LocalLauncher(jobs, threads or max(cores // jobs, 1), devices)
 

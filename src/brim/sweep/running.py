@@ -232,6 +232,11 @@ class _Work:
             scores = first_scores(self.out / task.name)
             self.reporter.say(f"{task.name}: {scores} ({seconds:.0f} s)")
             return
+        if (state := state_of(task, self.out)) in ("done", "running"):
+            self.states[task.name] = state
+            self.reporter.say(f"{task.name}: {state} by another process, left alone")
+            meter.advance()
+            return
         if self.stopping:
             self.states[task.name] = "stopped"
             self._note(task, "stopped")

@@ -86,6 +86,13 @@ def test_the_best_setting_of_each_method_is_the_validation_splits(tmp_path):
     ]
     said = findings(task, all_tests(task), baseline="LLMR", alpha=0.05)
     assert "Best settings by the validation exact match: LLMR [lr = 0.0001]." in said
+    # Equal by the digits that are shown, they tie, whatever their names.
+    for run in task.find("LLMR [lr = 0.001]").runs:
+        for row in run.metrics:
+            row["eval/exact_match"] = 30.996 if row["step"] else 0.0
+    assert [row[1].best for row in settings_table([task]).rows] == [True, True]
+    (said,) = [x for x in findings(task, [], baseline="LLMR", alpha=0.05) if "Best settings" in x]
+    assert "LLMR [lr = 0.0001] or LLMR [lr = 0.001]" in said
     # K alone has its own table, and one setting is no choice.
     (alone,) = gather([root / "kl", root / "brim-k=2", root / "brim-k=4"]).tasks
     assert settings_table([alone]) is None
@@ -115,6 +122,22 @@ def test_llmr_under_another_name_is_marked_no_choice_and_not_tested(tmp_path):
     assert cells["validation score, K = 4"].note == "= LLMR here"
     said = " ".join(findings(task, tests, baseline="LLMR", alpha=0.05))
     assert "BRIM (K = 4): = LLMR here" in said
+
+
+def test_a_k_that_is_there_twice_has_no_one_score(tmp_path):
+    for lr, validation in ((1e-4, 32.0), (1e-3, 36.0)):
+        for k in (2, 4):
+            directory = tmp_path / f"brim-{k}-{lr}" / "seed=1"
+            make_folder(directory, {**BRIM, "k": k}, 1, scores_of(1.0), optim={"lr": lr},
+                        validation={"exact_match": validation + k})  # fmt: skip
+    (task,) = gather([tmp_path]).tasks
+    table = best_k_table([task])
+    assert {row[1].text for row in table.rows} == {"—"}
+    found = {row["system"]: row["validation"] for row in table.data}
+    assert found["BRIM (K = 4) [lr = 0.001]"] == 40
+    assert found["BRIM (K = 4) [lr = 0.0001]"] == 36
+    settings = {row[0].text: row[1] for row in settings_table([task]).rows}
+    assert [label for label, cell in settings.items() if cell.best] == ["BRIM (K = 4) [lr = 0.001]"]
 
 
 def test_of_old_results_the_mean_length_decides(tmp_path):

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from run_folders import DATA, SEEDS, make_folder, results_of, rows_of
+from run_folders import DATA, SEEDS, make_folder, make_grid, results_of, rows_of
 from rundirs import change_results, unseal, write_run
 
 from brim.errors import RunError
+from brim.report.folders import _failure
 from brim.report.gather import gather
 from brim.runs.directory import RunDirectory
 
@@ -298,3 +299,18 @@ def test_intervals_of_several_confidences_are_refused(tmp_path):
     change_results(second, **facts)
     with pytest.raises(RunError, match=r"a/results\.json: .* another confidence .*b; evaluate"):
         found(first, second)
+
+
+def test_runs_behind_a_link_are_found_once(tmp_path):
+    make_grid(tmp_path / "disk", systems=("llmr", "kl"))
+    root = tmp_path / "sweep"
+    root.mkdir()
+    (root / "llmr").symlink_to(tmp_path / "disk" / "llmr")
+    (root / "again").symlink_to(tmp_path / "disk" / "llmr")
+    (root / "loop").symlink_to(root)
+    (task,) = gather([root]).tasks
+    assert [(s.label, len(s.runs)) for s in task.systems] == [("LLMR", len(SEEDS))]
+
+
+def test_a_run_at_the_top_of_the_disk_has_no_sweep():
+    assert _failure(Path("/nowhere")) is None

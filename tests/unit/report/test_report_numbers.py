@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -269,6 +270,15 @@ def test_verdicts_become_table_3(grid, task, tmp_path):
     assert 0 < low < 75 < high < 100
     assert table.rows[1][3].text == f"25.00 [{100 - high:.2f}, {100 - low:.2f}]"
     assert "some-judge" in table.caption
+    assert not any(row[1].note for row in table.rows)
+    # Two judges of one pair are two opinions, and no seeds.
+    other = replace(found[0], judge="other", criteria={"overall": {**found[0].criteria["overall"],
+                                                                   "rate": 40.0}})  # fmt: skip
+    both = judge_table([found[0], other], [task])
+    assert [(row[1].note, row[3].text.split()[0]) for row in both.rows] == [
+        ("by some-judge", "75.00"),
+        ("by other", "40.00"),
+    ]
 
 
 def test_models_without_training_compete_and_have_no_seed(tmp_path):

@@ -26,6 +26,7 @@ from brim.cli.results import report
 from brim.errors import ConfigError, RunError
 from brim.report.figures import learning_curves
 from brim.report.gather import gather
+from brim.report.layout import PARTS
 from brim.report.report import write_reports
 from brim.support.figures import Style, draw_mean
 from brim.support.tables import Cell, Table, as_latex, as_markdown, escape_latex
@@ -53,6 +54,19 @@ def test_all_files_are_there(written):
         "results.json",
         "summary.md",
     }
+
+
+def test_what_an_earlier_report_knew_is_gone(tmp_path, grid):
+    out, few = tmp_path / "report", tmp_path / "few"
+    make_grid(few, systems=("llmr", "kl"))
+    write_reports([grid], out, max_outputs=0)
+    assert {path.stem for path in out.iterdir()} - {"report", "results", "summary"} <= PARTS
+    (out / "notes.md").write_text("mine")
+    write_reports([few], out, max_outputs=0)
+    write_reports([few], tmp_path / "new", max_outputs=0)
+    new = {path.name for path in (tmp_path / "new").iterdir()}
+    assert {path.name for path in out.iterdir()} == new | {"notes.md"}
+    assert "table8.md" not in new
 
 
 def test_same_runs_same_bytes_and_nothing_heavy_is_imported(written, grid):

@@ -150,6 +150,12 @@ def test_text_arrives_as_it_is(text):
     sweep = load_sweep(Path("sweep.yaml")).model_copy(update={"settings": {"task.prompt": text}})
     assert points(sweep)[0].config.task.prompt == text
     assert load_sweep(keep_sweep(sweep, path.parent)) == sweep
+    mine = f"# why\n{path.read_text(encoding='utf-8')}"
+    path.write_text(mine, encoding="utf-8")
+    keep_sweep(load_sweep(path), path.parent)  # the folder of a sweep's own file
+    assert path.read_text(encoding="utf-8") == mine
+    keep_sweep(load_sweep(Path("sweep.yaml")), path.parent)
+    assert "# why" not in path.read_text(encoding="utf-8")
 
 
 VALUES = [

@@ -42,6 +42,11 @@ run.mkdir(parents=True, exist_ok=True)
 if plan.startswith("fail after"):
     wait_for(plan.split()[2], "at work")
     sys.exit("too late")
+if plan == "fail late":
+    tell("failing")
+    while not (run / "results.json").exists():
+        time.sleep(0.02)
+    sys.exit("another process is working on this run")
 if plan == "fail" or plan == "fail once" and not (run / "tried").exists():
     (run / "tried").touch()
     sys.exit("cannot go on: no such file")
@@ -215,6 +220,20 @@ def test_a_failed_run_is_shown_and_tried_again_after_the_others(make, run):
 def test_a_run_that_fails_once_is_no_failure(make, run):
     assert run(make(), {"a/seed=1": "fail once"}) == Outcome(ALL, (), (), ())
     assert begun(run.out) == [*ALL, "a/seed=1"]
+
+
+def test_what_another_process_has_done_meanwhile_is_no_failure(make, run):
+    # As where another sweep's run has the lock before this one's has begun.
+    todo = make()[:1]
+    run(todo)
+    results = run.out / "a/seed=1/results.json"
+    done = results.read_bytes()
+    results.unlink()
+    finish = after(run.out, "failing", lambda: results.write_bytes(done))
+    ended = run(todo, {"a/seed=1": "fail late"}, retry=0)
+    finish.join()
+    assert ended == Outcome(("a/seed=1",), (), (), ())
+    assert "a/seed=1: done by another process, left alone" in run.lines
 
 
 def test_an_exit_without_results_is_a_failure(make, run):
@@ -422,6 +441,8 @@ def test_the_end_of_a_log_survives_strange_bytes(make, run):
         (3, None, {}, (3, 2, [])),
         (3, 5, {}, (3, 5, [])),
         (None, None, {"OMP_NUM_THREADS": "4"}, (2, 4, [])),
+        (None, None, {"OMP_NUM_THREADS": "4,2"}, (2, 4, [])),
+        (None, None, {"OMP_NUM_THREADS": "all"}, (8, 1, [])),
         (None, None, {"CUDA_VISIBLE_DEVICES": "2,5"}, (2, 4, ["2", "5"])),
         (4, None, {"CUDA_VISIBLE_DEVICES": "2,5"}, (4, 2, ["2", "5"])),
         (None, None, {"CUDA_VISIBLE_DEVICES": "-1"}, (8, 1, [])),
