@@ -1,7 +1,7 @@
 """How the seconds of a step grow, and how much work two processes do.
 
     python benchmarks/scaling.py [--docs]       # growth with rows, length, vocabulary, student
-    python benchmarks/scaling.py --weak [--docs]  # one process of one thread beside two
+    python benchmarks/scaling.py --weak           # one process of one thread beside two
 
 Growth: one size of the decoder-only pair of `benchmarks/random_pairs.py` is doubled over and over;
 the exponent is the slope of log seconds over log size by least squares, beside the slope of the
@@ -119,9 +119,7 @@ def growth(docs: bool) -> None:
         fill_docs("growth", "\n".join(lines))
 
 
-def weak(docs: bool) -> None:
-    from step import fill_docs
-
+def weak() -> None:
     found: dict[int, list[float]] = {1: [], 2: []}
     for processes in (1, 2) * TURNS:
         launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
@@ -143,8 +141,6 @@ def weak(docs: bool) -> None:
         ),
     ]
     print("\n".join(lines))
-    if docs:
-        fill_docs("weak scaling", "\n".join(lines))
 
 
 def one_process() -> None:
@@ -176,7 +172,7 @@ def main() -> None:
     if args.process:
         one_process()
     elif args.weak:
-        weak(args.docs)
+        weak()
     else:
         growth(args.docs)
 

@@ -15,7 +15,7 @@ number of tokens to prompts of the same length (a token that ends a text is one 
   REINFORCE on rewards to go; torch's defaults.
 
 The limit is the operations of the matrix products of a step (`benchmarks/random_pairs.py`) over the
-rate of such products in the same run. With --docs the tables are put into docs/performance.md.
+rate of such products in the same run.
 """
 
 from __future__ import annotations
@@ -384,7 +384,6 @@ def main() -> None:
     parser.add_argument("--variants", action="store_true", help="ours alone, in its variants")
     parser.add_argument("--contestants", nargs="+", help="these and no others")
     parser.add_argument("--tiny", action="store_true", help="tiny models: does it run?")
-    parser.add_argument("--docs", action="store_true", help="fill the tables of the docs")
     parser.add_argument("--verbose", action="store_true", help="show what the workers say")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=int, help=argparse.SUPPRESS)
@@ -402,13 +401,8 @@ def main() -> None:
         names += ["trl float32"] if "trl" in names and args.precision != "float32" else []
     if args.contestants:
         names = ["matmul", *args.contestants]
-    tables = []
     for rows in args.batch:
-        tables.append(report(run(names, args, rows), args, rows))
-        print(tables[-1], end="\n\n", flush=True)
-    if args.docs:
-        kind = "variants" if args.variants else args.precision
-        fill_docs(f"step {args.pair} {kind}", "\n\n".join(tables))
+        print(report(run(names, args, rows), args, rows), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":

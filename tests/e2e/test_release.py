@@ -110,7 +110,7 @@ def test_card_is_the_same_again_and_an_edited_one_is_kept(run, brim_says):
     assert "Mine." not in card.read_text()
 
 
-def test_card_has_the_licence_of_the_models_behind_it(run):
+def test_card_has_the_license_of_the_models_behind_it(run):
     folder = run.parent / "alice" / "models" / "big"
     folder.mkdir(parents=True)
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")

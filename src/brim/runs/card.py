@@ -90,8 +90,8 @@ def make_card(run: Path) -> str:
         _loading(task, recipe, results, bool(config.get("is_encoder_decoder"))),
         "## How it was made",
         _provenance(manifest, results, recipe),
-        "## Licence",
-        _licence_in_words(licenses),
+        "## License",
+        _license_in_words(licenses),
         "## Limits",
         _limits(results, recipe),
     ]
@@ -121,7 +121,7 @@ def _sources(role: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[tupl
 
 
 def _license(path: str, commit: str | None) -> str | None:
-    """The licence in a model's own card; None where that is not here, or says nothing."""
+    """The license in a model's own card; None where that is not here, or says nothing."""
     folder = Path(path).expanduser()
     card: Any = folder / CARD
     if not folder.is_dir():
@@ -139,7 +139,7 @@ def _metadata(
     recipe: Mapping[str, Any],
     tests: Sequence[Results],
 ) -> ModelCardData:
-    """What the hub reads; a licence only where all models behind this one have the same."""
+    """What the hub reads; a license only where all models behind this one have the same."""
     task, method = recipe["task"]["name"], recipe["objective"]["name"]
     # Whose weights it has: its own source, or the teacher whose layers it was made of.
     made_of = models["teacher" if recipe["student"].get("keep_layers") else "student"]
@@ -298,7 +298,7 @@ def _provenance(manifest: Mapping[str, Any], results: Results, recipe: Mapping[s
     )
 
 
-def _licence_in_words(licenses: Mapping[str, str | None]) -> str:
+def _license_in_words(licenses: Mapping[str, str | None]) -> str:
     if not licenses:
         return "No pretrained model went into it from a file. Check the terms of the data."
     unknown = "unknown: check it before you share this model"
