@@ -204,7 +204,7 @@ def test_a_stopped_run_resumes_at_another_port_whatever_went_wrong(
     original = standin.completions
 
     def until_killed(body):
-        if len(standin.requests) > asked + 6:
+        if len(standin.requests) > asked + 4:
             standin.url = ""  # no connection is answered from here on
             raise ConnectionResetError
         return original(body)
