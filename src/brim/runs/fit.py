@@ -92,7 +92,7 @@ def fit(
             monitors=monitors or Monitors(),
             num_samples=config.evaluation.num_samples,
             other_processes=run.other_processes,
-            keys={"teacher": "teacher.train.", "predistill": "student.predistill."}.get(stage, ""),
+            keys=next(keys for name, keys, *_ in config.stages() if name == label),
         )
         watched = Watched(meter, metric, objective, trainer.pace)
         callbacks.add(watched)

@@ -199,8 +199,7 @@ class _Work:
             self.waiting.remove(task)
             state = self.states[task.name] = state_of(task, self.out)
             if state in ("done", "running"):  # by another process, meanwhile
-                self.reporter.say(f"{task.name}: {state} by another process, left alone")
-                meter.advance()
+                self._leave(task, state, meter)
                 continue
             self._note(task, task.command(self.out))
             job = self.launcher.start(task, self.out)
@@ -225,17 +224,17 @@ class _Work:
                 self._end(task, code, time.monotonic() - running.began, meter)
 
     def _end(self, task: Task, code: int, seconds: float, meter: Meter) -> None:
-        if code == 0 and (state := state_of(task, self.out)) == "done":
+        state = state_of(task, self.out)
+        if code == 0 and state == "done":
             self.states[task.name] = state
             self._note(task, "done")
             meter.advance()
             scores = first_scores(self.out / task.name)
             self.reporter.say(f"{task.name}: {scores} ({seconds:.0f} s)")
             return
-        if (state := state_of(task, self.out)) in ("done", "running"):
+        if state in ("done", "running"):
             self.states[task.name] = state
-            self.reporter.say(f"{task.name}: {state} by another process, left alone")
-            meter.advance()
+            self._leave(task, state, meter)
             return
         if self.stopping:
             self.states[task.name] = "stopped"
@@ -258,6 +257,10 @@ class _Work:
             meter.advance()
         if self.fail_fast and not self.stopping:
             self.stop()
+
+    def _leave(self, task: Task, state: str, meter: Meter) -> None:
+        self.reporter.say(f"{task.name}: {state} by another process, left alone")
+        meter.advance()
 
     def _note(self, task: Task, text: str) -> None:
         """A line of ours in a point's log."""

@@ -176,7 +176,7 @@ class FileSource:
             except csv.Error as error:
                 problem = RowError("broken CSV", f": {error}{_QUOTES * lines.several}")
             # Commas are in prose too, tabs hardly ever.
-            if self._delimiter == "\t" and lines.several and lines.each_has("\t", len(header) - 1):
+            if self._delimiter == "\t" and lines.are_rows("\t", len(header)):
                 problem = RowError("open quote", f": a cell goes on over the next row{_QUOTES}")
             found = lines.take_problem()
             if problem and not found:  # not also the rows behind it, which an open quote takes in
@@ -217,9 +217,13 @@ class _Lines:
         """Whether the row has more than one line."""
         return len(self._row) > 1
 
-    def each_has(self, delimiter: str, number: int) -> bool:
-        """Return whether each line of the row has so many delimiters, as a whole row has them."""
-        return all(line.count(delimiter) == number for line in self._row)
+    def are_rows(self, delimiter: str, columns: int) -> bool:
+        """Return whether the row has several lines, of which each could be one by itself.
+
+        Of a single column nothing tells a line of a cell from a row.
+        """
+        cells = {line.count(delimiter) + 1 for line in self._row}
+        return self.several and columns > 1 and cells == {columns}
 
     def put_back(self) -> None:
         """Have the lines behind the first of the row read again."""

@@ -173,6 +173,14 @@ def test_a_row_that_opens_a_quote_takes_no_other_with_it(tmp_path, name, between
     assert skipped == {"open quote": 1}
 
 
+@pytest.mark.parametrize("name", ["rows.tsv", "rows.csv"])
+def test_a_cell_of_a_single_column_may_have_several_lines(tmp_path, name):
+    path = write(tmp_path, name, b'prompt\n"one\ntwo"\nthree\n')
+    found, skipped = read(path, Columns(Template("{prompt}")))
+    assert [example.prompt for example in found] == ["one\ntwo", "three"]
+    assert not skipped
+
+
 def test_many_open_quotes_are_one_bad_row_each(tmp_path):
     path = write(tmp_path, "rows.csv", b"prompt,target\n" + b'"p,t\np,t\n' * 50)
     examples, skipped = read(path, on_bad_row="skip")
