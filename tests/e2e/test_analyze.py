@@ -120,7 +120,13 @@ def check_lambdas(found, folder):
         (LLAMA, ["student.lora.r=2"]),
         (LLAMA, ["objective={name: ppo_brim, reward: {metric: chrf}}"]),
         (LLAMA, ["objective={name: kl}"]),
-        (T5, ["objective={name: anchored, lambda: 0.6}"]),
+        (
+            T5,
+            [
+                "objective={name: anchored, lambda: 0.6, remaining_regret: learned}",
+                "objective.reward.metric=chrf",
+            ],
+        ),
     ],
     ids=["no tail", "lora", "ppo", "kl", "anchored"],
 )
@@ -133,6 +139,7 @@ def test_other_objectives(make_config, tmp_path, model, settings):
     found = analyze_variance(opened, find_students([]), ks=ks, num_prompts=4, num_samples=2)
     student = found.students[0]
     if ks is None:
+        assert found.objective["remaining_regret"] == "time_mean"
         check_lambdas(found, tmp_path)
         with pytest.raises(ConfigError, match="anchored"):
             analyze_variance(opened, find_students([]), ks=[2], num_prompts=4, num_samples=2)

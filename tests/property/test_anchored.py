@@ -10,6 +10,7 @@ from mdp import EOS, NUM_WORDS, PrefixMDP, TabularModel, expectation, gradients_
 
 from brim.models import Decoding
 from brim.objectives.regrets import mean_per_token
+from brim.types import ActionValues, Segments
 
 MDP = PrefixMDP(horizon=4, seed=84122)
 ALL = MDP.all_trajectories()
@@ -300,6 +301,23 @@ def test_where_all_tokens_have_the_same_regret_no_length_is_better_per_token(lam
         advantages(per_token=True), ALL.mask * 0.0, rtol=0, atol=1e-12, check_dtype=False
     )
     assert advantages(remaining_regret="none").abs().max() > 0.5
+
+
+@pytest.mark.parametrize("lambda_", [0.0, 0.7, 1.0])
+def test_tokens_count_where_a_teacher_reads_text_and_not_its_segments(lambda_):
+    # Each token costs 1, in a text of one segment as in one of four.
+    index = torch.tensor([[0, 0, 0, 0], [0, 1, 2, 3], [0, 0, 1, 1]])
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    regrets = torch.zeros(3, 4, dtype=torch.float64)
+    regrets[0, 3], regrets[1], regrets[2, [1, 3]] = 4, 1, 2
+    segments = Segments(index, *torch.zeros(2, 3, dtype=torch.long))
+    values = ActionValues(-regrets, regrets * 0, regrets * 0, segments=segments)
+    rollout = replace(ALL.rollout().select(torch.arange(3)), mask=mask, completion_ids=index)
+    objective = anchored(
+        decoding(), expected_regrets=False, immediate="sampled", lambda_=lambda_, per_token=True
+    )
+    found = objective.assign_credit(rollout, values)[0].advantages
+    torch.testing.assert_close(found, mask * 0.0, rtol=0, atol=1e-12, check_dtype=False)
 
 
 def test_a_row_has_no_part_in_its_mean_per_token():

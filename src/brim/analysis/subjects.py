@@ -215,7 +215,8 @@ def analyzed_objective(run: RunInputs) -> PolicyGradient | Anchored:
     That of LLMR and BRIM is itself, on fresh rollouts, and so are anchored advantages. PPO's gives
     centering, clip, truncation and blocks; where its advantages are normalized, that is a mean
     baseline, and a scale. Any other objective has none of these: they are the defaults of `brim`. A
-    task reward is left out: what is measured is of the teacher.
+    task reward is left out: what is measured is of the teacher. So is a learned share of Û, whose
+    head is no part of a student: Û is the mean of the others.
     """
     decoding = run.config.decoding
     match settings := run.config.objective:
@@ -225,7 +226,9 @@ def analyzed_objective(run: RunInputs) -> PolicyGradient | Anchored:
             )
             return PolicyGradient(fresh, decoding)
         case AnchoredConfig():
-            return Anchored(settings, decoding)
+            learned = settings.remaining_regret == "learned"
+            of_teacher = {"reward": None} | ({"remaining_regret": "time_mean"} if learned else {})
+            return Anchored(settings.model_copy(update=of_teacher), decoding)
         case PPOLLMRConfig() | PPOBRIMConfig():
             shared = {name: getattr(settings, name) for name in InductionConfig.model_fields}
             shared |= {"k": 1, "tail": settings.tail, "reward": None}

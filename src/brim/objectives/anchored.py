@@ -94,8 +94,9 @@ class Anchored(Induced):
         to_come = regrets_to_come(regrets, mask)
         means = self.remaining(to_come, mask)  # M_1 … M_{T+1}
         if settings.per_token:  # with the ρ of the row, of which its own regrets are no part
-            rate, left = self.rate(regrets, mask), regrets_to_come(mask.to(regrets.dtype), mask)
-            regrets, taken = (zero_padding(each - rate, mask) for each in (regrets, taken))
+            rate, lengths = self.rate(regrets, steps.lengths), steps.lengths.to(regrets.dtype)
+            left = regrets_to_come(lengths, mask)  # tokens
+            regrets, taken = (each - rate * lengths for each in (regrets, taken))
             to_come, means = to_come - rate * left, means - rate * self.remaining(left, mask)
         share = steps.first(self.share(rollout))  # f(s_t)
         now = zero_padding(means[:, :-1] * share, mask)  # Û_t
@@ -124,9 +125,9 @@ class Anchored(Induced):
         add_moments(sums, "unexplained", zero_padding(to_come - now, rollout.mask))
         return replace(rollout, advantages=advantages), sums
 
-    def rate(self, regrets: Tensor, mask: Tensor) -> Tensor:
+    def rate(self, regrets: Tensor, lengths: Tensor) -> Tensor:
         """Return ρ, the regret of a token, (B, 1), see `mean_per_token`."""
-        return mean_per_token(regrets, mask)
+        return mean_per_token(regrets, lengths)
 
     def remaining(self, to_come: Tensor, mask: Tensor) -> Tensor:
         """Return M, (B, T + 1), see `mean_of_others`; 0 where nothing is counted on."""

@@ -179,7 +179,10 @@ class Critic:
         charges: Tensor,
         sums: dict[str, Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Return what the values should have been, clipped as returns are, and the advantages.
+        """Return what the values should have been and the advantages, of which one is clipped.
+
+        It is the targets of a learned critic, which come from it within the range of returns, and
+        the advantages over `V* − Û`, which may be far outside.
 
         Args:
             rollout: with `values`, and with `state_values` where they are learned.
@@ -205,14 +208,19 @@ class Critic:
         rewards = rewards - charges
         discount, lambda_ = self.settings.discount, self.settings.gae_lambda
         advantages = beside + gae(rewards, old, mask, discount=discount, lambda_=lambda_)
-        targets = clip_credit(zero_padding(advantages + old, mask), self.settings.clip, sums)
+        if self.settings.critic == "anchored":
+            advantages = clip_credit(zero_padding(advantages, mask), self.settings.clip, sums)
+            targets = advantages + old
+        else:
+            targets = clip_credit(zero_padding(advantages + old, mask), self.settings.clip, sums)
+            advantages = targets - old
         errors = gae(rewards, old, mask, discount=discount, lambda_=0.0)
         residuals = zero_padding(targets - old, mask)
         sums["critic_tokens"] = total(mask)
         sums["squared_td_errors"] = total(errors, power=2)
         for name, tokens in {"residuals": residuals, "targets": targets}.items():
             add_moments(sums, name, tokens)
-        return targets, targets - old
+        return targets, advantages
 
     def loss(self, values: Tensor | None, rollout: Rollout) -> Tensor:
         """Return the clipped squared error of the values, in units of the clip range."""

@@ -21,17 +21,17 @@ def regrets_to_come(regrets: Tensor, mask: Tensor) -> Tensor:
     return -rewards_to_go(-regrets, torch.zeros_like(regrets), mask)
 
 
-def mean_per_token(regrets: Tensor, mask: Tensor) -> Tensor:
+def mean_per_token(regrets: Tensor, lengths: Tensor) -> Tensor:
     """Return `ρ = Σ d / Σ length`, (B, 1), over other completions than the row's own.
 
     The gradient of `E[Σ_t d_t] / E[length]` is that of `E[Σ_t (d_t − ρ)]` over the mean length, ρ
     being the ratio itself, held fixed.
 
     Args:
-        regrets: (B, T), 0 where the mask is False.
-        mask: (B, T) bool.
+        regrets: (B, T), of each step; 0 where there is none.
+        lengths: (B, T), the tokens of each step.
     """
-    own = torch.stack([regrets.sum(1), mask.sum(1).to(regrets.dtype)])
+    own = torch.stack([regrets.sum(1), lengths.sum(1).to(regrets.dtype)])
     found, count = sum_over_processes(own.sum(1))[:, None] - own
     return torch.where(count > 0, found / count.clamp(min=1), 0.0)[:, None]
 

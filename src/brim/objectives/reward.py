@@ -6,7 +6,7 @@ Torch-free, as settings are; `brim.objectives.credit` adds it to the credit of t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from textwrap import shorten
 from typing import Self
 
@@ -98,6 +98,8 @@ class RewardConfig(Config):
         found = find_object(self.metric, _KEY)(list(texts), list(examples))
         first = f"the first of example {examples[0].id}"
         try:
+            if isinstance(found, str | Mapping | Set):  # their items are in no order of the texts
+                raise TypeError
             scores = [float(number) for number in found]
         except (TypeError, ValueError):
             raise DataError(

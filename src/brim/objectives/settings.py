@@ -328,8 +328,11 @@ class PPOLLMRConfig(PPOConfig, OneStepConfig):
 
     @model_validator(mode="after")
     def _critic_has_a_unit(self) -> Self:
-        unbounded = self.clip.range is None and self.critic != "anchored"
-        if unbounded or self.clip.target == "reward":
+        if self.critic == "anchored" and self.clip.target == "reward":
+            raise ValueError(
+                "critic=anchored clips advantages, and no rewards: set clip.target=return"
+            )
+        if self.critic != "anchored" and (self.clip.range is None or self.clip.target == "reward"):
             raise ValueError(
                 "the critic counts returns in units of clip.range, so it must bound returns: set "
                 "clip.target=return, and clip.range to about the largest return that you expect"

@@ -20,10 +20,12 @@ class Steps:
 
     Attributes:
         mask: (B, T) bool, of the steps.
+        lengths: (B, T) int64, the tokens of each step; 0 where there is none.
     """
 
     def __init__(self, values: ActionValues, mask: Tensor) -> None:
         self._tokens = self.mask = mask
+        self.lengths = mask.long()
         self._index: Tensor | None = None
         if values.segments is None:
             return
@@ -33,6 +35,7 @@ class Steps:
         found = torch.where(mask, places, -1)
         last = none.scatter_reduce(1, self._index, found, "amax")
         self.mask = last >= 0
+        self.lengths = torch.zeros_like(self._index).scatter_add(1, self._index, mask.long())
         # The tokens of a segment are adjacent, so that one begins behind the end of another.
         before = torch.cat([none[:, :1], last[:, :-1]], 1)
         self._first, self._last = (before + 1).clamp(max=mask.shape[1] - 1), last.clamp(min=0)

@@ -29,6 +29,8 @@ def none(completions, examples):
     return None
 def words(completions, examples):
     return completions
+def keys(completions, examples):
+    return {example.id: 0.5 for example in examples}
 number = 3
 """
 
@@ -133,6 +135,7 @@ def test_settings_are_checked_without_the_module():
         ("my_rewards:few", DataError, "gave 1 numbers for 2 texts, the first of example 0; "),
         ("my_rewards:nan", DataError, "gave nan for a text of example 0; "),
         ("my_rewards:none", DataError, "gave None for 2 texts, the first of example 0; "),
+        ("my_rewards:keys", DataError, "gave {.* for 2 texts, .*; return a list of numbers"),
         ("my_rewards:words", DataError, r"gave \['b', 'a a'\] for 2 texts"),
         ("exact_match", ConfigError, "training example 2 has none; name a target column, or "),
         ("answer_accuracy", ConfigError, "example 0, 'b'; choose another metric, such as rougeL"),

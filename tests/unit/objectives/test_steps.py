@@ -19,6 +19,7 @@ def test_without_segments_nothing_is_touched():
     q, mask = values(None), torch.ones(2, 4) > 0
     steps = Steps(q, mask)
     assert steps.mask is mask
+    assert steps.lengths.tolist() == [[1] * 4] * 2
     assert all(f(q.q_max) is q.q_max for f in (steps.first, steps.last, steps.spread))
 
 
@@ -28,6 +29,7 @@ def test_first_last_and_spread():
     q = values(index)
     steps = Steps(q, mask)
     assert steps.mask.tolist() == [[True, True, False, False], [True, True, False, False]]
+    assert steps.lengths.tolist() == [[2, 1, 0, 0], [1, 3, 0, 0]]
     assert steps.first(q.q_max).tolist() == [[0, 2, 0, 0], [4, 5, 0, 0]]
     assert steps.last(q.q_max).tolist() == [[1, 2, 0, 0], [4, 7, 0, 0]]
     assert steps.spread(steps.last(q.q_max)).tolist() == [[1, 1, 2, 0], [4, 7, 7, 7]]
