@@ -244,7 +244,9 @@ class GradientMoments:
                 "gradient_variance": self.variance,
                 "gradient_variance_within": self.variance_within,
                 "gradient_snr": self.squared_norm / noise,
-                "gradient_cosine": self.product / np.sqrt(self.squared_norm * self.reference),
+                # Of each the root: two negative estimates are no length together.
+                "gradient_cosine": self.product
+                / (np.sqrt(self.squared_norm) * np.sqrt(self.reference)),
                 "gradient_squared_bias": self.squared_bias,
                 "gradient_mse": self.error(num_prompts),
                 "gradient_alignment": self.alignment(num_prompts),

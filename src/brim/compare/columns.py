@@ -207,6 +207,11 @@ def _number_column(name: str, results: Both, rows: BothWritten, length: int | No
         signature += f"|first:{length}"
     if name != "length":
         same = np.array([_text(name, x) == _text(name, y) for x, y in zip(*rows, strict=True)])
+        if name not in REGRETS and 2 * (_other_lengths(name, rows) & same).sum() > same.sum():
+            return (
+                "the same texts have other numbers of tokens in the two, so their tokenizers are "
+                "not the same"
+            )
         gaps = np.abs(a - b)[same, 0]
         if same.any() and np.median(gaps) > _ONE_TEACHER * (1 + np.median(np.abs(a[same, 0]))):
             return (
@@ -250,6 +255,13 @@ def _number(name: str, row: Prediction, length: int | None) -> tuple[float, floa
     if name == REGRETS[of]:
         return regret_and_length(texts)
     return None if length is None else (value + regret_behind(texts, length), 1.0)
+
+
+def _other_lengths(name: str, rows: BothWritten) -> npt.NDArray[np.bool_]:
+    """Of which examples the two texts have other numbers of tokens, by their regrets."""
+    of = RETURN_OF[name]
+    lengths = [[list(map(len, row.regrets(of) or ())) for row in side] for side in rows]
+    return np.array([a != b for a, b in zip(*lengths, strict=True)])
 
 
 def _text(name: str, row: Prediction) -> tuple[str, ...] | str | None:

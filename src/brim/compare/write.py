@@ -20,6 +20,7 @@ from brim.support.tables import (
     as_text,
     escape_markdown,
     interval_text,
+    many,
     mean_text,
     p_text,
     percent,
@@ -105,15 +106,15 @@ def _facts(comparison: Comparison | SeedComparison) -> list[str]:
     confidence = percent(comparison.confidence)
     if isinstance(comparison, Comparison):
         what = (
-            f"{comparison.split} split, {comparison.num_examples:,} examples, the same text for "
-            f"{comparison.num_same:,}; {confidence} intervals, {comparison.num_resamples:,} "
+            f"{comparison.split} split, {many(comparison.num_examples, 'example')}, the same text "
+            f"for {comparison.num_same:,}; {confidence} intervals, {comparison.num_resamples:,} "
             f"resamples, seed {comparison.seed}"
         )
         unpaired: Mapping[str, str] = {}
         stopped = comparison.stopped_at
     else:
         what = (
-            f"{comparison.split} split, {len(comparison.seeds)} seeds: "
+            f"{comparison.split} split, {many(len(comparison.seeds), 'seed')}: "
             f"{', '.join(comparison.seeds)}; {confidence} intervals"
         )
         unpaired, stopped = comparison.unpaired, {}

@@ -49,8 +49,7 @@ class PairedTest:
         p_value: how often a difference as large, in either direction, comes about without cause.
         effect_size: Cohen's d_z, the mean of the differences over their standard deviation.
         confidence: coverage of the interval, 0.95 for 95 %.
-        detectable: the difference that such a test sees with 80 % power, see
-            `detectable_difference`.
+        detectable: what such a test sees with 80 % power, see `detectable_difference`.
     """
 
     num_pairs: int
@@ -88,7 +87,7 @@ def paired_t_test(
     largest = max(np.abs(first).max(), np.abs(second).max())
     if np.ptp(differences) <= _ROUNDING * largest:
         if abs(mean) <= _ROUNDING * largest:
-            return PairedTest(n, 0.0, 0.0, 0.0, 1.0, None, confidence, 0.0)
+            return PairedTest(n, 0.0, 0.0, 0.0, 1.0, None, confidence, None)
         # No spread to judge by, and t would be infinite: what is known is that all signs agree.
         return PairedTest(n, mean, None, None, 2.0 ** (1 - n), None, confidence, None)
     from scipy import stats
@@ -122,11 +121,15 @@ def detectable_difference(
         alpha: level of the test.
         power: how often the difference is to be found.
     """
-    from scipy.special import nctdtrinc, stdtrit
+    from scipy.special import chdtri, nctdtrinc, stdtrit
 
-    critical = stdtrit(num_pairs - 1, 1 - alpha / 2)
-    noncentrality = float(nctdtrinc(num_pairs - 1, 1 - power, critical))
-    return noncentrality * deviation / math.sqrt(num_pairs)
+    freedom = num_pairs - 1
+    critical = stdtrit(freedom, 1 - alpha / 2)
+    if critical < 1e3:
+        noncentrality = nctdtrinc(freedom, 1 - power, critical)
+    else:  # nctdtrinc does not end, and only the chance in the deviation counts
+        noncentrality = critical * math.sqrt(chdtri(freedom, 1 - power) / freedom)
+    return float(noncentrality) * deviation / math.sqrt(num_pairs)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -188,13 +191,11 @@ class BootstrapTest:
 
     Attributes:
         difference: score of A minus score of B.
-        low: lower end of the percentile interval of the difference.
-        high: upper end of it.
-        interval_a: percentile interval of A's score, from the same resamples.
-        interval_b: that of B's.
+        low, high: ends of the percentile interval of the difference.
+        interval_a, interval_b: percentile intervals of the scores, from the same resamples.
         p_value: two-sided, see `paired_bootstrap`.
         detectable: the difference that a test on as many such examples sees with 80 % power, by the
-            jackknife; None of a single example.
+            jackknife; None where no difference varies.
     """
 
     difference: float

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from brim.report import paper_numbers as the_paper
-from brim.report.systems import LLMR_HERE, TaskRuns, by_task, digits_of, shared_seeds
+from brim.report.systems import (
+    LLMR_HERE,
+    TaskRuns,
+    by_task,
+    digits_of,
+    shared_seeds,
+    with_enough_seeds,
+)
 from brim.support.tables import ABSENT, Cell, Table
 
 
@@ -32,7 +39,8 @@ def best_k_table(tasks: Sequence[TaskRuns], *, paper: bool = False) -> Table | N
     caption = (
         "The K whose mean validation score, of the checkpoints that are tested and over the seeds "
         "that all K have, is best; the test split has no say. The score is the one that picks "
-        "checkpoints. A K that most texts do not exceed is LLMR, and no choice."
+        "checkpoints. A K that most texts do not exceed is LLMR, and no choice; nor is one with "
+        "less than half of another's seeds."
     )
     data = [
         {
@@ -79,12 +87,14 @@ def settings_table(tasks: Sequence[TaskRuns]) -> Table | None:
     for task in tasks:
         for systems in task.with_several_settings:
             values = task.on_validation(systems)
-            best, seeds = task.best_settings(systems), len(shared_seeds(systems))
+            best = task.best_settings(systems)
+            seeds = len(shared_seeds(with_enough_seeds(systems)))
             for system in systems:
                 value = values.get(system)
                 text = ABSENT if value is None else f"{value:.{digits_of(task.criterion)}f}"
                 cell = Cell(text, best=system in best)
-                rows.append((Cell(task.label), Cell(system.label), cell, Cell(str(seeds))))
+                count = seeds if value is not None else len(system.runs)
+                rows.append((Cell(task.label), Cell(system.label), cell, Cell(str(count))))
                 data.append(
                     {
                         "table": "settings",
@@ -93,7 +103,7 @@ def settings_table(tasks: Sequence[TaskRuns]) -> Table | None:
                         "criterion": task.criterion,
                         "validation": value,
                         "best": system in best,
-                        "num_seeds": seeds,
+                        "num_seeds": count,
                     }
                 )
     if not rows:
@@ -102,8 +112,9 @@ def settings_table(tasks: Sequence[TaskRuns]) -> Table | None:
     names = dict.fromkeys(task.name_of(task.criterion) for task in shown)
     caption = (
         "The validation score of the checkpoint that is tested, mean over the n seeds that all "
-        "settings of the method have. In bold the best setting of each method, or those that "
-        "tie; the test split has no say. Compare methods at their best settings, with other seeds "
+        "settings of the method have; one with less than half of another's does not compete. In "
+        "bold the best setting of each method, or those that tie; the test split has no say. "
+        "Compare methods at their best settings, with other seeds "
         "than those that chose."
     )
     head = ("system", f"validation {' or '.join(names)}", "n")

@@ -11,9 +11,16 @@ from brim.metrics import spread
 from brim.metrics.regrets import REGRETS
 from brim.report.labels import joined
 from brim.report.seed_tests import SeedTest, seed_test
-from brim.report.systems import LLMR_HERE, SystemRuns, TaskRuns, digits_of, shared_seeds
+from brim.report.systems import (
+    LLMR_HERE,
+    SystemRuns,
+    TaskRuns,
+    digits_of,
+    shared_seeds,
+    with_enough_seeds,
+)
 from brim.report.tables import decoded_otherwise
-from brim.support.tables import p_text
+from brim.support.tables import many, p_text
 from brim.training.monitors import KINDS
 
 _MOST_NAMES = 2
@@ -44,7 +51,7 @@ def findings(
         parts += _better_than_baseline(task, name, baseline, alpha)
         for system in task.ours:
             mine = [t for t in tests if t.system == system.label and t.metric == name]
-            parts += _against_competitors(system.label, mine, baseline=baseline, alpha=alpha)
+            parts += _against_competitors(task, system.label, mine, baseline=baseline, alpha=alpha)
         sentences.append(" ".join(parts))
     sentences += _ppo(task, tests, alpha)
     sentences += _choice_of_k(task)
@@ -115,12 +122,15 @@ def _bound(tests: Sequence[SeedTest], *, largest: bool) -> str:
 
 
 def _against_competitors(
-    label: str, tests: Sequence[SeedTest], *, baseline: str, alpha: float
+    task: TaskRuns, label: str, tests: Sequence[SeedTest], *, baseline: str, alpha: float
 ) -> list[str]:
     """How BRIM compares: the names, and the p-value nearest to alpha."""
     tested = [t for t in tests if t.test.p_value is not None]
     if not tested:
-        return [f"No test of {label}: no competitor shares two seeds with it."] if tests else []
+        why = "no competitor shares two seeds with it"
+        if task.num_seeds == 1:
+            why = "its sentences cannot be compared with others', see what `brim compare` says"
+        return [f"No test of {label}: {why}."] if tests else []
     groups = []
     for better in (True, False):
         found = [t for t in tested if t.better is better and t.significant(alpha)]
@@ -145,8 +155,10 @@ def _against_competitors(
         groups.append(f"not significantly different from {joined(names)} ({bound})")
     pairs = sorted({t.test.num_pairs for t in tested})
     count = " to ".join(dict.fromkeys([f"{pairs[0]:,}", f"{pairs[-1]:,}"]))
-    of = "sentences of one seed" if tested[0].over == "sentences" else "shared seeds"
-    return [f"{label} is {'; '.join(groups)}, over {count} {of}."]
+    noun = "shared seed" if tested[0].over == "seeds" else "sentence"
+    noun += "" if count == "1" else "s"
+    of = "" if tested[0].over == "seeds" else " of one seed"
+    return [f"{label} is {'; '.join(groups)}, over {count} {noun}{of}."]
 
 
 def _ppo(task: TaskRuns, tests: Sequence[SeedTest], alpha: float) -> list[str]:
@@ -174,25 +186,25 @@ def _ppo(task: TaskRuns, tests: Sequence[SeedTest], alpha: float) -> list[str]:
 
 
 def _choice_of_k(task: TaskRuns) -> list[str]:
-    same = [s for s in task.systems if s.is_llmr]
-    sentences = []
+    sentences = [f"{s.label} is LLMR: no choice." for s in task.brims if s.name.k == 1]
+    same = [s for s in task.systems if s.is_llmr and s.name.k != 1]
     if same:
         sentences.append(
             f"{joined([s.label for s in same])}: {LLMR_HERE}, for half of the texts or more have "
             "no more tokens than K; no choice, and not tested against LLMR."
         )
-    chosen = task.best_brim()
-    if len(task.choices) < 2:
+    ks = [system.name.k for system in task.choices]
+    if len(set(ks)) < 2 or len(set(ks)) < len(ks):  # of several settings `_choice_of_settings` says
         return sentences
+    chosen = task.best_brim()
     if chosen is None:
-        return [
-            *sentences,
-            "No K is chosen: some K is there twice, the K share no seed, or a validation score is "
-            "not known.",
-        ]
+        shared = shared_seeds(with_enough_seeds(task.choices))
+        why = "a validation score is not known" if shared else "the K share no seed"
+        return [*sentences, f"No K is chosen: {why}."]
     text = f"K = {chosen.name.k} is chosen, by the validation {task.name_of(task.criterion)}"
+    text += _over(task, task.choices)
     values = task.validation_by_k(task.criterion)
-    best, digits = values[chosen.name.k or 0], digits_of(task.criterion)
+    best, digits = values.get(chosen.name.k or 0, 0.0), digits_of(task.criterion)
     ties = [f"K = {k}" for k, v in values.items() if round(v - best, digits) == 0]
     if len(ties) > 1:
         text += f", in which {joined(ties)} tie"
@@ -205,11 +217,18 @@ def _choice_of_k(task: TaskRuns) -> list[str]:
 
 def _choice_of_settings(task: TaskRuns) -> list[str]:
     """Which setting of each method that has several is best on the validation split."""
-    best = [task.best_settings(systems) for systems in task.with_several_settings]
-    names = [" or ".join(s.label for s in systems) for systems in best if systems]
+    best = [(task.best_settings(systems), systems) for systems in task.with_several_settings]
+    names = [" or ".join(s.label for s in chosen) + _over(task, systems)
+             for chosen, systems in best if chosen]  # fmt: skip
     if not names:
         return []
     return [f"Best settings by the validation {task.name_of(task.criterion)}: {joined(names)}."]
+
+
+def _over(task: TaskRuns, systems: Sequence[SystemRuns]) -> str:
+    """Over how many seeds these were chosen from, where that are not all of them."""
+    number = len(shared_seeds(with_enough_seeds(systems)))
+    return "" if number == task.num_seeds else f" over {number} of {many(task.num_seeds, 'seed')}"
 
 
 def _training(task: TaskRuns) -> list[str]:
@@ -265,8 +284,3 @@ def _pair(task: TaskRuns) -> list[str]:
         f"{mine:.1f} tokens of the student and {theirs:.1f} of the teacher, of which "
         f"{unspelled:.1%} stood for what it cannot spell."
     ]
-
-
-def many(number: int, noun: str) -> str:
-    """Return `1 run`, `2 runs`."""
-    return f"{number:,} {noun}{'s' if number != 1 else ''}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from brim.config.yaml import parse
 from brim.errors import BrimError, RunError
 from brim.metrics import Score
+from brim.metrics.regrets import REGRETS
 from brim.report.labels import name_of
 from brim.runs.directory import RunDirectory, curve_of
 from brim.support.files import read_json
@@ -73,6 +74,12 @@ class Run:
             RunError: the file is missing, damaged there, or has another number of rows.
         """
         return RunDirectory(self.directory).predictions(self.split, count=count, at=set(places))
+
+    def without_tokens(self) -> Run:
+        """Return the run without what counts tokens, where its tokens are not the students'."""
+        scores = {k: v for k, v in self.scores.items() if k not in REGRETS.values()}
+        results = {k: v for k, v in self.results.items() if k != "mean_regrets"}
+        return replace(self, scores=scores, results=results)
 
     def stage(self, name: str) -> Path | None:
         """Return the folder of a stage that the run began with; None where it had none."""

@@ -298,6 +298,8 @@ def _stages(runs: Sequence[Run], notes: list[str]) -> list[SystemRuns]:
             if directory is None or directory in found:
                 continue
             tested = replace(read_run(directory, run.split), seed=_seed_of(run, stage))
+            if stage == "teacher" and run.settings["teacher"].get("reads") == "text":
+                tested = tested.without_tokens()
             if any(_same_test(tested, other) for other in found.values()):
                 continue  # made with another budget of memory
             found[directory] = tested

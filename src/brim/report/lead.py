@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from brim.report.findings import compared, findings, many
+from brim.report.findings import compared, findings
 from brim.report.folders import NOT_BEGUN, Unfinished
 from brim.report.headline import headline
 from brim.report.labels import joined
@@ -15,7 +15,7 @@ from brim.report.layout import Section
 from brim.report.seed_tests import TestsByTask
 from brim.report.systems import Gathered
 from brim.support.figures import Figure
-from brim.support.tables import as_markdown, escape_markdown, markdown_sentence
+from brim.support.tables import as_markdown, escape_markdown, many, markdown_sentence
 
 MISSING = "Missing, unfinished and failed"
 MARK = "<!-- brim report -->"

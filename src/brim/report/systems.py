@@ -66,12 +66,19 @@ class SystemRuns:
 
     @property
     def is_llmr(self) -> bool:
-        """Whether it is BRIM with a K that most texts do not exceed, which is LLMR."""
+        """Whether it is BRIM with a K that most texts do not exceed, which is LLMR.
+
+        Neither those that were tested nor those of the first step: one that was trained on long
+        texts and ends in short ones was not LLMR. K counts segments where the teacher reads text.
+        """
         objective = self.runs[0].settings.get("objective", {})
         changed = any(objective.get(key, value) != value for key, value in PAPERS.items())
         if self.name.stem != "BRIM" or changed or not self.name.k or self.median_length is None:
             return False
-        return is_llmr(self.name.k, [self.median_length])
+        first = [run.curve("rollout/length")[:1] for run in self.runs]
+        lengths = [self.median_length, *(length for found in first for _, length in found)]
+        segment = [v for run in self.runs for _, v in run.curve("rollout/segment_length")]
+        return is_llmr(self.name.k, [max(lengths) / (spread(segment)[0] if segment else 1)])
 
     def values(self, metric: str) -> list[float]:
         """Return the scores of the runs that have it."""
@@ -110,6 +117,12 @@ class SystemRuns:
         found = [run.validation(name) for run in self.runs if run.seed in seeds]
         known = [value for value in found if value is not None]
         return math.fsum(known) / len(known) if known and len(known) == len(found) else None
+
+
+def with_enough_seeds(systems: Sequence[SystemRuns]) -> list[SystemRuns]:
+    """Return those with half as many seeds as any: what fewer chose for all would be their luck."""
+    most = max((len(system.runs) for system in systems), default=0)
+    return [system for system in systems if 2 * len(system.runs) >= most]
 
 
 def shared_seeds(systems: Iterable[SystemRuns]) -> set[int | None]:
@@ -221,10 +234,9 @@ class TaskRuns:
             metric: the score to choose by; the task's criterion by default.
 
         Returns:
-            None without BRIM, or where the validation scores cannot decide. The only K needs none.
+            None without BRIM, or where the validation scores cannot decide. The only one needs
+            none. Where a K is there with several settings, the best K with its best setting.
         """
-        if self._has_a_k_twice:
-            return None
         return self.best_setting(self.choices, metric)
 
     @property
@@ -239,7 +251,7 @@ class TaskRuns:
         """The systems of each method that has several, which differ in more than K."""
         methods: dict[str, list[SystemRuns]] = {}
         for system in self.systems:
-            apart = system.decoding or not system.has_seeds
+            apart = system.decoding or not system.has_seeds or system.is_llmr
             if system.name.family not in ("teacher", "student") and not apart:
                 methods.setdefault(system.name.stem, []).append(system)
         return [found for found in methods.values() if len({s.name.k for s in found}) < len(found)]
@@ -247,10 +259,11 @@ class TaskRuns:
     def on_validation(
         self, systems: Sequence[SystemRuns], metric: str | None = None
     ) -> dict[SystemRuns, float]:
-        """Return the mean validation score of each over the seeds that all have.
+        """Return the mean validation score of each with enough seeds, over those that all have.
 
         Empty where one of them is not known. The score is the task's criterion by default.
         """
+        systems = with_enough_seeds(systems)
         shared = shared_seeds(systems)
         values = {s: s.validation(metric or self.criterion, shared) for s in systems}
         known = {system: value for system, value in values.items() if value is not None}
@@ -259,7 +272,11 @@ class TaskRuns:
     def best_setting(
         self, systems: Sequence[SystemRuns], metric: str | None = None
     ) -> SystemRuns | None:
-        """Return the one with the best mean validation score; None where it is not known."""
+        """Return the one with the best mean validation score; None where it is not known.
+
+        One with too few seeds, see `with_enough_seeds`, does not compete.
+        """
+        systems = with_enough_seeds(systems)
         if len(systems) == 1:
             return systems[0]
         metric = metric or self.criterion

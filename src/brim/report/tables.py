@@ -221,6 +221,8 @@ def _caption(tasks: Sequence[TaskRuns], baseline: str, alpha: float, *, paper: b
     )
     if any(c.find(baseline) for c in tasks):
         test = "paired two-sided t-test over the seeds" if most > 1 else "test over the sentences"
+        if most > 1 and any(c.num_seeds == 1 for c in tasks):
+            test += ", of one seed over its sentences"
         theirs = f" (the paper: p < {the_paper.ALPHA}, over seeds)" if paper else ""
         text += f" * better than {baseline}: p < {alpha:g} in a {test}{theirs}."
     for c in tasks:

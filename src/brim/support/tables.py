@@ -84,6 +84,11 @@ def p_text(p_value: float | None) -> str:
     return f"{p_value:.3f}" if p_value >= 0.001 else f"{p_value:.1e}"
 
 
+def many(number: int, noun: str) -> str:
+    """Return `1 run`, `2 runs`."""
+    return f"{number:,} {noun}{'s' if number != 1 else ''}"
+
+
 def percent(confidence: float) -> str:
     """Return 0.95 as `95 %`."""
     return f"{100 * confidence:.4g} %"

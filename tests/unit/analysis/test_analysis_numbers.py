@@ -233,10 +233,11 @@ def test_undefined_numbers_are_null_and_printed_as_such():
 
 
 def test_cosines_are_cosines_and_what_noise_took_out_is_marked():
-    marked = 0
+    marked = without = 0
     for seed in range(30):
         rng = np.random.default_rng(seed)
-        halves = np.eye(1, 4) + 0.7 * rng.standard_normal((2, 12, 2, 4))  # of the same mean
+        # Of the same mean, or of none.
+        halves = (seed % 2) * np.eye(1, 4) + 0.7 * rng.standard_normal((2, 12, 2, 4))
         gradients = PromptGradients({"whole": halves}, 2)
         resamples = Resamples.draw(12, num_resamples=50, seed=seed)
         for found in gradient_moments(gradients, "whole", resamples.counts):
@@ -247,7 +248,12 @@ def test_cosines_are_cosines_and_what_noise_took_out_is_marked():
                 assert (np.isnan(ends) | (np.abs(ends) <= 1)).all()
                 assert cosine.outside == ("†" in f"{cosine}") == ("outside" in cosine.as_dict())
                 marked += cosine.outside
+            # Two negative estimates are no length together.
+            known = cosines["gradient_squared_norm"].value > 0
+            assert known or math.isnan(cosines["gradient_cosine"].value)
+            without += not known
     assert marked
+    assert without
     assert not Estimate(1 + 1e-12, 0.5, 1.5).within(-1, 1).outside
     assert Estimate(-1.2, -1.5, -0.9).within(-1, 1) == Estimate(-1.0, -1.0, -0.9, outside=True)
 

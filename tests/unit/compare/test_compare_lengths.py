@@ -16,12 +16,12 @@ from brim.metrics.regrets import mean_regrets
 REGRETS = np.random.default_rng(0).uniform(size=(40, 12)).round(4)
 
 
-def write(directory: Path, regrets: np.ndarray, worth: float = 9.0, median: float = 0.0) -> Path:
+def write(directory: Path, regrets: np.ndarray, worth: float = 9.0, text: str = "") -> Path:
     """A run whose texts have these regrets, of prompts that are worth the same."""
     length = regrets.shape[1]
     values = worth - regrets.sum(axis=1)
     rows = [
-        {"id": f"e{i}", "prompt": "p", "references": [], "text": f"{length} {worth} {i}",
+        {"id": f"e{i}", "prompt": "p", "references": [], "text": text or f"{length} {worth} {i}",
          "num_tokens": length, "teacher_return": values[i], "regrets": row}
         for i, row in enumerate(regrets.tolist())
     ]  # fmt: skip
@@ -43,6 +43,17 @@ def write(directory: Path, regrets: np.ndarray, worth: float = 9.0, median: floa
 def two(tmp_path: Path) -> tuple[Path, Path]:
     """B stops where A is halfway."""
     return write(tmp_path / "a", REGRETS), write(tmp_path / "b", REGRETS[:, :6])
+
+
+def test_other_tokens_of_the_same_texts_are_not_compared(tmp_path: Path) -> None:
+    # The same return in half as many tokens, each of which has the regrets of two.
+    fine, coarse = REGRETS, REGRETS.reshape(40, 6, 2).sum(axis=2)
+    two = [write(tmp_path / str(r.shape), r, text="as long") for r in (fine, coarse)]
+    comparison = compare_runs(*two, num_resamples=100)
+    assert list(comparison.metrics) == ["return", "length"]
+    assert comparison.metrics["return"].difference == pytest.approx(0, abs=1e-9)
+    assert all("their tokenizers are not the same" in why for why in comparison.left_out.values())
+    assert list(comparison.left_out) == ["cut_return", "regret_per_token"]
 
 
 def test_what_stops_early_is_better_by_its_return_only(two) -> None:

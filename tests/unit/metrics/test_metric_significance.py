@@ -81,6 +81,10 @@ def test_detectable_differences_that_are_known() -> None:
     assert detectable_difference(1.0, 10_000) == pytest.approx(expected, rel=1e-3)
     assert detectable_difference(0.23, 5) == pytest.approx(0.4, rel=0.05)
     assert detectable_difference(0.0, 5) == 0
+    # Of two pairs at such a level the critical value is beyond 100,000, and the search has no end.
+    assert detectable_difference(1.0, 2, alpha=1e-6) == pytest.approx(
+        100 * detectable_difference(1.0, 2, alpha=1e-4), rel=0.01
+    )
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.1, -7.0, 1e-3])
@@ -92,8 +96,8 @@ def test_differences_that_never_vary(shift):
     assert test.difference == pytest.approx(shift)
     # Of the 2⁵ signs that five differences could have, two are as far from 0: no certainty.
     assert test.p_value == (1 if shift == 0 else 2 / 2**5)
-    ends = (test.low, test.high, test.detectable)
-    assert ends == ((0, 0, 0) if shift == 0 else (None, None, None))
+    assert (test.low, test.high) == ((0, 0) if shift == 0 else (None, None))
+    assert test.detectable is None  # nothing says how far they vary
     assert test.effect_size is None
     assert paired_t_test([2.0, 3.0], [1.0, 2.0]).p_value == 0.5
 

@@ -15,6 +15,7 @@ NAMES = {
     "exact_match": "exact match", "ter": "TER", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L", "return": "return", "expected_return": "expected return",
     "length": "length", "answer_accuracy": "answer accuracy",
+    "regret_per_token": "regret per token",
 }  # fmt: skip
 DATA = "5" * 64
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from run_folders import (
@@ -42,9 +43,18 @@ def add_anchored(root, weight, validation, values=SCORES["kl"], name="anchored")
                     seed, scores_of(value), validation=found, predictions=False)  # fmt: skip
 
 
-def know_lengths(root, medians, regrets=None):
-    """Give the results of a system's runs their median lengths, and their regrets by position."""
+def know_lengths(root, medians, regrets=None, *, first=None, **logged):
+    """Give the results of a system's runs their median lengths, and their regrets by position.
+
+    Training begins with texts of `first` tokens, by default as long; and what else is `logged`.
+    """
     for system, median in medians.items():
+        for path in (root / system).rglob("metrics.jsonl"):
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            for row in rows:
+                row.update({"rollout/length": median} | logged)
+            rows[0]["rollout/length"] = median if first is None else first
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         for path in (root / system).rglob("results.json"):
             facts = json.loads(path.read_text())["test"]
             facts["scores"]["length"]["details"] = {"median": median}
@@ -124,6 +134,33 @@ def test_llmr_under_another_name_is_marked_no_choice_and_not_tested(tmp_path):
     assert "BRIM (K = 4): = LLMR here" in said
 
 
+@pytest.mark.parametrize(
+    ("first", "logged", "same"),
+    [
+        (4.0, {}, True),
+        (36.0, {}, False),  # it was trained as BRIM, and collapsed
+        (4.0, {"rollout/segment_length": 0.5}, False),  # K counts segments, here 8
+    ],
+)
+def test_what_was_not_trained_as_llmr_is_tested_against_it(tmp_path, first, logged, same):
+    root = make_grid(tmp_path, systems=("llmr", "brim-k=4"))
+    know_lengths(root, {"brim-k=4": 4.0}, first=first, **logged)
+    (task,) = gather([root]).tasks
+    assert any(s.is_llmr for s in task.systems) is same
+    assert bool(all_tests(task)) is not same
+
+
+def test_what_has_far_fewer_seeds_than_others_is_no_choice(tmp_path):
+    make_grid(tmp_path, systems=("llmr", "brim-k=2"), seeds=SEEDS[:3])
+    make_grid(tmp_path, systems=("brim-k=4",), seeds=SEEDS[:2])
+    (task,) = gather([tmp_path]).tasks
+    said = " ".join(findings(task, all_tests(task), baseline="LLMR", alpha=0.05))
+    assert "K = 4 is chosen, by the validation exact match over 2 of 3 seeds" in said
+    shutil.rmtree(tmp_path / "brim-k=4" / f"seed={SEEDS[1]}")
+    (task,) = gather([tmp_path]).tasks  # one seed would decide for three
+    assert task.best_brim().label == "BRIM (K = 2)"
+
+
 def test_a_k_that_is_there_twice_has_no_one_score(tmp_path):
     for lr, validation in ((1e-4, 32.0), (1e-3, 36.0)):
         for k in (2, 4):
@@ -132,7 +169,14 @@ def test_a_k_that_is_there_twice_has_no_one_score(tmp_path):
                         validation={"exact_match": validation + k})  # fmt: skip
     (task,) = gather([tmp_path]).tasks
     table = best_k_table([task])
-    assert {row[1].text for row in table.rows} == {"—"}
+    scores = [row[1].text for row in table.rows if "score" in row[0].text]
+    assert scores == ["—", "—"]
+    # It is the best K at its best rate that is tested, and that others are tested against.
+    assert task.best_brim().label == "BRIM (K = 4) [lr = 0.001]"
+    assert task.best_brim() in task.ours
+    said = " ".join(findings(task, [], baseline="LLMR", alpha=0.05))
+    assert "BRIM (K = 4) [lr = 0.001]" in said
+    assert "is chosen" not in said
     found = {row["system"]: row["validation"] for row in table.data}
     assert found["BRIM (K = 4) [lr = 0.001]"] == 40
     assert found["BRIM (K = 4) [lr = 0.0001]"] == 36

@@ -179,6 +179,21 @@ def test_teacher_and_students_of_the_stages_stand_beside_the_runs(tmp_path):
     assert "kl/34007 --stage predistill --split test`" in note
 
 
+@pytest.mark.parametrize("reads", ["tokens", "text"])
+def test_a_teacher_that_reads_text_has_no_numbers_by_token(tmp_path, reads):
+    by_token = {"return": 3.0, "regret_per_token": 0.5, "length": 7.0}
+    manifest = {"stages_dir": "../stages", "stages": {"teacher": "teacher-abc"}}
+    make_folder(tmp_path / "run", LLMR, 1, by_token, manifest=manifest, predictions=False,
+                teacher__reads=reads)  # fmt: skip
+    results = results_of(by_token, mean_regrets={"return": [0.5] * 7})
+    write_run(tmp_path / "stages" / "teacher-abc", results=results)
+    (task,) = gather([tmp_path]).tasks
+    (teacher,) = task.find("Teacher").runs
+    mine = {*by_token} if reads == "tokens" else {"return", "length"}
+    assert teacher.scores.keys() == mine
+    assert ("mean_regrets" in teacher.results) == (reads == "tokens")
+
+
 @pytest.mark.parametrize(
     ("teacher", "seeds"),
     [
