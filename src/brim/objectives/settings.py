@@ -203,9 +203,9 @@ class AnchoredConfig(RewardedConfig):
     """Advantages whose critic is the teacher: its best value less the regrets still to come."""
 
     name: Literal["anchored"] = "anchored"
-    lambda_: float = Field(0.7, ge=0, le=1, alias="lambda")
+    lambda_: float = Field(0.0, ge=0, le=1, alias="lambda")
     """Decay of what later tokens add to an advantage. 1 has no bias and all the noise; 0 trusts
-    `remaining_regret` wholly."""
+    `remaining_regret` wholly, and is best or level wherever it was measured."""
     remaining_regret: Literal["time_mean", "learned", "none"] = "time_mean"
     """The regrets that a state still has before it: `time_mean` is their mean over the batch's
     other completions at the same step (the prompt's own others, where `num_generations` is above

@@ -15,7 +15,7 @@ _COLORS = {
     "Pre-distilled student": "#77808A",
     "LLMR": "#D55E00",
     "BRIM (K = 2)": "#0072B2",
-    "Anchored (λ = 0.7)": "#A31929",
+    "Anchored (λ = 0.0)": "#A31929",
     "BRIM (K = 4)": "#A53785",
     "BRIM (K = 8)": "#4D19C1",
     "BRIM (K = 16)": "#3081FF",

@@ -317,4 +317,4 @@ def test_a_setting_that_older_runs_do_not_have_is_the_default_there(tmp_path):
         )
     (task,) = gather([tmp_path]).tasks
     labels = [system.label for system in task.systems if len(system.runs)]
-    assert labels == ["Anchored (λ = 0.7)", "Anchored (λ = 0.7, per token)"]
+    assert labels == ["Anchored (λ = 0.0)", "Anchored (λ = 0.0, per token)"]
