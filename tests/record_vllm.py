@@ -115,7 +115,9 @@ def teacher_folder(parent: Path) -> Path:
     """Unpack the model that answered."""
     folder = Path(tempfile.mkdtemp(dir=parent, prefix="vllm-teacher-"))
     with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(folder, filter="data")
+        # Python before 3.11.4 has no filters.
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(folder)
     return folder
 
 

@@ -30,7 +30,9 @@ RUNS = ["brim-seed=0", "brim-seed=1", "llmr-seed=0", "llmr-seed=1"]
 @pytest.fixture
 def runs(tmp_path, monkeypatch) -> Path:
     with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(tmp_path, filter="data")
+        # Python before 3.11.4 has no filters.
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(tmp_path)
     monkeypatch.chdir(tmp_path)  # their data is named from there
     return tmp_path
 

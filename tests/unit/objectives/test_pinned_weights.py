@@ -83,7 +83,7 @@ METHODS = [
         **PLAIN,
     },
     {"name": "ppo_brim", "normalize_advantages": False, "clip": {"target": "reward", "range": 1.0}},
-    {"name": "anchored", **PLAIN},
+    {"name": "anchored", "lambda": 0.7, **PLAIN},
     {"name": "anchored", "immediate": "sampled", "expected_regrets": False, "lambda": 0.5, **PLAIN},
 ]
 # A cut is part of the policy, which the loss must find again.
