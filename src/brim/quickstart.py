@@ -30,7 +30,7 @@ SHORT = (
 )
 
 # Of the recipes' 250: five minutes, on slow cores too.
-STEPS = ("trainer.max_steps=125",)
+STEPS = ("trainer.max_steps=150",)
 
 METHODS = {"LLMR": "llmr", "BRIM": "brim", "anchored": "anchored"}
 BEST, START = "anchored", "pre-distilled"
