@@ -114,8 +114,7 @@ def settings_table(tasks: Sequence[TaskRuns]) -> Table | None:
         "The validation score of the checkpoint that is tested, mean over the n seeds that all "
         "settings of the method have; one with less than half of another's does not compete. In "
         "bold the best setting of each method, or those that tie; the test split has no say. "
-        "Compare methods at their best settings, with other seeds "
-        "than those that chose."
+        "Compare methods at their best settings, with other seeds than those that chose."
     )
     head = ("system", f"validation {' or '.join(names)}", "n")
     title = "Validation score by setting"

@@ -193,8 +193,7 @@ def _choice_of_k(task: TaskRuns) -> list[str]:
             f"{joined([s.label for s in same])}: {LLMR_HERE}, for half of the texts or more have "
             "no more tokens than K; no choice, and not tested against LLMR."
         )
-    ks = [system.name.k for system in task.choices]
-    if len(set(ks)) < 2 or len(set(ks)) < len(ks):  # of several settings `_choice_of_settings` says
+    if len(task.choices) < 2 or task.has_a_k_twice:  # then `_choice_of_settings` says it
         return sentences
     chosen = task.best_brim()
     if chosen is None:

@@ -214,7 +214,8 @@ class TaskRuns:
         return [system for system in self.brims if not system.is_llmr]
 
     @property
-    def _has_a_k_twice(self) -> bool:
+    def has_a_k_twice(self) -> bool:
+        """Whether some K is there with several settings."""
         return len({system.name.k for system in self.choices}) < len(self.choices)
 
     def validation_by_k(self, metric: str) -> dict[int, float]:
@@ -222,7 +223,7 @@ class TaskRuns:
 
         Empty where they share none, a run does not know its own, or some K is there twice.
         """
-        if self._has_a_k_twice:
+        if self.has_a_k_twice:
             return {}
         values = self.on_validation(self.choices, metric)
         return {s.name.k: value for s, value in values.items() if s.name.k is not None}
