@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from brim.compare.side_by_side import side_by_side
 from brim.config.loading import load_config
+from brim.errors import RunError
 from brim.recipes import find_recipe
 from brim.report import write_reports
 from brim.runs.directory import RunDirectory
 from brim.runs.stage_results import evaluate_stages
 from brim.runs.train import train
 from brim.support.progress import Reporter
+from brim.sweep import Point, run_sweep
+from brim.sweep.launching import local_launcher
 from brim.training.settings import RunConfig
 
 # A short run checks the set-up, not the method: everything is there, nothing has learned much.
@@ -37,26 +41,37 @@ SCORES = ("exact_match", "expected_return", "length")
 def quickstart(out: Path, *, seed: int, short: bool, reporter: Reporter) -> str:
     """Train a teacher, pre-distill a student, then three methods from it; compare all five.
 
+    What all begin with is made by all cores; then the methods train side by side, as a sweep.
+
     Args:
-        out: folder of the runs, their shared stages and the report; unfinished runs are resumed.
+        out: folder of the runs, their shared stages, logs and the report; unfinished runs are
+            resumed.
         seed: of everything random.
         short: everything once, nothing for long.
         reporter: shows progress.
 
     Returns:
         The results and what to try next, as text.
+
+    Raises:
+        RunError: a run failed, or is another process's.
+        KeyboardInterrupt: it was stopped; the runs have saved what they had.
     """
     started = time.monotonic()
-    overrides = [f"seed={seed}", *(SHORT if short else ())]
+    overrides = (f"seed={seed}", *(SHORT if short else ()))
+    todo = [
+        _Run(i, method, seed, f"cmudict/{method}", overrides, _config(method, overrides))
+        for i, method in enumerate(METHODS.values(), start=1)
+    ]
+    first = todo[0]
+    train(first.config, out / first.name, stages_dir=out / "stages", stages_only=True,
+          reporter=reporter, command=sys.argv)  # fmt: skip
+    # Tiny models gain little from more threads: a core that each has for itself is faster.
+    outcome = run_sweep(todo, out, launcher=local_launcher(len(todo)), retry=0, reporter=reporter)
+    if outcome.failed or outcome.elsewhere:
+        raise RunError(f"{outcome.in_words()}\n{out / 'logs'} says why; the same command goes on")
     runs = {label: out / method for label, method in METHODS.items()}
-    for label, method in METHODS.items():
-        reporter.say(f"== {label} ==")
-        config = load_config(
-            RunConfig, find_recipe(f"cmudict/{method}"), overrides, search=find_recipe
-        )
-        run = runs[label]
-        train(config, run, stages_dir=out / "stages", reporter=reporter, command=sys.argv)
-        tested = evaluate_stages(run, reporter=reporter)
+    tested = evaluate_stages(runs[BEST])  # as the sweep did: where their results are
     write_reports([*runs.values()], out / "report", reporter=reporter)
     return "\n".join(
         [
@@ -77,6 +92,19 @@ def quickstart(out: Path, *, seed: int, short: bool, reporter: Reporter) -> str:
             "  your own teacher on your own file: docs/own_teacher.md",
         ]
     )
+
+
+class _Run(Point):
+    """A run whose folder is its method's name: there is one seed."""
+
+    @property
+    def name(self) -> str:
+        """The run directory below the quickstart's."""
+        return self.label
+
+
+def _config(method: str, overrides: Sequence[str]) -> RunConfig:
+    return load_config(RunConfig, find_recipe(f"cmudict/{method}"), overrides, search=find_recipe)
 
 
 def headline(teacher: Path, start: Path, student: Path) -> str:

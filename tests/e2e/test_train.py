@@ -100,6 +100,18 @@ def test_run_directory(finished, model):
     reader.from_pretrained(run / "best")
 
 
+def test_stages_alone_are_those_that_the_run_then_begins_with(finished, make_config, tmp_path):
+    whole, stages = finished(T5)
+    run = tmp_path / "run"
+    assert train(make_config(T5), run, stages_dir=tmp_path / "stages", stages_only=True) == {}
+    assert {p.name for p in (tmp_path / "stages").iterdir()} == {p.name for p in stages.iterdir()}
+    assert not (run / "checkpoints").exists()
+    assert not (run / "best").exists()
+    train(make_config(T5), run, stages_dir=tmp_path / "stages")
+    expected = weights(whole)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(run).items())
+
+
 def test_stages_data_order_and_seeds_are_shared(finished, make_config, tmp_path):
     run, stages = finished(T5)
     before = {path: path.stat().st_mtime_ns for path in stages.rglob("*") if path.is_file()}

@@ -62,15 +62,7 @@ logger = logging.getLogger(__name__)
 
 Resume = Literal["auto", "must", "never"]
 
-PACKAGES = [
-    "torch",
-    "transformers",
-    "tokenizers",
-    "accelerate",
-    "datasets",
-    "sacrebleu",
-    "rouge-score",
-]
+PACKAGES = "torch transformers tokenizers accelerate datasets sacrebleu rouge-score".split()
 
 # What a stop before the run had begun leaves: what it was given, data read, half a manifest.
 _BEFORE_THE_RUN = re.compile(r"\.lock|inputs|data|\.manifest\.json\..*\.tmp")
@@ -86,6 +78,7 @@ def train(
     command: Sequence[str] = (),
     other_processes: bool = False,
     callbacks: Sequence[Any] = (),
+    stages_only: bool = False,
 ) -> dict[str, Any]:
     """Distill, and test the best checkpoint.
 
@@ -99,6 +92,7 @@ def train(
         command: what was typed, for the provenance.
         other_processes: resume what another number of processes began.
         callbacks: of the objective's stage, behind those that `config` names; see `Callbacks`.
+        stages_only: end, with nothing to return, when all that runs may share is made.
 
     Returns:
         What `results.json` holds of the test; of several test sets by split.
@@ -138,6 +132,8 @@ def train(
         del loaded  # or it would stay in memory beside what is trained of it
         student = make_student(run, student, teacher.model, outputs)
         record_stages(run, teacher, outputs, student, untrained, spelling)
+        if stages_only:
+            return {}
 
         train_objective(run, objective, teacher.model, student.model, outputs)
         RunDirectory(out).check_best()

@@ -47,9 +47,11 @@ class Meter:
 
     @property
     def eta(self) -> str:
-        """The time left, in words."""
+        """The time left, in words; nothing while nothing is known of it."""
         if self.done == self.total and not self.known_left:
             return "done"
+        if not self.done and self.known_left is None:
+            return ""
         each = (time.monotonic() - self.started) / max(self.done, 1)
         left = each * (self.total - self.done) if self.known_left is None else self.known_left
         return f"ETA {timedelta(seconds=round(left))}"
@@ -120,7 +122,9 @@ class Reporter:
                 def get_renderables(self) -> Iterator[RenderableType]:
                     yield self.make_tasks_table(self.tasks)
                     yield from (
-                        Text(f"  {note}") for task in self.tasks if (note := task.fields["note"])
+                        Text(f"  {line}")
+                        for task in self.tasks
+                        for line in task.fields["note"].splitlines()
                     )
 
             with Bars(
@@ -161,4 +165,5 @@ def _line(meter: Meter) -> str:
     elapsed = time.monotonic() - meter.started
     eta = f", {meter.eta}" if meter.done else ""
     line = f"{meter.name}: {meter.done}/{meter.total} in {elapsed:.0f} s{eta}"
-    return f"{line}  {meter.note}".rstrip()
+    between = "\n  " if "\n" in meter.note else "  "
+    return between.join([line, *meter.note.splitlines()])

@@ -33,6 +33,7 @@ from brim.sweep.states import (
 )
 
 POLL_SECONDS = 0.2
+NOTE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,7 @@ class _Work:
                 self._run(meter)
 
     def _run(self, meter: Meter) -> None:
+        noted = 0.0
         try:
             while self.running or (self.waiting and not self.stopping):
                 if self.interrupts and not self.stopping:
@@ -176,6 +178,9 @@ class _Work:
                     break
                 self._begin(meter)
                 self._collect(meter)
+                if time.monotonic() - noted >= NOTE_SECONDS:
+                    meter.advance(0, note=self._what_runs())
+                    noted = time.monotonic()
                 time.sleep(POLL_SECONDS)
         finally:
             for running in self.running:
@@ -184,6 +189,11 @@ class _Work:
                 self._note(running.task, "killed")
         if self.interrupts:
             raise KeyboardInterrupt("stopped; the same command goes on")
+
+    def _what_runs(self) -> str:
+        """The last line of each that runs, as its log has it."""
+        logs = {running.task.name: log_of(running.task, self.out) for running in self.running}
+        return "\n".join(f"{name}: {line}" for name in logs for line in last_lines(logs[name], 1))
 
     def stop(self) -> None:
         """Begin nothing more, and ask what runs to end."""
@@ -228,7 +238,7 @@ class _Work:
         if code == 0 and state == "done":
             self.states[task.name] = state
             self._note(task, "done")
-            meter.advance()
+            meter.advance(note=self._what_runs())
             scores = first_scores(self.out / task.name)
             self.reporter.say(f"{task.name}: {scores} ({seconds:.0f} s)")
             return

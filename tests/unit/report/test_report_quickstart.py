@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from run_folders import make_folder, results_of
 from rundirs import write_run
 
 from brim import quickstart as module
+from brim.errors import RunError
 from brim.support.progress import Reporter
+from brim.sweep import Outcome
 
 RETURNS = {"teacher": 9.0, "predistill": 1.0, "llmr": 2.0, "brim": 3.0, "anchored": 4.0}
 
@@ -27,24 +30,50 @@ def write_outputs(directory, name):
     write_run(directory, rows=rows, results=results)
 
 
-def test_five_systems_and_the_gains_are_printed(tmp_path, monkeypatch):
+@pytest.fixture
+def started(monkeypatch):
+    """What quickstart has others do, in order; runs and stages have results and no training."""
     stages = {"teacher": "teacher-1", "predistill": "predistill-1"}
+    told = []
 
-    def train(config, run, *, stages_dir, **options):
-        manifest = {"stages_dir": "../stages", "stages": stages}
-        objective = config.objective.model_dump()
-        make_folder(run, objective, config.seed, None, manifest=manifest, predictions=False)
-        write_outputs(run, run.name)
+    def train(config, run, *, stages_dir, stages_only, **options):
+        assert stages_only
+        assert stages_dir == run.parent / "stages"
+        told.append(f"stages of {run.name}")
+
+    def run_sweep(todo, out, **options):
+        told.append("sweep")
+        for point in todo:
+            assert point.arguments(out)[-4:-1] == ["--out", str(out / point.label), "--stages"]
+            objective = point.config.objective.model_dump()
+            manifest = {"stages_dir": "../stages", "stages": stages}
+            make_folder(
+                out / point.name, objective, point.seed, None, manifest=manifest, predictions=False
+            )
+            write_outputs(out / point.name, point.name)
+        for name, folder in stages.items():
+            write_outputs(out / "stages" / folder, name)
+        return Outcome(tuple(point.name for point in todo), (), (), ())
 
     def evaluate_stages(run, **options):
-        directories = {name: run.parent / "stages" / stages[name] for name in stages}
-        for name, directory in directories.items():
-            write_outputs(directory, name)
-        return directories
+        return {name: run.parent / "stages" / folder for name, folder in stages.items()}
 
     monkeypatch.setattr(module, "train", train)
+    monkeypatch.setattr(module, "run_sweep", run_sweep)
     monkeypatch.setattr(module, "evaluate_stages", evaluate_stages)
+    return told
+
+
+def test_a_run_that_failed_ends_it_with_the_place_of_its_log(tmp_path, started, monkeypatch):
+    failed = Outcome(("llmr",), ("brim",), (), ())
+    monkeypatch.setattr(module, "run_sweep", lambda *args, **options: failed)
+    with pytest.raises(RunError, match=r"failed: brim\n.*logs"):
+        module.quickstart(tmp_path, seed=0, short=True, reporter=Reporter(quiet=True))
+
+
+def test_five_systems_and_the_gains_are_printed(tmp_path, started):
     text = module.quickstart(tmp_path, seed=0, short=True, reporter=Reporter(quiet=True))
+    assert started == ["stages of llmr", "sweep"]
 
     headline, table, differences = text.split("report:")[0].strip().split("\n\n")
     assert headline.startswith("With 100% of the teacher's parameters the student keeps 100% of")

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from rundirs import change_results
 
 from brim.config.loading import dump_config
 from brim.errors import RunError
+from brim.support.progress import Meter
 from brim.sweep import Outcome, Point, load_sweep, points, run_sweep
 from brim.sweep.grid import Task
 from brim.sweep.launching import LocalLauncher, local_launcher
@@ -251,6 +253,27 @@ def test_fail_fast_stops_the_others(make, run):
     ended = run(todo, plan, slots=2, fail_fast=True)
     assert ended == Outcome((), ("b/seed=1",), (), ("a/seed=1", "a/seed=2", "b/seed=2"))
     assert (run.out / "a/seed=1/saved").exists()
+
+
+def test_the_bar_shows_the_last_line_of_each_that_runs(make, run, monkeypatch):
+    monkeypatch.setattr("brim.sweep.running.NOTE_SECONDS", 0.0)
+    notes = []
+
+    class Watched(Meter):
+        def advance(self, amount=1, note=None, seconds_left=None):
+            super().advance(amount, note, seconds_left)
+            notes.append(self.note)
+
+    @contextmanager
+    def meter(self, name, total):
+        yield Watched(name, total)
+
+    monkeypatch.setattr(Listener, "meter", meter)
+    plan = {"a/seed=1": "stages a/seed=1 b/seed=1", "b/seed=1": "stages a/seed=1 b/seed=1"}
+    todo = make(SWEEP.replace("{teacher.seed: 0}", "{teacher.seed: null}"))
+    assert run(todo[:2], plan, slots=2).done == ALL[:2]
+    assert "a/seed=1: hello from a/seed=1" in {line for n in notes for line in n.splitlines()}
+    assert notes[-1] == ""
 
 
 def test_ctrl_c_lets_runs_save_and_the_same_call_goes_on(make, run):
