@@ -108,6 +108,8 @@ class ActionValues:
         segments: where a step is a segment of several tokens; None where each token is a step. All
             tokens of a segment have its `q_max`; its regret, and the teacher's log-probability of
             its text, are those of its last token, and those of the others are 0.
+        hidden: (B, T, d) of the teacher, of which its head makes the logits of each token; kept
+            where the loss compares with all of them, so that it need not read again.
     """
 
     q_taken: Tensor
@@ -115,6 +117,7 @@ class ActionValues:
     logprobs: Tensor
     bootstrap: Tensor | None = None
     segments: Segments | None = None
+    hidden: Tensor | None = None
 
     def to(self, device: torch.device | str) -> ActionValues:
         """The same values with their tensors on `device`."""

@@ -139,7 +139,9 @@ class TabularModel(LanguageModel):
         logits = at(self.table.detach(), decoding.distribution)
         return self.mdp.sample(len(batch), generator, logits).rollout(batch)
 
-    def features(self, rollout: Rollout, *, after: bool = False) -> Features:
+    def features(
+        self, rollout: Rollout, *, after: bool = False, kept: Tensor | None = None
+    ) -> Features:
         states = [torch.zeros_like(rollout.mask[:, 0], dtype=torch.long)]
         for action in rollout.completion_ids[:, :-1].unbind(1):
             states.append(NUM_WORDS * states[-1] + 1 + action)
@@ -147,9 +149,11 @@ class TabularModel(LanguageModel):
         tokens = rollout.completion_ids[rollout.mask]
         if self.chunked:
             features = torch.nn.functional.one_hot(written, self.mdp.num_states).double()
+            features = features if kept is None else kept[rollout.mask]
             head = OutputHead(self.table.t(), None, NUM_WORDS + 1)
             return Features(features, head, tokens, rollout.mask)
-        return TabularFeatures(self.table[written], None, tokens, rollout.mask)
+        logits = self.table[written] if kept is None else kept[rollout.mask]
+        return TabularFeatures(logits, None, tokens, rollout.mask)
 
     def copy(self) -> "TabularModel":
         return copy.deepcopy(self)

@@ -124,8 +124,10 @@ class Features:
         return ActionValues(taken, best, logprobs, following)
 
     def scatter(self, values: Tensor) -> Tensor:
-        """(N,) values as (B, T), 0 where the mask is False."""
-        return values.new_zeros(self.mask.shape).masked_scatter(self.mask, values)
+        """(N, …) values as (B, T, …), 0 where the mask is False."""
+        found = values.new_zeros(*self.mask.shape, *values.shape[1:])
+        found[self.mask] = values
+        return found
 
 
 RowFunction = Callable[..., Tensor]

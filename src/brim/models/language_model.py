@@ -216,11 +216,13 @@ class LanguageModel(nn.Module):
         apart, together = max(prompt_tokens, max_tokens), prompt_tokens + max_tokens - 1
         self._backbone.check_length(apart if self.is_encoder_decoder else together)
 
-    def features(self, rollout: Rollout, *, after: bool = False) -> Features:
+    def features(
+        self, rollout: Rollout, *, after: bool = False, kept: Tensor | None = None
+    ) -> Features:
         """The hidden states that predict the rollout's tokens, before the output head.
 
         In the model's own mode and with gradient where gradients are on. With `after`, also those
-        of the state behind each completion's last token.
+        of the state behind each completion's last token. `kept` are (B, T, d) of an earlier call.
 
         Raises:
             ModelError: a token is one that the policy excludes, so that its logit is no number.
@@ -229,20 +231,17 @@ class LanguageModel(nn.Module):
         mask = rollout.mask
         token_ids = rollout.completion_ids[mask]
         check_writable(token_ids, self.tokenizer, self._num_rows, self._holes)
+        if kept is not None:
+            return Features(kept.to(self.device)[mask], self._head(), token_ids, mask)
         longest = max(int(rollout.lengths.max()), 1)
         completion_ids = self._padded(rollout.completion_ids[:, :longest], mask[:, :longest])
         prompts = self._prompts(rollout.batch)
         with self.uncompiled() if torch.is_grad_enabled() else nullcontext():
             hidden = self._backbone.hidden(prompts, completion_ids, longest + after)
         rows = torch.arange(len(hidden), device=hidden.device)
-        return Features(
-            hidden=hidden[:, :longest][mask[:, :longest]],
-            head=self._head(),
-            token_ids=token_ids,
-            mask=mask,
-            after=hidden[rows, rollout.lengths] if after else None,
-            truncated=rollout.truncated,
-        )
+        following = hidden[rows, rollout.lengths] if after else None
+        hidden = hidden[:, :longest][mask[:, :longest]]
+        return Features(hidden, self._head(), token_ids, mask, following, rollout.truncated)
 
     def forward(
         self,

@@ -71,9 +71,11 @@ class AveragedTeacher(LanguageModel):
         self.eos_token_ids = first.eos_token_ids
         self._wide = None
 
-    def features(self, rollout: Rollout, *, after: bool = False) -> Features:
+    def features(
+        self, rollout: Rollout, *, after: bool = False, kept: Tensor | None = None
+    ) -> Features:
         """Return the hidden states of all, side by side; see `LanguageModel.features`."""
-        found = super().features(rollout, after=after)
+        found = super().features(rollout, after=after, kept=kept)
         dtype = found.head.weight.dtype
         following = None if found.after is None else found.after.to(dtype)
         return replace(found, hidden=found.hidden.to(dtype), after=following)

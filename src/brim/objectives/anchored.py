@@ -28,7 +28,7 @@ from brim.advantages import gae
 from brim.divergences import expected_value
 from brim.losses import value_loss
 from brim.masking import masked_sum, zero_padding
-from brim.models import ActorCritic, LanguageModel, Teacher, evaluating, whole
+from brim.models import ActorCritic, LanguageModel, Teacher, evaluating
 from brim.objectives.base import (
     Policy,
     add_moments,
@@ -41,6 +41,7 @@ from brim.objectives.credit import (
     Induced,
     centered_scores,
     clip_credit,
+    scored_features,
     sum_over_processes,
 )
 from brim.objectives.policy_gradient import follow
@@ -174,9 +175,8 @@ class Anchored(Induced):
         if self.settings.immediate == "expected":
             if teacher is None or rollout.end_values is None:
                 raise ValueError("loss needs the teacher, and a rollout that collect has scored")
-            with teacher.evaluating():
-                features = whole(teacher).features(rollout).to(rollout.mask.device)
             value = partial(expected_value_of_ending, eos_token_ids=teacher.eos_token_ids)
+            features = scored_features(teacher, rollout)
             comparison = features.comparison(value, rollout.end_values)
         tokens = policy(rollout, distribution=self.decoding.distribution, comparison=comparison)
         out = follow(tokens, rollout)

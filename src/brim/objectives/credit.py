@@ -19,7 +19,7 @@ from torch import Tensor
 
 from brim.advantages import leave_one_out_baseline, time_mean_baseline
 from brim.divergences import expected_value
-from brim.models import Decoding, LanguageModel, ServerTeacher, Teacher, whole
+from brim.models import Decoding, Features, LanguageModel, ServerTeacher, Teacher, whole
 from brim.objectives.base import Objective, Sums, return_metrics, return_sums, total
 from brim.objectives.reward import RewardedConfig
 from brim.objectives.settings import (
@@ -131,14 +131,23 @@ def score(
         teacher: whose logits they are.
         rollout: B completions of at most T tokens.
         student: gives its expected Q-values where they are the center (`q_centering: policy`).
-        settings: `q_centering` and `truncated`.
+        settings: `q_centering` and `truncated`; and whether the loss compares with all logits.
         decoding: the distribution that the student samples from.
     """
+    asked, keep = _asked(settings), settings.passes().compared > 0
+    if settings.q_centering != "policy" and not keep:
+        return teacher.map(rollout, lambda part: teacher.action_values(part, **asked))
 
-    def by_policy(part: Rollout) -> ActionValues:
+    def of_all_logits(part: Rollout) -> ActionValues:
         with teacher.evaluating():
-            features = whole(teacher).features(part).to(part.mask.device)
-            values = features.action_values()
+            features = whole(teacher).features(part, after=asked["bootstrap"])
+            features = features.to(part.mask.device)
+            center = settings.q_centering
+            values = features.action_values("none" if center == "policy" else center)
+        if keep:
+            values = replace(values, hidden=features.scatter(features.hidden))
+        if center != "policy":
+            return values
         expected = student.statistics(
             part,
             distribution=decoding.distribution,
@@ -147,9 +156,18 @@ def score(
         assert expected is not None
         return replace(values, q_taken=values.q_taken - expected, q_max=values.q_max - expected)
 
-    if settings.q_centering == "policy":
-        return teacher.map(rollout, by_policy)
-    return teacher.map(rollout, lambda part: teacher.action_values(part, **_asked(settings)))
+    return teacher.map(rollout, of_all_logits)
+
+
+def scored_features(teacher: Teacher, rollout: Rollout) -> Features:
+    """Return the teacher's features of what `score` scored: as it kept them, else made again.
+
+    Raises:
+        ModelError: the teacher shows two numbers a token only.
+    """
+    kept = None if rollout.values is None else rollout.values.hidden
+    with teacher.evaluating():
+        return whole(teacher).features(rollout, kept=kept).to(rollout.mask.device)
 
 
 class KStepReturns:

@@ -20,7 +20,8 @@ class Passes:
         student_reads: passes of the student without gradient.
         copy_reads: passes of the copy of the student at the start.
         updates: passes of the student with gradient.
-        compared: passes of the teacher beside these, for its logits.
+        compared: how often the loss has all of the teacher's logits: of what is kept where it has
+            read before, else by a pass each.
         minibatches: equal parts of the completions, with an update for each.
         copies: frozen copies of the student: the start, or an older one that writes.
         writers: those among them that write, which checkpoints hold too.
@@ -41,6 +42,11 @@ class Passes:
     critic: Literal["shared", "separate"] | None = None
 
     @property
+    def kept(self) -> bool:
+        """Whether what the teacher has read is kept for the loss."""
+        return self.teacher_reads > 0 and self.compared > 0
+
+    @property
     def num_trained(self) -> int:
         """Models that are trained: the student, and a critic of its own."""
         return 1 + (self.critic == "separate")
@@ -50,7 +56,7 @@ class Passes:
         share = "" if self.written == 1 else f" {self.written:.0%} of the text"
         counts = {
             f"student writes{share}": int(self.written > 0),
-            "teacher reads": self.teacher_reads + self.compared,
+            "teacher reads": self.teacher_reads or self.compared,
             "student reads": self.student_reads,
             "a copy of its start reads": self.copy_reads,
             "student learns": self.updates,

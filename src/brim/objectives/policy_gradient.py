@@ -21,13 +21,14 @@ from brim.advantages import (
 from brim.divergences import expected_value
 from brim.losses import importance_weights, policy_gradient_loss
 from brim.masking import masked_sum, zero_padding
-from brim.models import Decoding, LanguageModel, Teacher, whole
+from brim.models import Decoding, LanguageModel, Teacher
 from brim.objectives.base import Policy, add_moments, total, variance
 from brim.objectives.credit import (
     Induced,
     KStepReturns,
     behavior_logprobs,
     clip_credit,
+    scored_features,
     sum_over_processes,
 )
 from brim.objectives.settings import BRIMConfig, LLMRConfig
@@ -95,9 +96,7 @@ class PolicyGradient(Induced):
         comparison = None
         if self.settings.immediate == "expected":
             assert teacher is not None
-            with teacher.evaluating():
-                features = whole(teacher).features(rollout).to(rollout.mask.device)
-                comparison = features.comparison(expected_value)
+            comparison = scored_features(teacher, rollout).comparison(expected_value)
         tokens = policy(rollout, distribution=self.decoding.distribution, comparison=comparison)
         return follow(tokens, rollout, max_weight=self.settings.max_importance_weight)
 

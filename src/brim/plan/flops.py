@@ -66,7 +66,8 @@ def step_operations(learner: Learner, teacher: ModelShape | None, size: Size) ->
     if teacher is not None:
         teacher_pass = read_operations(teacher, size)
         # Its logits are made again in the backward pass, like the student's.
-        update += passes.compared * (teacher_pass + _head(teacher, size))
+        read = _head(teacher, size) if passes.kept else teacher_pass
+        update += passes.compared * (read + _head(teacher, size))
     reads = passes.student_reads + passes.copy_reads + passes.num_trained - 1
     return ByPhase(
         rollout=rollout,
@@ -108,7 +109,10 @@ def step_traffic(
         rollout = shape.weight_bytes if passes.written else 0
         reads = passes.student_reads + passes.num_trained - 1
         student = reads * -(-rows // sizes.reread.rows) * shape.weight_bytes
-    update += passes.compared * passes.minibatches * micro_batches * gathered
+    if passes.kept and gathered and teacher is not None:  # the head, which then stays
+        update += teacher.outside_bytes()
+    else:
+        update += passes.compared * passes.minibatches * micro_batches * gathered
     asked = passes.teacher_reads * -(-rows // sizes.scored.rows) * gathered
     return ByPhase(*(_sent(amount, devices) for amount in (rollout, asked, student, update)))
 

@@ -250,8 +250,10 @@ class Room:
         if self.devices.student == "fsdp":
             gradients = self.devices.share(gradients)
         if learner.passes.compared and self.teacher is not None:
-            # The teacher reads first; its features stay.
-            if not self.devices.teacher_apart:
+            if learner.passes.kept:
+                exchange += self.teacher.outside_bytes() * self.devices.gathers_teacher
+            elif not self.devices.teacher_apart:
+                # The teacher reads first; its features stay.
                 read = pass_cost(self.teacher, size, autocast=self.autocast)
                 activations = max(activations, read.peak)
                 exchange += self._gathered(self.teacher)
@@ -304,6 +306,15 @@ def phases(room: Room, rows: int, sizes: Sizes, *, returns: bool) -> dict[str, M
     if learner.passes.student_reads + learner.passes.copy_reads:
         found["student"] = room.read(learner.shape, sizes.reread.at_most(rows), training=True)
     found["update"] = room.update()
+    if learner.passes.kept and teacher is not None:
+        kept = _features(teacher, replace(sizes.scored, rows=rows))
+        for name in found.keys() & {"student", "update"}:
+            found[name] = replace(found[name], activations=found[name].activations + kept)
+        if not room.devices.teacher_apart:
+            # Those of all passes are put together, and then in order.
+            read = found["teacher"]
+            activations = max(read.activations + kept, 3 * kept)
+            found["teacher"] = replace(read, activations=activations)
     evaluations = [room.write(learner.shape, sizes.evaluated)]
     if returns and teacher is not None:
         evaluations.append(room.read(teacher, sizes.scored))

@@ -62,7 +62,9 @@ logger = logging.getLogger(__name__)
 
 Resume = Literal["auto", "must", "never"]
 
-PACKAGES = "torch transformers tokenizers accelerate datasets sacrebleu rouge-score".split()
+PACKAGES = (
+    "torch", "transformers", "tokenizers", "accelerate", "datasets", "sacrebleu", "rouge-score",
+)  # fmt: skip
 
 # What a stop before the run had begun leaves: what it was given, data read, half a manifest.
 _BEFORE_THE_RUN = re.compile(r"\.lock|inputs|data|\.manifest\.json\..*\.tmp")
@@ -106,7 +108,7 @@ def train(
     accelerator = make_accelerator(config.trainer.precision)
     if reporter is None or not accelerator.is_main_process:
         reporter = Reporter(quiet=True)
-    label, stages_dir = config.objective.name, stages_dir or out / "stages"
+    stages_dir = stages_dir or out / "stages"
     with open_run(out, config, resume, other_processes=other_processes), ExitStack() as stack:
         run = RunInputs(config, out, accelerator, stages_dir, reporter, other_processes)
         run.callbacks.add(*config.trainer.callbacks, *callbacks)
@@ -136,15 +138,17 @@ def train(
             return {}
 
         train_objective(run, objective, teacher.model, student.model, outputs)
-        RunDirectory(out).check_best()
-        training = training_facts(out)
-        if before is not None and before["step"] == training["steps"]:
-            reporter.say(f"{label}: unchanged, kept")
-        return _test_best(run, teacher, training)
+        return _test_best(run, teacher, before)
 
 
-def _test_best(run: RunInputs, teacher: Made[Teacher], training: dict[str, Any]) -> dict[str, Any]:
-    label, found = run.config.objective.name, {}
+def _test_best(
+    run: RunInputs, teacher: Made[Teacher], before: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The results of the test; `before` is the state that training went on from."""
+    RunDirectory(run.out).check_best()
+    label, found, training = run.config.objective.name, {}, training_facts(run.out)
+    if before is not None and before["step"] == training["steps"]:
+        run.reporter.say(f"{label}: unchanged, kept")
     best = run.reload(run.out / "best", run.config.student)
     for split in run.task.splits()[2:]:
         kept = kept_results(best, split, run.out, training)

@@ -30,7 +30,10 @@ PPO = Passes(
     written=1.0, teacher_reads=1, student_reads=1, updates=3, minibatches=2, critic="separate"
 )
 KL = Passes(written=1.0, compared=1)
-ALL_PASSES = pytest.mark.parametrize("passes", [BRIM, PPO, KL], ids=["brim", "ppo", "kl"])
+ANCHORED = Passes(written=1.0, teacher_reads=1, student_reads=1, compared=1)
+ALL_PASSES = pytest.mark.parametrize(
+    "passes", [BRIM, PPO, KL, ANCHORED], ids=["brim", "ppo", "kl", "anchored"]
+)
 FAMILIES = pytest.mark.parametrize("family", ["t5", "qwen2"])
 MANY = 10**9
 
@@ -86,11 +89,25 @@ def test_sharded_memory_falls_towards_what_is_at_work(family, passes, without_pe
     assert last["rollout"].exchange == student.weight_bytes
     assert last["rollout"].weights <= few
     gradients = at_work(student, trainable=True)
-    expected = models * (at_work(student) + gradients) + passes.compared * at_work(teacher)
+    expected = models * (at_work(student) + gradients)
+    expected += passes.compared * (teacher.outside_bytes() if passes.kept else at_work(teacher))
     assert last["update"].exchange == expected
     assert last["update"].weights + last["update"].gradients + last["update"].optimizer <= 2 * few
     if passes.teacher_reads:
         assert last["teacher"].exchange == at_work(teacher)
+
+
+@FAMILIES
+def test_what_the_teacher_has_read_is_held_until_the_update(family, without_peaks):
+    width = shape_of(family, 64).head.shape[1]
+    row = 4 * SIZES.scored.num_tokens * width
+    few, many = (memory_of(family, ANCHORED, ONE_DEVICE, rows) for rows in (100, 1100))
+    for phase in ("student", "update"):
+        assert many[phase].activations - few[phase].activations == 1000 * row
+    # The parts, what is made of them, and that in order.
+    assert many["teacher"].activations - few["teacher"].activations == 3 * 1000 * row
+    brim = memory_of(family, BRIM, ONE_DEVICE, 1100)
+    assert brim["update"].total < many["update"].total - 1000 * row
 
 
 @FAMILIES
