@@ -54,7 +54,7 @@ def quickstart(out: Path, *, seed: int, short: bool, reporter: Reporter) -> str:
         The results and what to try next, as text.
 
     Raises:
-        RunError: a run failed, or is another process's.
+        RunError: a run failed, or another process works on it.
         KeyboardInterrupt: it was stopped; the runs have saved what they had.
     """
     started = time.monotonic()
@@ -66,9 +66,11 @@ def quickstart(out: Path, *, seed: int, short: bool, reporter: Reporter) -> str:
     first = todo[0]
     train(first.config, out / first.name, stages_dir=out / "stages", stages_only=True,
           reporter=reporter, command=sys.argv)  # fmt: skip
-    # Tiny models gain little from more threads: a core that each has for itself is faster.
-    outcome = run_sweep(todo, out, launcher=local_launcher(len(todo)), retry=0, reporter=reporter)
-    if outcome.failed or outcome.elsewhere:
+    launcher = local_launcher(len(todo), 1)  # models so small gain little from more threads
+    outcome = run_sweep(todo, out, launcher=launcher, retry=0, reporter=reporter)
+    if outcome.elsewhere:
+        raise RunError(f"{out}: another process is working on it; wait or stop it")
+    if outcome.failed:
         raise RunError(f"{outcome.in_words()}\n{out / 'logs'} says why; the same command goes on")
     runs = {label: out / method for label, method in METHODS.items()}
     tested = evaluate_stages(runs[BEST])  # as the sweep did: where their results are

@@ -162,6 +162,9 @@ class TabularModel(LanguageModel):
 class TabularFeatures(Features):
     """The features of the tokens are their logits already."""
 
+    def to(self, device) -> "TabularFeatures":
+        return self
+
     def token_statistics(
         self, *, distribution=SOFTMAX, comparison=None, chunk_tokens=None
     ) -> TokenStatistics:

@@ -125,6 +125,7 @@ def draw_samples(
         )
         rollout = student.generate(batch, objective.decoding)
         values = score(teacher, rollout, student, objective.settings, objective.decoding)
+        values = replace(values, hidden=None)  # of all rounds it would be much
         parts.append(replace(rollout, values=values))
         advance(len(numbers))
     return Samples(_join(parts), num_rounds, len(examples), group)

@@ -63,7 +63,7 @@ class Features:
 
     def to(self, device: torch.device | str) -> Features:
         """The same on `device`, with the head's weight; itself where it is there already."""
-        if self.mask.device == torch.device(device):
+        if self.mask.device == self.head.weight.device == torch.device(device):
             return self
         moved: dict[str, Any] = {
             field.name: value.to(device)
@@ -124,9 +124,13 @@ class Features:
         return ActionValues(taken, best, logprobs, following)
 
     def scatter(self, values: Tensor) -> Tensor:
-        """(N, …) values as (B, T, …), 0 where the mask is False."""
-        found = values.new_zeros(*self.mask.shape, *values.shape[1:])
-        found[self.mask] = values
+        """(N,) values as (B, T), 0 where the mask is False."""
+        return values.new_zeros(self.mask.shape).masked_scatter(self.mask, values)
+
+    def padded_hidden(self) -> Tensor:
+        """The hidden states as (B, T, d), 0 where the mask is False."""
+        found = self.hidden.new_zeros(*self.mask.shape, self.hidden.shape[1])
+        found[self.mask] = self.hidden
         return found
 
 

@@ -227,12 +227,13 @@ class LanguageModel(nn.Module):
         Raises:
             ModelError: a token is one that the policy excludes, so that its logit is no number.
         """
+        if kept is not None:  # where the rollout is: of the tokens all has been checked
+            mask = rollout.mask
+            return Features(kept[mask], self._head(), rollout.completion_ids[mask], mask)
         rollout = rollout.to(self.device)
         mask = rollout.mask
         token_ids = rollout.completion_ids[mask]
         check_writable(token_ids, self.tokenizer, self._num_rows, self._holes)
-        if kept is not None:
-            return Features(kept.to(self.device)[mask], self._head(), token_ids, mask)
         longest = max(int(rollout.lengths.max()), 1)
         completion_ids = self._padded(rollout.completion_ids[:, :longest], mask[:, :longest])
         prompts = self._prompts(rollout.batch)

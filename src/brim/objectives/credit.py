@@ -141,17 +141,17 @@ def score(
     def of_all_logits(part: Rollout) -> ActionValues:
         with teacher.evaluating():
             features = whole(teacher).features(part, after=asked["bootstrap"])
-            features = features.to(part.mask.device)
-            center = settings.q_centering
+            center, device = settings.q_centering, part.mask.device
             values = features.action_values("none" if center == "policy" else center)
         if keep:
-            values = replace(values, hidden=features.scatter(features.hidden))
+            values = replace(values, hidden=features.padded_hidden())
+        values = values.to(device)
         if center != "policy":
             return values
         expected = student.statistics(
             part,
             distribution=decoding.distribution,
-            comparison=features.comparison(expected_value),
+            comparison=features.to(device).comparison(expected_value),
         ).compared
         assert expected is not None
         return replace(values, q_taken=values.q_taken - expected, q_max=values.q_max - expected)
@@ -167,7 +167,8 @@ def scored_features(teacher: Teacher, rollout: Rollout) -> Features:
     """
     kept = None if rollout.values is None else rollout.values.hidden
     with teacher.evaluating():
-        return whole(teacher).features(rollout, kept=kept).to(rollout.mask.device)
+        found = whole(teacher).features(replace(rollout, values=None), kept=kept)
+        return found.to(rollout.mask.device)
 
 
 class KStepReturns:

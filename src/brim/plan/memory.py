@@ -257,7 +257,8 @@ class Room:
                 read = pass_cost(self.teacher, size, autocast=self.autocast)
                 activations = max(activations, read.peak)
                 exchange += self._gathered(self.teacher)
-            activations += _features(self.teacher, size)
+            # Of what is kept the rows of a micro-batch are taken, and of these the tokens.
+            activations += (1 + learner.passes.kept) * _features(self.teacher, size)
             head = _chunk(shape, size, budget=PAIR_BYTES // BUFFERS, buffers=BUFFERS)
         head = max(0, head - free) + 4 * shape.head.numel() * shape.head.requires_grad
         return replace(

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -33,7 +33,7 @@ from brim.sweep.states import (
 )
 
 POLL_SECONDS = 0.2
-NOTE_SECONDS = 1.0
+NOTE_SECONDS, NUM_NOTED = 1.0, 8
 
 
 @dataclass(frozen=True)
@@ -182,6 +182,7 @@ class _Work:
                     meter.advance(0, note=self._what_runs())
                     noted = time.monotonic()
                 time.sleep(POLL_SECONDS)
+            meter.advance(0, note="")
         finally:
             for running in self.running:
                 running.job.kill()
@@ -191,9 +192,13 @@ class _Work:
             raise KeyboardInterrupt("stopped; the same command goes on")
 
     def _what_runs(self) -> str:
-        """The last line of each that runs, as its log has it."""
-        logs = {running.task.name: log_of(running.task, self.out) for running in self.running}
-        return "\n".join(f"{name}: {line}" for name in logs for line in last_lines(logs[name], 1))
+        """The last line of each of the first few that run, as its log has it."""
+        lines = []
+        for task in (running.task for running in self.running[:NUM_NOTED]):
+            with suppress(OSError):  # what is only shown ends nothing
+                lines += [f"{task.name}: {line}" for line in last_lines(log_of(task, self.out), 1)]
+        more = len(self.running) - NUM_NOTED
+        return "\n".join([*lines, *([f"and {more} more"] if more > 0 else [])])
 
     def stop(self) -> None:
         """Begin nothing more, and ask what runs to end."""
@@ -238,7 +243,7 @@ class _Work:
         if code == 0 and state == "done":
             self.states[task.name] = state
             self._note(task, "done")
-            meter.advance(note=self._what_runs())
+            meter.advance()
             scores = first_scores(self.out / task.name)
             self.reporter.say(f"{task.name}: {scores} ({seconds:.0f} s)")
             return

@@ -86,7 +86,9 @@ def last_lines(log: Path, number: int = 5) -> list[str]:
     """The end of what the last run wrote into a log, less empty lines."""
     if not log.exists():
         return []
-    lines = log.read_bytes()[-20_000:].decode(errors="replace").splitlines()
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 20_000))
+        lines = file.read().decode(errors="replace").splitlines()
     ours = [i for i, line in enumerate(lines) if line.startswith(MARK)]
     return [line for line in lines[ours[-1] + 1 if ours else 0 :] if line.strip()][-number:]
 

@@ -64,10 +64,18 @@ def started(monkeypatch):
     return told
 
 
-def test_a_run_that_failed_ends_it_with_the_place_of_its_log(tmp_path, started, monkeypatch):
-    failed = Outcome(("llmr",), ("brim",), (), ())
-    monkeypatch.setattr(module, "run_sweep", lambda *args, **options: failed)
-    with pytest.raises(RunError, match=r"failed: brim\n.*logs"):
+@pytest.mark.parametrize(
+    ("outcome", "text"),
+    [
+        (Outcome(("llmr",), ("brim",), (), ()), r"failed: brim\n.*logs"),
+        (Outcome(("llmr",), (), ("brim",), ()), "another process is working on it; wait"),
+    ],
+)
+def test_a_run_that_did_not_end_ends_it_with_what_to_do(
+    outcome, text, tmp_path, started, monkeypatch
+):
+    monkeypatch.setattr(module, "run_sweep", lambda *args, **options: outcome)
+    with pytest.raises(RunError, match=text):
         module.quickstart(tmp_path, seed=0, short=True, reporter=Reporter(quiet=True))
 
 

@@ -276,6 +276,15 @@ def test_the_bar_shows_the_last_line_of_each_that_runs(make, run, monkeypatch):
     assert notes[-1] == ""
 
 
+def test_a_log_that_cannot_be_read_ends_nothing(make, run, monkeypatch):
+    def stale(*args):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr("brim.sweep.running.NOTE_SECONDS", 0.0)
+    monkeypatch.setattr("brim.sweep.running.last_lines", stale)
+    assert run(make()[:2], {"a/seed=1": "short"}).done == ALL[:2]
+
+
 def test_ctrl_c_lets_runs_save_and_the_same_call_goes_on(make, run):
     todo = make()
     watcher = after(run.out, "at work", lambda: os.kill(os.getpid(), signal.SIGINT))
