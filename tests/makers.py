@@ -34,7 +34,7 @@ def policy_gradient(decoding: Decoding, **settings: Any) -> PolicyGradient:
 
 
 def anchored(decoding: Decoding, **settings: Any) -> Anchored:
-    return Anchored(AnchoredConfig(**settings), decoding)
+    return Anchored(AnchoredConfig(**{"per_token": False, **settings}), decoding)
 
 
 def ppo_brim(decoding: Decoding, **settings: Any) -> PPO:

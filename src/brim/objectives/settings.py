@@ -217,7 +217,7 @@ class AnchoredConfig(RewardedConfig):
     immediate: Literal["expected", "sampled"] = "expected"
     """How the token itself counts: by the expectation over all tokens, which is differentiated
     exactly, or as it was sampled, which needs two numbers a token of the teacher."""
-    per_token: bool = False
+    per_token: bool = True
     """Minimize the regret per token in place of that of the text, of which a shorter one has less:
     each regret counts less the mean over the tokens of the batch's other completions."""
     clip: ClipConfig = ClipConfig()
@@ -260,7 +260,9 @@ class AnchoredConfig(RewardedConfig):
     @model_validator(mode="after")
     def _no_learned_share_per_token(self) -> Self:
         if self.per_token and self.remaining_regret == "learned":
-            raise ValueError("per_token has no remaining_regret=learned; set it to time_mean")
+            raise ValueError(
+                "remaining_regret=learned is not per token; set it to time_mean, or per_token=false"
+            )
         return self
 
 
