@@ -53,7 +53,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "llmr": {},
     "brim": {"k": 2},
     "anchored": {},
-    "anchored learned": {"remaining_regret": "learned"},
+    "anchored learned": {"remaining_regret": "learned", "per_token": False},
     "anchored sampled": {"immediate": "sampled", "expected_regrets": False},
     "ppo_llmr shared": {"critic": "shared"},
     "ppo_llmr separate": {"critic": "separate"},

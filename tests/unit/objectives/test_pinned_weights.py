@@ -83,8 +83,15 @@ METHODS = [
         **PLAIN,
     },
     {"name": "ppo_brim", "normalize_advantages": False, "clip": {"target": "reward", "range": 1.0}},
-    {"name": "anchored", "lambda": 0.7, **PLAIN},
-    {"name": "anchored", "immediate": "sampled", "expected_regrets": False, "lambda": 0.5, **PLAIN},
+    {"name": "anchored", "per_token": False, "lambda": 0.7, **PLAIN},
+    {
+        "name": "anchored",
+        "per_token": False,
+        "immediate": "sampled",
+        "expected_regrets": False,
+        "lambda": 0.5,
+        **PLAIN,
+    },
 ]
 # A cut is part of the policy, which the loss must find again.
 DECODINGS = {

@@ -88,7 +88,7 @@ ACCEPTED = [
     ("brim", {"truncated": "bootstrap", "q_centering": "logsumexp"}),
     ("ppo_llmr", {"truncated": "bootstrap"}),
     ("ppo_llmr", {"critic": "anchored", "clip": {"range": None}, "truncated": "drop"}),
-    ("anchored", {"remaining_regret": "learned"}),
+    ("anchored", {"remaining_regret": "learned", "per_token": False}),
 ]
 
 

@@ -506,7 +506,7 @@ SETTINGS = [
     ("brim", {"immediate": "expected", "rollout_reuse": 2}),
     ("anchored", {}),
     ("anchored", {"expected_regrets": False, "immediate": "sampled", "num_generations": 2}),
-    ("anchored", {"remaining_regret": "learned"}),
+    ("anchored", {"remaining_regret": "learned", "per_token": False}),
     ("ppo_llmr", {"num_minibatches": 1}),
     ("ppo_llmr", {"num_minibatches": 2, "critic": "separate"}),
     ("ppo_llmr", {"num_minibatches": 2, "critic": "anchored"}),

@@ -301,7 +301,7 @@ def test_one_seed_whose_texts_are_gone_is_not_tested(tmp_path):
 
 def test_a_setting_that_older_runs_do_not_have_is_the_default_there(tmp_path):
     recipe = find_recipe("cmudict/anchored")
-    changes = ["objective.per_token=true", "trainer.max_steps=20"]
+    changes = ["objective.per_token=false", "trainer.max_steps=20"]
     config = load_config(RunConfig, recipe, changes, search=find_recipe)
     settings = config.model_dump(mode="json")
     old = {**settings, "objective": {**settings["objective"]}}
@@ -317,4 +317,5 @@ def test_a_setting_that_older_runs_do_not_have_is_the_default_there(tmp_path):
         )
     (task,) = gather([tmp_path]).tasks
     labels = [system.label for system in task.systems if len(system.runs)]
-    assert labels == ["Anchored (λ = 0.0)", "Anchored (λ = 0.0, per token)"]
+    marks = [f"[per_token = {value}]" for value in ("false", "true")]
+    assert labels == [f"Anchored (λ = 0.0) {mark}" for mark in marks]
