@@ -123,7 +123,7 @@ def check_lambdas(found, folder):
         (
             T5,
             [
-                "objective={name: anchored, lambda: 0.6, remaining_regret: learned}",
+                "objective={name: anchored, lambda: 0.6, remaining_regret: learned, per_token: false}",
                 "objective.reward.metric=chrf",
             ],
         ),

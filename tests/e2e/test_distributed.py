@@ -47,7 +47,7 @@ OBJECTIVES = {
     "policy_centring": "{name: brim, q_centering: policy, truncated: drop}",
     "immediate_expected": "{name: brim, immediate: expected, baseline: time_mean}",
     "anchored": "{name: anchored, num_generations: 2, truncated: drop, per_token: true}",
-    "learned_regrets": "{name: anchored, remaining_regret: learned}",
+    "learned_regrets": "{name: anchored, remaining_regret: learned, per_token: false}",
     "task_reward": "{name: anchored, reward: {metric: chrf, weight: 2.0}}",
     # Two rows a minibatch: of some a process has none.
     "ppo_llmr": "{name: ppo_llmr, num_epochs: 2, num_minibatches: 4}",

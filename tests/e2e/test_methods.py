@@ -45,7 +45,7 @@ CASES = {
     ),
     "anchored": ("{name: anchored}", "anchored/explained_variance"),
     "anchored_learned": (
-        "{name: anchored, remaining_regret: learned}",
+        "{name: anchored, remaining_regret: learned, per_token: false}",
         "anchored/remaining_loss",
     ),
     "task_reward": (

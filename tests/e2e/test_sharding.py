@@ -54,7 +54,7 @@ RUNS = {
     "js": ("t5", "{name: js}", ("both", "offload")),  # some batches a process writes none of
     "old_rollouts": ("t5", "{name: llmr, baseline: min_variance, sync_every: 2}", ("both",)),
     "expected": ("t5", "{name: brim, immediate: expected, q_centering: policy}", ("both",)),
-    "learned": ("t5", "{name: anchored, remaining_regret: learned}", ("both",)),
+    "learned": ("t5", "{name: anchored, remaining_regret: learned, per_token: false}", ("both",)),
     "ppo_llmr": ("t5", "{name: ppo_llmr, num_epochs: 1, num_minibatches: 4}", ("both",)),
     "separate_critic": ("t5", "{name: ppo_llmr, critic: separate, num_epochs: 1}", ("both",)),
     "ppo_brim": ("t5", "{name: ppo_brim, num_epochs: 1, kl_coefficient: 0.1}", ("both",)),
