@@ -123,7 +123,8 @@ def check_lambdas(found, folder):
         (
             T5,
             [
-                "objective={name: anchored, lambda: 0.6, remaining_regret: learned, per_token: false}",
+                "objective={name: anchored, per_token: false, lambda: 0.6}",
+                "objective.remaining_regret=learned",
                 "objective.reward.metric=chrf",
             ],
         ),
