@@ -13,7 +13,7 @@ from brim.errors import RunError
 from brim.recipes import find_recipe
 from brim.report import write_reports
 from brim.runs.directory import RunDirectory
-from brim.runs.stage_results import evaluate_stages
+from brim.runs.tested import find_tested
 from brim.runs.train import train
 from brim.support.progress import Reporter
 from brim.sweep import Point, run_sweep
@@ -73,7 +73,7 @@ def quickstart(out: Path, *, seed: int, short: bool, reporter: Reporter) -> str:
     if outcome.failed:
         raise RunError(f"{outcome.in_words()}\n{out / 'logs'} says why; the same command goes on")
     runs = {label: out / method for label, method in METHODS.items()}
-    tested = evaluate_stages(runs[BEST])  # as the sweep did: where their results are
+    tested = find_tested(RunDirectory(runs[BEST]), "test")  # by the sweep
     write_reports([*runs.values()], out / "report", reporter=reporter)
     return "\n".join(
         [

@@ -205,8 +205,8 @@ class AnchoredConfig(RewardedConfig):
     name: Literal["anchored"] = "anchored"
     lambda_: float = Field(0.0, ge=0, le=1, alias="lambda")
     """Decay of what later tokens add to an advantage. 1 has no bias and all the noise; 0 trusts
-    `remaining_regret` wholly, which `per_token` was best or level wherever it was measured; by text
-    a student far from its teacher needs more."""
+    `remaining_regret` wholly: best or level in trials, but not by text (`per_token: false`) from a
+    student far from its teacher."""
     remaining_regret: Literal["time_mean", "learned", "none"] = "time_mean"
     """The regrets that a state still has before it: `time_mean` is their mean over the batch's
     other completions at the same step (the prompt's own others, where `num_generations` is above

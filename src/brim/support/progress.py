@@ -52,8 +52,9 @@ class Meter:
             return "done"
         if not self.done and self.known_left is None:
             return ""
-        each = (time.monotonic() - self.started) / max(self.done, 1)
-        left = each * (self.total - self.done) if self.known_left is None else self.known_left
+        left = self.known_left
+        if left is None:
+            left = (time.monotonic() - self.started) / self.done * (self.total - self.done)
         return f"ETA {timedelta(seconds=round(left))}"
 
 

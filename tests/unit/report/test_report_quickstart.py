@@ -55,12 +55,8 @@ def started(monkeypatch):
             write_outputs(out / "stages" / folder, name)
         return Outcome(tuple(point.name for point in todo), (), (), ())
 
-    def evaluate_stages(run, **options):
-        return {name: run.parent / "stages" / folder for name, folder in stages.items()}
-
     monkeypatch.setattr(module, "train", train)
     monkeypatch.setattr(module, "run_sweep", run_sweep)
-    monkeypatch.setattr(module, "evaluate_stages", evaluate_stages)
     return told
 
 
