@@ -10,12 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from brim._version import __version__
+from brim.compare.measures import other_measure
 from brim.errors import RunError
 from brim.metrics import METRICS, Metric, Pair, Score, get_metric, sentence_statistics
 from brim.metrics.base import Array, mean_of_sums
 from brim.metrics.regrets import (
     CUT_RETURNS,
     REGRETS,
+    RETURN_OF,
     common_length,
     cut_label,
     regret_and_length,
@@ -24,9 +26,7 @@ from brim.metrics.regrets import (
 from brim.runs.directory import Results
 from brim.training.predictions import Prediction
 
-# Of numbers an example that are in the predictions. For the returns, what goes with each.
-RETURN_OF = {key: name for keys in (REGRETS, CUT_RETURNS) for name, key in keys.items()}
-RETURN_OF |= {name: name for name in REGRETS}
+# Of numbers an example that are in the predictions.
 NUMBERS = (*RETURN_OF, "length")
 # Returns of one text, asked twice, differ by rounding; by more than this only with two teachers.
 _ONE_TEACHER = 0.01
@@ -191,6 +191,8 @@ def _all_names(results: Both) -> list[str]:
 
 
 def _number_column(name: str, results: Both, rows: BothWritten, length: int | None) -> Column | str:
+    if reason := other_measure(name, results[0].facts, results[1].facts):
+        return reason
     is_ratio = name in REGRETS.values()
     length = length if name in CUT_RETURNS.values() else None
     sides = []

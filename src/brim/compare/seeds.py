@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from brim.compare.measures import different_decodings, other_measure
 from brim.errors import RunError
 from brim.metrics import PairedTest, Score, paired_t_test, spread
-from brim.metrics.regrets import cut_all
-from brim.runs.directory import Results, RunDirectory, different_decodings
+from brim.metrics.regrets import length_common_to, with_cut_returns
+from brim.runs.directory import Results, RunDirectory
 from brim.support.printing import Printed
 
 
@@ -127,9 +128,9 @@ def compare_seeds(
         _check_same_decoding(pairs[0][1], other)
     compared: dict[str, SeedMetric] = {}
     left_out: dict[str, str] = {}
-    runs = [run for pair in pairs for run in pair]
-    for name in dict.fromkeys(metrics or [name for run in runs for name in run.scores]):
-        reason = _obstacle(name, runs)
+    names = metrics or [name for pair in pairs for run in pair for name in run.scores]
+    for name in dict.fromkeys(names):
+        reason = _obstacle(name, pairs)
         if reason is None:
             scores = [(one.scores[name], other.scores[name]) for one, other in pairs]
             compared[name] = _compare(name, scores, confidence)
@@ -152,11 +153,15 @@ def compare_seeds(
 
 def _cut(methods: Sequence[dict[str, Results]], seeds: Sequence[str]) -> list[dict[str, Results]]:
     """The results of these seeds with the returns of texts cut at a length common to all."""
-    known = [results[seed] for results in methods for seed in seeds]
-    scores = iter(cut_all([(found.scores, found.facts) for found in known])[0])
+    found = [[results[seed] for seed in seeds] for results in methods]
+    length = length_common_to([(one.scores, one.facts) for one in runs] for runs in found)
     return [
-        {**results, **{seed: replace(results[seed], scores=next(scores)) for seed in seeds}}
-        for results in methods
+        results
+        | {
+            seed: replace(one, scores=with_cut_returns(one.scores, one.facts, length))
+            for seed, one in zip(seeds, runs, strict=True)
+        }
+        for results, runs in zip(methods, found, strict=True)
     ]
 
 
@@ -177,10 +182,13 @@ def _compare(name: str, scores: Sequence[tuple[Score, Score]], confidence: float
     )
 
 
-def _obstacle(name: str, runs: Iterable[Results]) -> str | None:
-    """Why the scores of these runs cannot be compared."""
+def _obstacle(name: str, pairs: Sequence[tuple[Results, Results]]) -> str | None:
+    """Why the scores of these runs, two of each seed, cannot be compared."""
     signatures: dict[str, Path] = {}
-    for run in runs:
+    for a, b in pairs:
+        if reason := other_measure(name, a.facts, b.facts):
+            return f"{reason} in {a.directory} and {b.directory}"
+    for run in (run for pair in pairs for run in pair):
         if name not in run.scores:
             return f"{run.directory} does not have it"
         signatures.setdefault(run.scores[name].signature, run.directory)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brim.compare.columns import Column, read_columns
+from brim.compare.measures import different_decodings
 from brim.errors import ConfigError, RunError
 from brim.metrics import (
     Pair,
@@ -20,7 +21,8 @@ from brim.metrics import (
     paired_bootstrap,
     win_tie_loss,
 )
-from brim.runs.directory import RunDirectory, different_decodings
+from brim.metrics.regrets import RETURN_OF
+from brim.runs.directory import RunDirectory
 from brim.support.printing import Printed
 from brim.training.predictions import Prediction
 
@@ -243,7 +245,7 @@ def _sentences(
     columns: Mapping[str, Column],
     chosen: Sequence[int],
 ) -> tuple[Sentence, ...]:
-    sampled = next(iter(columns)) == "expected_return"
+    sampled = RETURN_OF.get(next(iter(columns))) == "expected_return"
     sentences = []
     for i in chosen:
         x, y = rows[0][i], rows[1][i]
@@ -257,8 +259,8 @@ def _sentences(
                 id=x.id,
                 prompt=x.prompt,
                 references=x.references,
-                a=(sampled and x.sampled_text) or x.texts[0],
-                b=(sampled and y.sampled_text) or y.texts[0],
+                a=x.sampled_text if sampled and x.sampled_text is not None else x.text,
+                b=y.sampled_text if sampled and y.sampled_text is not None else y.text,
                 scores_a={name: float(columns[name].values_a[k]) for name, k in found.items()},
                 scores_b={name: float(columns[name].values_b[k]) for name, k in found.items()},
             )

@@ -17,6 +17,9 @@ from brim.metrics.base import Score
 # By the key of a return, those of its companions: of greedy text, and of sampled text.
 REGRETS = {"return": "regret_per_token", "expected_return": "expected_regret_per_token"}
 CUT_RETURNS = {"return": "cut_return", "expected_return": "expected_cut_return"}
+# By the key of a return or a companion, the return that it goes with.
+RETURN_OF = {key: name for keys in (REGRETS, CUT_RETURNS) for name, key in keys.items()}
+RETURN_OF |= {name: name for name in REGRETS}
 
 Texts: TypeAlias = Sequence[Sequence[float]]
 """Of the texts that were written for one example, the regret of each token."""
@@ -57,29 +60,24 @@ def common_length(medians: Iterable[float]) -> int:
     return max(int(min(medians)), 1)
 
 
-def cut_all(
-    found: Sequence[tuple[Mapping[str, Score], Mapping[str, Any]]],
-) -> tuple[list[dict[str, Score]], int | None]:
-    """Cut the returns of several evaluations at the length that is common to them.
+def length_common_to(
+    systems: Iterable[Sequence[tuple[Mapping[str, Score], Mapping[str, Any]]]],
+) -> int | None:
+    """Return the length at which the returns of several systems are compared.
 
     Args:
-        found: scores of each, and the facts of its `results.json`, of which `mean_regrets` counts.
+        systems: of each its runs: their scores, and the facts of `results.json`, of which
+            `mean_regrets` counts. The length of a system is the median over its runs.
 
     Returns:
-        The scores of each with its cut returns; those as they were that know no regrets, being
-        older. And the length, None where none knows any.
+        None where none knows any regrets, being older.
     """
-    regrets = [facts.get("mean_regrets") or {} for _, facts in found]
-    medians = [median_length(scores) if known else None
-               for (scores, _), known in zip(found, regrets, strict=True)]  # fmt: skip
-    lengths = [median for median in medians if median is not None]
-    if not lengths:
-        return [dict(scores) for scores, _ in found], None
-    length = common_length(lengths)
-    return [
-        with_cut_returns(scores, known, length)
-        for (scores, _), known in zip(found, regrets, strict=True)
-    ], length
+    lengths = []
+    for runs in systems:
+        medians = [median_length(scores) for scores, facts in runs if facts.get("mean_regrets")]
+        if known := [median for median in medians if median is not None]:
+            lengths.append(float(np.median(known)))
+    return common_length(lengths) if lengths else None
 
 
 def median_length(scores: Mapping[str, Score]) -> float | None:
@@ -94,16 +92,20 @@ def cut_label(name: str, length: int) -> str:
 
 
 def with_cut_returns(
-    scores: Mapping[str, Score], regrets: Mapping[str, Sequence[float]], length: int
+    scores: Mapping[str, Score], facts: Mapping[str, Any], length: int | None
 ) -> dict[str, Score]:
     """Return the scores, each return followed by that of the texts cut at `length`.
 
     Args:
         scores: by key.
-        regrets: by the key of a return its `mean_regrets`; a return without them is not cut.
-        length: tokens that are left.
+        facts: of `results.json`: by the key of a return its `mean_regrets`; a return without them
+            is not cut.
+        length: tokens that are left; None to cut nothing.
     """
+    if length is None:
+        return dict(scores)
     found: dict[str, Score] = {}
+    regrets = facts.get("mean_regrets") or {}
     for key, score in scores.items():
         found[key] = score
         if key in CUT_RETURNS and key in regrets:

@@ -19,7 +19,7 @@ from brim.report.systems import (
     shared_seeds,
     with_enough_seeds,
 )
-from brim.report.tables import decoded_otherwise
+from brim.report.tables import SAMPLED_OTHERWISE, decoded_otherwise
 from brim.support.tables import many, p_text
 from brim.training.monitors import KINDS
 
@@ -61,6 +61,8 @@ def findings(
     sentences += _pair(task)
     if any(system.decoding for system in task.systems):
         sentences.append(decoded_otherwise(task))
+    if task.sampled_otherwise("expected_return"):
+        sentences.append(SAMPLED_OTHERWISE)
     return sentences
 
 
@@ -199,6 +201,8 @@ def _choice_of_k(task: TaskRuns) -> list[str]:
     if chosen is None:
         shared = shared_seeds(with_enough_seeds(task.choices))
         why = "a validation score is not known" if shared else "the K share no seed"
+        if task.sampled_otherwise(task.criterion):
+            why = f"{task.name_of(task.criterion)} is of texts that were sampled in several ways"
         return [*sentences, f"No K is chosen: {why}."]
     text = f"K = {chosen.name.k} is chosen, by the validation {task.name_of(task.criterion)}"
     text += _over(task, task.choices)

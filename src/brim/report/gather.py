@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from brim.errors import RunError
-from brim.metrics.regrets import cut_all
+from brim.metrics.regrets import length_common_to, with_cut_returns
 from brim.report.folders import (
     SWEEP_FILE,
     Run,
@@ -25,8 +24,8 @@ from brim.report.folders import (
     read_run,
     unfinished,
 )
-from brim.report.labels import Decoding, Name, distinct, flatten, name_of, other_decoding
-from brim.report.paper_numbers import SEEDS
+from brim.report.labels import Decoding, distinct, flatten, name_of, other_decoding
+from brim.report.stages import begun_with, data_of, evaluated_alone, in_seed_order
 from brim.report.systems import Gathered, SystemRuns, TaskRuns
 from brim.runs.directory import RunDirectory, decoding_in_words
 
@@ -37,11 +36,6 @@ _SHARED = ("task", "teacher", "student")
 # what says where and when work is done and changes no result but for rounding.
 _ABOUT = ("description", "seed", "tracking")
 _LOGISTICS = {"batch_tokens", "micro_batch_tokens", "device", "save_every", "keep_checkpoints"}
-_STAGES = {
-    "teacher": Name("Teacher", "teacher", "Teacher"),
-    "student": Name("Student", "student", "Student"),
-    "predistill": Name("Pre-distilled student", "student", "Pre-distilled student"),
-}
 _LIMITS = ("max_tokens", "max_prompt_tokens")
 
 Settings = Mapping[str, Any]
@@ -150,21 +144,20 @@ def _group(runs: Sequence[Run], models: Sequence[Run], notes: list[str]) -> tupl
     for label, group in zip(labels, groups, strict=True):
         mine = [runs[i] for i in group]
         found = _systems(mine, [own[i] for i in group], notes)
-        found += [(system, {}) for system in _stages(mine, notes)]
-        found += [(_model(m), {}) for m in models if _same_data(m, mine[0])]
+        found += [(system, {}) for system in begun_with(mine, notes)]
+        found += [(system, {}) for system in evaluated_alone(models, mine)]
         found, usual = _part_by_decoding(found)
         names = distinct([system.label for system, _ in found], [own for _, own in found])
         systems = [replace(s, label=name) for (s, _), name in zip(found, names, strict=True)]
         systems.sort(key=lambda system: (system.name.place, system.label))
         systems, cut = _with_cut_returns(systems)
-        criterion = mine[0].settings.get("evaluation", {}).get("metric")
         tasks.append(
             TaskRuns(
                 label=label,
                 name=_task(mine[0]),
                 kind=kind_of_student(mine[0]),
                 systems=tuple(systems),
-                criterion=criterion or next(iter(mine[0].scores)),
+                criterion=_criterion(mine),
                 decoding=usual,
                 cut=cut,
             )
@@ -172,12 +165,27 @@ def _group(runs: Sequence[Run], models: Sequence[Run], notes: list[str]) -> tupl
     return tuple(tasks)
 
 
+def _criterion(runs: Sequence[Run]) -> str:
+    """The score that picked the checkpoints; of runs that do not say it, the one in their logs."""
+    first = next(iter(runs[0].scores))
+    said = runs[0].settings.get("evaluation", {}).get("metric") or runs[0].manifest.get("criterion")
+    if said or any(run.curve(f"eval/{first}") for run in runs):
+        return str(said or first)
+    return "return" if any(run.curve("eval/return") for run in runs) else first
+
+
 def _with_cut_returns(systems: Sequence[SystemRuns]) -> tuple[list[SystemRuns], int | None]:
-    """The systems with the returns of texts cut at a length common to all, and that length."""
-    runs = [run for system in systems for run in system.runs]
-    scores, length = cut_all([(run.scores, run.results) for run in runs])
-    new = iter(replace(run, scores=found) for run, found in zip(runs, scores, strict=True))
-    return [replace(s, runs=tuple(next(new) for _ in s.runs)) for s in systems], length
+    """The systems with the returns of texts cut at a length common to all, and that length.
+
+    What was decoded otherwise, say to fewer tokens, has no say in it.
+    """
+    alike = [system.runs for system in systems if not system.decoding]
+    length = length_common_to([(run.scores, run.results) for run in runs] for runs in alike)
+    cut = [
+        tuple(replace(r, scores=with_cut_returns(r.scores, r.results, length)) for r in s.runs)
+        for s in systems
+    ]
+    return [replace(s, runs=runs) for s, runs in zip(systems, cut, strict=True)], length
 
 
 def _with_defaults(settings: Sequence[Settings], kinds: Sequence[str]) -> Sequence[Settings]:
@@ -237,7 +245,7 @@ def _shared(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of task and models, and which data was tested on."""
     shared = {key: settings.get(key) for key in _SHARED}
     one_of_several = {"test": run.split} if "." in run.split else {}
-    return {**shared, "data": (_data(run) or "")[:8], **one_of_several}
+    return {**shared, "data": (data_of(run) or "")[:8], **one_of_several}
 
 
 def _label(run: Run) -> str:
@@ -248,16 +256,6 @@ def _label(run: Run) -> str:
 
 def _task(run: Run) -> str:
     return str(run.settings["task"].get("name"))
-
-
-def _data(run: Run) -> str | None:
-    """The hash of the examples of the split."""
-    data = run.results.get("data", {})
-    return data.get("sha256") if isinstance(data, dict) else None
-
-
-def _same_data(a: Run, b: Run) -> bool:
-    return a.split == b.split and _data(a) == _data(b) is not None
 
 
 def _systems(runs: Sequence[Run], identities: Sequence[Identity], notes: list[str]) -> Found:
@@ -272,70 +270,10 @@ def _systems(runs: Sequence[Run], identities: Sequence[Identity], notes: list[st
             )
     found = []
     for identity, by_seed in groups.values():
-        ordered = tuple(_in_seed_order(by_seed.values()))
+        ordered = tuple(in_seed_order(by_seed.values()))
         name = name_of(ordered[0].settings.get("objective", {}))
         found.append((SystemRuns(name.label, name, ordered), identity))
     return found
-
-
-def _in_seed_order(runs: Iterable[Run]) -> list[Run]:
-    """The paper's five seeds first and in its order, then others ascending."""
-
-    def place(run: Run) -> tuple[int, int]:
-        seed = -1 if run.seed is None else run.seed
-        return (SEEDS.index(seed) if seed in SEEDS else len(SEEDS)), seed
-
-    return sorted(runs, key=place)
-
-
-def _stages(runs: Sequence[Run], notes: list[str]) -> list[SystemRuns]:
-    """The teacher, and the students as loaded and as pre-distilled, that the runs began with."""
-    systems = []
-    for stage, name in _STAGES.items():
-        found: dict[Path, Run] = {}
-        for run in _in_seed_order(runs):
-            directory = run.stage(stage)
-            if directory is None or directory in found:
-                continue
-            tested = replace(read_run(directory, run.split), seed=_seed_of(run, stage))
-            if stage == "teacher" and run.settings["teacher"].get("reads") == "text":
-                tested = tested.without_tokens()
-            if any(_same_test(tested, other) for other in found.values()):
-                continue  # made with another budget of memory
-            found[directory] = tested
-            if not tested.scores:
-                notes.append(_how_to_evaluate(run, stage, directory, tested.seed))
-        with_scores = tuple(run for run in found.values() if run.scores)
-        if with_scores:
-            systems.append(SystemRuns(name.label, name, with_scores))
-    return systems
-
-
-def _seed_of(run: Run, stage: str) -> int | None:
-    """The seed that a model before the run's own training depends on; None for any seed's."""
-    teacher = run.settings["teacher"]
-    one_teacher = teacher.get("train") is None or teacher.get("seed") is not None
-    return None if one_teacher and stage != "predistill" else run.seed
-
-
-def _same_test(a: Run, b: Run) -> bool:
-    return a.seed == b.seed and a.results.get("decoding") == b.results.get("decoding")
-
-
-def _how_to_evaluate(run: Run, stage: str, directory: Path, seed: int | None) -> str:
-    label = _STAGES[stage].label
-    which = label if seed is None else f"{label} of seed {seed}"
-    if not directory.is_dir():
-        return f"{which}: not in the tables, for its folder {directory} is missing."
-    command = ["brim", "evaluate", str(run.directory), "--stage", stage, "--split", run.split]
-    return f"{which}: not evaluated, so not in the tables; evaluate by `{shlex.join(command)}`."
-
-
-def _model(run: Run) -> SystemRuns:
-    """A model that was evaluated into a folder of its own."""
-    folder = run.directory.name
-    name = _STAGES.get(folder, Name(folder, "other", folder))
-    return SystemRuns(name.label, name, (run,))
 
 
 def _part_by_decoding(found: Found) -> tuple[Found, str]:

@@ -103,18 +103,21 @@ def _aligned(
 
 
 def _numbers(row: Prediction) -> dict[str, float]:
-    numbers = {"return": row.teacher_return, "length": row.num_tokens}
+    """Of the text that is shown, the first of several samples."""
+    shown = row.completions[0]
+    numbers = {"return": shown.teacher_return, "length": shown.num_tokens}
     return {name: value for name, value in numbers.items() if value is not None}
 
 
 def _scores(rows: Sequence[Prediction], metrics: Sequence[str]) -> dict[str, list[float]]:
-    """Of each sentence; from the predictions' own statistics where they have them."""
+    """Of each text that is shown; by statistics in the predictions that are of it alone."""
     scores: dict[str, list[float]] = {}
     for name in metrics:
         metric = METRICS.get(name)
         if metric is None or not rows or not all(row.references for row in rows):
             continue
-        known = [row.statistics.get(name) for row in rows]
+        alone = all(len(row.completions) == 1 for row in rows)
+        known = [row.statistics.get(name) if alone else None for row in rows]
         if all(known):
             formula = metric.sentence_score or metric.corpus_score
             values = formula(np.array(known, dtype=np.float64))

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from brim.compare.measures import other_samples
 from brim.metrics import Score, spread
-from brim.metrics.regrets import CUT_RETURNS, REGRETS
+from brim.metrics.regrets import CUT_RETURNS, REGRETS, RETURN_OF
 from brim.objectives.method import is_llmr
 from brim.report.folders import Run, Unfinished
 from brim.report.labels import PAPERS, Name
@@ -198,6 +199,12 @@ class TaskRuns:
         """Return the printed name of a score, or its key where no system has it."""
         return self.example(metric).name if metric in self.scores else metric
 
+    def sampled_otherwise(self, metric: str) -> bool:
+        """Return whether a score is of texts that not all systems sampled in one way."""
+        first, *others = [run.results for system in self.systems for run in system.runs]
+        is_sampled = RETURN_OF.get(metric) == "expected_return"
+        return is_sampled and any(other_samples(first, other) for other in others)
+
     def find(self, label: str) -> SystemRuns | None:
         """Return the system of this label."""
         return next((system for system in self.systems if system.label == label), None)
@@ -262,8 +269,11 @@ class TaskRuns:
     ) -> dict[SystemRuns, float]:
         """Return the mean validation score of each with enough seeds, over those that all have.
 
-        Empty where one of them is not known. The score is the task's criterion by default.
+        Empty where one of them is not known, or they are no one measure. The score is the task's
+        criterion by default.
         """
+        if self.sampled_otherwise(metric or self.criterion):
+            return {}
         systems = with_enough_seeds(systems)
         shared = shared_seeds(systems)
         values = {s: s.validation(metric or self.criterion, shared) for s in systems}
@@ -299,7 +309,7 @@ class TaskRuns:
         Several where they tie: are equal to the digits that are shown. What was decoded unlike the
         others does not compete, and a length is never the best.
         """
-        if metric == "length":
+        if metric == "length" or self.sampled_otherwise(metric):
             return []
         students = [s for s in systems if s.is_student and not s.decoding and s.values(metric)]
         most = max((len(s.values(metric)) for s in students), default=0)

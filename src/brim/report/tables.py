@@ -229,7 +229,15 @@ def _caption(tasks: Sequence[TaskRuns], baseline: str, alpha: float, *, paper: b
         if any(system.decoding for system in c.systems):
             text += f" {c.label}:" if len(tasks) > 1 else ""
             text += f" {decoded_otherwise(c)}"
+        if c.sampled_otherwise("expected_return"):
+            text += f" {SAMPLED_OTHERWISE}"
     return text
+
+
+SAMPLED_OTHERWISE = (
+    "Expected returns are of texts sampled in several ways (temperature, top_k, top_p): none is "
+    "tested against one of another way, and none is the best."
+)
 
 
 def decoded_otherwise(task: TaskRuns) -> str:

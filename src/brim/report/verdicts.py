@@ -15,7 +15,7 @@ from brim.support.files import read_json
 from brim.support.tables import ABSENT, Cell, Table, interval_text, mean_text
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Verdicts:
     """One `judge.json`, seen from the system that is judged against KL where one is.
 
@@ -24,6 +24,9 @@ class Verdicts:
         system, against: labels.
         criteria: by name, win rate of `system` in per cent, its interval and its warnings.
         judge: the model.
+        path: of the file.
+        runs: the directories of the two.
+        asked: templates by criterion, and whether texts kept their lines.
     """
 
     task: str
@@ -31,6 +34,14 @@ class Verdicts:
     against: str
     criteria: Mapping[str, Mapping[str, Any]]
     judge: str
+    path: Path
+    runs: frozenset[Path]
+    asked: tuple[Any, ...]
+
+    @property
+    def num_pairs(self) -> int:
+        """The most pairs of texts that were judged by a criterion."""
+        return max((numbers["num_pairs"] or 0 for numbers in self.criteria.values()), default=0)
 
 
 def read_verdicts(
@@ -57,7 +68,23 @@ def read_verdicts(
             )
         else:
             found.append(verdicts)
-    return found
+    return _once(found, notes)
+
+
+def _once(found: Sequence[Verdicts], notes: list[str]) -> list[Verdicts]:
+    """One verdict of each pair of runs, on the most texts; a system's all asked alike.
+
+    `notes` says of the others why not.
+    """
+    kept: dict[tuple[str, frozenset[Path]], Verdicts] = {}
+    asked: dict[tuple[str, ...], Verdicts] = {}
+    for one in sorted(found, key=lambda v: v.num_pairs, reverse=True):
+        first = asked.setdefault((one.task, one.system, one.against, one.judge), one)
+        if one.asked != first.asked:
+            notes.append(f"{one.path}: left out, for it was asked otherwise than {first.path}.")
+        elif (other := kept.setdefault((one.judge, one.runs), one)) is not one:
+            notes.append(f"{one.path}: left out, for {other.path} is of the same two runs.")
+    return [one for one in found if one in kept.values()]
 
 
 def _read(
@@ -65,16 +92,24 @@ def _read(
 ) -> Verdicts | None:
     data = read_json(path)
     judged = data.get("split", split)
-    a, b = (
-        places.get(((path.parent / data[side]["directory"]).resolve(), judged)) for side in "ab"
-    )
+    runs = [(path.parent / data[side]["directory"]).resolve() for side in "ab"]
+    a, b = (places.get((run, judged)) for run in runs)
     if a is None or b is None or a[0] != b[0]:
         return None
     turned = a[1] == the_paper.TABLE3_BASELINE
     criteria = {name: _numbers(fields, turned) for name, fields in data["criteria"].items()}
     system, against = (b[1], a[1]) if turned else (a[1], b[1])
     judge = data.get("judge", {})
-    return Verdicts(a[0], system, against, criteria, str(judge.get("model", "unknown")))
+    return Verdicts(
+        task=a[0],
+        system=system,
+        against=against,
+        criteria=criteria,
+        judge=str(judge.get("model", "unknown")),
+        path=path,
+        runs=frozenset(runs),
+        asked=(data.get("templates"), data.get("keep_lines")),
+    )
 
 
 def _numbers(fields: Mapping[str, Any], turned: bool) -> dict[str, Any]:

@@ -44,6 +44,7 @@ _MANIFEST_TYPES = {
     "stages_sha256": dict,
     "models": dict,
     "data": dict,
+    "criterion": str,
     "versions": dict,
     "num_processes": int,
 }
@@ -377,12 +378,6 @@ def decoding_in_words(decoding: Mapping[str, Any]) -> str:
     return ", ".join(
         [str(decoding.get("strategy", "greedy")), *(f"{key} = {own[key]}" for key in own)]
     )
-
-
-def different_decodings(a: Results, b: Results) -> tuple[str, str] | None:
-    """Return how the texts of each were decoded; None where it is the same, or not known."""
-    ours, theirs = a.decoding, b.decoding
-    return None if ours is None or theirs is None or ours == theirs else (ours, theirs)
 
 
 def _prediction(row: Mapping[str, Any]) -> Prediction:

@@ -22,7 +22,7 @@ from brim.runs.inputs import Made, RunInputs, reopen
 from brim.runs.models import check_known, load_student
 from brim.runs.pairs import match, scorer
 from brim.runs.stages import find_teacher, find_trained, untrained_student
-from brim.runs.tested import StageName
+from brim.runs.tested import StageName, results_folder
 from brim.support.files import disk_errors, hold, read_json, write_sealed_json
 from brim.support.progress import Reporter
 from brim.support.seals import MANIFEST, is_sealed, record_of
@@ -73,7 +73,7 @@ def evaluate_model(
     inputs = _inputs(run, model, teacher, examples, settings)
     facts = {
         "data": describe(examples),
-        **(returns_of(teacher.model) if config.evaluation.returns else {}),
+        **(_returns_of(teacher) if config.evaluation.returns else {}),
         "model": inputs["model"],
         "seed": config.seed,
         **_decodings(run, settings),
@@ -158,8 +158,8 @@ def _inputs(
         "version": __version__,
         "data": describe(examples)["sha256"],
         "model": teacher.fingerprint if model is teacher.model else fingerprint_model(whole(model)),
-        "teacher": [teacher.fingerprint, own.device, own.batch_tokens] if scores else None,
-        **returns_of(teacher.model),
+        **(_returns_of(teacher) if scores else {}),
+        "passes": [own.device, own.batch_tokens] if scores else None,
         **asdict(settings),
         "decoding": settings.decoding.describe(),
         "sampling": settings.sampling and settings.sampling.describe(),
@@ -170,10 +170,11 @@ def _inputs(
     }
 
 
-def returns_of(teacher: Teacher) -> dict[str, str]:
-    """What returns are made of, where it is not the teacher's plain logits; for results."""
-    centering = teacher.returns_centering
-    return {} if centering == "none" else {"return_centering": centering}
+def _returns_of(teacher: Made[Teacher]) -> dict[str, str]:
+    """Who scores, for the results, and of what where it is not plain logits."""
+    centering = teacher.model.returns_centering
+    centered = {} if centering == "none" else {"return_centering": centering}
+    return {"teacher": teacher.fingerprint, **centered}
 
 
 def kept_results(
@@ -328,7 +329,8 @@ def evaluate_stage(
         run: a run directory that has its stages, whether its own training has ended or not.
         name: which model.
         split: which split.
-        out: where results go, the stage's own folder by default.
+        out: where results go; by default the stage's own folder, or one beside it where that holds
+            results of other data or decoding than the run's own.
         reporter: shows progress.
 
     Returns:
@@ -361,7 +363,7 @@ def evaluate_stage(
             model = find_trained(opened, name).model
     _check_fits(opened, model, teacher, split, own=True)
     training = training_facts(directory)
-    out = out or directory
+    out = out or results_folder(directory, RunDirectory(run).find_results(split), split)
     evaluate_model(model, opened, teacher, split, out, label=name, training=training)
     return out
 

@@ -27,8 +27,8 @@ def stage_folders(run: RunDirectory) -> dict[StageName, Path]:
     return {name: Path(os.path.normpath(root)) / stages[name] for name in names}
 
 
-def results_folder(stage: Path, own: Results, split: str) -> Path:
-    """Return where a stage's results go that were written as `own` were.
+def results_folder(stage: Path, own: Results | None, split: str) -> Path:
+    """Return where a stage's results go that were written as a run's `own` were, if it has any.
 
     That is the stage's folder, or one beside it where results of other decoding or data are.
     """
@@ -36,7 +36,7 @@ def results_folder(stage: Path, own: Results, split: str) -> Path:
         found = find_whole(stage, split)
     except RunError:
         return stage
-    if found is None or not _differ(own, found):
+    if found is None or own is None or not _differ(own, found):
         return stage
     how = config_hash({key: own.facts.get(key) for key in _HOW})
     return stage.with_name(f"{stage.name}-{how[:12]}")

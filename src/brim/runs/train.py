@@ -235,6 +235,7 @@ def record_stages(
             "stages": {"teacher": teacher.fingerprint, **folders_of_done, **folders},
             "stages_sha256": {name: it.digest for name, it in done.items()},
             "data": data,
+            "criterion": run.metric(),
             "spelling": dict(spelling),
         },
     )

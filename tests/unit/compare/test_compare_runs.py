@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rundirs import unseal
+from rundirs import change_results, unseal
 from written_runs import garble, write_run
 
 from brim.compare import compare, compare_runs
@@ -102,6 +102,51 @@ def test_returns_of_two_teachers_are_left_out(tmp_path, references) -> None:
     assert "teachers were not the same" in comparison.left_out["return"]
     with pytest.raises(RunError, match="cannot compare return: the same texts have other returns"):
         compare_runs(a, b, metrics=["return"], **FAST)
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ([{"teacher": "a" * 64}, {"teacher": "b" * 64}], "another teacher"),
+        ([{"teacher": "teacher-1"}, {"teacher": "teacher-2"}], "another teacher"),
+        ([{}, {"return_centering": "logsumexp"}], "centered otherwise"),
+        ([{"teacher": "a" * 64}, {"teacher": "a" * 64}], None),
+        ([{"teacher": "a" * 64}, {"teacher": "teacher-1"}], None),  # it may be the same one
+        ([{"teacher": "a" * 64}, {}], None),
+    ],
+)
+def test_returns_by_another_measure_are_left_out(tmp_path, references, facts, reason) -> None:
+    """No text is in both, so that nothing else tells."""
+    systems = [garble(references, rate=1.0, seed=seed) for seed in (1, 2)]
+    a, b = (
+        write_run(tmp_path / name, texts, references, returns=[1.0 * i for i in range(40)])
+        for name, texts in zip("ab", systems, strict=True)
+    )
+    for run, known in zip((a, b), facts, strict=True):
+        change_results(run, **known)
+    comparison = compare_runs(a, b, **FAST)
+    assert ("return" in comparison.metrics) == (reason is None)
+    assert reason is None or reason in comparison.left_out["return"]
+    assert "bleu" in comparison.metrics
+
+
+def test_texts_that_were_sampled_differently_are_said_to_be(tmp_path, references) -> None:
+    texts = garble(references, rate=0.2, seed=1)
+    a, b = (write_run(tmp_path / name, texts, references, sampled=texts) for name in "ab")
+    for run, temperature in ((a, 0.5), (b, 1.0)):
+        change_results(run, sampling={"strategy": "sampling", "temperature": temperature})
+    ours, theirs = compare_runs(a, b, **FAST).decodings
+    assert (ours, theirs) == tuple(f"samples by sampling, temperature = {t}" for t in (0.5, 1.0))
+    change_results(b, sampling={"strategy": "sampling", "temperature": 0.5})
+    assert compare_runs(a, b, **FAST).decodings is None
+
+
+def test_an_empty_sample_is_shown_as_it_is(tmp_path, references) -> None:
+    texts = garble(references, rate=0.2, seed=1)
+    a = write_run(tmp_path / "a", texts, references, sampled=[t + "!" for t in texts])
+    b = write_run(tmp_path / "b", texts, references, sampled=["", *texts[1:]])
+    (most, *_) = compare_runs(a, b, metrics=["expected_return"], **FAST).better_a
+    assert (most.id, most.a, most.b) == ("row0", texts[0] + "!", "")
 
 
 def test_what_only_one_has_is_named(tmp_path, references) -> None:

@@ -64,6 +64,20 @@ def test_means_deviations_and_t_tests(methods) -> None:
     json.dumps(comparison.as_dict(), allow_nan=False)
 
 
+def test_returns_of_two_teachers_are_left_out_and_a_teacher_a_seed_is_none(methods) -> None:
+    for method in methods:
+        for seed in SEEDS:
+            run = method / f"seed={seed}"
+            known = RunDirectory(run).splits()["test"]["scores"]
+            scores = {**known, "return": known["bleu"]}
+            rundirs.change_results(run, scores=scores, teacher=f"teacher-{seed}")
+    assert "return" in compare(*methods).metrics
+    rundirs.change_results(methods[1] / f"seed={SEEDS[0]}", teacher="teacher-x")
+    comparison = compare(*methods)
+    assert "bleu" in comparison.metrics
+    assert "another teacher scored the texts" in comparison.left_out["return"]
+
+
 def test_seeds_that_one_lacks_are_named(methods, references) -> None:
     a, b = methods
     write_run(a / "seed=55080", garble(references, rate=0.1, seed=7), references)

@@ -7,10 +7,11 @@ import torch
 from brim.metrics import Score
 from brim.metrics.regrets import (
     common_length,
-    cut_all,
+    length_common_to,
     mean_regrets,
     regret_and_length,
     regret_behind,
+    with_cut_returns,
 )
 from brim.returns import rewards_to_go
 
@@ -49,8 +50,8 @@ def test_shortening_wins_a_return_and_nothing_else() -> None:
         facts = {"mean_regrets": {"return": mean_regrets([[row] for row in cut.tolist()])}}
         value = 9 - cut.sum(axis=1).mean()
         sides.append(({"return": score(value), "length": score(0, median=cut.shape[1])}, facts))
-    (long, short), length = cut_all(sides)
-    assert length == 4
+    assert length_common_to([[side] for side in sides]) == 4
+    long, short = (with_cut_returns(*side, 4) for side in sides)
     assert short["return"].value > long["return"].value + 1
     assert short["cut_return"].value == pytest.approx(long["cut_return"].value, abs=1e-5)
     assert short["cut_return"].value == short["return"].value
@@ -60,9 +61,17 @@ def test_shortening_wins_a_return_and_nothing_else() -> None:
 
 def test_what_is_older_is_left_as_it_was() -> None:
     old = {"return": score(1.0), "length": score(7.0)}
-    assert cut_all([(old, {})]) == ([old], None)
+    assert length_common_to([[(old, {})]]) is None
+    assert with_cut_returns(old, {}, None) == with_cut_returns(old, {}, 3) == old
     new = {"return": score(2.0), "length": score(7.0, median=3.5)}
-    (first, second), length = cut_all([(old, {}), (new, {"mean_regrets": {"return": [1.0] * 5}})])
-    assert (first, length) == (old, 3)
-    assert second["cut_return"].value == 4.0
+    facts = {"mean_regrets": {"return": [1.0] * 5}}
+    assert length_common_to([[(old, {})], [(new, facts)]]) == 3
+    assert with_cut_returns(new, facts, 3)["cut_return"].value == 4.0
+    assert with_cut_returns(new, facts, None) == new
     assert common_length([0.0, 5.0]) == 1
+
+
+def test_one_seed_that_collapsed_does_not_cut_all_systems() -> None:
+    facts = {"mean_regrets": {"return": [0.5]}}
+    seeds = [({"length": score(0, median=median)}, facts) for median in (9.0, 1.0, 8.0)]
+    assert length_common_to([seeds, seeds[:1]]) == 8

@@ -12,7 +12,7 @@ from rundirs import change_results
 from brim.report.gather import gather
 from brim.report.report import write_reports
 from brim.report.seed_tests import all_tests
-from brim.report.tables import main_table
+from brim.report.tables import SAMPLED_OTHERWISE, main_table
 
 GREEDY = {"strategy": "greedy", "max_tokens": 20, "max_prompt_tokens": None}
 BEAM = {"strategy": "beam", "num_beams": 4, "length_penalty": 1.0, **GREEDY, "max_tokens": 20}
@@ -105,6 +105,31 @@ def test_a_k_that_is_decoded_otherwise_is_not_chosen(tmp_path):
     decode_all(tmp_path / "brim-k=4", BEAM)
     (task,) = gather([tmp_path]).tasks
     assert task.best_brim().name.k == 2
+
+
+def test_expected_returns_of_two_ways_of_sampling_are_not_tested(tmp_path):
+    make_grid(tmp_path / "runs", systems=("kl", "llmr", "brim-k=2"))
+    for path in (tmp_path / "runs").rglob("results.json"):
+        known = json.loads(path.read_text())["test"]["scores"]
+        scores = {**known, "expected_return": {**known["return"], "name": "expected return"}}
+        hot = path.parent.parent.name == "kl"
+        sampling = {"strategy": "sampling", "temperature": 1.0 if hot else 0.5}
+        change_results(path.parent, scores=scores, sampling=sampling)
+    (task,) = gather([tmp_path / "runs"]).tasks
+    assert [system.label for system in task.systems] == ["KL", "LLMR", "BRIM (K = 2)"]
+    against = {
+        name: {t.against for t in all_tests(task) if t.metric == name} for name in task.tested
+    }
+    assert against["exact_match"] == against["return"] == {"KL", "LLMR"}
+    assert against["expected_return"] == {"LLMR"}
+    assert task.best_students("return", task.systems)
+    assert not task.best_students("expected_return", task.systems)
+    text = write_reports([tmp_path / "runs"], tmp_path / "out", max_outputs=0).text
+    assert SAMPLED_OTHERWISE in " ".join(text.split())
+    for path in (tmp_path / "runs" / "kl").rglob("results.json"):
+        change_results(path.parent, sampling={"strategy": "sampling", "temperature": 0.5})
+    (task,) = gather([tmp_path / "runs"]).tasks
+    assert {t.against for t in all_tests(task) if t.metric == "expected_return"} == {"KL", "LLMR"}
 
 
 def test_the_reader_is_told(tmp_path):

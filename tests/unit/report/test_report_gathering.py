@@ -13,6 +13,7 @@ from brim.errors import RunError
 from brim.report.folders import _failure
 from brim.report.gather import gather
 from brim.runs.directory import RunDirectory
+from brim.runs.tested import results_folder
 
 KL, LLMR = {"name": "kl"}, {"name": "llmr", "baseline": "none"}
 SCORES = {"exact_match": 20.0, "return": 5.0, "length": 7.0}
@@ -242,6 +243,60 @@ def test_a_model_that_was_evaluated_alone_stands_beside_runs_of_the_same_data(tm
         write_run(tmp_path / name, rows=rows_of(name), results=results)
     groups, _ = found(tmp_path)
     assert groups[0][1] == [("Teacher", [None]), ("Student", [None]), ("LLMR", [1])]
+
+
+def test_a_stage_stands_beside_runs_with_its_results_on_their_data(tmp_path):
+    """Two runs that share a stage and were tested on two files."""
+    stage = tmp_path / "stages" / "predistill-1"
+    manifest = {"stages_dir": "../stages", "stages": {"predistill": stage.name}}
+    means = {}
+    for number, (objective, sha) in enumerate([(LLMR, DATA), (KL, "6" * 64)]):
+        run = make_folder(tmp_path / f"run{number}", objective, 1, SCORES, manifest=manifest)
+        data = {"sha256": sha, "num_examples": 6}
+        change_results(run, data=data)
+        place = results_folder(stage, RunDirectory(run).results("test"), "test")
+        assert (place == stage) == (number == 0)
+        if number:
+            _, gathered = found(tmp_path)  # the other file's numbers are not taken
+            assert any("predistill --split test`" in note for note in gathered.notes)
+        means[sha] = 50.0 + number
+        results = results_of({**SCORES, "exact_match": means[sha]}, data=data)
+        write_run(place, rows=rows_of("start"), results=results)
+    for task in gather([tmp_path]).tasks:
+        (own,) = [s for s in task.systems if s.name.family != "student"]
+        sha = own.runs[0].results["data"]["sha256"]
+        assert task.find("Pre-distilled student").values("exact_match") == [means[sha]]
+
+
+def test_a_model_alone_has_no_return_by_another_teacher(tmp_path):
+    for name in ("llmr", "kl"):
+        make_folder(tmp_path / name, LLMR if name == "llmr" else KL, 1, SCORES)
+        change_results(tmp_path / name, teacher="a" * 64)
+    for name, teacher in (("same", "a" * 64), ("other", "b" * 64), ("older", None)):
+        facts = {} if teacher is None else {"teacher": teacher}
+        write_run(tmp_path / name, rows=rows_of(name), results=results_of(SCORES, **facts))
+    (task,) = gather([tmp_path]).tasks
+    scores = {s.label: {*s.runs[0].scores} for s in task.systems}
+    assert scores["same"] == scores["older"] == scores["LLMR"] == {*SCORES}
+    assert scores["other"] == {*SCORES} - {"return"}
+
+
+def test_the_criterion_is_what_picked_the_checkpoints(tmp_path):
+    def criterion(root):
+        (task,) = gather([root]).tasks
+        return task.criterion
+
+    make_folder(tmp_path / "said", LLMR, 1, SCORES, manifest={"criterion": "return"})
+    assert criterion(tmp_path / "said") == "return"
+    # Of runs that do not say it, validation without targets was by the return.
+    curve = [{"step": 20, "eval/return": 3.0}]
+    make_folder(tmp_path / "old", LLMR, 1, SCORES, metrics=curve)
+    assert criterion(tmp_path / "old") == "return"
+    make_folder(tmp_path / "usual", LLMR, 1, SCORES, validation={"exact_match": 3, "return": 2})
+    assert criterion(tmp_path / "usual") == "exact_match"
+    settings = {"evaluation__metric": "ter"}
+    make_folder(tmp_path / "asked", LLMR, 1, SCORES, manifest={"criterion": "ter"}, **settings)
+    assert criterion(tmp_path / "asked") == "ter"
 
 
 def test_a_report_among_the_folders_is_no_run(tmp_path):

@@ -281,6 +281,33 @@ def test_verdicts_become_table_3(grid, task, tmp_path):
     ]
 
 
+def test_two_verdicts_on_one_pair_of_runs_are_no_seeds(grid, task, tmp_path):
+    runs = {
+        seed: [grid / name / f"seed={seed}" for name in ("brim-k=4", "kl")] for seed in SEEDS[:2]
+    }
+    first, second = runs.values()
+    few = summarize([[Verdict.B] * 4] * 2).as_dict()
+    asked = {"templates": {"overall": "which?"}, "keep_lines": False}
+    paths = [
+        judge_file(grid / "j1" / "judge.json", *first, criteria={"overall": few}, **asked),
+        judge_file(grid / "j2" / "judge.json", *first, **asked),
+        judge_file(grid / "j3" / "judge.json", *second, **asked),
+        judge_file(grid / "j4" / "judge.json", *second, **{**asked, "keep_lines": True}),
+    ]
+    notes: list[str] = []
+    try:
+        found = read_verdicts(paths, [task], "test", notes)
+    finally:
+        for path in paths:
+            path.unlink()
+            path.parent.rmdir()
+    assert [one.path for one in found] == paths[1:3]
+    assert [str(paths[0]) in notes[1], "same two runs" in notes[1]] == [True, True]
+    assert [str(paths[3]) in notes[0], "asked otherwise" in notes[0]] == [True, True]
+    (row,) = judge_table(found, [task]).rows
+    assert row[3].text == "75.00 ± 0.00"
+
+
 def test_models_without_training_compete_and_have_no_seed(tmp_path):
     make_grid(tmp_path, systems=("llmr", "kl"))
     results = results_of(scores_of(1.0)) | {"data": {"sha256": DATA}}

@@ -18,7 +18,9 @@ from run_folders import (
     SEEDS,
     make_folder,
     make_grid,
+    results_of,
 )
+from rundirs import write_run
 from typer.testing import CliRunner
 
 from brim.cli.app import app
@@ -27,6 +29,7 @@ from brim.errors import ConfigError, RunError
 from brim.report.figures import learning_curves
 from brim.report.gather import gather
 from brim.report.layout import PARTS
+from brim.report.outputs import choose_outputs
 from brim.report.report import write_reports
 from brim.support.figures import Style, draw_mean
 from brim.support.tables import Cell, Table, as_latex, as_markdown, escape_latex
@@ -133,6 +136,18 @@ def test_page_has_the_texts_of_the_first_seed(written):
     names = dict(zip(data["names"], data["outputs"][1]["numbers"], strict=True))
     assert names["exact match"] == [100.0] * 6
     assert names["return"] == [1.0] * 6
+
+
+def test_numbers_of_several_samples_are_of_the_one_that_is_shown(tmp_path):
+    run = make_folder(tmp_path / "runs" / "llmr", OBJECTIVES["llmr"], 1, None)
+    samples = [{"text": t, "num_tokens": n, "teacher_return": r}
+               for t, n, r in (("R 0", 3, 0.0), ("other", 6, 3.0))]  # fmt: skip
+    row = {"id": "word0", "prompt": "p", "references": ["R 0"], **samples[0], "samples": samples}
+    row["statistics"] = {"exact_match": [1.0, 2.0]}  # over both
+    write_run(run, rows=[row], results=results_of({"exact_match": 50.0}, 1))
+    (output,), _ = choose_outputs(gather([tmp_path / "runs"]), 4, [])
+    assert output.texts == {"LLMR": "R 0"}
+    assert output.numbers == {"LLMR": {"return": 0.0, "length": 3, "exact match": 100.0}}
 
 
 def test_what_is_missing_is_said(tmp_path):
