@@ -42,6 +42,8 @@ class MonitorError(BrimError, RuntimeError):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what another library's error says, or its kind where it says nothing."""
+    """The first line of what another library's error says; its kind where that is too little."""
+    if isinstance(error, KeyError):  # which says the key alone
+        return repr(error)
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

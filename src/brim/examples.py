@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
+
+# Some chat templates (Llama 3.2, SmolLM3, gpt-oss) write today's date. Prompts must be the same
+# when a run is resumed or evaluated later, so they get the day that Llama 3.2 has by default.
+TODAY = datetime(2024, 7, 26)
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,25 @@ def test_the_code_of_the_card_writes_the_text_of_the_test(finished, model, capsy
         assert capsys.readouterr().out == row.text + "\n"
 
 
+@pytest.mark.parametrize(
+    ("decoding", "arguments"),
+    [
+        ({"strategy": "greedy"}, "do_sample=False, num_beams=1"),
+        (
+            {"strategy": "sampling", "temperature": 0.7, "top_k": None, "top_p": None},
+            "do_sample=True, num_beams=1, top_k=0, top_p=1.0, temperature=0.7",
+        ),
+        (
+            {"strategy": "beam", "num_beams": 4},
+            "do_sample=False, num_beams=4, early_stopping='never', renormalize_logits=True",
+        ),
+    ],
+)
+def test_the_code_of_the_card_leaves_nothing_to_other_settings(run, decoding, arguments):
+    change_results(run, decoding=decoding)
+    assert f"max_new_tokens=8, {arguments})" in write_card(run).read_text()
+
+
 def test_card_says_scores_of_all_three_and_nothing_of_this_machine(finished, numerals):
     run = finished(T5)
     text = (run / "best" / "README.md").read_text()
@@ -211,12 +230,15 @@ def hub(monkeypatch):
     server.server_close()
 
 
-def test_push_sends_the_model_and_its_card_once_said_yes(finished, hub, brim_says):
-    run = finished(T5)
+def test_push_sends_the_model_and_its_card_once_said_yes(run, hub, brim_says):
+    template = run / "best" / "additional_chat_templates" / "tool_use.jinja"
+    template.parent.mkdir()
+    template.write_text("{{ messages }}")  # as of a tokenizer with several
     code, out, _ = brim_says("push", run, "me/small", "--dry-run")
     assert code == 0
     assert "to me/small (private)" in out
     assert "license: unknown" in out
+    assert "  additional_chat_templates/tool_use.jinja\n" in out
     assert hub.asked == []
     code, _, err = brim_says("push", run, "me/small")
     assert code == 2
@@ -231,7 +253,8 @@ def test_push_sends_the_model_and_its_card_once_said_yes(finished, hub, brim_say
     asked = [request for request in hub.asked if request[1] != "/api/agent-harnesses"]
     assert {authorization for *_, authorization in asked} == {"Bearer a-token"}
     sent = {"README.md", "config.json", "generation_config.json", "model.safetensors",
-            "tokenizer.json", "tokenizer_config.json"}  # fmt: skip
+            "tokenizer.json", "tokenizer_config.json",
+            "additional_chat_templates/tool_use.jinja"}  # fmt: skip
     assert hub.files.keys() == sent
     for name, content in hub.files.items():
         assert content == (run / "best" / name).read_bytes()

@@ -221,6 +221,7 @@ def test_a_stopped_run_resumes_at_another_port_whatever_went_wrong(
     with serving(StandIn(load_model(teachers["llama"]), key="secret-of-mine")) as url:
         moved = ("teacher.requests.tokens=4000", "teacher.requests.concurrency=1")
         train(configure(url, LLMR, *seldom, *moved), tmp_path / "run", reporter=listener)
+        assert set(evaluate_stages(tmp_path / "run")) == {"teacher"}  # asks where it is now
     assert_same_weights(tmp_path / "run", tmp_path / "whole", exact=True)
     said = "\n".join(listener.lines)
     assert "behind" in said
@@ -243,6 +244,21 @@ def test_another_model_behind_the_name(configure, standin, tmp_path):
     with pytest.raises(RunError, match=r"stages/server-\w+\.json: the model"):
         train(seqkd, tmp_path / "new", stages_dir=tmp_path / "stages")
     train(seqkd, tmp_path / "elsewhere")
+
+
+def test_a_stop_before_the_run_begins_leaves_nothing_in_its_way(
+    configure, standin, tmp_path, monkeypatch
+):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    (tmp_path / "run").mkdir()  # else it is removed again, but for a kill
+    with monkeypatch.context() as patch:
+        patch.setattr("brim.runs.train.begin_run", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(configure(standin.url), tmp_path / "run")
+    assert list((tmp_path / "run/stages").glob("server-*.json"))
+    assert train(configure(standin.url), tmp_path / "run")["steps"] == 3
 
 
 def test_evaluations_and_reports(configure, standin, tmp_path):

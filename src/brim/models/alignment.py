@@ -65,7 +65,12 @@ class Written(NamedTuple):
     known: list[int]
 
 
-def read_text(encoder: Encoder, texts: Sequence[str], ended: Sequence[bool]) -> list[Reading]:
+def read_text(
+    encoder: Encoder,
+    texts: Sequence[str],
+    ended: Sequence[bool],
+    examples: Sequence[Example] | None = None,
+) -> list[Reading]:
     """Return texts in a model's tokens, whatever they spell.
 
     A spelled special token is text. A token that the model never writes within a text stands as the
@@ -74,7 +79,8 @@ def read_text(encoder: Encoder, texts: Sequence[str], ended: Sequence[bool]) -> 
     Args:
         encoder: of the model.
         texts: B texts.
-        ended: whether each has an end, the first of the model's own.
+        ended: whether each has an end, the model's own.
+        examples: whose they are, by which the texts of chats end (`Encoder.ends`).
     """
     if not texts:
         return []
@@ -87,7 +93,8 @@ def read_text(encoder: Encoder, texts: Sequence[str], ended: Sequence[bool]) -> 
     )
     frame = encoder.completions([Example("", "")], [""])[0][:-1]
     unknown = tokenizer.unk_token_id
-    never = {*encoder.eos_token_ids, *encoder.rules.excluded}
+    never = {*encoder.eos_token_ids, *encoder.rules.excluded, *encoder.unshared}
+    ends = encoder.ends(examples or [Example("", "")] * len(texts))
     readings = []
     for row, (text, ids) in enumerate(zip(texts, found.input_ids, strict=True)):
         starts, stops = [0] * len(ids), [len(text)] * len(ids)
@@ -96,7 +103,7 @@ def read_text(encoder: Encoder, texts: Sequence[str], ended: Sequence[bool]) -> 
             stops = [stop for _, stop in found.encodings[row].offsets]
         spelled = [unknown if i in never else i for i in ids]
         kept = [n for n, i in enumerate(spelled) if i is not None and i not in never]
-        end = [encoder.eos_token_ids[0]] if ended[row] else []
+        end = [ends[row]] if ended[row] else []
         readings.append(
             Reading(
                 [*frame, *(spelled[n] for n in kept), *end],
@@ -207,7 +214,8 @@ class AlignedTeacher:
     def _read(self, rollout: Rollout, texts: Sequence[str]) -> tuple[Rollout, list[Reading]]:
         """The same texts as the teacher's own completions of its own prompts."""
         batch = self.teacher.encode(rollout.batch.examples, max_tokens=self.max_prompt_tokens)
-        readings = read_text(self.encoder, texts, (~rollout.truncated).tolist())
+        ended = (~rollout.truncated).tolist()
+        readings = read_text(self.encoder, texts, ended, rollout.batch.examples)
         limit = self.num_positions
         if limit is not None:
             if not self.is_encoder_decoder:

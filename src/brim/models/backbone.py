@@ -113,16 +113,35 @@ class Backbone(ABC):
     @property
     def num_positions(self) -> int | None:
         """Tokens of the longest sequence that the model was made for; None where any will do."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        return max_positions(self.model.config)
 
     def check_length(self, num_tokens: int) -> None:
         """Raise a ModelError for sequences longer than the model was made for."""
         limit = self.num_positions
         if limit is not None and num_tokens > limit:
+            most = getattr(self.model.config, "max_position_embeddings", None) or limit
+            why = " before longrope changes all of them" if limit < most else ""
             raise ModelError(
-                f"a sequence of {num_tokens} tokens exceeds the model's {limit} positions; lower "
-                "the limits of prompt and completion (max_prompt_tokens, max_tokens)"
+                f"a sequence of {num_tokens} tokens exceeds the model's {limit} positions{why}; "
+                "lower the limits of prompt and completion (max_prompt_tokens, max_tokens)"
             )
+
+
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Tokens of the longest sequence that a model was made for; None where any will do.
+
+    Beyond its original length longrope reads whole batches by other factors, texts that were
+    written by the first ones as well: such a length is the limit.
+    """
+    limit: int | None = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    by_layer = [one for one in rope.values() if isinstance(one, dict)]
+    originals = [
+        one["original_max_position_embeddings"]
+        for one in (rope, *by_layer)
+        if one.get("rope_type") == "longrope"
+    ]
+    return min((n for n in (limit, *originals) if n is not None), default=None)
 
 
 class EncoderDecoder(Backbone):

@@ -200,7 +200,8 @@ def share_vocabulary(teacher: Teacher, student: Teacher) -> None:
     """Have teacher and student read text as the same token ids and write the same tokens.
 
     What one of them never writes (`LanguageModel.rules`), neither of them writes from here on: it
-    would have no Q-value, or no probability. So it is with a padding token that one of them lacks.
+    would have no Q-value, or no probability. So it is with a padding token that one of them lacks,
+    and with a token for which one has no row.
     Where a text of one of them ends, one of the other ends too.
 
     Raises:
@@ -208,11 +209,12 @@ def share_vocabulary(teacher: Teacher, student: Teacher) -> None:
             the other.
     """
     check_same_tokenizer(teacher, student)
-    pads = _added_pads(teacher.tokenizer, student.tokenizer)
-    shared = teacher.rules.excluded | student.rules.excluded | pads
+    unshared = _added_pads(teacher.tokenizer, student.tokenizer)
+    unshared |= teacher.encoder.unshared | student.encoder.unshared
+    shared = teacher.rules.excluded | student.rules.excluded | unshared
     ends = [i for i in (*teacher.eos_token_ids, *student.eos_token_ids) if i not in shared]
     for model in (teacher, student):
-        model.exclude(shared, unshared=pads, ends=ends)
+        model.exclude(shared, unshared=unshared, ends=ends)
 
 
 def _tokenizer_difference(

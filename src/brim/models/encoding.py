@@ -8,13 +8,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import jinja2
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from brim.errors import DataError, ModelError
 from brim.examples import Example
+from brim.models.chats import behind_answer, render_chat
 from brim.models.generation_settings import GenerationRules
 from brim.types import Batch, Rollout
 
@@ -37,12 +37,12 @@ class Encoder:
 
     Args:
         tokenizer: the model's tokenizer.
-        eos_token_ids: the tokens that end a completion; the first is appended to targets.
+        eos_token_ids: the tokens that end a completion; the first ends targets, see `ends`.
         decoder_start_id: what opens a completion of an encoder-decoder; None for decoder-only.
 
     Attributes:
         rules: what the model's generation settings say of its text.
-        unshared: tokens that the other model of a pair does not know.
+        unshared: tokens for which the model, or the other one of a pair, has no row.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Encoder:
 
         Raises:
             DataError: the chat template refuses an example's messages, or a prompt spells out a
-                padding token that the other model of a pair does not know.
+                token that is `unshared`.
             ModelError: an example has messages and the tokenizer no chat template.
         """
         ids = self._encode(examples)
@@ -101,7 +101,7 @@ class Encoder:
         return ids, len(long)
 
     def completions(self, examples: Sequence[Example], texts: Sequence[str]) -> list[list[int]]:
-        """Ids of one text an example, each with one EOS at its end.
+        """Ids of one text an example, each with one of the `ends`.
 
         A token that the model is forced to begin with is not among them.
 
@@ -125,7 +125,8 @@ class Encoder:
                 f"begin with {names[1]!r}; give both the same language or start token, by tgt_lang "
                 "in tokenizer_config.json or forced_bos_token_id in generation_config.json"
             )
-        for ids, example in zip(all_ids, examples, strict=True):
+        ends = self.ends(examples)
+        for ids, example, end in zip(all_ids, examples, ends, strict=True):
             if behind and ids[-len(behind) :] == behind:  # mBART's language follows the end
                 del ids[-len(behind) :]
             if forced and before and ids[: len(before)] == before:
@@ -137,6 +138,7 @@ class Encoder:
                     f"the target of example {example.id!r} spells out an end-of-sequence token "
                     f"before its end; remove {self.tokenizer.eos_token!r} from it"
                 )
+            self._check_shared("target", ids, example)
             if not self.rules.excluded.isdisjoint(ids):
                 token = next(i for i in ids if i in self.rules.excluded)
                 raise DataError(
@@ -145,8 +147,20 @@ class Encoder:
                     "settings (bad_words_ids, suppress_tokens) never let the model write; remove "
                     "it from the target"
                 )
-            ids.append(self.eos_token_ids[0])
+            ids.append(end)
         return all_ids  # type: ignore[no-any-return]
+
+    def ends(self, examples: Sequence[Example]) -> list[int]:
+        """The token that ends a target of each example.
+
+        It is the first of `eos_token_ids`, but for a chat whose template ends answers by another.
+        """
+        own = chat = self.eos_token_ids[0]
+        if any(example.messages for example in examples):
+            [behind] = self._tokenize([behind_answer(self.tokenizer)], add_special_tokens=False)
+            known = {*self.eos_token_ids} - self.rules.excluded - self.unshared
+            chat = next((i for i in behind if i in known), own)
+        return [chat if example.messages else own for example in examples]
 
     def targets(self, examples: Sequence[Example]) -> tuple[list[list[int]], list[bool]]:
         """What examples have to teach: ids, and whether they were cut before.
@@ -210,7 +224,7 @@ class Encoder:
             DataError: the chat template refuses the messages.
             ModelError: there are messages and the tokenizer has no chat template.
         """
-        return self._render(example) if example.messages else example.prompt
+        return render_chat(self.tokenizer, example) if example.messages else example.prompt
 
     def spell(self, texts: Sequence[str], *, as_targets: bool = False) -> list[Spelling]:
         """What becomes of rendered prompts, or of targets, when they are encoded and decoded."""
@@ -241,43 +255,29 @@ class Encoder:
         ):
             strip = self._appends_end and not self.is_encoder_decoder
             ids[row] = tokens[:-1] if strip else tokens
-        rendered = [self._render(examples[i]) for i in chats]
+        rendered = [render_chat(self.tokenizer, examples[i]) for i in chats]
         # A template writes all special tokens itself; only an encoder's final EOS is missing.
         for row, tokens in zip(
             chats, self._tokenize(rendered, add_special_tokens=self.is_encoder_decoder), strict=True
         ):
             ids[row] = tokens
         for tokens, example in zip(ids, examples, strict=True):
-            if not self.unshared.isdisjoint(tokens):
-                raise DataError(
-                    f"the prompt of example {example.id!r} spells out the padding token, which "
-                    "teacher and student do not share; remove it from the prompt"
-                )
+            self._check_shared("prompt", tokens, example)
         return [tokens or [self._start_id] for tokens in ids]
+
+    def _check_shared(self, what: str, ids: Sequence[int], example: Example) -> None:
+        for token in self.unshared.intersection(ids):
+            raise DataError(
+                f"the {what} of example {example.id!r} spells out "
+                f"{self.tokenizer.convert_ids_to_tokens(token)!r}, for which the model, or its "
+                f"teacher or student, has no embedding; remove it from the {what}"
+            )
 
     def _tokenize(self, texts: list[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         if not texts:
             return []
         encoded = self.tokenizer(texts, add_special_tokens=add_special_tokens, verbose=False)
         return encoded.input_ids  # type: ignore[no-any-return]
-
-    def _render(self, example: Example) -> str:
-        if self.tokenizer.chat_template is None:
-            raise ModelError(
-                f"example {example.id!r} is a chat but the tokenizer has no chat template; "
-                "use an instruction-tuned model, or a prompt column instead of messages"
-            )
-        try:
-            return self.tokenizer.apply_chat_template(  # type: ignore[no-any-return]
-                [dict(message) for message in example.messages],
-                tools=[dict(tool) for tool in example.tools] or None,
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:  # of its code
-            raise DataError(
-                f"the chat template refuses the messages of example {example.id!r}: {error}"
-            ) from error
 
     def _shorten(
         self, examples: Sequence[Example], lengths: Sequence[int], max_tokens: int

@@ -2,11 +2,12 @@
 
 Some say what the model can write at all: tokens that it never writes, the one that it always begins
 with. They are followed wherever text is written or scored. How a text is chosen, `Decoding` says.
-What neither of them says is not followed, and `ignored_settings` names it.
+What neither of them says is not followed: `ignored_settings` names it, and it is not saved.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -132,21 +133,36 @@ def exclude_tokens(
 
 
 @contextmanager
-def settings_aside(model: PreTrainedModel) -> Iterator[GenerationConfig]:
-    """Give the model default settings while the block runs, and the block the model's own."""
+def settings_aside(model: PreTrainedModel) -> Iterator[None]:
+    """Give the model default generation settings while the block runs."""
     own = model.generation_config
     model.generation_config = GenerationConfig()
     try:
-        yield own or model.generation_config
+        yield
     finally:
         model.generation_config = own
 
 
 def ignored_settings(model: PreTrainedModel) -> list[str]:
     """What would change the text of transformers' `generate` and is not followed, `key=value`."""
+    return [f"{name}={_short(value)}" for name, value in sorted(_ignored(model).items())]
+
+
+def followed_settings(model: PreTrainedModel) -> dict[str, Any]:
+    """The model's generation settings as JSON has them, without what `ignored_settings` names."""
+    settings, ignored = model.generation_config, _ignored(model)
+    if settings is None:
+        return {}
+    known = json.loads(settings.to_json_string(ignore_metadata=True))
+    kept = {name: value for name, value in known.items() if name not in ignored}
+    words = [ids for ids in settings.bad_words_ids or [] if len(ids) == 1]
+    return {**kept, "bad_words_ids": words} if words else kept
+
+
+def _ignored(model: PreTrainedModel) -> dict[str, Any]:
     settings = model.generation_config
     if settings is None:
-        return []
+        return {}
     ignored: dict[str, Any] = {
         name: value
         for name, value in vars(settings).items()
@@ -158,7 +174,7 @@ def ignored_settings(model: PreTrainedModel) -> list[str]:
         ignored["bad_words_ids"] = phrases
     if not model.config.is_encoder_decoder and settings.forced_bos_token_id is not None:
         ignored["forced_bos_token_id"] = settings.forced_bos_token_id
-    return [f"{name}={_short(value)}" for name, value in sorted(ignored.items())]
+    return ignored
 
 
 def _short(value: Any) -> str:

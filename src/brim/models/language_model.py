@@ -92,8 +92,7 @@ class LanguageModel(nn.Module):
                 else EncoderDecoder(model, (start_id, *self.rules.forced_start))
             )
             self._scale = measure_scale(self._backbone)
-        self.batch_tokens, self._compiled = BATCH_TOKENS, False
-        self.training = model.training
+        self.batch_tokens, self._compiled, self.training = BATCH_TOKENS, False, model.training
 
     @property
     def device(self) -> torch.device:
@@ -125,7 +124,7 @@ class LanguageModel(nn.Module):
     ) -> None:
         """Never write these tokens, and have the generation settings say so, which are saved.
 
-        The `unshared` ones, which another model does not know, may be in no prompt either. The
+        The `unshared` ones, for which another model has no row, may be in no prompt either. The
         `ends`, at which another model's texts end, end this one's too.
 
         Raises:
@@ -134,7 +133,7 @@ class LanguageModel(nn.Module):
         self.encoder.end_at(ends)
         self.eos_token_ids, num_rows = self.encoder.eos_token_ids, len(head_weight(self.model))
         exclude_tokens(self.model, (i for i in tokens if i < num_rows), self.eos_token_ids)
-        self.encoder.unshared = frozenset(unshared)
+        self.encoder.unshared |= frozenset(unshared)
         self._follow_rules()
 
     def without(self, tokens: Iterable[int]) -> LanguageModel:
@@ -148,9 +147,10 @@ class LanguageModel(nn.Module):
 
     def _follow_rules(self) -> None:
         self.rules = self.encoder.rules = generation_rules(self.model, self.eos_token_ids)
-        self._num_rows, self._holes = rows_without_token(
-            self.tokenizer, len(head_weight(self.model)), self.rules.excluded
-        )
+        excluded = self.rules.excluded | self.encoder.unshared
+        found = rows_without_token(self.tokenizer, len(head_weight(self.model)), excluded)
+        self._num_rows, self._holes, rowless = found
+        self.encoder.unshared |= rowless
 
     def encode(
         self,
@@ -335,7 +335,8 @@ class LanguageModel(nn.Module):
         Raises:
             ModelError: a token would lose its row.
         """
-        rows_without_token(self.tokenizer, num_rows)
+        *_, rowless = rows_without_token(self.tokenizer, len(head_weight(self.model)))
+        rows_without_token(self.tokenizer, num_rows, possible=rowless)
         resize_rows(self.model, num_rows)
 
     def save(

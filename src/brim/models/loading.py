@@ -35,6 +35,7 @@ from brim.models.encoding import Encoder
 from brim.models.generation_settings import ignored_settings
 from brim.models.head_checks import check_stored_head, hash_tensors, start_token_id
 from brim.models.language_model import LanguageModel
+from brim.models.modes import usable_device
 from brim.models.quantization import (
     check_available,
     check_quantized,
@@ -98,11 +99,11 @@ def load_model(
     Raises:
         RunError: a file of a sealed directory is not what was written.
         ModelError: the model cannot be found or read, or is not a language model with a head, or
-            cannot be quantized as asked.
+            cannot be quantized as asked; or there is no such device.
     """
     if dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
-    device = torch.device(device)
+    device = usable_device(device)
     if quantization is not None:
         check_available(quantization, dtype, device)
     if str(name_or_path) == SMOLLM2_NAME and not Path(name_or_path).is_dir():
@@ -111,8 +112,7 @@ def load_model(
                 f"quantization: {SMOLLM2_NAME} is read from a format of its own; save it with "
                 "LanguageModel.save and give that folder as the path"
             )
-        own = DTYPES["float32" if dtype == "auto" else dtype]
-        return load_smollm2(dtype=own, device=device)
+        return load_smollm2(dtype=DTYPES["float32" if dtype == "auto" else dtype], device=device)
     name = _find(name_or_path, revision)
     if not verified:
         _check_seal(Path(name))

@@ -13,12 +13,28 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from brim.errors import ModelError
+from brim.errors import ModelError, first_line
 
 # Kinds of passes that are compiled; what exceeds them is run as it is written.
 TRANSLATIONS = 32
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+
+def usable_device(name: str | torch.device) -> torch.device:
+    """Return a device once it has been used.
+
+    Raises:
+        ModelError: this machine has none of that name.
+    """
+    try:
+        torch.zeros(1, device=name).item()
+    except Exception as error:  # of which type depends on how torch was built
+        raise ModelError(
+            f"device: {str(name)!r} cannot be used here ({first_line(error)}); name one of this "
+            "machine, such as cpu or cuda"
+        ) from None
+    return torch.device(name)
 
 
 @contextmanager

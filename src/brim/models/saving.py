@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from brim.models.adapters import has_adapters, merged_state_dict, save_adapters
-from brim.models.generation_settings import settings_aside
+from brim.models.generation_settings import followed_settings, settings_aside
 from brim.models.head_checks import check_stored_head, head_is_shared, head_name
 from brim.models.tokenizers import definition, has_target_mode
 
@@ -74,7 +74,7 @@ def save_folder(
         weights = options.setdefault("state_dict", model.state_dict())
         weights |= {name: weights[name].clone() for name in names}
     # Some settings that come with models are refused when saved.
-    with settings_aside(model) as generation:
+    with settings_aside(model):
         model.save_pretrained(directory, **options)
     with _edited(directory / "config.json") as config:
         config["tie_word_embeddings"] = tied
@@ -82,12 +82,13 @@ def save_folder(
         if "num_decoder_layers" in config:  # by which transformers 5 sizes no cache of a T5
             config["decoder_layers"] = config["num_decoder_layers"]
     with _edited(directory / "generation_config.json") as settings:
-        settings |= json.loads(generation.to_json_string(ignore_metadata=True))
+        # With what is not followed, `generate` would write other text than was trained.
+        settings |= followed_settings(model)
         settings["eos_token_id"] = (
             eos_token_ids[0] if len(eos_token_ids) == 1 else list(eos_token_ids)
         )
         if unused_rows:
-            suppressed = {*(generation.suppress_tokens or ()), *unused_rows}
+            suppressed = {*(settings.get("suppress_tokens") or ()), *unused_rows}
             settings["suppress_tokens"] = sorted(suppressed)
     _save_tokenizer(tokenizer, directory)
     check_stored_head(model, directory, state_dict)

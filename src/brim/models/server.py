@@ -106,7 +106,8 @@ class ServerTeacher:
                 "teacher; remove it from the student's generation_config.json"
             )
         self.encoder.end_at(ends)
-        self.eos_token_ids, self.encoder.unshared = self.encoder.eos_token_ids, frozenset(unshared)
+        self.eos_token_ids = self.encoder.eos_token_ids
+        self.encoder.unshared |= frozenset(unshared)
         rules = GenerationRules(excluded, self.rules.forced_start, self.rules.forces_end)
         self._follow(rules)
 
@@ -214,13 +215,18 @@ class ServerTeacher:
             longest = max(map(len, prompts)) + decoding.max_tokens
             size = max(1, self.batch_tokens // longest)
 
+        unshared = frozenset() if self.api.takes_any_id else self.encoder.unshared
+        excluded = [i for i in self.allowed.excluded if i not in unshared]
+        forced = self.api.counted(self.rules.num_forced)
+        asked = decoding.model_copy(update={"max_tokens": decoding.max_tokens + forced})
+
         def ask(start: int) -> list[list[int]]:
             return self.api.write(
                 prompts[start : start + size],
-                decoding,
+                asked,
                 seed=batch.seeds[start],
                 ends=self.eos_token_ids,
-                excluded=self.allowed.excluded,
+                excluded=excluded,
             )
 
         parts = self._pool.map(ask, range(0, len(prompts), size))

@@ -68,6 +68,8 @@ class ServerAPI:
 
     name: ClassVar[str] = "vllm"
     centerings: ClassVar[tuple[Centering, ...]] = ("logsumexp", "max")
+    # Whether a token that is excluded may be one for which the server has no row.
+    takes_any_id: ClassVar[bool] = False
     # A text ends by our tokens only, and the server's generation_config.json has no say.
     plain: ClassVar[Mapping[str, Any]] = {
         "ignore_eos": True,
@@ -84,6 +86,13 @@ class ServerAPI:
         """Tokens of the longest sequence, as the server says; None where it does not."""
         value = self.card.get("max_model_len")
         return value if isinstance(value, int) else None
+
+    def counted(self, num_forced: int) -> int:
+        """Return how many tokens that a model does not choose the server counts for its limit.
+
+        `num_forced` are those of the generation settings at hand; vLLM forces none.
+        """
+        return 0
 
     def version(self) -> str | None:
         """Return the server's version, None where it does not say."""

@@ -23,7 +23,13 @@ class BrimAPI(ServerAPI):
 
     name = "brim"
     centerings = ("none", "mean", "max", "logsumexp")
+    takes_any_id = True
     plain: ClassVar[Mapping[str, Any]] = {}
+
+    def counted(self, num_forced: int) -> int:
+        """Return those of the server's own generation settings, as far as it says them."""
+        value = self.card.get("forced_tokens")
+        return value if isinstance(value, int) else num_forced
 
     def _score(
         self,

@@ -53,6 +53,7 @@ class AveragedTeacher(LanguageModel):
         self._wide: OutputHead | None = None
         self.weights = [weight / sum(weights) for weight in weights]
         self._backbone = _Beside(self.parts, self.weights)
+        self._share_padding()
 
     @property
     def model(self) -> Any:
@@ -70,6 +71,13 @@ class AveragedTeacher(LanguageModel):
         self.rules, self._num_rows, self._holes = first.rules, first._num_rows, first._holes
         self.eos_token_ids = first.eos_token_ids
         self._wide = None
+        self._share_padding()
+
+    def _share_padding(self) -> None:
+        """Pad with what each has a row for: the first one's padding may be its own addition."""
+        pad_ids = (part.pad_token_id for part in self.parts)
+        known = (i for i in pad_ids if i not in self.encoder.unshared)
+        self.pad_token_id = next(known, self.eos_token_ids[0])
 
     def features(
         self, rollout: Rollout, *, after: bool = False, kept: Tensor | None = None

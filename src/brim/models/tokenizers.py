@@ -13,31 +13,50 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from brim.errors import ModelError
 
+# Special tokens that models read and write themselves, other than a mask, which is in texts only.
+_NEEDED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
+
 # Parts of tokenizer.json that say nothing about how a text is read.
 _IGNORED_PARTS = ("version", "truncation", "padding")
 
 
 def rows_without_token(
-    tokenizer: PreTrainedTokenizerBase, num_rows: int, excluded: Collection[int] = ()
-) -> tuple[int, list[int]]:
-    """Which rows of a head have no token, or an excluded one.
+    tokenizer: PreTrainedTokenizerBase,
+    num_rows: int,
+    excluded: Collection[int] = (),
+    possible: Collection[int] | None = None,
+) -> tuple[int, list[int], frozenset[int]]:
+    """Which rows of a head have no token, or an excluded one, and which tokens have no row.
+
+    BART-large-CNN has no row for `<mask>`, and Gemma 3 of text none for images.
+
+    Args:
+        tokenizer: of the model.
+        num_rows: of the head.
+        excluded: tokens that are not written.
+        possible: tokens that need no row; by default those that were added to the vocabulary, but
+            for the special ones that a model itself reads or writes.
 
     Returns:
-        The number of rows up to the last one in use, and those before it that are not.
+        The number of rows up to the last one in use, those before it that are not, and the tokens.
 
     Raises:
-        ModelError: the tokenizer has a token for which the head has no row.
+        ModelError: the tokenizer has another token for which the head has no row.
     """
+    if possible is None:
+        needed = {getattr(tokenizer, name) for name in _NEEDED}
+        added = tokenizer.added_tokens_decoder.items()
+        possible = [i for i, token in added if str(token) not in needed]
     ids = set(tokenizer.get_vocab().values())
-    used = max(ids) + 1
-    if used > num_rows:
+    rowless = frozenset(i for i in ids if i >= num_rows)
+    if missing := rowless.difference(possible):
         raise ModelError(
-            f"the tokenizer has a token id {used - 1} but the model's head has {num_rows} rows; "
-            "use the tokenizer the model was trained with, or resize the model's embeddings"
+            f"the tokenizer has a token id {max(missing)} but the model's head has {num_rows} "
+            "rows; use the tokenizer the model was trained with, or resize the model's embeddings"
         )
-    ids.difference_update(excluded)
+    ids -= rowless.union(excluded)
     used = max(ids) + 1
-    return used, sorted(set(range(used)) - ids)
+    return used, sorted(set(range(used)) - ids), rowless
 
 
 def check_writable(

@@ -30,6 +30,7 @@ from transformers import (
 from brim.errors import ModelError, first_line
 from brim.models import Quantization, add_adapters
 from brim.models.adapters import linear_layers
+from brim.models.backbone import max_positions
 from brim.models.head_checks import check_decoder
 from brim.models.layers import cut_model, layers_of
 from brim.models.loading import DTYPES, load_tokenizer
@@ -77,8 +78,7 @@ class ModelShape:
     @property
     def max_positions(self) -> int | None:
         """Longest sequence; None where positions are relative."""
-        limit: int | None = getattr(self.model.config, "max_position_embeddings", None)
-        return limit
+        return max_positions(self.model.config)
 
     @property
     def head(self) -> torch.Tensor:

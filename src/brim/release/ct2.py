@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,22 +12,24 @@ from ctranslate2.converters import TransformersConverter
 
 from brim.errors import ModelError, first_line
 from brim.models.encoding import Encoder
-from brim.release.files import TOKENIZER
+from brim.release.files import TEMPLATES, TOKENIZER
 
 
 def convert(best: Path, out: Path, quantize: str | None) -> None:
     """Convert a folder of transformers' into the empty folder `out`.
 
     Raises:
-        ModelError: there is no conversion of this family.
+        ModelError: there is no conversion of this model.
     """
     copied = [name for name in TOKENIZER if (best / name).exists()]
     try:
         TransformersConverter(str(best), copy_files=copied).convert(
             str(out), quantization=quantize, force=True
         )
-    except ValueError as error:
+    except Exception as error:  # of many kinds, for families and rotations that it does not know
         raise ModelError(f"{best}: CTranslate2 cannot convert it: {first_line(error)}") from error
+    if (best / TEMPLATES).is_dir():
+        shutil.copytree(best / TEMPLATES, out / TEMPLATES)
     # Its reader takes no null for a token, which is what a tokenizer without BOS gives.
     path = out / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -54,6 +57,8 @@ def write(
         return [tokenizer.convert_tokens_to_ids(one.hypotheses[0]) for one in found]
     found = ctranslate2.Generator(str(folder)).generate_batch(
         rows,
+        # Beside a prompt of one token it would return the ends of longer ones, too.
+        max_batch_size=1,
         sampling_topk=1,
         max_length=max_tokens,
         include_prompt_in_result=False,

@@ -16,9 +16,10 @@ TOKENIZER = (
     "chat_template.jinja", "vocab.json", "vocab.txt", "merges.txt", "spiece.model",
     "tokenizer.model", "sentencepiece.bpe.model", "source.spm", "target.spm",
 )  # fmt: skip
+TEMPLATES = "additional_chat_templates"  # of a tokenizer that has several
 _MODEL = re.compile(
     r"config\.json|generation_config\.json|model(-\d+-of-\d+)?\.safetensors"
-    r"|model\.safetensors\.index\.json"
+    rf"|model\.safetensors\.index\.json|{TEMPLATES}/[^/]+\.jinja"
 )
 # Of the run, and left where it is: the seal, and adapters, which are merged into the weights.
 _OF_THE_RUN = {MANIFEST, "adapters.safetensors"}

@@ -43,7 +43,7 @@ def describe_push(run: Path, repo: str, *, public: bool) -> tuple[list[Path], st
         raise ConfigError(f"{repo}: {first_line(error)}; name it as user/name") from None
     files = model_files(run)
     card = metadata_load(files[0]) or {}
-    sizes = [f"{path.stat().st_size:>15,}  {path.name}" for path in files]
+    sizes = [f"{path.stat().st_size:>15,}  {name}" for name, path in _named(files)]
     says = [f"{key}: {card.get(key) or 'unknown'}" for key in ("license", "base_model", "tags")]
     to = f"to {repo} ({'public' if public else 'private'}), bytes and files:"
     return files, "\n".join([to, *sizes, f"{files[0]} says:", *(f"  {line}" for line in says)])
@@ -77,7 +77,7 @@ def push(files: Sequence[Path], repo: str, *, public: bool) -> str:
             raise ConfigError(f"{repo}: everyone can read it; give --public, or another name")
         commit = api.create_commit(
             repo,
-            [CommitOperationAdd(path.name, path) for path in files],
+            [CommitOperationAdd(name, path) for name, path in _named(files)],
             commit_message="Model and card, by brim",
         )
     except OfflineModeIsEnabled:
@@ -94,3 +94,8 @@ def push(files: Sequence[Path], repo: str, *, public: bool) -> str:
             f"{repo}: no answer of {api.endpoint} ({first_line(error)}); try again later"
         ) from None
     return str(commit.commit_url)
+
+
+def _named(files: Sequence[Path]) -> list[tuple[str, Path]]:
+    """The files by their names in the repository; the card, which is the first, lies at its top."""
+    return [(path.relative_to(files[0].parent).as_posix(), path) for path in files]

@@ -18,6 +18,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_fr
 from brim.config.loading import without_incidental
 from brim.config.yaml import dump
 from brim.errors import RunError
+from brim.examples import TODAY
 from brim.metrics import Score
 from brim.runs.directory import Results, RunDirectory, decoding_in_words
 from brim.runs.tested import find_tested
@@ -87,7 +88,7 @@ def make_card(run: Path) -> str:
         f"{percent(next(iter(results.scores.values())).confidence)} intervals, over examples. "
         "Lengths are in tokens. Returns are sums of the teacher's Q-values (logits).",
         "## How to load it",
-        _loading(task, recipe, results, bool(config.get("is_encoder_decoder"))),
+        _loading(run / "best", task, recipe, results),
         "## How it was made",
         _provenance(manifest, results, recipe),
         "## License",
@@ -234,9 +235,10 @@ def _named(role: Mapping[str, Any]) -> str:
 
 
 def _loading(
-    task: Mapping[str, Any], recipe: Mapping[str, Any], results: Results, encoder_decoder: bool
+    best: Path, task: Mapping[str, Any], recipe: Mapping[str, Any], results: Results
 ) -> str:
     """Code for transformers alone, and what a prompt must look like."""
+    encoder_decoder = bool(read_json(best / "config.json").get("is_encoder_decoder"))
     auto = "AutoModelForSeq2SeqLM" if encoder_decoder else "AutoModelForCausalLM"
     chat = task.get("messages_column") is not None
     template = task.get("prompt") or f"{{{task.get('prompt_column', 'prompt')}}}"
@@ -249,12 +251,16 @@ def _loading(
             ")",
         ]
     decoding, limits = results.facts.get("decoding", {}), recipe["decoding"]
-    options = {"max_new_tokens": limits["max_tokens"], "do_sample": False}
+    # All of it, for the rest is as the model's own settings or transformers' defaults have it.
+    options: dict[str, Any] = {"max_new_tokens": limits["max_tokens"]}
+    options |= {"do_sample": False, "num_beams": 1}
     if decoding.get("strategy") == "sampling":
-        options["do_sample"] = True
+        options |= {"do_sample": True, "top_k": 0, "top_p": 1.0}
+    elif decoding.get("strategy") == "beam":
+        options |= {"early_stopping": "never", "renormalize_logits": True}
     names = ("num_beams", "length_penalty", "temperature", "top_k", "top_p")
     options |= {name: decoding[name] for name in names if decoding.get(name) is not None}
-    arguments = ", ".join(f"{name}={value}" for name, value in options.items())
+    arguments = ", ".join(f"{name}={value!r}" for name, value in options.items())
     written = "ids[0]" if encoder_decoder else 'ids[0, inputs["input_ids"].shape[1] :]'
     code = [
         f"from transformers import {auto}, AutoTokenizer\n",
@@ -266,6 +272,9 @@ def _loading(
         f"print(tokenizer.decode({written}, skip_special_tokens=True))",
     ]
     form = "A prompt is a chat, rendered by the tokenizer's chat template"
+    files = (best / name for name in ("chat_template.jinja", "tokenizer_config.json"))
+    if any("strftime_now" in file.read_text("utf-8") for file in files if file.exists()):
+        form += f", which writes today's date where training had {TODAY:%d %B %Y}"
     if not chat:
         form = f"A prompt has this form:\n\n```text\n{template}\n```\n\nIt is plain text"
     limit = limits.get("max_prompt_tokens")

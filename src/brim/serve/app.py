@@ -82,7 +82,8 @@ class Service:
         self._authorization = None if key is None else f"Bearer {key}".encode()
         self._identity, self._stopping = identity, stopping
         self._num_rows = model.model.get_input_embeddings().num_embeddings
-        self._writable = frozenset(model.tokenizer.get_vocab().values()) - {*model.excluded_rows}
+        never = {*model.excluded_rows, *model.encoder.unshared}
+        self._writable = frozenset(model.tokenizer.get_vocab().values()) - never
 
     def app(self) -> Starlette:
         """Return the ASGI application."""
@@ -237,11 +238,14 @@ class Service:
             if len(body) > limit:
                 raise RefusedError(413, f"more than {limit} bytes (limits.body); ask for less")
         try:
-            data = json.loads(body)
+            text = body.decode("utf-8-sig")
+            data = json.loads(text)
+            if not isinstance(data, dict):
+                raise RefusedError(400, "the body must be a JSON object")
+            if "\\u" in text:
+                _check_characters(data)
         except (ValueError, RecursionError):
             raise RefusedError(400, "the body is no JSON") from None
-        if not isinstance(data, dict):
-            raise RefusedError(400, "the body must be a JSON object")
         ids = data.get("prompt")
         if isinstance(ids, list) and ids and not isinstance(ids[0], list):
             data["prompt"] = [ids]  # a single one
@@ -280,6 +284,17 @@ class Service:
             return await handler(request)
 
         return guarded
+
+
+def _check_characters(data: Mapping[str, Any]) -> None:
+    """Refuse half a surrogate pair, which JSON can spell and neither UTF-8 nor a tokenizer."""
+    for name, value in data.items():
+        try:
+            json.dumps([name, value], ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise RefusedError(
+                400, f"{name!a}: a text holds half a surrogate pair, such as \\ud800; remove it"
+            ) from None
 
 
 async def _disconnected(request: Request) -> None:

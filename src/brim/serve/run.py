@@ -88,6 +88,7 @@ def identify(model: LanguageModel, settings: ServeConfig) -> dict[str, Any]:
         "sha256": describe_model(model)["sha256"],
         "max_model_len": model.num_positions,
         "encoder_decoder": model.is_encoder_decoder,
+        "forced_tokens": model.rules.num_forced,
         "version": __version__,
     }
 

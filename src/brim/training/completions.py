@@ -124,6 +124,6 @@ class CompletedExamples(Sequence[Example]):
             )
         ids, text, truncated = row["token_ids"], row["text"], row["truncated"]
         if self._encoder is not None:
-            [reading] = read_text(self._encoder, [text], [not truncated])
+            [reading] = read_text(self._encoder, [text], [not truncated], [example])
             ids = reading.ids
         return replace(example, references=(text,), target=Target(tuple(ids), truncated))

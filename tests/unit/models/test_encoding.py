@@ -7,7 +7,7 @@ from tokenizers import processors
 
 from brim.errors import DataError, ModelError
 from brim.examples import Example
-from brim.models import LanguageModel
+from brim.models import LanguageModel, read_text
 
 BOS = 3
 TEMPLATE = (
@@ -153,3 +153,47 @@ def test_seeds():
     assert model.encode(examples, max_tokens=None).seeds == (0, 1)
     assert model.encode(examples, max_tokens=None, seeds=[2**62, 5]).seeds == (2**62, 5)
     assert model.encode(examples, max_tokens=None).prompt_ids.dtype == torch.int64
+
+
+def test_a_template_that_asks_for_the_date_gets_the_same_one_every_day():
+    model = tiny_language_model("llama")
+    chat = Example("chat", "", messages=({"role": "w5", "content": "w6"},))
+    llama = (  # the words of Llama 3.2
+        "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+        '{%- set date_string = strftime_now("%d %b %Y") %}'
+        '{%- else %}{%- set date_string = "26 Jul 2024" %}{%- endif %}{%- endif %}'
+    )
+    for template, text in (
+        ("{{ strftime_now('%Y-%m-%d %H:%M') }} " + TEMPLATE, "2024-07-26 00:00 w5 w6 w9"),
+        (f"{llama}{{{{ date_string }}}} {TEMPLATE}", "26 Jul 2024 w5 w6 w9"),
+        ("\n  {% if strftime_now('%B, %A') %}w3{% endif %}\nw4", "\nw3w4"),
+        ("{% macro day() %}{{ strftime_now('%B, %A') }}{% endmacro %}{{ day() }}", "July, Friday"),
+    ):
+        model.tokenizer.chat_template = template
+        assert model.encoder.render(chat) == text
+    model.tokenizer.chat_template = {"default": "w4", "tool_use": "{{ strftime_now('w%d') }}"}
+    assert rows_of(model, [chat, replace(chat, tools=({"name": "w7"},))]) == [[4], [26]]
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_a_chat_ends_as_its_template_ends_answers(family):
+    turns = "{% for m in messages %}w4 {{ m.content }} w8 {% endfor %}{{ eos_token }}"
+    chat = Example("chat", "", messages=({"role": "user", "content": "w6"},))
+    endings = {
+        turns: 8,  # as Gemma's, Phi-3's: not the tokenizer's own end
+        turns.replace("w8", "w9"): EOS,  # w9 ends no text of this model
+        "{% for m in messages %}{{ m.content }} {% endfor %}": EOS,
+        "{{ messages[0].content }}": EOS,
+        "{% if messages|length > 1 %}{{ raise_exception('one') }}{% endif %}": EOS,
+    }
+    for template, end in endings.items():
+        inner = tiny(family)
+        inner.generation_config.eos_token_id = [EOS, 8]
+        model = LanguageModel(inner, word_tokenizer(appends_eos=family == "t5"))
+        model.tokenizer.chat_template = template
+        examples = [chat, Example("plain", "w6")]
+        assert model.encoder.completions(examples, ["w7", "w7 w3"]) == [[7, end], [7, 3, EOS]]
+        readings = read_text(model.encoder, ["w7", "w7"], [True, True], examples)
+        assert [reading.ids for reading in readings] == [[7, end], [7, EOS]]
+        [cut] = read_text(model.encoder, ["w7"], [False], [chat])
+        assert cut.ids == [7]

@@ -1,5 +1,6 @@
 """Generation settings that are part of a model: tokens never written, tokens always written."""
 
+import json
 import logging
 from typing import Any
 
@@ -331,6 +332,12 @@ def test_what_is_not_followed_is_named_once(tmp_path, caplog):
     }
     model.model.generation_config.update(**heard_of)
     model.save(tmp_path)
+    file = tmp_path / "generation_config.json"
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    assert saved["bad_words_ids"] == [[6]]
+    assert {*heard_of} & {*saved} == {"bad_words_ids"}
+    # As another program saves them:
+    file.write_text(json.dumps({**saved, **heard_of}), encoding="utf-8")
     with caplog.at_level(logging.WARNING, logger="brim"):
         load_model(tmp_path)
         load_model(tmp_path)

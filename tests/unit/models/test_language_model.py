@@ -20,6 +20,7 @@ from tiny import (
 )
 from torch import Tensor
 from torch.nn.functional import pad
+from transformers import Phi3Config, Phi3ForCausalLM
 
 from brim.errors import ModelError
 from brim.models import Decoding, Distribution, LanguageModel
@@ -289,6 +290,29 @@ def test_prompts_and_completions_too_long_for_the_model():
     rollout = model.encode_completions(batch, ["w3 " * 50, "w4"], max_tokens=50)
     with pytest.raises(ModelError, match="positions"):
         model(rollout)
+
+
+def test_longrope_ends_where_it_would_read_what_is_written_in_another_way():
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    sizes = {"vocab_size": NUM_ROWS, "hidden_size": 16, "intermediate_size": 24}
+    config = Phi3Config(
+        **sizes, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=64,
+        original_max_position_embeddings=16, pad_token_id=PAD, bos_token_id=EOS, eos_token_id=EOS,
+        rope_parameters=rope,
+    )  # fmt: skip
+    model = LanguageModel(Phi3ForCausalLM(config), word_tokenizer()).eval()
+    assert model.num_positions == 16
+    batch = encoded(model, (10, 2))
+    model.generate(batch, Decoding(max_tokens=7))
+    with pytest.raises(ModelError, match="17 tokens exceeds the model's 16 .* longrope"):
+        model.generate(batch, Decoding(max_tokens=8))
+    rollout = model.encode_completions(batch, ["w3 " * 20, "w4"], max_tokens=20)
+    with pytest.raises(ModelError, match="16 positions"):
+        model.action_values(rollout)
+    config.rope_parameters = {"first": config.rope_parameters, "rest": {"rope_type": "default"}}
+    assert model.num_positions == 16
+    del config.rope_parameters["first"]
+    assert model.num_positions == 64
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -52,6 +52,13 @@ def test_what_is_saved_is_loaded(family, tmp_path):
     assert loaded.eos_token_ids == model.eos_token_ids
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta"])
+def test_a_device_that_is_not_there_is_one_line(saved, device):
+    with pytest.raises(ModelError, match=f"^device: '{device}' ") as caught:
+        load_model(saved, device=device)
+    assert "\n" not in str(caught.value)
+
+
 def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-64])
 

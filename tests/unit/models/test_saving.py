@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 from environments import environment_with
 from plain import answer
-from saved_models import MODELS, PROMPTS, TEXTS
+from saved_models import MODELS, PROMPTS, TEXTS, edit
 from tiny import tiny, word_tokenizer
 
 from brim.examples import Example
@@ -46,6 +46,13 @@ def greedy(model: LanguageModel) -> tuple[list[list[int]], list[list[float]]]:
     return [ids for ids, _ in cut], [logprobs for _, logprobs in cut]
 
 
+def save(folder: Path, model: LanguageModel) -> Saved:
+    model.save(folder)
+    rows = model.encode(examples(TEXTS), max_tokens=None)
+    ids = [row[mask].tolist() for row, mask in zip(rows.prompt_ids, rows.prompt_mask, strict=True)]
+    return Saved(folder, model, ids, *greedy(model))
+
+
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory):
     """`saved(name)` is the model of that name, saved; each is made once."""
@@ -56,14 +63,7 @@ def saved(tmp_path_factory):
             if "marian" in name:
                 pytest.importorskip("sentencepiece")
             folder = tmp_path_factory.mktemp("saved")
-            model = MODELS[name](tmp_path_factory.mktemp("published"))
-            model.save(folder)
-            rows = model.encode(examples(TEXTS), max_tokens=None)
-            ids = [
-                row[mask].tolist()
-                for row, mask in zip(rows.prompt_ids, rows.prompt_mask, strict=True)
-            ]
-            made[name] = Saved(folder, model, ids, *greedy(model))
+            made[name] = save(folder, MODELS[name](tmp_path_factory.mktemp("published")))
         return made[name]
 
     return make
@@ -147,6 +147,18 @@ def test_settings_that_transformers_does_not_save(tmp_path):
     assert settings_in(tmp_path, "generation_config")["temperature"] == 0.6
     assert model.generation_config.temperature == 0.6
     assert load_model(tmp_path).model.generation_config.temperature == 0.6
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
+def test_what_is_not_followed_is_not_saved(name, tmp_path):
+    others = {"repetition_penalty": 1.8, "no_repeat_ngram_size": 2, "min_length": 9}
+    model = MODELS[name](tmp_path / "published")
+    model.model.generation_config.update(**others, do_sample=True, top_k=3, temperature=0.5)
+    ours = save(tmp_path / "saved", model)
+    compare(ours, answer(str(ours.folder), TEXTS, PROMPTS, MAX_TOKENS))
+    assert settings_in(ours.folder, "generation_config")["top_k"] == 3
+    edit(ours.folder / "generation_config.json", **others)
+    assert answer(str(ours.folder), TEXTS, PROMPTS, MAX_TOKENS)["written"] != ours.written
 
 
 def test_saving_again_writes_the_same(saved, tmp_path):

@@ -321,6 +321,19 @@ def test_a_tokenizer_without_an_end_is_refused():
             ServerTeacher(api, model.tokenizer, GenerationConfig(), QUICK)
 
 
+@pytest.mark.parametrize("kind", ["vllm", "sglang", "brim"])
+def test_a_server_is_asked_to_exclude_only_what_it_may_have(kind):
+    """vLLM refuses a bias of a token for which it has no row."""
+    with serving(standin := StandIn(tiny_language_model("llama", **EXACT).eval(), kind)):
+        teacher = connected(standin)
+        teacher.exclude([9, NUM_TOKENS - 1], unshared=[NUM_TOKENS - 1])
+        batch = teacher.encode(prompts(), max_tokens=None)
+        teacher.generate(batch.select([0]), Decoding(strategy="greedy", max_tokens=1))
+        [body] = standin.requests
+        excluded = body.get("sampling_params", body)["logit_bias"]
+        assert set(excluded) == ({"9"} if kind != "brim" else {"9", str(NUM_TOKENS - 1)})
+
+
 def test_a_student_that_never_writes_the_end_is_refused():
     with serving(standin := StandIn(tiny_language_model("llama"))), pytest.raises(BrimError):
         connected(standin).exclude([1])

@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import NUM_TOKENS, prompts, tiny, word_tokenizer
 
 from brim.errors import DataError, ModelError
 from brim.examples import Example
 from brim.models import (
     AveragedTeacher,
     Decoding,
+    LanguageModel,
     TeacherOfEach,
     build_model,
     share_vocabulary,
@@ -149,3 +151,35 @@ def test_layers_of_each_are_compiled(monkeypatch):
         monkeypatch.setattr(part, "compile_layers", lambda: seen.append(1))
     teacher.compile_layers()
     assert seen == [1, 1]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_padding_that_only_some_of_the_teachers_have(family, order):
+    def make(added):
+        tokenizer = word_tokenizer(pad=family == "t5")
+        if added:
+            tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+        return LanguageModel(tiny(family, num_rows=NUM_TOKENS + added), tokenizer).eval()
+
+    def teachers():
+        made = [make(added) for added in (True, False, False)]
+        first, *others = (made[i] for i in order)
+        for _ in range(2):  # as a run does
+            for other in others:
+                share_vocabulary(first, other)
+        return first, *others
+
+    for student in (make(True), make(False)):
+        by_name = dict(zip("abc", teachers(), strict=True))
+        for teacher in (AveragedTeacher(teachers(), [1, 1, 1]), TeacherOfEach(by_name)):
+            share_vocabulary(teacher, student)
+            assert NUM_TOKENS in teacher.encoder.unshared  # and in no prompt
+            examples = [replace(e, teacher="abc"[i % 3]) for i, e in enumerate(prompts())]
+            batch = student.encode(examples, max_tokens=None)
+            rollout = student.generate(batch, DECODING)
+            values = teacher.action_values(rollout)
+            alone = teacher.action_values(rollout.select([1])).q_taken
+            torch.testing.assert_close(values.q_taken[1:2], alone, rtol=1e-4, atol=1e-5)
+            text = teacher.generate(teacher.encode(examples, max_tokens=None), DECODING)
+            assert int(text.completion_ids[text.mask].max()) < NUM_TOKENS

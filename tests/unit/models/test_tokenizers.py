@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import EOS, NUM_ROWS, NUM_TOKENS, encoded, tiny, tiny_language_model, word_tokenizer
-from tokenizers import Tokenizer, processors
+from tokenizers import AddedToken, Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
 from brim.divergences import forward_kl
@@ -17,6 +17,7 @@ from brim.models import (
     LanguageModel,
     check_same_tokenizer,
     load_model,
+    read_text,
     share_vocabulary,
 )
 
@@ -176,8 +177,71 @@ def test_an_added_padding_token_is_no_difference(added):
     assert compared[rollout.mask].isfinite().all()
     if added != "teacher":
         spelled = Example(id="7", prompt=f"w3 {student.tokenizer.pad_token}")
-        with pytest.raises(DataError, match="prompt of example '7' spells out the padding token"):
+        with pytest.raises(DataError, match=r"prompt of example '7' spells out '\[PAD"):
             student.encode([spelled], max_tokens=None)
+
+
+def with_mask(*, special: bool = True) -> PreTrainedTokenizerFast:
+    """The word tokenizer with a token more, as BART-large-CNN or Gemma 3 have one."""
+    tokenizer = word_tokenizer()
+    tokenizer.add_tokens(AddedToken("<mask>", special=special), special_tokens=special)
+    return tokenizer
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("family", ["bart", "qwen2"])
+def test_an_added_token_without_a_row_is_in_no_text(family, special, tmp_path):
+    tiny(family, num_rows=NUM_TOKENS).save_pretrained(tmp_path / "published")
+    with_mask(special=special).save_pretrained(tmp_path / "published")
+    model = load_model(tmp_path / "published")
+    model.save(tmp_path / "saved")
+    for loaded in (model, load_model(tmp_path / "saved")):
+        plain, spelled = Example("5", "w3 w4"), Example("7", "w3 <mask> w4")
+        batch = loaded.encode([plain], max_tokens=None)
+        rollout = loaded.generate(batch, Decoding(max_tokens=5))
+        assert loaded.action_values(rollout).q_max.isfinite().all()
+        with pytest.raises(DataError, match="prompt of example '7' spells out '<mask>'"):
+            loaded.encode([spelled], max_tokens=None)
+        with pytest.raises(DataError, match="target of example '5' spells out '<mask>'"):
+            loaded.encode_completions(batch, ["w6 <mask>"], max_tokens=9)
+        [reading] = read_text(loaded.encoder, ["w6 <mask>"], [True])
+        assert max(reading.ids) < NUM_TOKENS
+    with pytest.raises(ModelError, match="token id 39 but"):
+        model.resize(NUM_TOKENS - 1)
+    model.resize(NUM_ROWS)
+    model.exclude([5])  # as anything that has the rules read again
+    assert NUM_TOKENS in model.excluded_rows
+    larger = LanguageModel(tiny(family), with_mask(special=special))
+    with pytest.raises(ModelError, match="token id 40 but"):
+        larger.resize(NUM_TOKENS)  # which would take its row away
+
+
+@pytest.mark.parametrize("without", ["teacher", "student"])
+@pytest.mark.parametrize("family", ["bart", "qwen2"])
+def test_what_one_has_no_row_for_neither_writes(family, without):
+    teacher, student = (
+        LanguageModel(
+            tiny(family, num_rows=NUM_TOKENS if role == without else NUM_ROWS), with_mask()
+        ).eval()
+        for role in ("teacher", "student")
+    )
+    larger = student if without == "teacher" else teacher
+    share_vocabulary(teacher, student)
+    assert NUM_TOKENS in larger.excluded_rows
+    rollout = student.generate(encoded(student), Decoding(max_tokens=5))
+    compared = student(rollout, comparison=teacher.features(rollout).comparison(forward_kl))
+    assert compared.compared[rollout.mask].isfinite().all()
+    for model in (teacher, student):
+        with pytest.raises(DataError, match="spells out '<mask>'"):
+            model.encode([Example("7", "w3 <mask>")], max_tokens=None)
+
+
+@pytest.mark.parametrize("name", ["pad_token", "eos_token", "bos_token", "unk_token"])
+def test_tokens_that_a_model_needs_have_rows(name):
+    tokenizer = word_tokenizer()
+    tokenizer.add_special_tokens({name: "<new>"})
+    with pytest.raises(ModelError, match="token id 40 but the model's head has 40 rows"):
+        LanguageModel(tiny("qwen2", num_rows=NUM_TOKENS), tokenizer)
 
 
 def test_padding_that_is_another_token_is_a_difference():

@@ -76,6 +76,11 @@ def test_a_key_is_asked_for(serve):
         ("/v1/score", {**SCORE, "prompts": [[3] * 200]}, 413, "limits.tokens"),
         ("/v1/score", {**SCORE, "prompts": [[3] * 2000]}, 413, "limits.body"),
         ("/tokenize", {"prompt": 3}, 400, "prompt"),
+        ("/tokenize", {"prompt": "a\ud800"}, 400, "'prompt': a text holds half a surrogate"),
+        ("/tokenize", {"prompt": "a", "model": "\udfff"}, 400, "'model'"),
+        ("/tokenize", {"prompt": "a", "\ud800": 1}, 400, r"'\ud800'"),
+        ("/v1/score", {**SCORE, "values": ["\ud800"]}, 400, "'values'"),
+        ("/v1/completions", {"prompt": [[3]], "logit_bias": {"\ud800": 1}}, 400, "'logit_bias'"),
     ],
 )
 def test_wrong_and_large_requests_are_refused_on_one_line(small, path, body, status, says):
@@ -94,7 +99,16 @@ def small():
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[1]", b"\xff\xfe", b'{"model": NaN}', b"[" * 1500, b'"' + b"x" * 50 + b'"'],
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b"\xff\xfe",
+        b'{"model": "\xed\xa0\x80"}',
+        b'{"model": NaN}',
+        b"[" * 1500,
+        b'"' + b"x" * 50 + b'"',
+    ],
 )
 def test_what_is_no_request_is_refused(small, body):
     status, answer, _ = ask(f"{small.url}/v1/score", body)
@@ -205,3 +219,9 @@ def test_many_clients_at_once_get_their_own_answers(servers):
         for name in ("taken", "best", "logsumexp", "mean"):
             wanted = pytest.approx(alone[n][0][name], abs=1e-4)
             assert future.result()[0][name] == wanted
+
+
+def test_a_character_may_be_spelled_as_a_surrogate_pair(servers):
+    served = servers("llama")
+    body = b'{"model": "tiny", "prompt": "w3 \\ud83d\\ude00 w4"}'
+    assert ask(f"{served.url}/tokenize", body)[1]["tokens"] == [3, 2, 4]

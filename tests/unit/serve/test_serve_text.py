@@ -2,10 +2,15 @@
 
 import pytest
 import torch
-from tiny import encoded, prompts, tiny_language_model
+from serving import serving
+from tiny import EOS, encoded, prompts, same, tiny, tiny_language_model, word_tokenizer
 from torch.testing import assert_close
+from transformers import GenerationConfig
 
-from brim.models import Decoding
+from brim.models import Decoding, LanguageModel, ServerTeacher
+from brim.models.http import HTTPClient
+from brim.models.server_kinds import find_api
+from brim.models.server_settings import RequestsConfig
 from brim.seeding import derive_seed
 
 each_family = pytest.mark.parametrize("family", ["t5", "llama"])
@@ -140,3 +145,28 @@ def test_what_the_server_cannot_do_is_refused(servers, family, body, says):
     status, message = servers(family).refused("/v1/completions", **given)
     assert status == 400
     assert says in message
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("end", [None, EOS])
+@pytest.mark.parametrize("begin", [None, 7])
+def test_a_client_gets_the_text_of_a_model_that_forces_tokens(begin, end, known):
+    """Also one whose own settings force none, which then writes as many tokens of its choice."""
+    inner = tiny("bart")
+    inner.generation_config.update(forced_bos_token_id=begin, forced_eos_token_id=end)
+    model = LanguageModel(inner, word_tokenizer(appends_eos=True)).eval()
+    settings = inner.generation_config if known else GenerationConfig(decoder_start_token_id=EOS)
+    with serving(model) as served:
+        requests = RequestsConfig(max_retries=0)
+        client = HTTPClient(served.url, None, requests)
+        api = find_api(client, "tiny", "auto")
+        teacher = ServerTeacher(api, model.tokenizer, settings, requests)
+        batch = teacher.encode(prompts(), max_tokens=None)
+        for max_tokens in (3, 4, 9):
+            decoding = Decoding(strategy="greedy", max_tokens=max_tokens)
+            chosen = max_tokens - teacher.rules.num_forced
+            limits = {"max_tokens": chosen + model.rules.num_forced}
+            own = model.generate(batch, decoding.model_copy(update=limits))
+            assert same(own, teacher.generate(batch, decoding))
+            assert bool(own.truncated.any())
+        teacher.close()
