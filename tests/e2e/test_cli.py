@@ -65,6 +65,8 @@ BAD = {
         "q_centering",
     ),
     "bad description": (["RECIPE", "student.build.d_modle=8"], "student.build"),
+    "no such device": (["RECIPE", "teacher.device=gpu"], "teacher.device: 'gpu'"),
+    "no number": (["RECIPE", "optim.max_grad_norm=# 1"], "optim.max_grad_norm"),
     "not a run": (["RECIPE", "--out", "notes"], "diary.txt"),
     "below a file": (["RECIPE", "--out", "empty.jsonl/run"], "choose another --out"),
     "nothing to resume": (["RECIPE", "--resume", "must"], "no run to resume"),
@@ -93,6 +95,16 @@ def test_bad_input_is_one_line(name, recipe, tmp_path, brim_says):
     assert expected in line
     assert not any(line.startswith(("brim: ", "Traceback", " ")) for line in loaded), stderr
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_any_stage(
+    recipe, tmp_path, brim_says, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    code, _, err = brim_says("train", recipe, "tracking.backends=[wandb]", "--out", "out")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("brim: tracking.backends: wandb is not installed")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")

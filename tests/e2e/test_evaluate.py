@@ -12,7 +12,7 @@ from two_processes import by_two, run_script
 from typer.testing import CliRunner
 
 from brim.cli import app
-from brim.errors import RunError
+from brim.errors import ConfigError, RunError
 from brim.runs.evaluate import evaluate_run
 from brim.runs.train import train
 from brim.training import predictions
@@ -80,6 +80,34 @@ def test_samples(run, tmp_path):
 def test_settings_of_the_run_itself_need_another_folder(run):
     result = CliRunner().invoke(app, ["evaluate", str(run / "t5"), *BEAM])
     assert "--out" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["teacher.build.d_ff=8"], r"^teacher\.build: .*teacher\.train=null"),
+        (["teacher.path=OTHER"], r"^teacher\.path: .*teacher\.train=null"),
+        (["student.path=OTHER", "student.build=null"], r"^student\.path: .*--model"),
+        (["teacher.device=gpu"], r"^teacher\.device: 'gpu'"),
+    ],
+)
+def test_another_model_is_never_left_out_in_silence(run, tmp_path, overrides, message):
+    best = str(run / "t5" / "best")
+    given = [override.replace("OTHER", best) for override in overrides]
+    if "teacher.path" in given[0]:
+        given += ["teacher.build=null", "teacher.tokenizer=null"]
+    with pytest.raises(ConfigError, match=message):
+        evaluate_run(run / "t5", out=tmp_path / "out", overrides=given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_teacher_scores_where_training_is_taken_away(run, tmp_path):
+    best = run / "t5" / "best"
+    other = [f"teacher.path={best}", "teacher.build=null", "teacher.tokenizer=null"]
+    evaluate(run / "t5", *other, "teacher.train=null", "--out", tmp_path)
+    theirs = json.loads((tmp_path / "results.json").read_text())["test"]
+    own = json.loads((run / "t5" / "results.json").read_text())["test"]
+    assert theirs["teacher"] == own["model"] != own["teacher"]
 
 
 def test_a_stage_is_evaluated_in_its_own_folder(run):

@@ -6,8 +6,10 @@ import pytest
 from pairs import LLAMA
 
 from brim.config.loading import dump_config
+from brim.plan import plan, plan_sweep
 from brim.runs.directory import RunDirectory
 from brim.runs.train import train
+from brim.sweep import Point
 
 FAST = (
     "trainer.max_steps=2", "trainer.evaluate_every=2", "trainer.save_every=2",
@@ -52,6 +54,12 @@ def test_each_set_has_results_and_predictions(runs):
         for row in found.predictions(split):
             assert any(int(word) > 100 for word in row.prompt.split() if word.isdigit()) == large
     assert {"test.high", "test.low"} <= found.manifest()["data"].keys()
+
+
+def test_the_plans_of_a_run_and_of_a_sweep_count_it(settings):
+    config = settings()
+    assert plan(config).stages[-1].num_examples == 24
+    assert plan_sweep([Point(1, "a", 0, "a.yaml", (), config)]).systems[0].count == 1
 
 
 def test_a_finished_run_keeps_what_it_has(runs, settings):

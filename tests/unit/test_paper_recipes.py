@@ -1,5 +1,7 @@
 """The paper's settings, Tables 4 to 8, as the recipes have them; and named variants of recipes."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from makers import configure
@@ -279,6 +281,20 @@ def test_run_directories_are_apart():
     directories = {run_directory(find_recipe(name)) for name, _ in list_recipes()}
     assert len(directories) == len(list_recipes())
     assert str(run_directory(find_recipe("xsum/qwen/brim"))) == "runs/xsum/qwen/brim"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "folder"),
+    [
+        *(("mine.yaml", "mine"), ("./mine.yaml", "mine"), ("a/b/mine.yaml", "b/mine")),
+        *(("../mine.yaml", "one/mine"), ("../../mine.yaml", "top/mine"), ("/mine.yaml", "mine")),
+        *(("a/../mine.yaml", "two/mine"), ("..mine/b.yaml", "..mine/b")),
+    ],
+)
+def test_ones_own_recipe_runs_below_runs(recipe, folder, tmp_path, monkeypatch):
+    (tmp_path / "top/one/two").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "top/one/two")
+    assert run_directory(Path(recipe)) == Path("runs", folder)
 
 
 # -- variants --------------------------------------------------------------------------------------

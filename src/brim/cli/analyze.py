@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os.path import isdir
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -109,7 +110,7 @@ def _open(
     from brim.training.settings import RunConfig
 
     # A shell makes several words of --students checkpoints/step-*.
-    overrides = [word for word in more or [] if "=" in word and not Path(word).is_dir()]
+    overrides = [word for word in more or [] if "=" in word and not isdir(word)]
     paths = [*(students or []), *(Path(word) for word in more or [] if word not in overrides)]
     models, is_run = find_students(paths), Path(run).is_dir()
     folder = out or Path(run) / "analysis"

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from os.path import isdir  # Path.is_dir raises where a name is too long
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -121,7 +122,7 @@ def _file_behind(error: BaseException | None) -> str | Path:
 
 def overrides_and_paths(words: Sequence[str] | None) -> tuple[list[str], list[Path]]:
     """Split words into settings `key.sub=value` and paths, which `seed=1` is where it exists."""
-    overrides = [w for w in words or [] if re.match(r"[\w.]+=", w) and not Path(w).is_dir()]
+    overrides = [w for w in words or [] if re.match(r"[\w.]+=", w) and not isdir(w)]
     return overrides, [Path(word) for word in words or [] if word not in overrides]
 
 

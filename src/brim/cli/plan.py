@@ -80,11 +80,11 @@ def plan(
 
 def is_sweep(name: str) -> bool:
     """Whether this is a sweep's file, which has `systems`; one that cannot be read is none."""
-    from brim.config.yaml import parse
+    from brim.config.loading import read_extended
     from brim.errors import ConfigError
+    from brim.recipes import find_recipe
 
     try:
-        data = parse(Path(name).read_text(encoding="utf-8"), lambda line: name).data
-    except (OSError, UnicodeError, ConfigError):
+        return "systems" in read_extended(Path(name), [], find_recipe).data
+    except ConfigError:
         return False
-    return isinstance(data, dict) and "systems" in data

@@ -26,7 +26,7 @@ from brim.config.messages import (
     shown,
     value_at,
 )
-from brim.config.yaml import Document, KeyPath, dotted, dump, parse
+from brim.config.yaml import Document, KeyPath, dotted, dump, parse, parse_value
 from brim.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
@@ -63,6 +63,9 @@ class Config(BaseModel):
     def expand(cls, document: Document) -> None:
         """Write out, in place, what a settings file may say in a shorter way."""
 
+    def __hash__(self) -> int:  # pydantic's own fails where a value is a mapping
+        return hash(config_hash(self))
+
 
 def load_config(
     cls: type[ConfigT],
@@ -97,7 +100,7 @@ def load_config(
         place, commands = FROM_PYTHON, overrides
     else:
         commands, written = _read_overrides(overrides)
-    base = Document({}, {(): place}) if source is None else _read_file(source, [cls], search)
+    base = Document({}, {(): place}) if source is None else read_extended(source, [cls], search)
     expand = cls.expand if issubclass(cls, Config) else lambda document: None
     expand(base)  # so that single keys can be put on top of it
     document = _merge(_vary(base, commands, cls), commands, [cls])
@@ -259,10 +262,14 @@ def describe_changes(before: Any, after: Any, path: KeyPath = ()) -> list[str]:
 # Reading
 
 
-def _read_file(
+def read_extended(
     path: Path, models: Models, search: _Search | None, chain: tuple[Path, ...] = ()
 ) -> Document:
-    """The settings of a file on top of those that it extends."""
+    """Read the settings of a file on top of those that it extends, not yet checked.
+
+    Raises:
+        ConfigError: one of the files cannot be read, or extends itself.
+    """
     document = read_mapping(path)
     if "extends" not in document.data:
         return document
@@ -279,7 +286,7 @@ def _read_file(
             base = search(name)
         if base.resolve() in chain:
             raise ConfigError(f"{base}: extends this file in turn; remove one `extends`")
-        return _merge(_read_file(base, models, search, chain), document, models)
+        return _merge(read_extended(base, models, search, chain), document, models)
     except ConfigError as error:
         raise ConfigError(f"{origin}: extends: {error}") from None
 
@@ -290,14 +297,16 @@ def _vary(document: Document, commands: Document, cls: type[BaseModel]) -> Docum
     for name, choices in _check_variants({} if variants is None else variants, cls, origin):
         if name not in commands.data:
             continue
-        place, value = commands.origin((name,)), str(commands.data.pop(name))
-        known = {str(key): key for key in choices}
-        if value not in known:
-            hint = did_you_mean(value, known)
-            raise ConfigError(f"{place}: {name} is one of {', '.join(known)}{hint}")
-        path = (_VARIANTS, name, known[value])
+        place, value = commands.origin((name,)), commands.data.pop(name)
+        # As written, or what it means: 1e-4 is 0.0001, and 1 is not true.
+        read = {json.dumps(parse_value(key, place).data): key for key in choices}
+        choice = value if value in list(choices) else read.get(json.dumps(value))
+        if choice is None:
+            hint = did_you_mean(str(value), choices)
+            raise ConfigError(f"{place}: {name} is one of {', '.join(choices)}{hint}")
+        path = (_VARIANTS, name, choice)
         origins = {key[3:]: at for key, at in document.origins.items() if key[:3] == path}
-        document = _merge(document, Document(choices[known[value]], origins), [cls])
+        document = _merge(document, Document(choices[choice], origins), [cls])
     return document
 
 
@@ -335,7 +344,7 @@ def _read_overrides(overrides: Sequence[str]) -> tuple[Document, dict[KeyPath, s
                     f"{origin}: {above} is a list, given before; say it in the list: "
                     f"{above}=[{{…, {dotted(path[i:])}: {text}}}, …]"
                 )
-        value = _read_value(text, origin)
+        value = parse_value(text, origin)
         written.pop(path, None)
         if not (value.data is None or isinstance(value.data, str)):
             written[path] = text
@@ -353,19 +362,6 @@ def _given(data: Any, path: KeyPath) -> Any:
     for part in path:
         data = data.get(part) if isinstance(data, dict) else None
     return data
-
-
-def _read_value(text: str, origin: str) -> Document:
-    """The value of one override: YAML, or the text as written where that is what YAML makes."""
-    if text.lstrip()[:1] in ("'", '"'):
-        return parse(text, lambda line: origin)
-    try:
-        value = parse(text, lambda line: origin)
-    except ConfigError:
-        return Document(text, {(): origin})
-    if isinstance(value.data, str) or not text.strip():
-        value.data = text  # as written: ` #` starts no comment here
-    return value
 
 
 def _merge(base: Document, top: Document, models: Models) -> Document:

@@ -43,6 +43,10 @@ _SCALARS: dict[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 
+_QUOTED_OR_NULL = re.compile(
+    r"""\s*('([^']|'')*'|"([^"\\]|\\.)*"|~|null|Null|NULL)\s*""", re.DOTALL
+)
+
 # What a document may hold once its aliases are written out, where a node counts as _NODE_SIZE
 # characters: a few hundred bytes of aliases of aliases stand for gigabytes.
 _MAX_SIZE, _NODE_SIZE = 5_000_000, 50
@@ -134,6 +138,25 @@ def parse(text: str, where: Callable[[int], str]) -> Document:
     except RecursionError:
         raise ConfigError(f"{where(1)}: nested too deeply") from None
     return document
+
+
+def parse_value(text: str, place: str) -> Document:
+    """Read one value of a command line: YAML, or the text as written where YAML sees only text.
+
+    Comments, tags and anchors are text there too, unless the whole value is quoted.
+
+    Raises:
+        ConfigError: quoted text with an escape that is none.
+    """
+    if _QUOTED_OR_NULL.fullmatch(text):
+        return parse(text, lambda line: place)
+    try:
+        value = parse(text, lambda line: place)
+    except ConfigError:
+        return Document(text, {(): place})
+    if value.data is None or isinstance(value.data, str):
+        value.data = text
+    return value
 
 
 @lru_cache(maxsize=8)  # runs of a sweep, and files that extend them, read the same file again

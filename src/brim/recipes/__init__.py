@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import textwrap
 from collections.abc import Sequence
+from os.path import abspath
 from pathlib import Path
 
 from brim.errors import ConfigError
@@ -72,7 +73,9 @@ def run_directory(recipe: Path) -> Path:
     """Where a recipe runs unless told otherwise: `runs/task/method`, or by its file's name."""
     if recipe.is_relative_to(ROOT):
         return Path("runs") / _name(recipe)
-    return Path("runs") / recipe.parent.name / recipe.stem
+    folder = recipe.parent
+    # abspath: `..` has no name of its own, and a link keeps the one that was typed.
+    return Path("runs") / ("" if folder == Path() else Path(abspath(folder)).name) / recipe.stem
 
 
 def _files() -> list[Path]:

@@ -22,6 +22,7 @@ from brim.models import (
     load_model,
 )
 from brim.models.loading import describe_model
+from brim.models.settings import ModelSettings
 from brim.objectives import make_objective
 from brim.objectives.base import Objective
 from brim.objectives.settings import overrides_of_what_is_gone
@@ -201,17 +202,24 @@ class RunInputs:
         )
 
 
-def reopen(run: Path, overrides: Sequence[str] = (), reporter: Reporter | None = None) -> RunInputs:
+def reopen(
+    run: Path,
+    overrides: Sequence[str] = (),
+    reporter: Reporter | None = None,
+    *,
+    best: bool = False,
+) -> RunInputs:
     """Open a run whose models are to be evaluated.
 
     Args:
         run: the run directory.
         overrides: settings to change.
         reporter: shows progress.
+        best: its student is the one that it trained, whatever the settings name.
 
     Raises:
         RunError: `run` is no run directory.
-        ConfigError: an override cannot be used.
+        ConfigError: an override cannot be used, or names a model that would not be read.
     """
     directory = RunDirectory(run)
     directory.check()
@@ -219,6 +227,16 @@ def reopen(run: Path, overrides: Sequence[str] = (), reporter: Reporter | None =
     removed = overrides_of_what_is_gone(directory.settings().get("objective", {}))
     known = load_config(RunConfig, run / "config.yaml", removed)
     config = load_config(RunConfig, run / "config.yaml", [*removed, *overrides])
+    if config.teacher.train and (name := _other_source(known.teacher, config.teacher)):
+        raise ConfigError(
+            f"teacher.{name}: the run trained its own teacher, which would be used all the same; "
+            "set teacher.train=null too"
+        )
+    if best and (name := _other_source(known.student, config.student)):
+        raise ConfigError(
+            f"student.{name}: is what the run trained its student from; to evaluate another model, "
+            "name it by --model"
+        )
     before, now = (
         without_incidental(RunConfig, c.model_dump(mode="json")) for c in (known, config)
     )
@@ -233,6 +251,12 @@ def reopen(run: Path, overrides: Sequence[str] = (), reporter: Reporter | None =
         # Whoever names it asks for what is there now; another seed builds another.
         other_teacher=any(_OTHER_TEACHER.match(change) for change in overrides),
     )
+
+
+def _other_source(before: ModelSettings, now: ModelSettings) -> str | None:
+    """The first setting by which another model is named."""
+    names = (*now.sources, "revision", "tokenizer")
+    return next((n for n in names if getattr(before, n) != getattr(now, n)), None)
 
 
 def splits_tested(run: Path, split: Split, overrides: Sequence[str]) -> tuple[Split, ...]:

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from brim.config.loading import config_hash
-from brim.errors import ConfigError, RunError
+from brim.errors import ConfigError, ModelError, RunError
 from brim.examples import Example
 from brim.metrics import get_metric
 from brim.models import (
@@ -29,7 +29,7 @@ from brim.models import (
     whole,
 )
 from brim.models.loading import DTYPES, load_tokenizer, place_of
-from brim.models.modes import without_weights
+from brim.models.modes import usable_device, without_weights
 from brim.models.server_settings import ServedModel
 from brim.models.settings import ModelSettings, TokenizerSettings
 from brim.runs.directory import RunDirectory
@@ -43,7 +43,9 @@ from brim.training.optimizer import (
     import_adamw_8bit,
     schedule_warnings,
 )
+from brim.training.settings import RunConfig
 from brim.training.teacher_settings import NamedTeacher, TeacherConfig
+from brim.training.tracking import check_backends
 
 
 def load_checked(
@@ -58,6 +60,8 @@ def load_checked(
         BrimError: settings, data and models do not go together, or are not what the run began with.
     """
     config = run.config
+    check_device(config)
+    check_backends(config.tracking.backends if run.accelerator.is_main_process else ())
     _check_data(run)
     teacher = load_teacher(run)
     bits = bits_of(teacher.model)
@@ -94,6 +98,18 @@ def load_checked(
     for warning in schedule_warnings(config, len(run.examples("train"))):
         run.reporter.say(f"warning: {warning}")
     return teacher, student, spelling
+
+
+def check_device(config: RunConfig) -> None:
+    """Check that this machine has the teacher's device, which may be needed hours later.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    try:
+        usable_device(config.teacher.device or "cpu")
+    except ModelError as error:
+        raise ConfigError(f"teacher.{error}") from None
 
 
 def _check_data(run: RunInputs) -> None:

@@ -25,7 +25,7 @@ from brim.objectives.settings import SeqKDConfig
 from brim.runs.directory import RunDirectory
 from brim.runs.fit import fit
 from brim.runs.inputs import Made, RunInputs
-from brim.runs.models import check_known, cut_student, load_teacher
+from brim.runs.models import check_device, check_known, cut_student, load_teacher
 from brim.runs.pairs import scorer
 from brim.support.files import SEAL, disk_errors, read_json, sha256_file, write_sealed_json
 from brim.support.seals import MANIFEST, find_damage, seal
@@ -197,7 +197,9 @@ def find_teacher(run: RunInputs) -> Made[Teacher]:
 
     Raises:
         RunError: it is missing, or not the one that the run was begun with.
+        ConfigError: this machine has no `teacher.device`.
     """
+    check_device(run.config)
     settings = run.config.teacher
     if settings.train is None:
         teacher: Made[Teacher] = load_teacher(run)

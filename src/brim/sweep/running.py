@@ -84,7 +84,7 @@ def run_sweep(
 
     Points come in their order, but for one: while a point makes a stage, none that needs the same
     stage is begun. After them, each teacher and each student that they begin with, as loaded and
-    pre-distilled, is tested once, as the first run that has it says.
+    pre-distilled, is tested once, as the first run says that has it and `evaluation.stages`.
 
     Args:
         todo: the points.
@@ -349,7 +349,7 @@ def dry_run(chosen: Chosen) -> str:
     num_done = len(chosen.points) - len(todo)
     lines = [f"# {len(chosen.points)} runs, {num_done} of them done"]
     lines += [point.command(out) for point in todo]
-    if todo or tests:
+    if tests or any(point.config.evaluation.stages for point in todo):
         lines.append("# then each teacher and each student that runs begin with is tested, once")
     return "\n".join([*lines, *(test.command(out) for test in tests)])
 

@@ -25,8 +25,12 @@ def log_of(task: Task, out: Path) -> Path:
 
 
 def stage_tests(points: Iterable[Point], out: Path) -> list[StageTest]:
-    """The tests of teachers and students that these points' runs have begun with so far."""
+    """The tests of teachers and students that these points' runs have begun with so far.
+
+    Points whose `evaluation.stages` is false ask for none.
+    """
     found: dict[str, StageTest] = {}
+    points = [point for point in points if point.config.evaluation.stages]
     for stage in ("teacher", "student", "predistill"):
         for point in points:
             folder = RunDirectory(out / point.name).manifest().get("stages", {}).get(stage)

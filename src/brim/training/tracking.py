@@ -12,7 +12,7 @@ import json
 import math
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -30,6 +30,11 @@ Row = Mapping[str, Any]
 OBJECTIVE = "objective"
 """The stage that is the run's own training."""
 
+_MODULES = {
+    "tensorboard": "torch.utils.tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
+}
 LOG_FILES = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
 
 
@@ -157,18 +162,30 @@ def _row(step: int, values: Row) -> Row:
     return {"step": step, **finite}
 
 
+def check_backends(names: Iterable[str]) -> None:
+    """Import these back ends.
+
+    Raises:
+        ConfigError: one is unknown or not installed.
+    """
+    for name in names:
+        if name not in _MODULES:
+            raise ConfigError(f"tracking.backends: {name!r} is not one of {', '.join(_MODULES)}")
+        try:
+            importlib.import_module(_MODULES[name])
+        except ImportError as error:
+            raise ConfigError(
+                f"tracking.backends: {name} is not installed ({error}); "
+                f"pip install 'brim-distill[{name}]'"
+            ) from error
+
+
 def _start(
     name: str, board: Callable[[], _TensorBoard], hosted: Callable[[str], _HostedRun]
 ) -> _TensorBoard | _HostedRun:
-    if name not in ("tensorboard", "trackio", "wandb"):
-        raise ConfigError(f"tracking.backends: {name!r} is not one of tensorboard, trackio, wandb")
+    check_backends([name])
     try:
         return board() if name == "tensorboard" else hosted(name)
-    except ImportError as error:
-        raise ConfigError(
-            f"tracking.backends: {name} is not installed ({error}); "
-            f"pip install 'brim-distill[{name}]'"
-        ) from error
     except Exception as error:  # whatever a service answers: no key, no network, ...
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"tracking.backends: {name} does not start: {reason}") from error

@@ -81,6 +81,13 @@ def test_a_name_of_300_characters_is_one_line(brim_says, arguments):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("command", [["analyze", "variance", "a"], ["judge", "a", "b"]])
+def test_a_setting_may_be_longer_than_a_name(brim_says, command):
+    code, _, err = brim_says(*command, f"task.prompt={'x' * 300}")
+    assert code == 2
+    assert "too long" not in err
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

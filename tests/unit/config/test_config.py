@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import Field, model_validator
 from pydantic_core.core_schema import ErrorType
 
-from brim.config.loading import Config, config_hash, dump_config, load_config
+from brim.config.loading import Config, config_hash, dump_config, given_settings, load_config
 from brim.config.messages import _WANTED
 from brim.config.yaml import dump, parse
 from brim.errors import ConfigError
@@ -357,7 +357,13 @@ def test_overrides_are_yaml_and_later_ones_win(load):
 
 
 @pytest.mark.parametrize(
-    "text", ["{question}", "{a} {b}", "Say: {a} # now", "12", "true", "a=b", "", " x", "[1", "é"]
+    "text",
+    [
+        *("{question}", "{a} {b}", "Say: {a} # now", "12", "true", "a=b", "", " x", "[1", "é"),
+        *("### Instruction: {a}", "#", "&x", "&x {a}", "*x", "!x {a}", "!!null {a}", "|", "> {a}"),
+        *("%x", "@a", "`a`", "--- {a}", "...", "- {a}", "? {a}", "null # {a}", "12 # {a}"),
+        *('"{a}" in Dutch:', "'{a}' # cut", '"{a}": {b}', "'a' 'b'", '"a', "'", '"'),
+    ],
 )
 def test_where_the_setting_is_text_an_override_is_taken_as_written(load, text):
     assert load("", f"prompt={text}").prompt == text
@@ -365,6 +371,46 @@ def test_where_the_setting_is_text_an_override_is_taken_as_written(load, text):
 
 def test_quotes_around_an_override_are_yamls(load):
     assert load("", 'prompt="a\\n{b}"').prompt == "a\n{b}"
+    assert load("", "prompt= 'it''s # {b}' ").prompt == "it's # {b}"
+    assert load("", 'prompt="\\"{b}\\""').prompt == '"{b}"'
+    assert complaint(load, "", 'prompt="\\d"').startswith('command line: prompt="\\d": ')
+
+
+@pytest.mark.parametrize("text", ["# {a}", "&x", "!!null 1", "--- # 1"])
+def test_what_yaml_takes_for_nothing_is_no_null(load, text):
+    assert load("path: x", f"path={text}").path == Path(text)
+    assert complaint(load, "", f"optim.lr={text}").startswith(f"command line: optim.lr={text}: ")
+
+
+@pytest.mark.parametrize("text", ["~", "null", "Null", " NULL "])
+def test_null_is_null(load, text):
+    assert load("path: x", f"path={text}").path is None
+
+
+VARIANTS = """
+variants:
+  rate: {1e-4: {optim: {lr: 1e-4}}, 1e-5: {optim: {lr: 1e-5}}}
+  fast: {true: {optim: {warmup_steps: 1}}, false: {}, 1: {optim: {warmup_steps: 2}}}
+  place: {null: {prompt: none}}
+"""
+
+
+@pytest.mark.parametrize("rate", ["1e-4", "0.0001", "1.0e-04", "'1e-4'"])
+def test_a_variant_may_be_a_number(load, rate):
+    assert load(VARIANTS, f"rate={rate}").optim.lr == 1e-4
+
+
+def test_a_variant_may_be_a_boolean_or_null_and_come_from_python(load):
+    assert load(VARIANTS, "fast=true", "place=null") == Run(
+        optim=Optim(warmup_steps=1), prompt="none"
+    )
+    assert load(VARIANTS, "fast=1").optim.warmup_steps == 2
+    given = given_settings({"rate": 1e-5, "fast": True})
+    read = load_config(Run, Path("recipe.yaml"), given)
+    assert (read.optim.lr, read.optim.warmup_steps) == (1e-5, 1)
+    assert complaint(load, VARIANTS, "rate=1e-3").startswith(
+        "command line: rate=1e-3: rate is one of 1e-4, 1e-5"
+    )
 
 
 def test_an_override_set_to_null_later_is_not_brought_back(load):
@@ -448,3 +494,12 @@ def test_hash_does_not_depend_on_the_order_of_keys_and_does_on_everything_else()
     assert config_hash({"b": "é", "a": 1}) == (hashlib.sha256(b'{"a":1,"b":"\\u00e9"}').hexdigest())
     with pytest.raises(TypeError, match="set"):
         config_hash({"a": {1, 2}})
+
+
+def test_settings_with_a_mapping_are_keys_of_a_cache():
+    class Sets(Config):
+        test: dict[str, str]
+
+    one, same = Sets(test={"a": "x", "b": "y"}), Sets(test={"b": "y", "a": "x"})
+    assert {one: 1}[same] == 1
+    assert Sets(test={"a": "y"}) not in {one: 1}

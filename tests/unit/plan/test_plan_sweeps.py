@@ -53,6 +53,14 @@ def test_shared_stages_count_once_and_systems_once_a_seed(file):
     assert found.device_days == pytest.approx(found.operations / 2e12 / 86_400)
 
 
+def test_a_sweep_may_have_its_systems_from_another_file(file, brim_says):
+    other = file.with_name("other.yaml")
+    other.write_text("extends: mine.yaml\nseeds: [7]\n", encoding="utf-8")
+    code, out, err = brim_says("plan", other)
+    assert (code, err) == (0, "")
+    assert "brim-k=4" in out
+
+
 def test_a_teacher_a_seed_is_counted_for_each(file):
     file.write_text(SWEEP.replace("teacher.seed: 0", ""), encoding="utf-8")
     rows = plan_sweep(points(load_sweep(file))).stages

@@ -80,7 +80,7 @@ def test_the_grid_goes_over_the_system_and_the_system_over_the_sweep():
     assert (point.config.optim.lr, point.config.trainer.max_steps) == (4e-3, 6)
 
 
-def test_sizes_variants_and_mappings_are_grids_too():
+def test_sizes_variants_and_mappings_are_grids_too(tmp_path):
     sizes = of("grid: {student.build.d_model: [16, 32]}")
     assert [point.config.student.build["d_model"] for point in sizes] == [16, 32]
     variants = read("systems: {a: {recipe: xsum/brim, grid: {size: [small, large]}}}")
@@ -88,6 +88,10 @@ def test_sizes_variants_and_mappings_are_grids_too():
     assert [point.config.student.path for point in variants] == [
         "google/flan-t5-small", "google/flan-t5-large",
     ]  # fmt: skip
+    file = tmp_path / "rates.yaml"
+    file.write_text("extends: xsum/brim\nvariants: {rate: {1e-4: {optim: {lr: 1e-4}}, no: {}}}\n")
+    (rate,) = read(f"systems: {{a: {{recipe: {file}, grid: {{rate: [1e-4]}}}}}}")
+    assert (rate.label, rate.config.optim.lr) == ("a-rate=1e-4", 1e-4)
     (point,) = of("grid: {student.build: [{d_model: 16, layers: 2}]}")
     assert point.label == "a-build=d_model=16,layers=2"
     assert point.config.student.build["layers"] == 2

@@ -20,7 +20,7 @@ from brim.support.progress import Meter
 from brim.sweep import Outcome, Point, load_sweep, points, run_sweep
 from brim.sweep.grid import Task
 from brim.sweep.launching import LocalLauncher, local_launcher
-from brim.sweep.states import last_lines, log_of, state_of, status_table
+from brim.sweep.states import last_lines, log_of, stage_tests, state_of, status_table
 
 # A run: it says when it begins and ends, and does what `plan.json` says of it.
 RUN = r"""
@@ -402,6 +402,15 @@ def test_stages_are_tested_once_after_the_points(make, run, stages):
     log = (run.out / "logs/stages-predistill-2.log").read_text()
     wanted = f"brim evaluate {run.out}/a/seed=1 --stage predistill"
     assert wanted in log.splitlines()[0]
+
+
+def test_stages_are_tested_only_for_points_that_ask_for_it(make, run, stages):
+    quiet = "evaluation.stages: false"
+    some = make(SWEEP.replace("cmudict/llmr", f"cmudict/llmr, settings: {{{quiet}}}"))
+    none = make(SWEEP.replace("teacher.seed: 0", f"teacher.seed: 0, {quiet}"))
+    assert run(none, {"made": MADE}).done == ALL
+    assert stage_tests(none, run.out) == []
+    assert {test.run for test in stage_tests(some, run.out)} == {"b/seed=1"}
 
 
 def test_a_stages_test_fails_like_a_run_and_is_left_to_others(make, run, stages):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brim.errors import ConfigError, RunError
-from brim.training.tracking import Tracker
+from brim.training.tracking import Tracker, check_backends
 
 FILES = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
 
@@ -224,6 +224,8 @@ def test_back_ends_that_cannot_be_used_are_one_line_at_the_start(tmp_path, monke
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"wandb is not installed.*pip install 'brim-distill\[w"):
         Tracker(tmp_path, ["wandb"])
+    with pytest.raises(ConfigError, match="wandb is not installed"):
+        check_backends(["wandb"])
     with pytest.raises(ConfigError, match="not one of tensorboard, trackio, wandb"):
         Tracker(tmp_path, ["wandbb"])
 
