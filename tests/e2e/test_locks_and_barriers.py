@@ -55,12 +55,26 @@ def watch(path: Path) -> None:
     FileLock.acquire, FileLock.release = taking, freeing
 
 
+def note_timeout(path: Path) -> None:
+    """Write down how many seconds processes wait for each other."""
+    import torch
+
+    init = torch.distributed.init_process_group
+
+    def noted(*args, timeout=None, **options):
+        path.write_text(json.dumps(timeout and timeout.total_seconds()))
+        init(*args, timeout=timeout, **options)
+
+    torch.distributed.init_process_group = noted
+
+
 def work(folder: Path) -> None:
     from brim.runs.evaluate import evaluate_run, evaluate_stage
     from brim.runs.train import train
 
     rank = os.environ["RANK"]
     config = load_config(RunConfig, folder / "numerals.yaml", SHORT)
+    note_timeout(folder / f"timeout-{rank}.json")
     watch(folder / f"train-{rank}.jsonl")
     train(config, folder / "run")
     (folder / f"train-{rank}.jsonl").rename(folder / f"trained-{rank}.jsonl")
@@ -122,6 +136,11 @@ def test_locks_and_barriers_come_in_their_order(folder, part):
     )
     assert first == EXPECTED[part]
     assert second == [event for event in first if event == "wait"]
+
+
+def test_processes_wait_for_days_for_one_that_waits_for_another_launch(folder):
+    for rank in (0, 1):
+        assert json.loads((folder / f"timeout-{rank}.json").read_text()) > 24 * 3600
 
 
 if __name__ == "__main__":

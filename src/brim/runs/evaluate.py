@@ -223,22 +223,23 @@ def training_facts(directory: Path) -> dict[str, Any]:
     """How long a training directory was trained, and which step its best checkpoint is of.
 
     Of a run also how many steps are planned; where it has no checkpoint (yet, or any more), `steps`
-    is the last one that was evaluated, and `best_step` what `best/` says.
+    is the last one that was evaluated. `best_step` is what `best/` says: after a kill it may be
+    ahead of the newest checkpoint.
     """
-    state = latest_state(directory / "checkpoints")
+    state, best, best_step = latest_state(directory / "checkpoints"), directory / "best", None
     planned = RunDirectory(directory).planned_steps()
     plan = {} if planned is None else {"planned_steps": planned}
     if state is None:
         if not plan:
             return {}
-        best = directory / "best"
-        step = read_json(best / MANIFEST).get("step") if is_sealed(best) else None
-        state = {"step": _last_evaluated(directory), "best_step": step}
+        state = {"step": _last_evaluated(directory), "best_step": None}
+    with suppress(RunError):  # of a damaged one, which is refused where it is read
+        best_step = read_json(best / MANIFEST).get("step") if is_sealed(best) else None
     steps = RunDirectory(directory).log("timings.jsonl")
     return {
         **plan,
         "steps": state["step"],
-        "best_step": state["best_step"],
+        "best_step": state["best_step"] if best_step is None else best_step,
         **({"stopped": state["stopped"]} if state.get("stopped") else {}),
         "seconds": sum(row.get("time/step", 0.0) for row in steps),
     }
@@ -289,7 +290,7 @@ def evaluate_run(
         directory = evaluate_stage(run, stage, split=split, reporter=reporter)
         results: dict[str, Any] = RunDirectory(directory).splits(split)[split]
         return results
-    opened = reopen(run, overrides, reporter)
+    opened = reopen(run, overrides, reporter, best=True)
     own = out is None or out.resolve() == run.resolve()
     if own and (model is not None or opened.other_settings):
         raise ConfigError(

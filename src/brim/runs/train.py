@@ -66,8 +66,9 @@ PACKAGES = (
     "torch", "transformers", "tokenizers", "accelerate", "datasets", "sacrebleu", "rouge-score",
 )  # fmt: skip
 
-# What a stop before the run had begun leaves: what it was given, data read, half a manifest.
-_BEFORE_THE_RUN = re.compile(r"\.lock|inputs|data|\.manifest\.json\..*\.tmp")
+# What a stop before the run had begun leaves: what it was given, data read, half a manifest, and
+# stages, which keep what is known of a server, and are used again only where all inputs are equal.
+_BEFORE_THE_RUN = re.compile(r"\.lock|inputs|data|stages|\.manifest\.json\..*\.tmp")
 
 
 def train(
@@ -299,34 +300,32 @@ def begin_run(
     """
     if not PartialState().is_main_process:
         return
-    run, text = RunDirectory(out), dump_config(config)
-    manifest = run.manifest()
-    facts = {"num_processes": PartialState().num_processes, "models": dict(models)}
-    if manifest:
-        update_manifest(out, facts)
-    else:
-        manifest = {
-            "config_hash": _identity(config),
-            "config_sha256": sha256(text.encode()).hexdigest(),
-            "command": list(command),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seed": config.seed,
-            "versions": {
-                "brim": __version__,
-                "python": platform.python_version(),
-                **{name: metadata.version(name) for name in PACKAGES},
-            },
-            "platform": f"{sys.platform} {platform.machine()}",
-            "sealed": True,  # all that is written from here on has its hash
-            **facts,
-        }
-        write_sealed_json(out / "manifest.json", manifest)
+    run, path, text = RunDirectory(out), out / "config.yaml", dump_config(config)
     damage = run.settings_damage()
-    if damage is not None:
-        if (out / "config.yaml").exists():
-            logger.warning("%s: %s; written again", out / "config.yaml", damage)
-        atomic_write_text(out / "config.yaml", text)
-        update_manifest(out, {"config_sha256": sha256(text.encode()).hexdigest()})
+    if damage is not None and path.exists():
+        logger.warning("%s: %s; written again", path, damage)
+    manifest = run.manifest() or {
+        "command": list(command),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": config.seed,
+        "versions": {
+            "brim": __version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in PACKAGES},
+        },
+        "platform": f"{sys.platform} {platform.machine()}",
+        "sealed": True,  # all that is written from here on has its hash
+    }
+    # Of a resumed run what cannot change results may differ: a teacher's server may have moved.
+    facts = {
+        "config_hash": _identity(config),
+        "config_sha256": sha256(text.encode()).hexdigest(),
+        "num_processes": PartialState().num_processes,
+        "models": dict(models),
+    }
+    # First: a resume after a kill in between finds its own settings, and writes them again.
+    write_sealed_json(out / "manifest.json", {**manifest, **facts})
+    atomic_write_text(path, text)
 
 
 def update_manifest(out: Path, facts: Mapping[str, Any]) -> None:

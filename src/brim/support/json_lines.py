@@ -112,6 +112,10 @@ class JsonLines:
     def cut(self, size: int) -> None:
         """Keep the first `size` bytes, of as many at least."""
         if self.path.exists():
+            if self._record is not None:  # first: a file that is shorter than it counts as damaged
+                sha256 = digest_of_beginning(self.path, size).hexdigest()
+                record = {"bytes": size, "sha256": sha256}
+                write_sealed_json(self._record, {"record": record})
             with disk_errors(self.path), self.path.open("rb+") as file:
                 file.truncate(size)
         self._digest = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 # How launchers say how many processes they started.
 _WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+
+# How long processes wait for each other. The main one may be alone for hours: with a stage that
+# another launch is making, or with a large checkpoint. One that ended is the launcher's to notice.
+_TIMEOUT = timedelta(days=7)
 
 
 def make_accelerator(precision: Literal["float32", "bfloat16"] | None = None) -> Accelerator:
@@ -30,10 +35,14 @@ def make_accelerator(precision: Literal["float32", "bfloat16"] | None = None) ->
     """
     import torch
     from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
 
     names = {None: None, "float32": "no", "bfloat16": "bf16"}
     try:
-        accelerator = Accelerator(mixed_precision=names[precision])
+        accelerator = Accelerator(
+            mixed_precision=names[precision],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_TIMEOUT)],
+        )
     except ValueError:
         raise ConfigError(
             f"trainer.precision: {precision} differs from an earlier run's in this process, and "
@@ -62,7 +71,7 @@ def this_process() -> PartialState:
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_TIMEOUT)
 
 
 def _number(variable: str) -> int:

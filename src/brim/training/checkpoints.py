@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 STATE = "trainer_state.json"
 
+KEPT = ".best.kept"
+"""What `best/` was at the last checkpoint, beside it where an evaluation replaced it since."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainerState:
@@ -118,13 +121,13 @@ def save_checkpoint(
 def prune(root: Path, step: int, *, keep: int, spare: int | None = None) -> None:
     """Delete what stops left half-written, and checkpoints before the newest `keep` up to `step`.
 
-    The one of the step `spare` stays.
+    The one of the step `spare` stays. What `best/` was at an earlier checkpoint goes.
 
     Raises:
         RunError: no permission.
     """
     with disk_errors(root):
-        for leftover in root.glob(".step-*"):
+        for leftover in (*root.glob(".step-*"), *root.parent.glob(".best.*")):
             shutil.rmtree(leftover)
         earlier = [other for other in checkpoint_steps(root) if other <= step]
         for superfluous in set(earlier[keep:]) - {spare}:
@@ -196,13 +199,16 @@ def finish_replacing(path: Path) -> None:
     Raises:
         RunError: no permission.
     """
-    aside = path.with_name(f".{path.name}.old")
-    if aside.exists() and not path.exists():
-        with disk_errors(path):
-            aside.rename(path)
+    for suffix in ("old", "kept"):
+        aside = path.with_name(f".{path.name}.{suffix}")
+        if aside.exists() and not path.exists():
+            with disk_errors(path):
+                aside.rename(path)
 
 
-def replace_directory(path: Path, write: Callable[[Path], None], num_bytes: int = 0) -> None:
+def replace_directory(
+    path: Path, write: Callable[[Path], None], num_bytes: int = 0, *, keep: bool = False
+) -> None:
     """Make the directory `path`, or put another in its place, durably and as a whole.
 
     When it fails, `path` is as it was.
@@ -211,11 +217,14 @@ def replace_directory(path: Path, write: Callable[[Path], None], num_bytes: int 
         path: the directory.
         write: puts the files into the folder that it is given.
         num_bytes: about how much it writes, for the message when there is no space.
+        keep: leave what was there as `.{name}.kept`, unless one is kept already.
 
     Raises:
         RunError: no space, no permission.
     """
-    temporary, aside = (path.with_name(f".{path.name}.{suffix}") for suffix in ("new", "old"))
+    temporary, aside, kept = (
+        path.with_name(f".{path.name}.{suffix}") for suffix in ("new", "old", "kept")
+    )
     with disk_errors(path, num_bytes):
         path.parent.mkdir(parents=True, exist_ok=True)
         finish_replacing(path)
@@ -229,7 +238,7 @@ def replace_directory(path: Path, write: Callable[[Path], None], num_bytes: int 
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         if path.exists():
-            path.rename(aside)
+            path.rename(kept if keep and not kept.exists() else aside)
         temporary.rename(path)
         fsync_directory(path.parent)
         _remove(aside)

@@ -2,7 +2,8 @@
 
 A resume relies on more than its checkpoint: on the logs up to that step and on `best/`. What is
 damaged of them is made again: `best/` from the checkpoint of its step, everything by going back to
-a checkpoint from before.
+a checkpoint from before. A `best/` that is ahead of the checkpoint is replaced by the one before:
+on other hardware its step may be no best one when it comes again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,14 @@ from brim.support.seals import (
     find_damage,
     seal,
 )
-from brim.training.checkpoints import STATE, TrainerState, replace_directory, sound_checkpoints
+from brim.training.checkpoints import (
+    KEPT,
+    STATE,
+    TrainerState,
+    prune,
+    replace_directory,
+    sound_checkpoints,
+)
 from brim.training.tracking import LOG_FILES
 
 logger = logging.getLogger(__name__)
@@ -49,7 +57,8 @@ class Start:
         path: the checkpoint.
         state: its trainer state.
         logs: size and SHA-256 that each log had then; None where an older version wrote it.
-        source: the checkpoint that `best/` must be made from, for it is damaged; None if it is not.
+        source: the folder that `best/` must be made from, for it is damaged or of a later step;
+            None if it is neither, or no folder has it.
     """
 
     path: Path
@@ -79,12 +88,16 @@ def find_start(directory: Path) -> Start | None:
             found = _damage_of_logs(directory, start)
         if found is None:
             best_damage = _damage_of_best(directory / "best", start)
+            if best_damage is None and _is_best(directory / "best", start):
+                return start
+            if find_damage(directory / KEPT) is None and _is_best(directory / KEPT, start):
+                return replace(start, source=directory / KEPT)
             source = root / f"step-{start.state['best_step']}"
+            if find_damage(source) is None:
+                return replace(start, source=source)
             # A best step that is still to come makes best/ again, and nothing reads it before.
             if best_damage is None or newest_best > start.state["step"]:
                 return start
-            if find_damage(source) is None:
-                return replace(start, source=source)
         damage = found or f"best/ is damaged: {best_damage}"
         logger.warning("%s: %s; going back to a checkpoint before %s", directory, damage, path.name)
     if checkpoints_in(root):
@@ -95,17 +108,31 @@ def find_start(directory: Path) -> Start | None:
     return None
 
 
-def mend_best(directory: Path, start: Start) -> None:
-    """Make `best/` from the checkpoint of its step, if it has to be."""
-    if start.source is None:
-        return
-    source, step = start.source, start.state["best_step"]
-    logger.warning("%s: is damaged; made again from %s", directory / "best", source)
+def mend(directory: Path, start: Start, *, keep: int, spare: int | None = None) -> None:
+    """Make `best/` from the folder that has it, if it has to be, and tidy up behind a stop.
+
+    Args:
+        directory: of the training.
+        start: where it resumes.
+        keep: how many of the newest checkpoints up to there stay.
+        spare: the step of one that stays, too.
+    """
+    if start.source is not None:
+        _mend_best(directory, start, start.source)
+    prune(start.path.parent, start.state["step"], keep=keep, spare=spare)
+
+
+def _mend_best(directory: Path, start: Start, source: Path) -> None:
+    step = start.state["best_step"]
+    why = _damage_of_best(directory / "best", start) and "is damaged"
+    why = why or f"is of a step after {start.path.name}"
+    logger.warning("%s: %s; made again from %s", directory / "best", why, source)
 
     def copy(path: Path) -> None:
         for item in source.iterdir():
             if item.name not in OF_A_RESUME:
-                shutil.copy(item, path)
+                copied = shutil.copytree if item.is_dir() else shutil.copy
+                copied(item, path / item.name)
         seal(path, {"step": step, "seed": start.state.get("seed")})
 
     replace_directory(directory / "best", copy)
@@ -140,6 +167,12 @@ def _damage_of_best(best: Path, start: Start) -> str | None:
     if start.state.get("best_sha256") is None:  # an older version did not seal it
         return None
     return find_damage(best) or foreign_best(best, start.state)
+
+
+def _is_best(best: Path, start: Start) -> bool:
+    """Whether a sealed folder is the `best/` of a checkpoint, and of no later step."""
+    known = start.state.get("best_sha256")
+    return known is None or known == sha256_file(best / MANIFEST)
 
 
 def foreign_best(best: Path, state: Mapping[str, Any]) -> str | None:

@@ -33,7 +33,6 @@ from brim.training.checkpoints import (
     TrainerState,
     check_processes,
     finish_replacing,
-    prune,
     replace_directory,
     save_checkpoint,
     what_is_kept,
@@ -46,7 +45,7 @@ from brim.training.pace import Pace
 from brim.training.resuming import (
     Interrupted,
     find_start,
-    mend_best,
+    mend,
     saved_when_away,
     warn_of_the_untrained,
 )
@@ -144,17 +143,19 @@ class Trainer:
             ended = last or self.state.stopped is not None
             if ended or stop or failed or halt or step % self.settings.save_every == 0:
                 self._save()
-            if failed:
-                raise self.callbacks.error(self.directory, step)
-            if halt:
+            if halt and not failed:
                 raise MonitorError(
                     f"{self.directory}: stopped after step {step}, which is saved: {halt}; the "
                     "same command goes on, without a stop for the same"
                 )
-            if stop:
-                raise Interrupted(step)
-        if any(self._any_process(self.callbacks.failure)):
+            if stop or failed:
+                break
+        # Asked again: a signal or a failure may have come while the last step was saved.
+        stop, failed = self._any_process(self.stop_requested, self.callbacks.failure)
+        if failed:
             raise self.callbacks.error(self.directory, self.state.step)
+        if stop:
+            raise Interrupted(self.state.step)
         if self.accelerator.is_main_process:
             warn_of_the_untrained(self.directory, self.state, self.metric, self.keys)
         return self.state
@@ -277,7 +278,7 @@ class Trainer:
             seal(path, {"step": self.state.best_step, "seed": self.seed})
 
         best, own = self.directory / "best", weights or self.student.model.state_dict()
-        replace_directory(best, write, count_bytes(own.values()))
+        replace_directory(best, write, count_bytes(own.values()), keep=True)
         self.state = replace(self.state, best_sha256=sha256_file(best / MANIFEST))
 
     # -- callbacks, early ends --------------------------------------------------------------
@@ -377,8 +378,8 @@ class Trainer:
             self.state = TypeAdapter(TrainerState).validate_python(start.state)
             self.monitors.state = self.state.monitors
             if not self.other_processes:
-                before, now = self.state.num_processes, self.accelerator.num_processes
-                check_processes(start.path, before, now)
+                now = self.accelerator.num_processes
+                check_processes(start.path, self.state.num_processes, now)
             self.updater.restore(start.path, self.load)
         except BrimError:
             raise
@@ -393,8 +394,6 @@ class Trainer:
                 "choose another --out"
             )
         if self.accelerator.is_main_process:
-            mend_best(self.directory, start)
             keep, spare = self.settings.keep_checkpoints, self.monitors.spare
-            # A stop may have come before a save had tidied up.
-            prune(start.path.parent, self.state.step, keep=keep, spare=spare)
+            mend(self.directory, start, keep=keep, spare=spare)
             self.tracker.rewind(self.state.step, start.logs)

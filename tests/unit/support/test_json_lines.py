@@ -2,10 +2,12 @@
 
 import json
 import os
+from contextlib import nullcontext
 
 import pytest
 
 from brim.errors import RunError
+from brim.support.files import write_sealed_json
 from brim.support.json_lines import JsonLines
 from brim.support.seals import beginning_damage, file_damage, record_of
 
@@ -123,6 +125,26 @@ def test_what_a_stop_left_half_written_is_cut_off(tmp_path):
     assert [json.loads(line) for line in lines.path.open()] == ROWS[:2]
     again.remove()
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_stop_behind_a_cut_or_within_it_costs_no_more_rows(tmp_path, monkeypatch, stopped):
+    lines = JsonLines(tmp_path / "rows.jsonl", recorded=True)
+    lines.append(ROWS[0])
+    first = lines.path.read_bytes()
+    lines.append(ROWS[1])
+
+    def written_and_killed(path, value):
+        write_sealed_json(path, value)
+        raise KeyboardInterrupt
+
+    if stopped:
+        monkeypatch.setattr("brim.support.json_lines.write_sealed_json", written_and_killed)
+    with pytest.raises(KeyboardInterrupt) if stopped else nullcontext():
+        lines.cut(len(first))
+    monkeypatch.undo()
+    assert JsonLines(lines.path, recorded=True).repair() is None
+    assert lines.path.read_bytes() == first
 
 
 @pytest.mark.parametrize("spoiled", ["rows.jsonl", "rows.json"])

@@ -119,6 +119,21 @@ def test_a_run_of_an_older_version_can_be_resumed(old_run):
         pass
 
 
+def test_what_a_resume_may_change_is_written_even_if_the_first_is_killed(old_run, monkeypatch):
+    def killed(path, text):
+        raise KeyboardInterrupt
+
+    for description in ("other", "another"):  # such as a teacher's server that moved, twice
+        moved = make_config(f"description={description}")
+        with monkeypatch.context() as patch, open_run(old_run, moved, "must"):
+            patch.setattr("brim.runs.train.atomic_write_text", killed)
+            with pytest.raises(KeyboardInterrupt):
+                begin_run(old_run, moved, [], {})
+        with open_run(old_run, moved, "must"):
+            begin_run(old_run, moved, [], {})
+        assert RunDirectory(old_run).settings()["description"] == description
+
+
 @pytest.mark.parametrize(
     ("override", "change"),
     [
