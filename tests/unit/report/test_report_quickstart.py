@@ -46,6 +46,7 @@ def started(monkeypatch):
         for point in todo:
             assert point.arguments(out)[-4:-1] == ["--out", str(out / point.label), "--stages"]
             objective = point.config.objective.model_dump()
+            assert (objective.get("baseline") == "time_mean") == (point.label != "anchored")
             manifest = {"stages_dir": "../stages", "stages": stages}
             make_folder(
                 out / point.name, objective, point.seed, None, manifest=manifest, predictions=False

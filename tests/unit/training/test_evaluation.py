@@ -186,7 +186,8 @@ def test_regret_per_token_and_cut_returns_are_those_of_the_rows(case):
         assert found.scores[key].value == pytest.approx(np.mean(flat))
         assert not found.scores[key].higher_is_better
         for length in (1, 3, 6):
-            cut = with_cut_returns(found.scores, found.mean_regrets, length)[CUT_RETURNS[name]]
+            facts = {"mean_regrets": found.mean_regrets}
+            cut = with_cut_returns(found.scores, facts, length)[CUT_RETURNS[name]]
             behind = [regret_behind(texts, length) for texts in rows]
             assert cut.value - found.scores[name].value == pytest.approx(np.mean(behind), abs=1e-4)
     assert evaluate(MODEL, EXAMPLES, CASES[case], **INTERVAL).mean_regrets == {}
