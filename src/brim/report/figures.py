@@ -138,8 +138,22 @@ def _is_llmr_or_brim(system: SystemRuns) -> bool:
     return system.name.family == "brim" or system.name.stem == "LLMR"
 
 
-def _is_compared(system: SystemRuns) -> bool:
-    return _is_llmr_or_brim(system) or system.name.family == "anchored"
+def _compared(task: TaskRuns) -> list[SystemRuns]:
+    """LLMR, BRIM and anchored; LLMR and BRIM with a baseline where there are none without."""
+    found = [s for s in task.systems if _is_llmr_or_brim(s)]
+    if not found:
+        found = [s for s in task.systems if s.name.stem.startswith(("LLMR", "BRIM"))]
+    return [s for s in task.systems if s in found or s.name.family == "anchored"]
+
+
+def _others(task: TaskRuns) -> list[SystemRuns]:
+    compared = _compared(task)
+    return [s for s in task.systems if s not in compared and s.name.family not in _STAGES]
+
+
+def _with_variance(task: TaskRuns) -> list[SystemRuns]:
+    found = [s for s in task.systems if _is_llmr_or_brim(s)]
+    return [s for s in found if any(run.curve(_VARIANCE) for run in s.runs)]
 
 
 def _evaluations(task: TaskRuns) -> tuple[_Panel, ...]:
@@ -170,42 +184,42 @@ def _in_training(task: TaskRuns) -> tuple[_Panel, ...]:
     )
 
 
-_Wanted = Callable[[SystemRuns], bool]
+_Wanted = Callable[[TaskRuns], Sequence[SystemRuns]]
 _Panels = Callable[[TaskRuns], tuple[_Panel, ...]]
 # Name, title, which systems, panels, and what the caption says besides: of training batches only.
 _FIGURES: tuple[tuple[str, str, _Wanted, _Panels, str], ...] = (
     (
         "figure2",
         "Learning curves of LLMR, BRIM and anchored",
-        _is_compared,
+        _compared,
         _evaluations,
         "",
     ),
     (
         "curves",
         "Learning curves of other methods",
-        lambda system: not _is_compared(system) and system.name.family not in _STAGES,
+        _others,
         _evaluations,
         "",
     ),
     (
         "figure3",
         "PPO: critic, return and length",
-        lambda system: system.name.family == "ppo",
+        lambda task: [s for s in task.systems if s.name.family == "ppo"],
         _ppo,
         f"PPO with BRIM has no critic. The value loss is in units of the clip range. {SHORTER}",
     ),
     (
         "variance_training",
         "Variance and bias of the return during training",
-        lambda s: _is_llmr_or_brim(s) and any(run.curve(_VARIANCE) for run in s.runs),
+        _with_variance,
         _in_training,
         "LLMR is K = 1, which has no bias.",
     ),
     (
         "curves_stages",
         "Learning curves of the teacher and the pre-distilled student",
-        lambda system: system.name.family in _STAGES,
+        lambda task: [s for s in task.systems if s.name.family in _STAGES],
         _evaluations,
         "",
     ),
@@ -217,7 +231,7 @@ def _curves(
 ) -> Figure | None:
     chosen = []
     for task in tasks:
-        systems = [s for s in task.systems if wanted(s) and any(run.metrics for run in s.runs)]
+        systems = [s for s in wanted(task) if any(run.metrics for run in s.runs)]
         if systems:
             chosen.append((task, systems, panels(task)))
     if not chosen:

@@ -252,6 +252,21 @@ def test_a_mean_curve_is_over_common_steps_with_a_band_of_a_deviation():
     assert len(one.lines) == 1
 
 
+def test_methods_with_a_baseline_are_compared_where_none_is_without(tmp_path):
+    centered = {"baseline": "time_mean", "q_centering": "policy"}
+    scores = {"return": 3.0, "length": 2.0}
+    anchored = {"name": "anchored", "lambda": 0.0}
+    for name in ("llmr", "brim-k=2", "anchored"):
+        objective = anchored if name == "anchored" else {**OBJECTIVES[name], **centered}
+        make_folder(tmp_path / name, objective, 1, scores, validation=scores, predictions=False)
+    (task,) = gather([tmp_path]).tasks
+    assert [figure.name for figure in learning_curves([task])] == ["figure2"]
+    make_folder(tmp_path / "plain", OBJECTIVES["llmr"], 1, scores, validation=scores,
+                predictions=False)  # fmt: skip
+    (task,) = gather([tmp_path]).tasks
+    assert [figure.name for figure in learning_curves([task])] == ["figure2", "curves"]
+
+
 def test_curves_of_the_stages_are_a_figure_of_their_own(tmp_path):
     manifest = {"stages_dir": "../stages", "stages": {"predistill": "predistill-1"}}
     for name, objective in (("kl", {"name": "kl"}), ("llmr", OBJECTIVES["llmr"])):
