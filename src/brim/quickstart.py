@@ -35,7 +35,7 @@ SHORT = (
 
 METHODS = {"LLMR": "llmr", "BRIM": "brim", "anchored": "anchored"}
 # In the paper's settings LLMR and BRIM change places with the machine. In these the variance that
-# BRIM saves reaches the gradient: it was ahead in each seed (docs/results/cmudict_centring).
+# BRIM saves reaches the gradient: its return was ahead in each seed (docs/results/README.md).
 CENTERED = ("objective.q_centering=policy", "objective.baseline=time_mean")
 BEST, START = "anchored", "pre-distilled"
 SCORES = ("exact_match", "expected_return", "length")
