@@ -63,7 +63,7 @@ def quickstart(out: Path, *, seed: int, short: bool, reporter: Reporter) -> str:
     started = time.monotonic()
     shared = (f"seed={seed}", *(SHORT if short else ()))
     todo = [
-        _run(i, method, seed, shared if method == BEST else (*shared, *CENTERED))
+        _point(i, method, seed, shared if method == BEST else (*shared, *CENTERED))
         for i, method in enumerate(METHODS.values(), start=1)
     ]
     first = todo[0]
@@ -109,7 +109,7 @@ class _Run(Point):
         return self.label
 
 
-def _run(number: int, method: str, seed: int, overrides: tuple[str, ...]) -> _Run:
+def _point(number: int, method: str, seed: int, overrides: tuple[str, ...]) -> _Run:
     recipe = f"cmudict/{method}"
     config = load_config(RunConfig, find_recipe(recipe), overrides, search=find_recipe)
     return _Run(number, method, seed, recipe, overrides, config)

@@ -1,6 +1,6 @@
-"""Whether the numbers of two evaluations are of one measure: how texts were written, who scored.
+"""Whether scores of two evaluations can be compared: by decoding, sampling and teacher.
 
-All of it as far as both say it: results of older versions say less. Nothing here imports torch.
+Only what both results say counts: those of older versions say less. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Facts = Mapping[str, Any]
 
 
 def different_decodings(a: Results, b: Results) -> tuple[str, str] | None:
-    """Return how the texts of each were written, greedy ones or samples; None where it is alike."""
+    """Return how the texts of each were decoded and sampled; None where nothing differs."""
     sides: tuple[list[str], list[str]] = [], []
     ours, theirs = a.decoding, b.decoding
     if ours is not None and theirs is not None and ours != theirs:
@@ -26,25 +26,25 @@ def different_decodings(a: Results, b: Results) -> tuple[str, str] | None:
     return (", ".join(sides[0]), ", ".join(sides[1])) if sides[0] else None
 
 
-def other_samples(a: Facts, b: Facts) -> bool:
-    """Return whether the texts behind the expected returns were sampled in two ways."""
+def other_samples(a: Facts, b: Facts, name: str = "expected_return") -> bool:
+    """Return whether a score is of sampled texts, and the two sampled them differently."""
     ours, theirs = a.get("sampling"), b.get("sampling")
-    return bool(ours and theirs) and ours != theirs
+    return RETURN_OF.get(name) == "expected_return" and bool(ours and theirs) and ours != theirs
 
 
 def other_measure(name: str, a: Facts, b: Facts) -> str | None:
-    """Return why a score of two evaluations is not the same measure; None where nothing says so.
+    """Return why a score of two evaluations cannot be compared; None where nothing says so.
 
     Args:
-        name: of the score; returns and what goes with them depend on who scored.
-        a: of the split, from the `results.json` of one.
-        b: of the other.
+        name: of the score; returns and regrets depend on the teacher.
+        a: facts of the split in the `results.json` of one.
+        b: those of the other.
     """
     if name not in RETURN_OF:
         return None
     ours, theirs = str(a.get("teacher", "")), str(b.get("teacher", ""))
-    # A teacher that a stage trained is named by its folder, a loaded one by its SHA-256: of one
-    # another these say nothing.
+    # A teacher that a stage trained has its folder's name, a loaded one its SHA-256: the two may be
+    # one teacher.
     alike = ours.startswith("teacher-") == theirs.startswith("teacher-")
     if ours and theirs and alike and ours != theirs:
         return f"another teacher scored the texts ({ours[:16]} and {theirs[:16]})"

@@ -128,10 +128,10 @@ class Backbone(ABC):
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:
-    """Tokens of the longest sequence that a model was made for; None where any will do.
+    """Return the tokens of the longest sequence that a model was made for; None where any will do.
 
-    Beyond its original length longrope reads whole batches by other factors, texts that were
-    written by the first ones as well: such a length is the limit.
+    For longrope that is the original length: beyond it whole batches are scored by other factors
+    than the ones by which their first tokens were written.
     """
     limit: int | None = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}

@@ -151,9 +151,9 @@ class Encoder:
         return all_ids  # type: ignore[no-any-return]
 
     def ends(self, examples: Sequence[Example]) -> list[int]:
-        """The token that ends a target of each example.
+        """Return the token that ends the target of each example.
 
-        It is the first of `eos_token_ids`, but for a chat whose template ends answers by another.
+        It is the first of `eos_token_ids`, unless a chat's template ends answers by another one.
         """
         own = chat = self.eos_token_ids[0]
         if any(example.messages for example in examples):

@@ -1,4 +1,4 @@
-"""What stands beside the runs of a comparison: what they began with, and models tested alone."""
+"""Other systems of a comparison: the models that its runs began with, and models without a run."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def in_seed_order(runs: Iterable[Run]) -> list[Run]:
 def begun_with(runs: Sequence[Run], notes: list[str]) -> list[SystemRuns]:
     """Return the teacher, and the students as loaded and as pre-distilled, of these runs.
 
-    Their results are those of the same examples, decoded as the run itself.
+    Their results are of the same examples and decoding as the run's.
 
     Args:
         runs: of one comparison.
-        notes: takes a sentence about each that was not evaluated so.
+        notes: takes a sentence about each model without such results.
     """
     systems = []
     for stage, name in _STAGES.items():
@@ -95,15 +95,13 @@ def _how_to_evaluate(run: Run, stage: str, directory: Path, seed: int | None) ->
 
 
 def evaluated_alone(models: Sequence[Run], runs: Sequence[Run]) -> list[SystemRuns]:
-    """Return the models, evaluated into folders of their own, that go with these runs.
+    """Return the models that were evaluated by `--model … --out` on the examples of these runs.
 
-    Their examples are the same; scores by another teacher are left out.
+    Scores by another teacher are left out.
     """
     systems = []
     for model in models:
-        if model.split != runs[0].split or data_of(model) is None:
-            continue
-        if data_of(model) != data_of(runs[0]):
+        if model.split != runs[0].split or not data_of(model) == data_of(runs[0]) is not None:
             continue
         scores = {
             name: score

@@ -13,7 +13,7 @@ import numpy as np
 
 from brim.compare.measures import other_samples
 from brim.metrics import Score, spread
-from brim.metrics.regrets import CUT_RETURNS, REGRETS, RETURN_OF
+from brim.metrics.regrets import CUT_RETURNS, REGRETS
 from brim.objectives.method import is_llmr
 from brim.report.folders import Run, Unfinished
 from brim.report.labels import PAPERS, Name
@@ -202,8 +202,7 @@ class TaskRuns:
     def sampled_otherwise(self, metric: str) -> bool:
         """Return whether a score is of texts that not all systems sampled in one way."""
         first, *others = [run.results for system in self.systems for run in system.runs]
-        is_sampled = RETURN_OF.get(metric) == "expected_return"
-        return is_sampled and any(other_samples(first, other) for other in others)
+        return any(other_samples(first, other, metric) for other in others)
 
     def find(self, label: str) -> SystemRuns | None:
         """Return the system of this label."""
